@@ -1,0 +1,73 @@
+"""Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
+
+NumPy and strings only; nothing here starts a device. Factors keep the file's own dtype and
+layout, so that a conversion can give back the same bytes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The factors of one layer, as the file has them.
+
+    Attributes:
+        path: dotted diffusers path with component
+            (`unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`), or, until
+            `formats.resolve` has seen a base model, the flat name of a kohya file
+            (`lora_unet_input_blocks_4_1_...`).
+        down: `(rank, in)`, or `(rank, in, kh, kw)` for a convolution.
+        up: `(out, rank)`, or `(out, rank, 1, 1)` for a convolution.
+        alpha: scale numerator; None when the file has none, and then the scale is 1.
+    """
+
+    path: str
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of rank columns."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """`alpha / rank`, or 1 when the file has no alpha for this module (formats.md 2.3)."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter file.
+
+    Attributes:
+        modules: the modules, in the order of their paths in the file.
+        format: key convention, one of `formats.FORMATS`.
+        extras: tensors that are carried along unchanged, by their full key.
+        metadata: header strings of the file.
+        origin: where it came from, for messages.
+    """
+
+    modules: tuple[LoraModule, ...]
+    format: str
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "adapter"
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The distinct ranks, ascending."""
+        return tuple(sorted({module.rank for module in self.modules}))
+
+    def module(self, path: str) -> LoraModule:
+        """The module at `path`; `KeyError` names the nearest paths if there is none."""
+        for module in self.modules:
+            if module.path == path:
+                return module
+        tail = path.rsplit(".", 1)[-1]
+        near = [m.path for m in self.modules if m.path.endswith(tail)][:3]
+        raise KeyError(f"{self.origin}: no module {path!r}; nearest: {', '.join(near) or 'none'}")

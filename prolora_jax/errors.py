@@ -1,0 +1,63 @@
+"""What can go wrong, as types with stable codes.
+
+A message says what is wrong, where (file, module), what was found, what was expected and what
+to do. The command line prints the message alone, in one line, and leaves with `exit_code`.
+"""
+
+from enum import StrEnum
+
+
+class Refusal(StrEnum):
+    """Why a whole file is refused. Values are stable: reports and scripts may rely on them."""
+
+    MISSING_FILE = "missing-file"
+    NOT_SAFETENSORS = "not-safetensors"
+    PICKLE = "pickle-refused"
+    TRUNCATED = "truncated"
+    UNSUPPORTED_DTYPE = "unsupported-dtype"
+    NON_FINITE = "non-finite"
+    NOT_AN_ADAPTER = "not-an-adapter"
+    UNSUPPORTED_ALGORITHM = "unsupported-algorithm"
+    UNKNOWN_KEYS = "unknown-keys"
+    INCOMPLETE_PAIR = "incomplete-pair"
+    DUPLICATE_MODULE = "duplicate-module"
+    ALPHA_ZERO = "alpha-zero"
+    SHAPE_MISMATCH = "shape-mismatch"
+    UNMATCHED_MODULES = "unmatched-modules"
+    NO_MATCHING_MODULE = "no-matching-module"
+    NOT_VERIFIED = "not-verified"
+    UNREADABLE_BASE = "unreadable-base"
+    OUTPUT_EXISTS = "output-exists"
+    BAD_OPTION = "bad-option"
+    BAD_REPORT = "bad-report"
+
+
+class ProloraError(Exception):
+    """Base of every error a user can cause.
+
+    Attributes:
+        code: stable reason, for reports and scripts.
+        exit_code: what the command line returns.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, code: Refusal):
+        super().__init__(message)
+        self.code = code
+
+
+class AdapterRefused(ProloraError):
+    """Raised when an adapter file cannot be used; other files of the same run go on."""
+
+
+class UsageError(ProloraError):
+    """Raised when the request itself is wrong: unknown option value, missing path, output exists."""
+
+    exit_code = 2
+
+
+class BaseModelError(ProloraError):
+    """Raised when a base model cannot be read or described: nothing can be done with any adapter."""
+
+    exit_code = 2
