@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from prolora_jax.architectures.naming import UNET, flat, ldm_paths
+
 
 @dataclass(frozen=True)
 class ModuleSpec:
@@ -39,9 +41,32 @@ class BaseModelSpec:
     name: str
     modules: Mapping[str, ModuleSpec]
 
+    @property
+    def is_sdxl_family(self) -> bool:
+        """Whether it takes size and pooled-text embeddings, as SDXL and its children do.
+
+        Kohya's trainer writes LDM block names for these and diffusers block names for SD 1 and 2.
+        """
+        return "unet.add_embedding.linear_1" in self.modules
+
     @cached_property
     def by_flat_name(self) -> Mapping[str, str]:
-        """Path by flat kohya name, for both block namings (they never overlap, formats.md 0.2)."""
-        from prolora_jax.architectures.naming import flat_names
+        """Path by flat kohya name without `lora_unet_`, for both block namings."""
+        paths = {self.diffusers_flat(path): path for path in self.modules}
+        return paths | {flat(name): path for path, name in self._ldm.items()}
 
-        return {flat: path for path in self.modules for flat in flat_names(path, self)}
+    def diffusers_flat(self, path: str) -> str:
+        """`down_blocks_1_attentions_0_proj_in` for `unet.down_blocks.1.attentions.0.proj_in`."""
+        return flat(path.removeprefix(UNET))
+
+    def ldm_flat(self, path: str) -> str:
+        """`input_blocks_4_1_proj_in` for `unet.down_blocks.1.attentions.0.proj_in`.
+
+        Raises:
+            KeyError: the module is not in this base model, or LDM has no name for it.
+        """
+        return flat(self._ldm[path])
+
+    @cached_property
+    def _ldm(self) -> Mapping[str, str]:
+        return ldm_paths(self.modules)

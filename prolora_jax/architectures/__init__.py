@@ -1,0 +1,1 @@
+"""Base models as data: names, shapes, published configurations."""
