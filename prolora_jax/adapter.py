@@ -6,6 +6,9 @@ layout, so that a conversion can give back the same bytes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +42,15 @@ class LoraModule:
         """`alpha / rank`, or 1 when the file has no alpha for this module (formats.md 2.3)."""
         return 1.0 if self.alpha is None else self.alpha / self.rank
 
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the update, scale included; float64, no dense update is formed."""
+        down = self.down.reshape(self.rank, -1).astype(np.float64)
+        up = self.up.reshape(-1, self.rank).astype(np.float64)
+        # Rounding can leave a tiny negative number where the update is zero.
+        squared = max(float(np.sum((up.T @ up) * (down @ down.T))), 0.0)
+        return abs(self.scale) * squared**0.5
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -63,6 +75,19 @@ class Adapter:
         """The distinct ranks, ascending."""
         return tuple(sorted({module.rank for module in self.modules}))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content (paths, alphas, shapes, dtypes, numbers), whatever its order."""
+        digest = sha256()
+        for module in sorted(self.modules, key=lambda m: m.path):
+            digest.update(f"{module.path} {module.alpha}".encode())
+            _update(digest, module.down)
+            _update(digest, module.up)
+        for key in sorted(self.extras):
+            digest.update(key.encode())
+            _update(digest, self.extras[key])
+        return digest.hexdigest()
+
     def module(self, path: str) -> LoraModule:
         """The module at `path`; `KeyError` names the nearest paths if there is none."""
         for module in self.modules:
@@ -71,3 +96,27 @@ class Adapter:
         tail = path.rsplit(".", 1)[-1]
         near = [m.path for m in self.modules if m.path.endswith(tail)][:3]
         raise KeyError(f"{self.origin}: no module {path!r}; nearest: {', '.join(near) or 'none'}")
+
+
+def delta(adapter: Adapter, path: str) -> np.ndarray:
+    """The dense update of one module, scale included: for tests and small matrices.
+
+    Args:
+        adapter: any adapter.
+        path: module path, as in the adapter.
+
+    Returns:
+        float64, `(out, in)`, or `(out, in, kh, kw)` for a convolution.
+
+    Raises:
+        KeyError: when there is no such module.
+    """
+    module = adapter.module(path)
+    down = module.down.reshape(module.rank, -1).astype(np.float64)
+    up = module.up.reshape(-1, module.rank).astype(np.float64)
+    return (module.scale * up @ down).reshape(up.shape[0], *module.down.shape[1:])
+
+
+def _update(digest: Any, array: np.ndarray) -> None:
+    digest.update(f"{array.dtype} {array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())

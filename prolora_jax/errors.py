@@ -52,12 +52,12 @@ class AdapterRefused(ProloraError):
 
 
 class UsageError(ProloraError):
-    """Raised when the request itself is wrong: unknown option value, missing path, output exists."""
+    """Raised when the request itself is wrong: an option value, a missing path, existing output."""
 
     exit_code = 2
 
 
 class BaseModelError(ProloraError):
-    """Raised when a base model cannot be read or described: nothing can be done with any adapter."""
+    """Raised when a base model cannot be read or described: no adapter can be handled."""
 
     exit_code = 2

@@ -18,15 +18,17 @@ F and G have `K = max(k_s, k_t)` columns; missing ones are zero columns with c =
 nothing to any formula, so layers with different k can be padded to one shape and vmapped.
 """
 
+from functools import partial
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from prolora_jax import lora
 from prolora_jax.linalg import matmul
-from prolora_jax.lora import Factors
+from prolora_jax.lora import Factors, Spectrum
 
 Method = Literal["copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"]
 METHODS: tuple[Method, ...] = (
@@ -125,6 +127,28 @@ def still_pairs(side: SideOperator, k_source: int, k_target: int, min_cos: float
     return int(np.count_nonzero(paired < min_cos)) + abs(k_source - k_target)
 
 
+def effective_method(
+    method: Method, k_source: int, k_target: int, shape: tuple[int, int]
+) -> Method | None:
+    """The arm with the parts left out that are exactly zero for these ranks; None: all of it.
+
+    A span that is empty has no part along it; one that fills its space leaves none across. So
+    on a wide module with k = out, `prolora` is `subspace` (method.md 6, law 2), and rank r is
+    enough where 2r columns would carry rounding errors only.
+    """
+    along_empty = min(k_source, k_target) == 0
+    across_empty = max(k_source, k_target) >= min(shape)
+    if method == "subspace":
+        return None if along_empty else method
+    if method == "null-space":
+        return None if across_empty else method
+    if method == "prolora" and along_empty and across_empty:
+        return None
+    if method == "prolora" and (along_empty or across_empty):
+        return "null-space" if along_empty else "subspace"
+    return method
+
+
 def project(
     method: Method,
     left: SideOperator,
@@ -135,7 +159,7 @@ def project(
     """One arm applied to one update; the sum of the returned parts is the result.
 
     Only `prolora` has two parts: they are orthogonal to each other on both sides, so that they
-    can be recompressed one by one. `concat_parts` makes one pair of factors of them.
+    can be recompressed one by one (`compress`).
 
     Args:
         method: the arm.
@@ -163,9 +187,19 @@ def project(
     return (Factors(inside.down + outside.down, inside.up + outside.up),)
 
 
-def concat_parts(parts: tuple[Factors, ...]) -> Factors:
-    """One pair of factors for the sum of one or two parts."""
-    return parts[0] if len(parts) == 1 else lora.concat(*parts)
+def compress(parts: tuple[Factors, ...]) -> Spectrum:
+    """Singular form of the sum of the parts of `project`, columns in descending order.
+
+    The two parts of `prolora` have orthogonal ranges on both sides (span of P_t and its
+    complement), so the singular triplets of the sum are the union of theirs: two rank-r
+    problems instead of one of rank 2r, and exact (method.md 4).
+    """
+    spectra = [lora.spectrum(part) for part in parts]
+    sigma = jnp.concatenate([s.sigma for s in spectra])
+    order = jnp.argsort(-sigma)
+    down = jnp.concatenate([s.factors.down for s in spectra], axis=0)[order]
+    up = jnp.concatenate([s.factors.up for s in spectra], axis=1)[:, order]
+    return Spectrum(Factors(down, up), sigma[order])
 
 
 def block_energies(left: SideOperator, right: SideOperator, factors: Factors) -> BlockEnergies:
@@ -183,3 +217,53 @@ def block_energies(left: SideOperator, right: SideOperator, factors: Factors) ->
         energy(up_out, down_in),
         energy(up_out, down_out),
     )
+
+
+class Projected(NamedTuple):
+    """A batch of projected updates.
+
+    Attributes:
+        factors: `down (batch, rank_out, in)`, `up (batch, out, rank_out)`.
+        sigma: singular values `(batch, rank_out)` when the factors are in singular form.
+        energies: of the input updates, each `(batch,)`.
+    """
+
+    factors: Factors
+    sigma: Array | None
+    energies: BlockEnergies
+
+
+@partial(jax.jit, static_argnames=("method", "compressed"))
+def project_batch(
+    method: Method,
+    left: SideOperator,
+    right: SideOperator,
+    factors: Factors,
+    min_cos: float | Array = ROTATION_MIN_COS,
+    *,
+    compressed: bool = False,
+) -> Projected:
+    """`project` over a leading batch axis: many layers of one shape in one call.
+
+    Args:
+        method: the arm.
+        left: `f, g (batch, out, k)`, `c (batch, k)`.
+        right: `f, g (batch, in, k)`, `c (batch, k)`.
+        factors: `down (batch, rank, in)`, `up (batch, out, rank)`; zero columns pad ranks.
+        min_cos: for `rotation`.
+        compressed: return the singular form, so that the caller can cut the rank.
+
+    Returns:
+        Factors of rank `rank`, or `2 rank` for `prolora`.
+    """
+
+    def one(left: SideOperator, right: SideOperator, factors: Factors) -> Projected:
+        parts = project(method, left, right, factors, min_cos)
+        energies = block_energies(left, right, factors)
+        if compressed:
+            whole = compress(parts)
+            return Projected(whole.factors, whole.sigma, energies)
+        joined = parts[0] if len(parts) == 1 else lora.concat(*parts)
+        return Projected(joined, None, energies)
+
+    return jax.vmap(one)(left, right, factors)

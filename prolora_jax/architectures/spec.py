@@ -19,6 +19,13 @@ class ModuleSpec:
     path: str
     shape: tuple[int, ...]
 
+    def kind_is(self, kind: str) -> bool:
+        """Whether this module belongs to `attn` (attention projections), `linear` or `all`."""
+        if kind == "all":
+            return True
+        attention = ".attn1." in self.path or ".attn2." in self.path
+        return len(self.shape) == 2 and (kind == "linear" or attention)
+
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """`(out, in * kh * kw)`, the shape of the weight as a matrix (method.md 1)."""

@@ -1,0 +1,93 @@
+"""The `prolora` command: parses, calls the package, prints. Nothing else of the package prints."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Yaml
+
+from prolora_jax.errors import ProloraError
+
+app = App(
+    name="prolora",
+    help=(
+        "Move LoRA adapters from one base model to another in closed form.\n\n"
+        "Start with: prolora demo"
+    ),
+    help_format="plaintext",
+    help_epilogue=(
+        "Exit codes: 0 done (skipped modules are in the report), 1 a file was refused, failed or "
+        "did not verify, 2 the command is wrong, 130 interrupted."
+    ),
+)
+# Commands are named by string, so that `prolora --help` imports none of them.
+for _name, _help in {
+    "demo": "The whole job on two small nets made on the spot: every arm, a table, a heat map.",
+    "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
+    "similarity": "How close two base models are, module by module, and what to expect.",
+    "migrate": "Move an adapter from a source base model to a target base model.",
+    "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
+}.items():
+    app.command(f"prolora_jax.cli.{_name}:{_name}", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what stands behind `prolora`.
+
+    Returns:
+        The exit code: 0, 1, 2 or 130.
+    """
+    from prolora_jax.cli.console import show_error
+
+    try:
+        app.config = _config(arguments)
+        code = app(
+            list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        show_error(" ".join(str(error).split()) + " See: prolora --help")
+        return 2
+    except ProloraError as error:
+        show_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        show_error("interrupted; nothing half-written is left behind")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`prolora inspect ... | head`): not an error of ours.
+        sys.stderr.close()
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
+    """`--config FILE.yaml`: option values by name; the command line wins."""
+    for index, word in enumerate(arguments):
+        if word == "--config" and index + 1 < len(arguments):
+            return (_yaml(arguments[index + 1]),)
+        if word.startswith("--config="):
+            return (_yaml(word.partition("=")[2]),)
+    return ()
+
+
+def _yaml(path: str) -> Yaml:
+    from prolora_jax.errors import Refusal, UsageError
+
+    if not Path(path).is_file():
+        raise UsageError(
+            f"{path}: no such file; expected a YAML file of options. Check --config.",
+            code=Refusal.MISSING_FILE,
+        )
+    return Yaml(path, use_commands_as_keys=False, must_exist=True)

@@ -1,0 +1,98 @@
+"""Where output goes: results on stdout, progress and errors on stderr."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from prolora_jax.io.basis_store import FolderStore
+
+PLAIN_LINE_SECONDS = 10.0
+"""How often progress prints a line where there is no terminal."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Common:
+    """Options that every command has.
+
+    Attributes:
+        store: folder of the basis store [default: $PROLORA_STORE, else the user's cache folder].
+        json: print one JSON document on stdout and nothing else there.
+        quiet: no progress.
+        config: YAML file with any of these options; the command line wins.
+    """
+
+    store: Path | None = None
+    json: Annotated[bool, Parameter(negative="")] = False
+    quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False
+    config: Path | None = None
+
+    def basis_store(self) -> "FolderStore":
+        """The basis store in the chosen folder."""
+        from prolora_jax.io.basis_store import FolderStore, default_store
+
+        return FolderStore(self.store or default_store())
+
+
+def out() -> Console:
+    """Console for results; wide enough for tables when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def err() -> Console:
+    """Console for progress and errors."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_error(message: str) -> None:
+    """One line on stderr."""
+    err().print("error: " + " ".join(message.split()), markup=False, style="bold red")
+
+
+class Reporter:
+    """Shows progress of one stage after another: bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, quiet: bool):
+        self._console = err()
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, object] = {}
+        self._last = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report that `done` of `total` are done in `stage`."""
+        if self._quiet:
+            return
+        if self._bars is not None:
+            task = self._tasks.get(stage)
+            if task is None:
+                task = self._tasks[stage] = self._bars.add_task(stage, total=total)
+            self._bars.update(task, completed=done, total=total)  # pyright: ignore[reportArgumentType]
+        elif time.monotonic() - self._last > PLAIN_LINE_SECONDS:
+            self._last = time.monotonic()
+            self._console.print(f"{stage}: {done} of {total}")
+
+    @contextmanager
+    def shown(self) -> Iterator["Reporter"]:
+        """Show bars while the block runs, if this is a terminal."""
+        if self._quiet or not self._console.is_terminal:
+            yield self
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as self._bars:
+            yield self
+        self._bars = None

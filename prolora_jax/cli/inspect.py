@@ -1,0 +1,49 @@
+"""`prolora inspect`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from prolora_jax.cli.console import Common, out, show_error
+
+COMMON = Common()
+
+
+def inspect(
+    *paths: Path,
+    source: Path | None = None,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """What an adapter file is: format, ranks, modules, or why it would be refused.
+
+    Args:
+        paths: adapter files.
+        source: base model it was trained on; then every module is checked against it.
+    """
+    import msgspec
+
+    from prolora_jax.cli import tables
+    from prolora_jax.errors import ProloraError, Refusal, UsageError
+    from prolora_jax.inspection import inspect_adapter, refused
+    from prolora_jax.io.adapters import load_adapter
+    from prolora_jax.io.checkpoint import load_base_model
+
+    if not paths:
+        raise UsageError("inspect needs at least one file", code=Refusal.BAD_OPTION)
+    base = None if source is None else load_base_model(source).spec
+    found, worst = [], 0
+    for path in paths:
+        try:
+            found.append(inspect_adapter(load_adapter(path, base), str(path)))
+        except ProloraError as error:
+            worst = max(worst, error.exit_code)
+            found.append(refused(str(path), error))
+            show_error(str(error))
+    if common.json:
+        sys.stdout.write(msgspec.json.encode({"files": found}).decode() + "\n")
+    else:
+        for inspection in found:
+            tables.show_inspection(out(), inspection)
+    return worst

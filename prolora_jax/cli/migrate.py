@@ -1,0 +1,84 @@
+"""`prolora migrate`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.options import MigrationOptions
+
+COMMON = Common()
+OPTIONS = MigrationOptions()
+
+
+def migrate(
+    input: Path,
+    *,
+    source: Path,
+    target: Path,
+    out_path: Annotated[Path | None, Parameter(name="--out")] = None,
+    preset: Literal["paper"] | None = None,
+    format: Literal["same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers"] = "same",
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """Move an adapter from a source base model to a target base model.
+
+    Writes OUT and, beside it, OUT.report.json with every module's similarity, ranks, norms and
+    reason.
+
+    Args:
+        input: adapter file.
+        source: base model the adapter was trained on: diffusers folder or single file.
+        target: base model to move it to.
+        out_path: file to write; not needed with --dry-run.
+        preset: paper: the gate on the left side only and the arm `prolora`, as published.
+        format: key convention of the output; kohya: what kohya's trainer writes for this base.
+        dry_run: print the plan and write nothing.
+        overwrite: replace an existing output.
+    """
+    from prolora_jax.cli import tables
+    from prolora_jax.errors import Refusal, UsageError
+    from prolora_jax.io import atomic
+    from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter
+    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.migrate import make_plan, run_plan
+    from prolora_jax.pair import BasePair
+
+    if preset == "paper":
+        options = replace(options, method="prolora", gate="phi", gate_sides="left")
+    if out_path is None and not dry_run:
+        raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
+    report_path = None if out_path is None else Path(f"{out_path}.report.json")
+    if out_path is not None and not dry_run:
+        refuse_existing(out_path, overwrite)
+    pair = BasePair(load_base_model(source), load_base_model(target), common.basis_store())
+    adapter = load_adapter(input, pair.source.spec)
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        plan = make_plan(adapter, pair, options, reporter)
+        if dry_run or out_path is None or report_path is None:
+            if common.json:
+                sys.stdout.write(plan.to_json() + "\n")
+            else:
+                tables.show_plan(out(), plan)
+            return 0
+        migrated, report = run_plan(adapter, pair, plan, reporter)
+    save_adapter(
+        migrated,
+        out_path,
+        format=None if format == "same" else format,
+        base=pair.target.spec,
+        overwrite=overwrite,
+    )
+    atomic.write_text(report_path, report.to_json() + "\n")
+    if common.json:
+        sys.stdout.write(report.to_json() + "\n")
+    else:
+        tables.show_report(out(), report, out_path, report_path)
+    return 0

@@ -1,0 +1,209 @@
+"""Plans, reports and similarities as tables for people."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from prolora_jax.inspection import Inspection
+from prolora_jax.matching import Alignment
+from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
+from prolora_jax.report import MigrationReport
+from prolora_jax.verify import VerifyReport
+
+SHOWN = 12
+"""Longest list of modules printed; the rest is in the JSON."""
+
+
+def spread(values: list[float]) -> str:
+    """Minimum, median and maximum of some numbers."""
+    if not values:
+        return "-"
+    low, mid, high = np.min(values), np.median(values), np.max(values)
+    return f"{low:.3f} .. {mid:.3f} .. {high:.3f}"
+
+
+def show_plan(console: Console, plan: MigrationPlan) -> None:
+    """Every step and every skipped module, then the totals."""
+    table = Table(title=f"Plan: {plan.source} -> {plan.target}, {plan.options.method}")
+    for name in ("target module", "from", "what", "phi left", "phi right", "k", "flags"):
+        table.add_column(name, overflow="fold")
+    for step in plan.steps:
+        s = step.similarity
+        phi = ("-", "-", "-") if s is None else (_phi(s.phi_left), _phi(s.phi_right), _k(s))
+        came_from = "same name" if step.source_path == step.path else step.source_path
+        table.add_row(step.path, came_from, step.action, *phi, ", ".join(step.flags))
+    for skipped in plan.skipped:
+        s = skipped.similarity
+        phi = ("-", "-", "-") if s is None else (_phi(s.phi_left), _phi(s.phi_right), _k(s))
+        table.add_row(
+            skipped.path or "-", skipped.source_path or "-", "skip", *phi, skipped.reason
+        )
+    console.print(table)
+    show_alignments(console, plan.alignments)
+    actions = Counter(str(step.action) for step in plan.steps)
+    actions.update(str(skipped.reason) for skipped in plan.skipped)
+    console.print("Would do: " + ", ".join(f"{n} {what}" for what, n in sorted(actions.items())))
+
+
+def show_similarity(console: Console, measures: Mapping[str, Measure]) -> None:
+    """Spread of similarity by stage and role."""
+    rows: dict[tuple[str, str], list[Measure]] = {}
+    for path, measure in measures.items():
+        stage = ".".join(path.split(".")[1:3]) if "_blocks" in path else path.split(".")[1]
+        rows.setdefault((stage, path.split(".", 3)[-1].rsplit(".", 2)[-2]), []).append(measure)
+    table = Table(title="Similarity (min .. median .. max)")
+    for name in ("stage", "layer", "modules", "phi left", "phi right", "corrected left", "right"):
+        table.add_column(name)
+    for (stage, layer), found in sorted(rows.items()):
+        sides = [m.sides for m in found if m.sides is not None]
+        known = [m.similarity for m in found if m.similarity is not None]
+        table.add_row(
+            stage,
+            layer,
+            str(len(found)),
+            spread([left for left, _ in sides]),
+            spread([right for _, right in sides]),
+            spread([s.phi_hat_left for s in known if s.phi_hat_left is not None]),
+            spread([s.phi_hat_right for s in known if s.phi_hat_right is not None]),
+        )
+    console.print(table)
+
+
+def show_alignments(console: Console, alignments: tuple[Alignment, ...]) -> None:
+    """How transformer blocks were paired, where the two bases differ in depth."""
+    for a in alignments:
+        if a.source_blocks == a.target_blocks:
+            continue
+        pairs = ", ".join(f"{i}->{j}" for i, j in a.pairs)
+        weak = "  weak-match: the runner-up is almost as good" if a.weak else ""
+        margin = "" if a.margin is None else f"  margin {a.margin:.3f}"
+        console.print(
+            f"{a.slot}: {a.source_blocks} blocks -> {a.target_blocks}: {pairs}{margin}{weak}"
+        )
+
+
+def show_report(
+    console: Console, report: MigrationReport, out_path: Path, report_path: Path
+) -> None:
+    """Counts by outcome, spread of similarity, norms in and out."""
+    table = Table(title=f"{out_path.name}: {report.options.method}")
+    table.add_column("what became of the modules")
+    table.add_column("modules", justify="right")
+    table.add_column("phi left (min .. median .. max)")
+    table.add_column("phi right")
+    table.add_column("norm in", justify="right")
+    table.add_column("norm out", justify="right")
+    for action in ("project", "copy"):
+        rows = [m for m in report.modules if m.action == action]
+        if rows:
+            table.add_row(
+                {"project": "migrated", "copy": "copied"}[action],
+                str(len(rows)),
+                spread([m.phi_left for m in rows if m.phi_left is not None]),
+                spread([m.phi_right for m in rows if m.phi_right is not None]),
+                f"{_total([m.norm_in for m in rows]):.4g}",
+                f"{_total([m.norm_out for m in rows]):.4g}",
+            )
+    for reason, skipped in _by_reason(report.skipped).items():
+        known = [s.similarity for s in skipped if s.similarity is not None]
+        table.add_row(
+            f"skipped: {reason}",
+            str(len(skipped)),
+            spread([s.phi_left for s in known]),
+            spread([s.phi_right for s in known]),
+            "",
+            "",
+        )
+    console.print(table)
+    show_alignments(console, report.alignments)
+    flags = Counter(flag for m in report.modules for flag in m.flags)
+    if flags:
+        console.print("Flags: " + ", ".join(f"{n} {flag}" for flag, n in sorted(flags.items())))
+    ranks = sorted({m.rank_out for m in report.modules})
+    console.print(f"Rank out: {ranks[0]}" + (f" .. {ranks[-1]}" if len(ranks) > 1 else ""))
+    console.print(f"Wrote {out_path}\n      {report_path}")
+
+
+def _total(norms: list[float]) -> float:
+    return float(np.sqrt(np.sum(np.square(norms))))
+
+
+def _by_reason(skipped: tuple[SkippedModule, ...]) -> dict[str, list[SkippedModule]]:
+    found: dict[str, list[SkippedModule]] = {}
+    for module in skipped:
+        found.setdefault(str(module.reason), []).append(module)
+    return dict(sorted(found.items()))
+
+
+def _phi(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _k(similarity: ModuleSimilarity) -> str:
+    k_s, k_t = similarity.k_source, similarity.k_target
+    return str(k_s) if k_s == k_t else f"{k_s}/{k_t}"
+
+
+def show_inspection(console: Console, found: Inspection) -> None:
+    """Facts about one file as a short list."""
+    if found.verdict == "refused":
+        console.print(f"{found.path}: refused ({found.reason})", markup=False)
+        return
+    console.print(f"{found.path}: {found.format}, {found.modules} modules", markup=False)
+    scales = "" if found.scales is None else f"{found.scales[0]:.4g} .. {found.scales[1]:.4g}"
+    facts = {
+        "components": _counts(found.components),
+        "rank": _counts(found.ranks),
+        "dtype": _counts(found.dtypes),
+        "alpha": f"on {found.alpha} of {found.modules} modules, scale {scales}",
+        "norm of the update": f"{found.norm:.4g}",
+        "zero updates": str(found.zero) if found.zero else "",
+        "carried along": ", ".join(found.extras[:SHOWN]),
+        **{f"header: {key}": value for key, value in found.metadata.items()},
+    }
+    for name, value in facts.items():
+        if value:
+            console.print(f"  {name}: {value}", markup=False)
+
+
+def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({number} modules)" for what, number in counts.items())
+
+
+def demo_row(method: str, report: MigrationReport, checked: VerifyReport) -> dict[str, Any]:
+    """One arm of the demo in numbers."""
+    norm_in = _total([m.norm_in for m in report.modules])
+    return {
+        "method": method,
+        "migrated": sum(m.action == "project" for m in report.modules),
+        "copied": sum(m.action == "copy" for m in report.modules),
+        "skipped": len(report.skipped),
+        "rank_out": max(m.rank_out for m in report.modules),
+        "norm_ratio": _total([m.norm_out for m in report.modules]) / norm_in,
+        "verified": checked.ok,
+        "worst_error": checked.worst_error,
+    }
+
+
+def show_demo(console: Console, rows: list[dict[str, Any]]) -> None:
+    """The arms side by side."""
+    table = Table(title="One adapter, every arm")
+    for name in ("arm", "migrated", "copied", "skipped", "rank out", "norm out / in", "verified"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    for row in rows:
+        verdict = "yes" if row["verified"] else "NO"
+        table.add_row(
+            row["method"],
+            str(row["migrated"]),
+            str(row["copied"]),
+            str(row["skipped"]),
+            str(row["rank_out"]),
+            f"{row['norm_ratio']:.3f}",
+            f"{verdict} (error {row['worst_error']:.1e})",
+        )
+    console.print(table)

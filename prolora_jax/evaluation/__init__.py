@@ -1,0 +1,1 @@
+"""What a migration is worth: pictures, the demo, and later trained laboratories."""

@@ -1,0 +1,205 @@
+"""One adapter from a source to a target: match, measure, plan, run the plan, report."""
+
+from dataclasses import replace
+from hashlib import sha256
+from importlib.metadata import version
+
+import msgspec
+
+from prolora_jax import encoding, layout
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.bases import BasisStore, Progress
+from prolora_jax.encoding import DTYPES, HostFactors
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.execute import Moved, move_all
+from prolora_jax.formats import resolve
+from prolora_jax.io.checkpoint import BaseModel
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+from prolora_jax.plan import (
+    MigrationPlan,
+    PlanStep,
+    Skip,
+    SkippedModule,
+    build_plan,
+    wanted_pairs,
+)
+from prolora_jax.report import MigrationReport, ModuleReport, Party, count
+
+
+def migrate(
+    adapter: Adapter,
+    source: BaseModel,
+    target: BaseModel,
+    options: MigrationOptions | None = None,
+    *,
+    store: BasisStore | None = None,
+    progress: Progress | None = None,
+) -> tuple[Adapter, MigrationReport]:
+    """Move one adapter from `source` to `target`.
+
+    Args:
+        adapter: from `load_adapter`.
+        source: base model the adapter was trained on.
+        target: base model it moves to.
+        options: default options when None.
+        store: where bases are found and kept; memory when None.
+        progress: called with (what, done, total).
+
+    Returns:
+        The migrated adapter (in the input's format) and the report.
+    """
+    pair = BasePair(source, target, store)
+    adapter = resolve(adapter, source.spec)
+    plan = make_plan(adapter, pair, options or MigrationOptions(), progress)
+    return run_plan(adapter, pair, plan, progress)
+
+
+def make_plan(
+    adapter: Adapter, pair: BasePair, options: MigrationOptions, progress: Progress | None = None
+) -> MigrationPlan:
+    """Match, measure and decide; nothing is projected (`--dry-run` stops here).
+
+    Args:
+        adapter: resolved against the source's spec.
+        pair: source and target.
+        options: what the user asked for.
+        progress: called with (what, done, total).
+
+    Returns:
+        The plan.
+    """
+    matching = pair.matching(options.match)
+    measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
+    return build_plan(adapter, pair.source.spec, pair.target.spec, matching, measures, options)
+
+
+def run_plan(
+    adapter: Adapter, pair: BasePair, plan: MigrationPlan, progress: Progress | None = None
+) -> tuple[Adapter, MigrationReport]:
+    """Project or copy every step of a plan and encode the result.
+
+    Args:
+        adapter: resolved against the source's spec.
+        pair: the pair that the plan was made for.
+        plan: what to do.
+        progress: called with (what, done, total).
+
+    Returns:
+        The migrated adapter and the report.
+
+    Raises:
+        AdapterRefused: when no module moves, or a number does not fit the output's dtype.
+    """
+    moved = move_all(adapter, pair, plan, progress)
+    steps = [step for step in plan.steps if step.path in moved]
+    skipped = (
+        *plan.skipped,
+        *(
+            SkippedModule(Skip.NOTHING_LEFT, step.source_path, step.path, step.similarity)
+            for step in plan.steps
+            if step.path not in moved
+        ),
+    )
+    if not steps:
+        reasons = ", ".join(f"{reason}: {n}" for reason, n in count((), skipped).items())
+        raise AdapterRefused(
+            f"{adapter.origin}: no module can move from {pair.source.spec.name} to "
+            f"{pair.target.spec.name} ({reasons}). Check --source and --target; "
+            "`prolora similarity` shows how close the two bases are.",
+            code=Refusal.NO_MATCHING_MODULE,
+        )
+    before = {module.path: module for module in adapter.modules}
+    uniform = plan.options.uniform_rank or len(adapter.ranks) == 1
+    width = max(moved[step.path].factors.rank for step in steps) if uniform else None
+    modules = tuple(
+        _encode(step, moved[step.path].factors, before[step.source_path], pair, plan.options, width)
+        for step in steps
+    )
+    reports = tuple(
+        _report(step, moved[step.path], before[step.source_path], module)
+        for step, module in zip(steps, modules, strict=True)
+    )
+    report = MigrationReport(
+        version("prolora_jax"),
+        plan.options,
+        _party(pair.source, [step.source_path for step in steps]),
+        _party(pair.target, [step.path for step in steps]),
+        Party(adapter.origin, adapter.fingerprint),
+        reports,
+        skipped,
+        plan.alignments,
+        tuple(sorted(adapter.extras)),
+        count(reports, skipped),
+    )
+    metadata = {**adapter.metadata, "prolora": _provenance(report)}
+    return replace(adapter, modules=modules, metadata=metadata), report
+
+
+def _encode(
+    step: PlanStep,
+    factors: HostFactors,
+    before: LoraModule,
+    pair: BasePair,
+    options: MigrationOptions,
+    width: int | None,
+) -> LoraModule:
+    """Factors as a module of the output file: uniform rank `width`, dtype, torch layout."""
+    if width is not None:
+        factors = encoding.pad_rank(factors, width)
+    dtype = before.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
+    try:
+        factors = encoding.cast(factors, dtype)
+    except OverflowError as error:
+        raise AdapterRefused(
+            f"{before.path}: {error}. Use --dtype bfloat16 or float32.", code=Refusal.NON_FINITE
+        ) from None
+    shape = pair.target.spec.modules[step.path].shape
+    down = layout.matrix_to_down(factors.down, shape)
+    up = layout.matrix_to_up(factors.up, shape)
+    # With one rank everywhere alpha = rank says "scale 1" to every reader. With several ranks
+    # no alpha is the only spelling that all readers agree on (formats.md 0.3, 0.4).
+    return LoraModule(step.path, down, up, None if width is None else float(width))
+
+
+def _report(step: PlanStep, moved: Moved, before: LoraModule, after: LoraModule) -> ModuleReport:
+    s = step.similarity
+    return ModuleReport(
+        path=step.path,
+        source_path=step.source_path,
+        action=step.action,
+        phi_left=s and s.phi_left,
+        phi_right=s and s.phi_right,
+        phi_hat_left=s and s.phi_hat_left,
+        phi_hat_right=s and s.phi_hat_right,
+        k_source=s and s.k_source,
+        k_target=s and s.k_target,
+        rank_in=before.rank,
+        rank_out=moved.factors.rank,
+        norm_in=before.norm,
+        norm_out=after.norm,
+        kept=moved.kept,
+        energies=moved.energies,
+        still_left=moved.still and moved.still[0],
+        still_right=moved.still and moved.still[1],
+        flags=step.flags,
+    )
+
+
+def _party(model: BaseModel, paths: list[str]) -> Party:
+    """A base model as far as it was used: its place, and a hash over the weights of `paths`."""
+    digests = {path: model.fingerprint(path) for path in sorted(paths)}
+    return Party(model.location, sha256(msgspec.json.encode(digests)).hexdigest())
+
+
+def _provenance(report: MigrationReport) -> str:
+    """One JSON string for the file's header: where it came from and how."""
+    facts = {
+        "version": report.prolora_version,
+        "options": report.options.changed() | {"method": report.options.method},
+        "input": report.input.fingerprint,
+        "source": report.source.fingerprint,
+        "target": report.target.fingerprint,
+        "counts": report.counts,
+    }
+    return msgspec.json.encode(facts).decode()

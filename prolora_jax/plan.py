@@ -1,0 +1,253 @@
+"""What will be done with every module, decided before anything is computed on a device.
+
+`build_plan` is pure. Every module of the adapter ends in a step or in `skipped` with a reason;
+target modules that stay empty because the target is deeper are listed as skipped, too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.matching import Alignment, Matching, split_block
+from prolora_jax.options import MigrationOptions
+
+WEAK_SIMILARITY = 0.5
+"""A module that passes on phi with a chance-corrected similarity below this is flagged."""
+
+
+class Skip(StrEnum):
+    """Why a module gets no adapter. Values are stable."""
+
+    BELOW_THRESHOLD = "below-threshold"
+    REMOVED_IN_TARGET = "removed-in-target"
+    NO_SOURCE_BLOCK = "no-source-block"
+    SHAPE_MISMATCH = "shape-mismatch"
+    TEXT_ENCODER = "text-encoder-absent"
+    ZERO_DELTA = "zero-delta"
+    EXCLUDED = "excluded"
+    NOTHING_LEFT = "nothing-left"
+
+
+class Action(StrEnum):
+    """What is done with a module that moves."""
+
+    PROJECT = "project"
+    COPY = "copy"
+
+
+@dataclass(frozen=True)
+class ModuleSimilarity:
+    """Similarity of a source and a target weight (method.md 2).
+
+    `phi_hat_*` is corrected for chance and None where both spans are everything.
+    """
+
+    phi_left: float
+    phi_right: float
+    phi_hat_left: float | None
+    phi_hat_right: float | None
+    k_source: int
+    k_target: int
+
+    def passes(self, options: MigrationOptions) -> bool:
+        """Whether the gate lets the module through."""
+        left, right = self.phi_left, self.phi_right
+        if options.gate == "corrected":
+            # No information (both spans are everything) lets the module pass.
+            left = 1.0 if self.phi_hat_left is None else self.phi_hat_left
+            right = 1.0 if self.phi_hat_right is None else self.phi_hat_right
+        deciding = left if options.gate_sides == "left" else min(left, right)
+        return deciding >= options.min_similarity
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is known of one pair of weights before planning.
+
+    Attributes:
+        identical: the two weights are equal.
+        similarity: None when it was not needed (identical weights, or `copy`).
+        flags: `clustered-cut`, when a cut falls into a cluster of singular values.
+    """
+
+    identical: bool = False
+    similarity: ModuleSimilarity | None = None
+    flags: tuple[str, ...] = ()
+
+    @property
+    def sides(self) -> tuple[float, float] | None:
+        """(phi left, phi right); 1 for identical weights, None when nothing was measured."""
+        if self.similarity is not None:
+            return self.similarity.phi_left, self.similarity.phi_right
+        return (1.0, 1.0) if self.identical else None
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """One target module that will get an adapter."""
+
+    path: str
+    source_path: str
+    action: Action
+    similarity: ModuleSimilarity | None
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SkippedModule:
+    """A module that gets no adapter: `source_path` of the adapter, or `path` of the target."""
+
+    reason: Skip
+    source_path: str | None
+    path: str | None
+    similarity: ModuleSimilarity | None = None
+
+
+@dataclass(frozen=True)
+class MigrationPlan:
+    """Every step, every skipped module, and the alignments that led there."""
+
+    options: MigrationOptions
+    source: str
+    target: str
+    steps: tuple[PlanStep, ...]
+    skipped: tuple[SkippedModule, ...]
+    alignments: tuple[Alignment, ...]
+
+    def to_json(self) -> str:
+        """The plan as JSON; `from_json` gives the same plan back."""
+        return msgspec.json.format(msgspec.json.encode(self)).decode()
+
+    @staticmethod
+    def from_json(text: str) -> "MigrationPlan":
+        """Read a plan that `to_json` wrote."""
+        return msgspec.json.decode(text, type=MigrationPlan)
+
+
+def is_text_encoder(path: str) -> bool:
+    """Whether a module path belongs to a text encoder."""
+    return path.startswith("text_encoder")
+
+
+def wanted_pairs(adapter: Adapter, matching: Matching, options: MigrationOptions) -> dict[str, str]:
+    """Source path by target path for the modules that may move: those to be measured."""
+    modules = {m.path: m for m in adapter.modules if not _is_zero(m)}
+    return {
+        path: source_path
+        for path, source_path in matching.pairs.items()
+        if source_path in modules and not _excluded(path, options)
+    }
+
+
+def build_plan(
+    adapter: Adapter,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+    matching: Matching,
+    measures: Mapping[str, Measure],
+    options: MigrationOptions,
+) -> MigrationPlan:
+    """Decide what happens to each module.
+
+    Args:
+        adapter: resolved against `source`.
+        source: the base the adapter was trained on.
+        target: the base it moves to.
+        matching: source path by target path.
+        measures: by target path, for every pair of `wanted_pairs`.
+        options: thresholds and choices.
+
+    Returns:
+        The plan; each adapter module is in exactly one step or one skipped record.
+    """
+    target_of = {source_path: path for path, source_path in matching.pairs.items()}
+    weak_slots = matching.weak_slots()
+    steps, skipped = [], []
+    for module in adapter.modules:
+        path = target_of.get(module.path)
+        reason = _reason_before_measuring(module, path, target, options)
+        if reason is not None or path is None:
+            skipped.append(SkippedModule(reason or Skip.REMOVED_IN_TARGET, module.path, path))
+            continue
+        weak = _slot(path) in weak_slots
+        outcome = _decide(path, module.path, measures[path], options, weak_match=weak)
+        (steps if isinstance(outcome, PlanStep) else skipped).append(outcome)
+    skipped += _empty_target_blocks(adapter, target, matching)
+    return MigrationPlan(
+        options, source.name, target.name, tuple(steps), tuple(skipped), matching.alignments
+    )
+
+
+def _reason_before_measuring(
+    module: LoraModule, path: str | None, target: BaseModelSpec, options: MigrationOptions
+) -> Skip | None:
+    if is_text_encoder(module.path):
+        return Skip.TEXT_ENCODER
+    if path is None:
+        named = target.modules.get(module.path)
+        taken = named is not None and split_block(module.path) is None
+        return Skip.SHAPE_MISMATCH if taken else Skip.REMOVED_IN_TARGET
+    if _excluded(path, options):
+        return Skip.EXCLUDED
+    return Skip.ZERO_DELTA if _is_zero(module) else None
+
+
+def _decide(
+    path: str, source_path: str, measure: Measure, options: MigrationOptions, weak_match: bool
+) -> PlanStep | SkippedModule:
+    flags = list(measure.flags) + (["weak-match"] if weak_match else [])
+    if options.method == "copy":
+        return PlanStep(path, source_path, Action.COPY, measure.similarity, tuple(flags))
+    if measure.identical and options.identical == "copy":
+        return PlanStep(path, source_path, Action.COPY, None, (*flags, "identical"))
+    similarity = measure.similarity
+    if similarity is None:
+        raise AssertionError(f"{path}: planned without a similarity")
+    if not similarity.passes(options):
+        if options.below == "skip":
+            return SkippedModule(Skip.BELOW_THRESHOLD, source_path, path, similarity)
+        return PlanStep(path, source_path, Action.COPY, similarity, (*flags, "below-threshold"))
+    corrected = (similarity.phi_hat_left, similarity.phi_hat_right)
+    if None in corrected:
+        flags.append("uninformative")
+    if any(value is not None and value < WEAK_SIMILARITY for value in corrected):
+        flags.append("weak-similarity")
+    return PlanStep(path, source_path, Action.PROJECT, similarity, tuple(flags))
+
+
+def _empty_target_blocks(
+    adapter: Adapter, target: BaseModelSpec, matching: Matching
+) -> list[SkippedModule]:
+    """Modules of unmatched blocks of a deeper target, in the roles the adapter trains there."""
+    deeper = {a.slot for a in matching.alignments if a.target_blocks > a.source_blocks}
+    trained = {
+        (split[0], split[2]) for m in adapter.modules if (split := split_block(m.path)) is not None
+    }
+    return [
+        SkippedModule(Skip.NO_SOURCE_BLOCK, None, path)
+        for path in target.modules
+        if path not in matching.pairs
+        and (split := split_block(path)) is not None
+        and split[0] in deeper
+        and (split[0], split[2]) in trained
+    ]
+
+
+def _slot(path: str) -> str | None:
+    split = split_block(path)
+    return None if split is None else split[0]
+
+
+def _is_zero(module: LoraModule) -> bool:
+    return not (module.up.any() and module.down.any())
+
+
+def _excluded(path: str, options: MigrationOptions) -> bool:
+    if options.include and not any(fnmatchcase(path, p) for p in options.include):
+        return True
+    return any(fnmatchcase(path, p) for p in options.exclude)
