@@ -1,7 +1,7 @@
 """A base model as data: which modules it has, under which names, in which shapes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from prolora_jax.architectures.naming import UNET, flat, ldm_paths
@@ -46,7 +46,7 @@ class BaseModelSpec:
     """
 
     name: str
-    modules: Mapping[str, ModuleSpec]
+    modules: Mapping[str, ModuleSpec] = field(repr=False)
 
     @property
     def is_sdxl_family(self) -> bool:

@@ -1,0 +1,62 @@
+"""An `Adapter` to tensors under the keys of one format."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from prolora_jax import layout
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.formats import diffusers, kohya
+from prolora_jax.formats.keys import FORMATS
+from prolora_jax.formats.lora_config import HEADER_KEY
+from prolora_jax.formats.resolution import resolve
+
+Tensors = dict[str, np.ndarray]
+
+
+def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, Mapping[str, str]]:
+    """Write an adapter's tensors under the keys of `format`.
+
+    The update of each module stays the same number. Kohya's formats keep alpha; the diffusers
+    format has no place for it, so there the scale is multiplied into `up`, in float32.
+
+    Args:
+        adapter: resolved, or resolvable against `spec`.
+        format: one of `FORMATS`.
+        spec: the base model the adapter is for; it knows the names.
+
+    Returns:
+        Tensors by key, and the header strings.
+
+    Raises:
+        UsageError: there is no such format.
+        AdapterRefused: a module is not in `spec`, or its scale does not fit its dtype.
+    """
+    if format not in FORMATS:
+        raise UsageError(
+            f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}",
+            code=Refusal.BAD_OPTION,
+        )
+    adapter = resolve(adapter, spec)
+    adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
+    # The configuration is spent: its scale is in each module's alpha, and of another rank it
+    # would be wrong.
+    metadata = {key: text for key, text in adapter.metadata.items() if key != HEADER_KEY}
+    if format == "diffusers":
+        return diffusers.dump_tensors(adapter), {"format": "pt"} | metadata
+    return kohya.dump_tensors(adapter, spec, ldm=format == "kohya-ldm"), metadata
+
+
+def _shaped(module: LoraModule, spec: BaseModelSpec) -> LoraModule:
+    """With as many axes as the layer's weight; readers reject a 1x1 window on a linear layer."""
+    if module.path not in spec.modules:
+        return module
+    shape = spec.modules[module.path].shape
+    return replace(
+        module,
+        down=layout.matrix_to_down(layout.down_to_matrix(module.down), shape),
+        up=layout.matrix_to_up(layout.up_to_matrix(module.up), shape),
+    )

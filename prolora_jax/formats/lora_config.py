@@ -1,0 +1,79 @@
+"""The scale that peft and diffusers keep beside the tensors, in a LoraConfig as JSON.
+
+Diffusers writes it into the header under `lora_adapter_metadata`: a pipeline with its fields
+prefixed by component (`unet.lora_alpha`), a bare UNet without. Where it is missing the scale of
+such a file is 1.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from prolora_jax.errors import AdapterRefused, Refusal
+
+HEADER_KEY = "lora_adapter_metadata"
+# Initialisations that also change the base weight: the factors alone are not the update.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: str) -> float | None:
+    """The alpha that a file's configuration gives one module.
+
+    Args:
+        path: dotted module path with component.
+        rank: rank of the module's factors.
+        metadata: header strings of the file.
+        origin: the file, for messages.
+
+    Returns:
+        The alpha, such that the scale is `alpha / rank`; None if the file has no configuration
+        for the component.
+
+    Raises:
+        AdapterRefused: the configuration cannot be read, or its factors belong to a base weight
+            that the initialisation has changed.
+    """
+    text = metadata.get(HEADER_KEY)
+    component, _, module = path.partition(".")
+    if text is None or not module:
+        return None
+    config = _read(text, origin)
+    fields = config
+    if "lora_alpha" not in config:
+        prefix = f"{component}."
+        fields = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+    start = fields.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise AdapterRefused(
+            f"{origin}: unsupported-algorithm:{start}: its initialisation changed the base "
+            f"weights, so the factors alone are not the update; expected plain LoRA; convert it "
+            f"with peft's path_initial_model_for_weight_conversion",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+    alpha = fields.get("lora_alpha")
+    for pattern, value in (fields.get("alpha_pattern") or {}).items():
+        # peft's own rule: a pattern fits the end of a path, from a dot on.
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    if alpha is None:
+        return None
+    # Rank-stabilised LoRA scales by alpha / sqrt(rank).
+    return float(alpha) * rank**0.5 if fields.get("use_rslora") else float(alpha)
+
+
+@lru_cache(maxsize=8)
+def _read(text: str, origin: str) -> Mapping[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise AdapterRefused(
+            f"{origin}: header {HEADER_KEY} is not a JSON object; expected the LoraConfig that "
+            f"gives the scale; remove it if the scale is 1",
+            code=Refusal.UNKNOWN_KEYS,
+        )
+    return config

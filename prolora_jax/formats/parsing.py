@@ -1,0 +1,162 @@
+"""Tensors of a file to an `Adapter`; each ends in a module, in `extras`, or in a refusal."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.formats.foreign import refuse_foreign
+from prolora_jax.formats.keys import Key, Part, is_text_encoder, split_key
+from prolora_jax.formats.lora_config import alpha_by_config
+
+_log = logging.getLogger(__name__)
+
+_EMBEDDINGS = "bundle_emb."  # textual inversions packed with an adapter; carried along
+_FLOATS = frozenset(
+    np.dtype(dtype) for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+)
+
+
+@dataclass
+class _Group:
+    """What a file has for one module, and where: array and key by part."""
+
+    format: str
+    parts: dict[Part, tuple[np.ndarray, str]] = field(default_factory=dict)
+
+
+def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin: str) -> Adapter:
+    """Read an adapter, whatever mixture of key conventions it uses.
+
+    Flat UNet names stay flat (`lora_unet_...`) until `resolve` has seen a base model.
+
+    Args:
+        tensors: every tensor of the file by key.
+        metadata: header strings; `lora_adapter_metadata` gives the scale of diffusers files.
+        origin: the file, for messages.
+
+    Returns:
+        The adapter, factors untouched, modules in the order of `tensors`.
+
+    Raises:
+        AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
+            finite; `code` says which.
+    """
+    keys = {key: split_key(key) for key in tensors}
+    unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
+    refuse_foreign(keys, unread, origin=origin)
+    _require_finite(tensors, origin)
+
+    groups: dict[str, _Group] = {}
+    extras: dict[str, np.ndarray] = {}
+    for key, parts in keys.items():
+        if parts is None:
+            extras[key] = tensors[key]
+        else:
+            group = groups.setdefault(parts.path, _Group(parts.format))
+            _add(group, parts, key, tensors[key], origin)
+    modules, formats = [], Counter()
+    for path, group in groups.items():
+        if set(group.parts) == {"alpha"}:
+            array, key = group.parts["alpha"]
+            _log.warning("%s: %s belongs to no module; carried along", origin, key)
+            extras[key] = array
+            continue
+        modules.append(_module(path, group, metadata, origin))
+        formats[is_text_encoder(path), group.format] += 1
+    if not modules:
+        raise AdapterRefused(
+            f"{origin}: not-an-adapter:no-modules: found {len(tensors)} tensors and no LoRA "
+            f"module; expected pairs of lora_down and lora_up; give an adapter file",
+            code=Refusal.NOT_AN_ADAPTER,
+        )
+    # The majority of the UNet modules, of the text encoder's where there are no others.
+    (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
+    return Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+
+
+def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
+    if key.part in group.parts:
+        before, known = group.parts[key.part]
+        if not same_array(before, array):
+            raise AdapterRefused(
+                f"{origin}: {key.path}: found two different {key.part} tensors, {known} and "
+                f"{name}; expected one; remove the wrong one",
+                code=Refusal.DUPLICATE_MODULE,
+            )
+        _log.warning("%s: %s repeats %s; one is kept", origin, name, known)
+        return
+    group.parts[key.part] = (array, name)
+
+
+def same_array(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays have the same dtype, shape and numbers."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
+
+
+def _module(path: str, group: _Group, metadata: Mapping[str, str], origin: str) -> LoraModule:
+    pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
+    for half, other in pair:
+        if half not in group.parts:
+            raise AdapterRefused(
+                f"{origin}: {path}: the {half} factor is missing, found only "
+                f"{group.parts[other][1]}; expected both; fetch the file again",
+                code=Refusal.INCOMPLETE_PAIR,
+            )
+    (down, down_key), (up, up_key) = group.parts["down"], group.parts["up"]
+    for array, key in ((down, down_key), (up, up_key)):
+        if array.dtype not in _FLOATS:
+            raise AdapterRefused(
+                f"{origin}: tensor {key} has dtype {array.dtype.name}; expected float16, "
+                f"bfloat16, float32 or float64; convert the file to one of these",
+                code=Refusal.UNSUPPORTED_DTYPE,
+            )
+    if not _fit(down, up):
+        raise AdapterRefused(
+            f"{origin}: {path}: found down of shape {down.shape} and up of shape {up.shape}; "
+            f"expected (rank, in[, kh, kw]) and (out, rank[, 1, 1]) of one rank; fetch the file "
+            f"again",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    alpha = alpha_by_config(path, down.shape[0], metadata, origin)
+    if "alpha" in group.parts:
+        alpha = _scalar(*group.parts["alpha"], path, origin)
+    if alpha == 0:
+        raise AdapterRefused(
+            f"{origin}: {path}: found alpha 0, which some programs read as no effect and others "
+            f"as alpha = rank; expected another number; set it to what was meant",
+            code=Refusal.ALPHA_ZERO,
+        )
+    return LoraModule(path, down, up, alpha)
+
+
+def _fit(down: np.ndarray, up: np.ndarray) -> bool:
+    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or 0 in (*down.shape, *up.shape):
+        return False
+    return down.shape[0] == up.shape[1] and set(up.shape[2:]) <= {1}
+
+
+def _scalar(array: np.ndarray, key: str, path: str, origin: str) -> float:
+    if array.size != 1:
+        raise AdapterRefused(
+            f"{origin}: {path}: found {key} of shape {array.shape}; expected one number; fetch "
+            f"the file again",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    return float(array.reshape(()))
+
+
+def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:
+    for key, array in tensors.items():
+        if not np.isfinite(array).all():
+            bad = int(array.size - np.isfinite(array).sum())
+            raise AdapterRefused(
+                f"{origin}: tensor {key} has {bad} of {array.size} numbers that are NaN or "
+                f"infinite; expected finite numbers; fetch or train the adapter again",
+                code=Refusal.NON_FINITE,
+            )

@@ -1,0 +1,70 @@
+"""Adapter files on disk."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from prolora_jax import formats
+from prolora_jax.adapter import Adapter
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.io.tensors import read_tensors, write_tensors
+
+# They identify a file by its numbers: copied to other numbers, web sites and user interfaces
+# take the file for the original.
+_HASHES = frozenset({"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"})
+
+
+def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter:
+    """Read an adapter file of any supported format.
+
+    Args:
+        path: a safetensors file.
+        base: the base model it was trained on; with it, flat names become dotted paths and
+            every module is checked.
+
+    Returns:
+        The adapter, with factors in the file's own dtype and layout.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: the file cannot be used; `code` says why.
+    """
+    tensors, metadata = read_tensors(path, error=AdapterRefused)
+    adapter = formats.parse(tensors, metadata, str(path))
+    return adapter if base is None else formats.resolve(adapter, base)
+
+
+def save_adapter(
+    adapter: Adapter,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    base: BaseModelSpec,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter file, whole or not at all.
+
+    Header strings are carried over, without the hashes that would name it as another file.
+
+    Args:
+        adapter: what to write.
+        path: where to; folders are made.
+        format: one of `formats.FORMATS`; the adapter's own if None.
+        base: the base model it is for, which knows the names.
+        metadata: header strings to add or replace.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: the file exists and `overwrite` is not set, or the format is unknown.
+        AdapterRefused: a module is not in `base`, or does not fit the format.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise UsageError(
+            f"{path}: output exists; expected a new name; choose another or allow overwriting",
+            code=Refusal.OUTPUT_EXISTS,
+        )
+    tensors, header = formats.dump(adapter, format or adapter.format, base)
+    header = {key: text for key, text in header.items() if key not in _HASHES}
+    write_tensors(path, tensors, header | dict(metadata or {}))
