@@ -1,0 +1,227 @@
+"""Bases and rank rules (method.md 1)."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import reference as ref
+import strategies as gen
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import laws
+
+from prolora_jax.basis import (
+    Basis,
+    choose_rank,
+    common_rank,
+    compute_basis,
+    cut_gap,
+    effective_rank,
+    numerical_rank,
+    stable_rank,
+)
+from prolora_jax.linalg import decompose
+
+SHAPES = ((24, 24), (36, 14), (14, 36), (1, 18), (18, 1), (1, 1), (96, 64))
+
+ORTHONORMAL = 1e-6  # float32 rounding of unit columns, dimension <= 96
+SIGMA = 5e-8  # absolute, of sigma_1: a Gram matrix knows sigma only to sqrt(float64 eps)
+RECONSTRUCTED = 1e-6  # U diag(s) V^T against W, relative: float32 rounding of U and V
+SPAN = 5e-6  # spectral norm between projectors, float32 columns cut at a gap above CLUSTERED
+CLUSTERED = 1e-3  # method.md 1
+DECIDED = 1e-2  # relative distance of a singular value from the numerical threshold
+FLOAT64 = 1e-12  # formulas evaluated twice in float64
+
+shapes = st.sampled_from(SHAPES)
+
+
+def assert_orthonormal(columns) -> None:
+    gram = columns.astype(np.float64).T @ columns.astype(np.float64)
+    np.testing.assert_allclose(gram, np.eye(len(gram)), rtol=0, atol=ORTHONORMAL)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@laws
+@given(data=st.data())
+def test_basis_holds_the_singular_triplets(shape, data):
+    weight = data.draw(gen.weights(*shape))
+    n = min(shape)
+    basis = compute_basis(weight, ("rank", float(n)))
+    _, sigma, _ = ref.svd(weight)
+    assert basis.u.dtype == basis.v.dtype == np.float32
+    assert basis.s.dtype == np.float64
+    assert basis.u.shape == (shape[0], n)
+    assert basis.v.shape == (shape[1], n)
+    assert_orthonormal(basis.u)
+    assert_orthonormal(basis.v)
+    np.testing.assert_allclose(basis.s, sigma, rtol=0, atol=SIGMA * sigma[0])
+    assert np.all(np.diff(basis.s) <= 0)
+    rebuilt = (basis.u.astype(np.float64) * basis.s) @ basis.v.astype(np.float64).T
+    assert np.linalg.norm(rebuilt - weight) <= RECONSTRUCTED * np.linalg.norm(weight)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@laws
+@given(data=st.data())
+def test_leading_columns_span_what_the_reference_says(shape, data):
+    weight = data.draw(gen.weights(*shape))
+    k = data.draw(st.integers(1, min(shape)))
+    basis = compute_basis(weight, ("rank", float(k)))
+    u, sigma, v = ref.svd(weight)
+    below = np.append(sigma, 0.0)[k]
+    assume(sigma[k - 1] - below > CLUSTERED * sigma[0])
+    for got, wanted in ((basis.u, u), (basis.v, v)):
+        assert_orthonormal(got[:, :k])
+        a, b = ref.split_basis(got[:, :k]), ref.split_vectors(wanted, k)
+        assert ref.projector_distance(a, b) <= SPAN
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@laws
+@given(data=st.data())
+def test_short_side_is_whole_and_long_side_serves_the_rule(shape, data):
+    weight = data.draw(gen.weights(*shape))
+    rule = data.draw(
+        st.sampled_from((("energy", 0.5), ("energy", 0.95), ("rank", 1.0), ("fraction", 0.5)))
+    )
+    basis = compute_basis(weight, rule)
+    short, long = (basis.u, basis.v) if shape[0] <= shape[1] else (basis.v, basis.u)
+    if shape[0] != shape[1]:
+        assert short.shape == (min(shape), min(shape))
+        assert_orthonormal(short)
+    assert long.shape[0] == max(shape)
+    assert basis.columns >= choose_rank(basis.s, rule)
+    assert len(basis.s) == min(shape)  # always all of them
+    assert_orthonormal(long)
+
+
+def test_default_keeps_95_percent_of_the_energy():
+    weight = gen.matrix_of(np.random.default_rng(0), 40, 20, "decaying")
+    _, sigma, _ = ref.svd(weight)
+    assert compute_basis(weight).columns == ref.rank_of(sigma, ("energy", 0.95))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_zero_weight_has_orthonormal_columns_and_rank_zero(shape):
+    basis = compute_basis(np.zeros(shape), ("rank", float(min(shape))))
+    assert_orthonormal(basis.u)
+    assert_orthonormal(basis.v)
+    assert not basis.s.any()
+    assert [choose_rank(basis.s, rule) for rule in (("energy", 0.9), ("numerical", None))] == [0, 0]
+    assert compute_basis(np.zeros(shape)).columns == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_weight_of_any_dtype_is_decomposed_in_float64(dtype):
+    weight = gen.matrix_of(np.random.default_rng(3), 30, 20, "decaying").astype(dtype)
+    got, wanted = compute_basis(weight), compute_basis(weight.astype(np.float64))
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("ratio", [1e-2, 0.9e-4, 1e-6, 1e-9, 1e-13])
+def test_long_side_is_orthonormal_however_small_the_last_singular_value(ratio, transposed):
+    """Both routes of `decompose`, and the switch between them."""
+    rng = np.random.default_rng(4)
+    sigma = np.geomspace(1.0, ratio, 20)
+    weight = (gen.orthonormal(rng, 30, 20) * sigma) @ gen.orthonormal(rng, 20, 20).T
+    u, s, v = decompose(weight.T if transposed else weight)
+    for columns in (u, v):
+        assert_orthonormal(columns)
+    np.testing.assert_allclose((u * s) @ v.T, weight.T if transposed else weight, atol=SIGMA)
+
+
+# --- rank rules -------------------------------------------------------------------------------
+
+RULES = st.one_of(
+    st.tuples(st.just("energy"), st.floats(0.01, 1.0)),
+    st.tuples(st.just("rank"), st.integers(1, 40).map(float)),
+    st.tuples(st.just("fraction"), st.sampled_from((0.25, 0.5, 0.75, 1.0))),
+    st.tuples(st.just("numerical"), st.none()),
+)
+
+
+@laws
+@given(rule=RULES, kind=st.sampled_from(gen.SPECTRA), n=st.sampled_from((1, 8, 24)))
+def test_rank_rules_equal_the_reference(rule, kind, n):
+    sigma = 3.7 * gen.spectrum_of(kind, n)
+    if rule[0] == "energy":  # a threshold met exactly is decided by rounding
+        shares = np.cumsum(sigma**2) / np.sum(sigma**2)
+        assume(np.all(np.abs(shares - rule[1]) > FLOAT64))
+    wanted = ref.rank_of(sigma, rule)
+    if rule[0] == "fraction":
+        wanted = max(wanted, 1)
+    assert choose_rank(sigma, rule) == wanted
+
+
+def test_energy_rule_counts_squares_and_stops_at_the_first_that_suffices():
+    sigma = np.array([3.0, 2.0, 2.0, 1.0])  # squares 9, 4, 4, 1 of 18
+    shares = {0.5: 1, 0.51: 2, 13 / 18: 2, 0.73: 3, 17 / 18: 3, 0.95: 4, 1.0: 4}
+    assert {e: choose_rank(sigma, ("energy", e)) for e in shares} == shares
+
+
+def test_rank_rule_is_capped_and_fraction_is_rounded_but_at_least_one():
+    sigma = np.ones(10)
+    assert choose_rank(sigma, ("rank", 320.0)) == 10
+    assert choose_rank(sigma, ("fraction", 0.26)) == 3
+    assert choose_rank(sigma, ("fraction", 0.01)) == 1
+
+
+def test_unknown_rank_rule_is_refused():
+    with pytest.raises(ValueError, match="'magic': expected energy, rank, fraction or numerical"):
+        choose_rank(np.ones(3), ("magic", 1.0))
+
+
+@laws
+@given(data=st.data())
+def test_numerical_rank_sees_through_the_rounding_of_the_decomposition(data):
+    weight = data.draw(gen.weights(*data.draw(shapes)))
+    sigma = ref.svd(weight)[1]
+    assume(np.all(np.abs(sigma / sigma[0] / ref.NUMERICAL_RANK_RTOL - 1) > DECIDED))
+    wanted = ref.rank_of(sigma, ("numerical",))
+    assert numerical_rank(compute_basis(weight, ("numerical", None)).s) == wanted
+
+
+def test_common_rank_is_the_larger_one_or_each_its_own():
+    assert common_rank(3, 99, "max") == common_rank(99, 3, "max") == (99, 99)
+    assert common_rank(3, 99, "own") == (3, 99)
+    s_s, s_t = gen.spectrum_of("decaying", 20), gen.spectrum_of("flat", 20)
+    ks = [choose_rank(s, ("energy", 0.9)) for s in (s_s, s_t)]
+    for mode in ("max", "own"):
+        assert common_rank(ks[0], ks[1], mode) == ref.pair_ranks(s_s, s_t, ("energy", 0.9), mode)
+
+
+# --- other ranks, the cut ---------------------------------------------------------------------
+
+
+@laws
+@given(scale=st.floats(1e-3, 1e3), n=st.integers(1, 30))
+def test_effective_and_stable_rank_of_flat_and_of_single_spectra(scale, n):
+    flat, single = np.full(n, scale), np.append(scale, np.zeros(n))
+    assert effective_rank(flat) == pytest.approx(n, rel=FLOAT64)
+    assert stable_rank(flat) == pytest.approx(n, rel=FLOAT64)
+    assert effective_rank(single) == pytest.approx(1.0, rel=FLOAT64)
+    assert stable_rank(single) == pytest.approx(1.0, rel=FLOAT64)
+
+
+def test_effective_and_stable_rank_by_hand():
+    sigma = np.array([2.0, 1.0, 1.0])  # shares 1/2, 1/4, 1/4: entropy 1.5 ln 2
+    assert effective_rank(sigma) == pytest.approx(2**1.5, rel=FLOAT64)
+    assert stable_rank(sigma) == pytest.approx(6 / 4, rel=FLOAT64)
+    for nothing in (np.zeros(4), np.zeros(0)):
+        assert [effective_rank(nothing), stable_rank(nothing), numerical_rank(nothing)] == [0, 0, 0]
+
+
+def test_cut_gap_is_relative_and_knows_what_is_not_cut():
+    sigma = np.array([4.0, 3.0, 1.0])
+    assert cut_gap(sigma, 1, (3, 3)) == pytest.approx(0.25)
+    assert cut_gap(sigma, 2, (3, 3)) == pytest.approx(0.5)
+    assert cut_gap(sigma, 3, (3, 3)) == 1.0  # square: nothing is cut
+    assert cut_gap(sigma, 3, (3, 7)) == pytest.approx(0.25)  # long side: cut against zero
+    assert cut_gap(sigma, 0, (3, 7)) == 1.0
+    assert cut_gap(np.zeros(3), 2, (3, 3)) == 0.0
+
+
+def test_columns_is_what_both_sides_can_serve():
+    u, v = np.zeros((5, 5), np.float32), np.zeros((9, 2), np.float32)
+    assert Basis(u, np.zeros(5), v).columns == 2
