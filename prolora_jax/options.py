@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from math import isfinite
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.errors import Refusal, UsageError
@@ -74,8 +75,10 @@ class MigrationOptions:
         output_rank(self.rank)
         if not 0.0 < self.rotation_min_cos <= 1.0:
             raise BadOption("rotation_min_cos", self.rotation_min_cos, "a number in (0, 1]")
-        if self.min_similarity > 1.0:
-            raise BadOption("min_similarity", self.min_similarity, "a number up to 1")
+        if not -1.0 <= self.min_similarity <= 1.0:
+            raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
+        if not isfinite(self.scale):
+            raise BadOption("scale", self.scale, "a finite number")
 
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults."""

@@ -1,5 +1,6 @@
 """The `prolora` command: parses, calls the package, prints. Nothing else of the package prints."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,6 +69,14 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         # The reader of our output is gone (`prolora inspect ... | head`): not an error of ours.
         sys.stderr.close()
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
+        if os.environ.get("PROLORA_TRACEBACK"):
+            raise
+        show_error(
+            f"internal error, please report it: {type(error).__name__}: {error}. "
+            "Set PROLORA_TRACEBACK=1 to see where."
+        )
         return 1
     return code if isinstance(code, int) else 0
 

@@ -45,7 +45,7 @@ class Common:
 
 def out() -> Console:
     """Console for results; wide enough for tables when it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
 
 
 def err() -> Console:

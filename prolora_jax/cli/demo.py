@@ -34,13 +34,14 @@ def demo(
     from prolora_jax.io.adapters import load_adapter, save_adapter
     from prolora_jax.io.basis_store import FolderStore
     from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.io.reports import write_report
     from prolora_jax.migrate import make_plan, run_plan
     from prolora_jax.options import MigrationOptions
     from prolora_jax.pair import BasePair
     from prolora_jax.relation import relation
     from prolora_jax.verify import verify_adapter
 
-    files = make_files(out_path)
+    files = make_files(out_path.resolve())
     store = FolderStore(out_path / "bases") if common.store is None else common.basis_store()
     pair = BasePair(load_base_model(files.source), load_base_model(files.target), store)
     adapter = load_adapter(files.adapter, pair.source.spec)
@@ -57,11 +58,9 @@ def demo(
             migrated, report = run_plan(adapter, pair, plan, reporter)
             path = out_path / f"style.{method}.safetensors"
             save_adapter(migrated, path, base=pair.target.spec, overwrite=True)
-            atomic.write_text(Path(f"{path}.report.json"), report.to_json() + "\n")
+            write_report(path, report)
             written = load_adapter(path, pair.target.spec)
-            checked = verify_adapter(
-                written, adapter, pair.source, pair.target, report.to_dict()
-            )
+            checked = verify_adapter(written, adapter, pair.source, pair.target, report.to_dict())
             rows.append(tables.demo_row(method, report, checked))
     picture = out_path / "similarity.png"
     title = f"{pair.source.spec.name} -> {pair.target.spec.name}"

@@ -44,9 +44,10 @@ def migrate(
     """
     from prolora_jax.cli import tables
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io import atomic
+    from prolora_jax.formats import concrete_format
     from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter
     from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.io.reports import report_path, write_report
     from prolora_jax.migrate import make_plan, run_plan
     from prolora_jax.pair import BasePair
 
@@ -54,15 +55,17 @@ def migrate(
         options = replace(options, method="prolora", gate="phi", gate_sides="left")
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
-    report_path = None if out_path is None else Path(f"{out_path}.report.json")
     if out_path is not None and not dry_run:
         refuse_existing(out_path, overwrite)
-    pair = BasePair(load_base_model(source), load_base_model(target), common.basis_store())
-    adapter = load_adapter(input, pair.source.spec)
+        refuse_existing(report_path(out_path), overwrite)
+    # Absolute paths: the report names them, and `verify` may be called from elsewhere.
+    models = load_base_model(source.resolve()), load_base_model(target.resolve())
+    pair = BasePair(*models, common.basis_store())
+    adapter = load_adapter(input.resolve(), pair.source.spec)
     reporter = Reporter(common.quiet)
     with reporter.shown():
         plan = make_plan(adapter, pair, options, reporter)
-        if dry_run or out_path is None or report_path is None:
+        if dry_run or out_path is None:
             if common.json:
                 sys.stdout.write(plan.to_json() + "\n")
             else:
@@ -72,13 +75,13 @@ def migrate(
     save_adapter(
         migrated,
         out_path,
-        format=None if format == "same" else format,
+        format=concrete_format(format, pair.target.spec),
         base=pair.target.spec,
         overwrite=overwrite,
     )
-    atomic.write_text(report_path, report.to_json() + "\n")
+    written = write_report(out_path, report)
     if common.json:
         sys.stdout.write(report.to_json() + "\n")
     else:
-        tables.show_report(out(), report, out_path, report_path)
+        tables.show_report(out(), report, out_path, written)
     return 0

@@ -3,17 +3,19 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.inspection import Inspection
-from prolora_jax.matching import Alignment
+from prolora_jax.matching import Alignment, split_block
 from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
 from prolora_jax.report import MigrationReport
-from prolora_jax.verify import VerifyReport
+
+if TYPE_CHECKING:
+    from prolora_jax.verify import VerifyReport
 
 SHOWN = 12
 """Longest list of modules printed; the rest is in the JSON."""
@@ -40,9 +42,7 @@ def show_plan(console: Console, plan: MigrationPlan) -> None:
     for skipped in plan.skipped:
         s = skipped.similarity
         phi = ("-", "-", "-") if s is None else (_phi(s.phi_left), _phi(s.phi_right), _k(s))
-        table.add_row(
-            skipped.path or "-", skipped.source_path or "-", "skip", *phi, skipped.reason
-        )
+        table.add_row(skipped.path or "-", skipped.source_path or "-", "skip", *phi, skipped.reason)
     console.print(table)
     show_alignments(console, plan.alignments)
     actions = Counter(str(step.action) for step in plan.steps)
@@ -54,8 +54,7 @@ def show_similarity(console: Console, measures: Mapping[str, Measure]) -> None:
     """Spread of similarity by stage and role."""
     rows: dict[tuple[str, str], list[Measure]] = {}
     for path, measure in measures.items():
-        stage = ".".join(path.split(".")[1:3]) if "_blocks" in path else path.split(".")[1]
-        rows.setdefault((stage, path.split(".", 3)[-1].rsplit(".", 2)[-2]), []).append(measure)
+        rows.setdefault(_stage_and_layer(path), []).append(measure)
     table = Table(title="Similarity (min .. median .. max)")
     for name in ("stage", "layer", "modules", "phi left", "phi right", "corrected left", "right"):
         table.add_column(name)
@@ -72,6 +71,15 @@ def show_similarity(console: Console, measures: Mapping[str, Measure]) -> None:
             spread([s.phi_hat_right for s in known if s.phi_hat_right is not None]),
         )
     console.print(table)
+
+
+def _stage_and_layer(path: str) -> tuple[str, str]:
+    """(`down_blocks.1`, `attn2`) of a module path."""
+    _, stage, *rest = path.split(".")
+    if stage in ("down_blocks", "up_blocks"):
+        stage = f"{stage}.{rest.pop(0)}"
+    split = split_block(path)
+    return stage, (split[2] if split else ".".join(rest)).split(".")[0]
 
 
 def show_alignments(console: Console, alignments: tuple[Alignment, ...]) -> None:
@@ -175,7 +183,7 @@ def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} ({number} modules)" for what, number in counts.items())
 
 
-def demo_row(method: str, report: MigrationReport, checked: VerifyReport) -> dict[str, Any]:
+def demo_row(method: str, report: MigrationReport, checked: "VerifyReport") -> dict[str, Any]:
     """One arm of the demo in numbers."""
     norm_in = _total([m.norm_in for m in report.modules])
     return {

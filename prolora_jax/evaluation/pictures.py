@@ -17,16 +17,18 @@ Sides = Mapping[str, tuple[float, float] | None]
 NO_SOURCE = "#d9d9d9"
 
 
-def heat_map(similarities: Sides, title: str, path: Path) -> None:
+def heat_map(similarities: Sides, title: str, path: Path, threshold: float = 0.8) -> None:
     """Similarity by block (rows) and role (columns), left and right side, as a PNG.
 
     Grey cells are modules of the target that no source module was found for; white cells do not
-    exist in that block. Modules outside transformer blocks stand in one row per slot.
+    exist in that block; a red dot marks a similarity below the gate. Modules outside transformer
+    blocks stand in one row per slot.
 
     Args:
         similarities: by target path.
         title: the pair's name.
         path: PNG to write.
+        threshold: of the gate.
     """
     cells: dict[str, dict[str, tuple[float, float] | None]] = {}
     for module, sides in similarities.items():
@@ -49,11 +51,13 @@ def heat_map(similarities: Sides, title: str, path: Path) -> None:
     for axis, side, name in zip(axes, values, ("left (out)", "right (in)"), strict=True):
         axis.imshow(np.where(missing, 1.0, np.nan), cmap=_grey(), aspect="auto")
         image = axis.imshow(side, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
+        below = np.argwhere(side < threshold)
+        axis.scatter(below[:, 1], below[:, 0], s=6, c="red")
         axis.set_title(f"phi {name}", fontsize=9)
         axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(rows)), rows, fontsize=6)
     figure.colorbar(image, ax=axes, label="similarity (1: same span)", shrink=0.8)
-    figure.suptitle(f"{title}   (grey: no source module)", fontsize=10)
+    figure.suptitle(f"{title}   (red dot: below {threshold:g}; grey: no source module)", fontsize=10)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     atomic.write_bytes(path, buffer.getvalue())

@@ -1,5 +1,6 @@
 """Adapter files as key conventions: a dict of tensors to an `Adapter` and back, no disk."""
 
+from prolora_jax.formats.dumping import concrete_format as concrete_format
 from prolora_jax.formats.dumping import dump as dump
 from prolora_jax.formats.keys import FORMATS as FORMATS
 from prolora_jax.formats.parsing import parse as parse

@@ -50,6 +50,24 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
     return kohya.dump_tensors(adapter, spec, ldm=format == "kohya-ldm"), metadata
 
 
+def concrete_format(choice: str, spec: BaseModelSpec) -> str | None:
+    """The format behind a choice of the command line.
+
+    Args:
+        choice: `same`, `kohya`, or one of `FORMATS`.
+        spec: the base model that the output is for.
+
+    Returns:
+        None for `same`; for `kohya` what its trainer writes for this base: LDM block names for
+        SDXL's family, diffusers block names for SD 1 and 2.
+    """
+    if choice == "same":
+        return None
+    if choice == "kohya":
+        return "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"
+    return choice
+
+
 def _shaped(module: LoraModule, spec: BaseModelSpec) -> LoraModule:
     """With as many axes as the layer's weight; readers reject a 1x1 window on a linear layer."""
     if module.path not in spec.modules:

@@ -59,12 +59,31 @@ def save_adapter(
         UsageError: the file exists and `overwrite` is not set, or the format is unknown.
         AdapterRefused: a module is not in `base`, or does not fit the format.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise UsageError(
-            f"{path}: output exists; expected a new name; choose another or allow overwriting",
-            code=Refusal.OUTPUT_EXISTS,
-        )
+    refuse_existing(path, overwrite)
     tensors, header = formats.dump(adapter, format or adapter.format, base)
     header = {key: text for key, text in header.items() if key not in _HASHES}
     write_tensors(path, tensors, header | dict(metadata or {}))
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Check that an output may be written, before any work is done for it.
+
+    Args:
+        path: the output.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        UsageError: the file exists and may not be replaced, or the path is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(
+            f"{path}: found a folder; expected the name of a file to write",
+            code=Refusal.OUTPUT_EXISTS,
+        )
+    if path.exists() and not overwrite:
+        raise UsageError(
+            f"{path}: output exists; expected a new name; choose another or allow overwriting "
+            "(--overwrite)",
+            code=Refusal.OUTPUT_EXISTS,
+        )
