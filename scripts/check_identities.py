@@ -102,7 +102,7 @@ def check_case(rng, out: int, width: int, k_s: int, k_t: int, turn: float) -> di
 
 
 def check_equal_bases(rng) -> dict[str, float]:
-    """prolora between equal bases keeps f_U f_V + (1 - f_U)(1 - f_V) of an isotropic update."""
+    """Between equal bases prolora keeps f_U f_V + (1 - f_U)(1 - f_V) of an isotropic update."""
     out, width, k, draws = 40, 60, 15, 4000
     u, _ = np.linalg.qr(rng.normal(size=(out, k)))
     v, _ = np.linalg.qr(rng.normal(size=(width, k)))
