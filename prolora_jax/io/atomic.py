@@ -31,8 +31,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not derived from the final name, which may already be as long as a file system allows.
     temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+    mode = _usual_mode(temporary)
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
         _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -51,6 +53,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 def write_text(path: str | os.PathLike[str], content: str) -> None:
     """Write a UTF-8 file with this text, whole or not at all."""
     write_bytes(path, content.encode())
+
+
+def _usual_mode(path: Path) -> int:
+    """Permissions of a file that is made here in the usual way; the file is removed again."""
+    try:
+        path.touch(exist_ok=False)
+        return path.stat().st_mode & 0o777
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
