@@ -1,7 +1,7 @@
 """Bases of a base model's weights, computed when a store does not have them."""
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
 
 
+@runtime_checkable
 class BasisStore(Protocol):
     """Where bases are kept, by the fingerprint of their weight."""
 
