@@ -1,0 +1,277 @@
+"""`verify_adapter` on hand-made files: right ones pass, and each wrong one breaks one thing.
+
+The right files come from `reference`: nothing here depends on the code that `verify` is for.
+"""
+
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+import reference
+from migrated import DTYPES, Base, Files, make_files
+
+from prolora_jax.errors import UsageError
+from prolora_jax.plan import Action, Skip, SkippedModule
+from prolora_jax.verify import verify_adapter
+
+# --- right files --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("method", reference.ARMS)
+def test_right_output_is_verified(method, dtype):
+    found = make_files(dtype, method=method).verify()
+    assert found.ok
+    assert found.problems == ()
+    assert found.counts == {"verified": 5}
+    actions = ["copy" if method == "copy" else "project"] * 4
+    assert [m.action for m in found.modules] == actions + (
+        ["copy"] if method == "copy" else ["skip"]
+    )
+    assert found.worst_error <= {4: 1e-6, 2: 8e-3}[np.dtype(dtype).itemsize]
+
+
+@pytest.mark.parametrize("rank", ["source", "2", "energy=0.9"])
+@pytest.mark.parametrize("rescale", ["none", "norm"])
+@pytest.mark.parametrize("scale", [1.0, -0.01, 100.0])
+def test_right_output_with_rank_and_scale_is_verified(rank, rescale, scale):
+    found = make_files(rank=rank, rescale=rescale, scale=scale).verify()
+    assert found.ok, found
+    assert found.worst_error > 1e-3  # the rank was cut, and that much is allowed
+
+
+@pytest.mark.parametrize("gate_sides", ["both", "left"])
+@pytest.mark.parametrize("gate", ["phi", "corrected"])
+def test_right_decisions_are_verified(gate, gate_sides):
+    found = make_files(gate=gate, gate_sides=gate_sides, min_similarity=0.6).verify()
+    assert found.ok, found
+
+
+def test_copy_below_the_gate_is_verified():
+    found = make_files(below="copy").verify()
+    assert found.ok, found
+    assert [m.action for m in found.modules] == ["project"] * 4 + ["copy"]
+
+
+def test_scale_zero_is_verified():
+    assert make_files(scale=0.0).verify().ok
+
+
+def test_identical_weights_are_copied():
+    files = make_files()
+    weights = files.target.weights | {"unet.a": files.source.weights["unet.a"]}
+    files = replace(files, target=Base(files.target.spec, weights))
+    files = files.with_record(0, action=Action.COPY, phi_left=None, phi_right=None)
+    files = files.with_record(0, k_source=None, k_target=None, flags=("identical",))
+    before = files.source_lora.modules[0]
+    files = files.with_module(0, down=before.down, up=before.up, alpha=before.alpha)
+    assert files.verify().ok
+
+
+def test_equal_singular_values_are_undetermined():
+    files = make_files()
+    same = np.eye(12, dtype=np.float32)
+    weights = files.target.weights | {"unet.a": same}
+    files = replace(files, target=Base(files.target.spec, weights))
+    found = files.with_record(0, flags=("clustered-cut",)).verify()
+    assert found.ok
+    assert found.modules[0].verdict == "undetermined"
+    assert found.counts == {"verified": 4, "undetermined": 1}
+    assert not files.verify().ok  # without the flag
+
+
+def test_report_is_json_and_progress_is_told():
+    files, calls = make_files(), []
+    found = verify_adapter(
+        files.output,
+        files.source_lora,
+        files.source,
+        files.target,
+        files.report.to_dict(),
+        lambda *call: calls.append(call),
+    )
+    assert calls == [("verify", i, 5) for i in range(1, 6)]
+    assert msgspec.json.decode(msgspec.json.encode(found))["ok"] is True
+
+
+# --- wrong files --------------------------------------------------------------------------------
+
+
+def problems_of(files: Files) -> str:
+    """All problems in one string; there must be some."""
+    found = files.verify()
+    problems = [*found.problems, *(f"{m.path}: {p}" for m in found.modules for p in m.problems)]
+    assert not found.ok
+    assert problems
+    return "\n".join(problems)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_wrong_scale(index):
+    assert "differs from the recomputed update" in problems_of(
+        make_files().with_module(index, alpha=6.1)
+    )
+
+
+def test_swapped_modules():
+    files = make_files()
+    a, b = files.output.modules[:2]
+    files = files.with_module(0, down=b.down, up=b.up).with_module(1, down=a.down, up=a.up)
+    found = problems_of(files)
+    assert "unet.a: differs" in found
+    assert "unet.b: differs" in found
+
+
+def test_dropped_module():
+    files = make_files()
+    files = replace(files, output=replace(files.output, modules=files.output.modules[1:]))
+    assert "unet.a: the report has it, the file does not" in problems_of(files)
+
+
+def test_dropped_from_report_and_file():
+    files = make_files()
+    report = replace(files.report, modules=files.report.modules[1:])
+    output = replace(files.output, modules=files.output.modules[1:])
+    files = replace(files, report=report, output=output)
+    assert problems_of(files) == "unet.a: of the input, neither moved nor skipped"
+
+
+@pytest.mark.parametrize("arm", ["subspace", "null-space", "prolora-full", "rotation", "copy"])
+def test_another_arm(arm):
+    files, other = make_files(), make_files(method=arm)
+    assert problems_of(replace(files, output=other.output)).count("differs") == 4
+
+
+@pytest.mark.parametrize(("dtype", "noise"), list(zip(DTYPES, (2e-4, 3e-3, 4e-2), strict=True)))
+@pytest.mark.parametrize("index", range(4))
+def test_noise_above_tolerance(dtype, noise, index):
+    files = make_files(dtype)
+    up = files.output.modules[index].up.astype(np.float64) * (1 + noise)
+    assert "differs" in problems_of(files.with_module(index, up=up.astype(dtype)))
+
+
+def test_noise_beside_a_cut_rank():
+    files = make_files(rank="2")
+    up = files.output.modules[0].up[:, ::-1].copy()
+    assert "differs" in problems_of(files.with_module(0, up=up))
+
+
+def test_rank_above_the_one_asked_for():
+    files, exact = make_files(rank="2"), make_files()
+    first = exact.output.modules[0]
+    files = files.with_module(0, down=first.down, up=first.up)
+    assert problems_of(files) == "unet.a: has rank 6, asked for was 2"
+
+
+def test_not_a_number():
+    files = make_files()
+    up = files.output.modules[2].up.copy()
+    up[0, 0] = np.nan
+    assert "unet.wide: differs from the recomputed update by nan" in problems_of(
+        files.with_module(2, up=up)
+    )
+
+
+def test_wrong_shape():
+    files = make_files()
+    narrow = files.output.modules[0].down[:, :-1]
+    assert "unet.a: has shapes" in problems_of(files.with_module(0, down=narrow))
+
+
+def test_module_that_nobody_asked_for():
+    files = make_files()
+    extra = replace(files.output.modules[0], path="unet.more")
+    files = replace(files, output=replace(files.output, modules=(*files.output.modules, extra)))
+    assert problems_of(files) == "unet.more: the file has it, the report has no such module"
+
+
+def test_skipped_module_in_the_file():
+    files = make_files()
+    stranger = files.source_lora.modules[-1]
+    files = replace(files, output=replace(files.output, modules=(*files.output.modules, stranger)))
+    assert "unet.stranger: the file has it, the report skipped it (below-th" in problems_of(files)
+
+
+def test_module_twice():
+    files = make_files()
+    twice = (*files.output.modules, files.output.modules[0])
+    files = replace(files, output=replace(files.output, modules=twice))
+    assert problems_of(files) == "out: a module is there twice"
+
+
+def test_gate_left_open():
+    files = make_files(min_similarity=-1.0)
+    assert files.verify().ok
+    options = replace(files.report.options, min_similarity=0.7)
+    files = replace(files, report=replace(files.report, options=options))
+    assert "unet.stranger: projected, but the gate stops similarities" in problems_of(files)
+
+
+@pytest.mark.parametrize("reason", [Skip.BELOW_THRESHOLD, Skip.NOTHING_LEFT])
+def test_skipped_for_no_reason(reason):
+    files = make_files()
+    report = replace(
+        files.report,
+        modules=files.report.modules[1:],
+        skipped=(*files.report.skipped, SkippedModule(reason, "unet.a", "unet.a")),
+    )
+    output = replace(files.output, modules=files.output.modules[1:])
+    found = problems_of(replace(files, report=report, output=output))
+    assert f"unet.a: skipped as {reason}, but" in found
+
+
+def test_copied_for_no_reason():
+    copied = make_files(method="copy").output.modules[0]
+    files = make_files().with_record(0, action=Action.COPY)
+    files = files.with_module(0, down=copied.down, up=copied.up)
+    assert problems_of(files) == "unet.a: copied, but no option asks for it"
+    below = replace(make_files(below="copy"), output=files.output)
+    options = replace(files.report.options, below="copy")
+    below = replace(files, report=replace(files.report, options=options))
+    assert "unet.a: copied as below the gate, which lets" in problems_of(below)
+
+
+def test_copied_as_identical_but_is_not():
+    copied = make_files(method="copy").output.modules[0]
+    files = make_files().with_record(0, action=Action.COPY, flags=("identical",))
+    files = files.with_module(0, down=copied.down, up=copied.up)
+    assert problems_of(files) == "unet.a: copied as identical, but the weights differ"
+
+
+def test_projected_by_copy():
+    files = make_files(method="copy").with_record(0, action=Action.PROJECT)
+    assert problems_of(files) == "unet.a: projected, but the method is copy"
+
+
+@pytest.mark.parametrize("field", ["phi_left", "phi_right"])
+def test_report_with_another_similarity(field):
+    assert "unet.a: report has a similarity of 0.9" in problems_of(
+        make_files().with_record(0, **{field: 0.9})
+    )
+
+
+def test_report_with_another_rank():
+    assert problems_of(make_files().with_record(0, k_source=5)) == (
+        "unet.a: report has ranks 5, 6; recomputed 6, 6"
+    )
+
+
+def test_report_with_another_source():
+    assert "unet.a: differs" in problems_of(make_files().with_record(0, source_path="unet.b"))
+    assert "the input has no module unet.z" in problems_of(
+        make_files().with_record(0, source_path="unet.z")
+    )
+
+
+@pytest.mark.parametrize("extras", [{}, {"text_encoder.x": np.arange(3.0) + 1}])
+def test_extras_lost_or_changed(extras):
+    files = make_files()
+    files = replace(files, output=replace(files.output, extras=extras))
+    assert "text_encoder.x: carried along by the report, but not as in" in problems_of(files)
+
+
+def test_not_a_report():
+    files = make_files()
+    with pytest.raises(UsageError, match="out: not a migration report .* Migrate again"):
+        verify_adapter(files.output, files.source_lora, files.source, files.target, {"a": 1})
