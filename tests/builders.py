@@ -15,8 +15,12 @@ import numpy as np
 import torch
 from diffusers.loaders.lora_pipeline import StableDiffusionXLLoraLoaderMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from numpy.testing import assert_allclose
 from peft import LoraConfig, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet_table import UNetConfig
 from prolora_jax.layout import down_to_matrix, up_to_matrix, weight_to_matrix
 
@@ -135,6 +139,17 @@ def save_by_diffusers(
     return folder / "pytorch_lora_weights.safetensors"
 
 
+def deltas_by_peft(unet: UNet2DConditionModel) -> dict[str, np.ndarray]:
+    """The update of each layer as peft computes it, by module path, as a matrix."""
+    layers: dict[str, Any] = {
+        f"unet.{name}": m for name, m in unet.named_modules() if isinstance(m, LoraLayer)
+    }
+    return {
+        path: weight_to_matrix(layer.get_delta_weight("default").detach().numpy())
+        for path, layer in layers.items()
+    }
+
+
 def deltas_by_diffusers(config: dict[str, Any], file: Path) -> dict[str, np.ndarray]:
     """What diffusers adds to each weight when it loads and fuses an adapter file.
 
@@ -162,6 +177,26 @@ def deltas_by_diffusers(config: dict[str, Any], file: Path) -> dict[str, np.ndar
     return {path: delta for path, delta in deltas.items() if delta.any()}
 
 
-def delta(down: np.ndarray, up: np.ndarray, scale: float) -> np.ndarray:
-    """The update as a dense float64 matrix, from the factors' definition."""
-    return scale * up_to_matrix(up).astype(np.float64) @ down_to_matrix(down).astype(np.float64)
+def random_module(
+    path: str, spec: BaseModelSpec, *, rank: int = 4, alpha: float | None = None, seed: int = 0
+) -> LoraModule:
+    """A module of random float32 factors in the shapes of its layer."""
+    out, *rest = spec.modules[path].shape
+    rng = np.random.default_rng(seed)
+    down = rng.standard_normal((rank, *rest)).astype(np.float32)
+    up = rng.standard_normal((out, rank, *(1 for _ in rest[1:]))).astype(np.float32)
+    return LoraModule(path, down, up, alpha)
+
+
+def delta(module: LoraModule) -> np.ndarray:
+    """The update of a module as a dense float64 matrix, from its definition."""
+    up, down = up_to_matrix(module.up), down_to_matrix(module.down)
+    return module.scale * up.astype(np.float64) @ down.astype(np.float64)
+
+
+def assert_deltas(adapter: Adapter, want: dict[str, np.ndarray], rtol: float = 1e-6) -> None:
+    """Every module adds what `want` says, to `rtol` of the largest entry (float32 products)."""
+    assert {module.path for module in adapter.modules} == set(want)
+    for module in adapter.modules:
+        atol = rtol * np.abs(want[module.path]).max()
+        assert_allclose(delta(module), want[module.path], atol=atol, err_msg=module.path)

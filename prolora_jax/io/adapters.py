@@ -1,5 +1,6 @@
 """Adapter files on disk."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,7 +8,10 @@ from prolora_jax import formats
 from prolora_jax.adapter import Adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.formats.lora_config import HEADER_KEY
 from prolora_jax.io.tensors import read_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
 
 # They identify a file by its numbers: copied to other numbers, web sites and user interfaces
 # take the file for the original.
@@ -18,7 +22,8 @@ def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter
     """Read an adapter file of any supported format.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file; of one that peft wrote, `adapter_config.json` beside it gives
+            the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
 
@@ -30,8 +35,19 @@ def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter
         AdapterRefused: the file cannot be used; `code` says why.
     """
     tensors, metadata = read_tensors(path, error=AdapterRefused)
-    adapter = formats.parse(tensors, metadata, str(path))
+    adapter = formats.parse(tensors, metadata | _peft_config(Path(path), tensors), str(path))
     return adapter if base is None else formats.resolve(adapter, base)
+
+
+def _peft_config(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
+    """The configuration beside a file of peft's, as the header string diffusers would have."""
+    if not any(key.startswith("base_model.model.") for key in keys):
+        return {}
+    config = path.parent / "adapter_config.json"
+    if config.is_file():
+        return {HEADER_KEY: config.read_text(encoding="utf-8")}
+    _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
+    return {}
 
 
 def save_adapter(
