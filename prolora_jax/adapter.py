@@ -75,6 +75,11 @@ class Adapter:
         """The distinct ranks, ascending."""
         return tuple(sorted({module.rank for module in self.modules}))
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether module paths are still the flat names of a kohya file (see `LoraModule`)."""
+        return any("." not in module.path for module in self.modules)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content (paths, alphas, shapes, dtypes, numbers), whatever its order."""

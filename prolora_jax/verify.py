@@ -65,9 +65,10 @@ class ModuleCheck:
         action: `project`, `copy` or `skip`.
         verdict: `failed` when there are problems; `undetermined` when a cut falls between equal
             singular values, so that there is no one right answer; else `verified`.
-        error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale`; None when
-            there is nothing to compare.
-        allowed: largest error that the dtype, and the rank asked for, explain.
+        error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale` and without
+            what the best approximation of the rank asked for misses; None when there is nothing
+            to compare.
+        allowed: largest error that the dtype explains.
         problems: what is wrong.
     """
 
@@ -221,7 +222,7 @@ class _Job:
         dense, problems = self._check_decision(told, delta)
         reference = delta if dense is None or told.action is Action.COPY else dense.delta_t
         cut = _cut(reference, self.options.rank, before.rank)
-        error, allowed = self._compare(ours, cut, delta, _tolerance(after))
+        error, allowed = self._compare(ours, cut, delta), _tolerance(after)
         if dense is not None and dense.undetermined and "clustered-cut" in told.flags:
             return ModuleCheck(*names, "undetermined", error, allowed)
         if not error <= allowed:  # "not <=", so that NaN fails
@@ -286,13 +287,11 @@ class _Job:
                 problems.append(f"report has a similarity of {said}, recomputed {is_:.6f}")
         return dense, problems
 
-    def _compare(
-        self, ours: Matrix, cut: "_Cut", delta: Matrix, tolerance: float
-    ) -> tuple[float, float]:
-        """(error, allowed), both relative to the input's norm and before any scaling.
+    def _compare(self, ours: Matrix, cut: "_Cut", delta: Matrix) -> float:
+        """Error relative to the input's norm, before any scaling.
 
-        The best approximation of rank r misses exactly the tail, so with rounding of size
-        `tolerance` the two add up as the sides of a right triangle.
+        The best approximation of rank r misses exactly the tail, and what it misses is orthogonal
+        to it: squares of the tail and of any other error add up, so the tail is taken off.
         """
         size = float(np.linalg.norm(delta))
         factor = self.options.scale
@@ -300,8 +299,9 @@ class _Job:
             factor *= size / cut.kept
         difference, unit = float(np.linalg.norm(ours - factor * cut.whole)), abs(factor) * size
         if unit == 0.0:
-            return (0.0 if difference == 0.0 else float("inf")), tolerance
-        return difference / unit, float(np.hypot(tolerance, cut.tail / size))
+            return 0.0 if difference == 0.0 else float("inf")
+        # maximum() and not max(): it hands on NaN
+        return float(np.sqrt(np.maximum((difference / unit) ** 2 - (cut.tail / size) ** 2, 0.0)))
 
 
 class _Cut(NamedTuple):

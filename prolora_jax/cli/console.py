@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from prolora_jax.io.basis_store import FolderStore
@@ -65,8 +72,9 @@ class Reporter:
         self._console = err()
         self._quiet = quiet
         self._bars: Progress | None = None
-        self._tasks: dict[str, object] = {}
-        self._last = time.monotonic()
+        self._tasks: dict[str, TaskID] = {}
+        self._stage = ""
+        self._last = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report that `done` of `total` are done in `stage`."""
@@ -76,9 +84,13 @@ class Reporter:
             task = self._tasks.get(stage)
             if task is None:
                 task = self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(task, completed=done, total=total)  # pyright: ignore[reportArgumentType]
-        elif time.monotonic() - self._last > PLAIN_LINE_SECONDS:
-            self._last = time.monotonic()
+            self._bars.update(task, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._last = stage, now
+        if now - self._last > PLAIN_LINE_SECONDS:
+            self._last = now
             self._console.print(f"{stage}: {done} of {total}")
 
     @contextmanager

@@ -29,7 +29,7 @@ def demo(
 
     from prolora_jax.cli import tables
     from prolora_jax.evaluation.demo import make_files, planted_block
-    from prolora_jax.evaluation.pictures import heat_map
+    from prolora_jax.evaluation.pictures import block_map, similarity_panels
     from prolora_jax.io import atomic
     from prolora_jax.io.adapters import load_adapter, save_adapter
     from prolora_jax.io.basis_store import FolderStore
@@ -63,8 +63,9 @@ def demo(
             checked = verify_adapter(written, adapter, pair.source, pair.target, report.to_dict())
             rows.append(tables.demo_row(method, report, checked))
     picture = out_path / "similarity.png"
-    title = f"{pair.source.spec.name} -> {pair.target.spec.name}"
-    heat_map({path: measure.sides for path, measure in measures.items()}, title, picture)
+    title = f"{pair.source.spec.name} -> {pair.target.spec.name}   (red dot: below the gate)"
+    sides = {path: measure.sides for path, measure in measures.items()}
+    block_map(similarity_panels(sides, base.min_similarity), title, picture)
     recovered = [
         all(planted_block(a.slot, j) == i for i, j in a.pairs) for a in matching.alignments
     ]

@@ -52,13 +52,12 @@ def similarity(
         measures = pair.measure(pairs, options, reporter)
     verdict = relation(measures, len(chosen) - len(pairs), options)
     if plot is not None:
-        from prolora_jax.evaluation.pictures import heat_map
+        from prolora_jax.evaluation.pictures import block_map, similarity_panels
 
-        heat_map(
-            {path: measures[path].sides if path in measures else None for path in chosen},
-            f"{pair.source.spec.name} -> {pair.target.spec.name}",
-            plot,
-        )
+        sides = {path: measures[path].sides if path in measures else None for path in chosen}
+        title = f"{pair.source.spec.name} -> {pair.target.spec.name}"
+        note = "red dot: below 0.8; grey: no source module"
+        block_map(similarity_panels(sides), f"{title}   ({note})", plot)
     if common.json:
         document = {
             "source": pair.source.location,

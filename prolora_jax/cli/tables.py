@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from prolora_jax.comparison import Comparison
 from prolora_jax.inspection import Inspection
 from prolora_jax.matching import Alignment, split_block
 from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
@@ -215,3 +216,40 @@ def show_demo(console: Console, rows: list[dict[str, Any]]) -> None:
             f"{verdict} (error {row['worst_error']:.1e})",
         )
     console.print(table)
+
+
+def show_comparison(console: Console, found: Comparison) -> None:
+    """The modules that differ most, then the totals."""
+    table = Table(title="Modules that differ most")
+    for name in ("module", "norm A", "norm B", "cosine", "energy B / A", "|B - A| / |A|"):
+        table.add_column(name, overflow="fold", justify="left" if name == "module" else "right")
+    order = sorted(found.modules.items(), key=lambda item: -(item[1].difference or 0.0))
+    for path, m in order[:SHOWN]:
+        values = (m.norm_a, m.norm_b, m.cosine, m.energy, m.difference)
+        table.add_row(path, *("-" if v is None else f"{v:.4g}" for v in values))
+    console.print(table)
+    cosines = [m.cosine for m in found.modules.values() if m.cosine is not None]
+    console.print(f"Modules in both: {len(found.modules)}; cosine {spread(cosines)}")
+    for name, paths in (
+        ("only in A", found.only_a),
+        ("only in B", found.only_b),
+        ("in other shapes", found.other_shape),
+    ):
+        if paths:
+            console.print(f"{name}: {len(paths)}, first {paths[0]}")
+    if found.cosine is not None and found.energy is not None:
+        console.print(f"Over all: cosine {found.cosine:.4f}, energy B / A {found.energy:.4f}")
+
+
+def show_verification(console: Console, checked: "VerifyReport") -> None:
+    """How many modules hold, and everything that does not."""
+    counts = ", ".join(f"{number} {what}" for what, number in sorted(checked.counts.items()))
+    console.print(f"Modules: {counts}; largest error {checked.worst_error:.1e} of the input's norm")
+    bad = [m for m in checked.modules if m.verdict == "failed"]
+    for module in bad[:SHOWN]:
+        console.print(f"  {module.path}: {'; '.join(module.problems)}", markup=False)
+    if len(bad) > SHOWN:
+        console.print(f"  and {len(bad) - SHOWN} more (all with --json)")
+    for problem in checked.problems[:SHOWN]:
+        console.print(f"  {problem}", markup=False)
+    console.print("Verified." if checked.ok else "NOT verified.")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, out
+from prolora_jax.cli.console import Common, Reporter, out
 
 COMMON = Common()
 
@@ -43,7 +43,9 @@ def verify(
     target_model = load_base_model(target or Path(report["target"]["location"]))
     original = load_adapter(source_lora or Path(report["input"]["location"]), source_model.spec)
     migrated = load_adapter(output, target_model.spec)
-    checked = verify_adapter(migrated, original, source_model, target_model, report)
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        checked = verify_adapter(migrated, original, source_model, target_model, report, reporter)
     if common.json:
         sys.stdout.write(msgspec.json.encode(checked).decode() + "\n")
     else:

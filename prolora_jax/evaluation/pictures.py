@@ -1,85 +1,118 @@
-"""Pictures of a pair of base models."""
+"""Pictures: numbers by block and role."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from prolora_jax.io import atomic
-from prolora_jax.matching import BLOCK, split_block
+from prolora_jax.matching import split_block
 
-Sides = Mapping[str, tuple[float, float] | None]
-"""(phi left, phi right) by target path; None where the module has no source."""
+Cells = Mapping[str, float | None]
+"""A number by module path; None where there is none to show."""
 
-NO_SOURCE = "#d9d9d9"
+GREY = "#d9d9d9"
 
 
-def heat_map(similarities: Sides, title: str, path: Path, threshold: float = 0.8) -> None:
-    """Similarity by block (rows) and role (columns), left and right side, as a PNG.
+@dataclass(frozen=True)
+class Panel:
+    """One map of a picture.
 
-    Grey cells are modules of the target that no source module was found for; white cells do not
-    exist in that block; a red dot marks a similarity below the gate. Modules outside transformer
-    blocks stand in one row per slot.
+    Attributes:
+        title: above the map.
+        cells: numbers by module path.
+        low: number of the darkest colour.
+        high: number of the brightest colour.
+        mark_below: cells below this number get a red dot.
+    """
+
+    title: str
+    cells: Cells
+    low: float = 0.0
+    high: float = 1.0
+    mark_below: float = -np.inf
+
+
+def similarity_panels(
+    sides: Mapping[str, tuple[float, float] | None], threshold: float = 0.8
+) -> tuple[Panel, Panel]:
+    """Left and right similarity of a pair of bases.
 
     Args:
-        similarities: by target path.
-        title: the pair's name.
-        path: PNG to write.
-        threshold: of the gate.
+        sides: (phi left, phi right) by target path; None where the module has no source.
+        threshold: of the gate; modules below it are marked.
+
+    Returns:
+        One panel a side.
     """
-    cells: dict[str, dict[str, tuple[float, float] | None]] = {}
-    for module, sides in similarities.items():
-        row, column = _cell(module)
-        cells.setdefault(row, {})[column] = sides
-    rows = sorted(cells, key=_natural)
-    columns = sorted({column for row in cells.values() for column in row}, key=_natural)
-    values = np.full((2, len(rows), len(columns)), np.nan)
-    missing = np.zeros((len(rows), len(columns)), bool)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            if column in cells[row]:
-                sides = cells[row][column]
-                missing[i, j] = sides is None
-                values[:, i, j] = np.nan if sides is None else sides
-    height = max(3.0, 0.22 * len(rows) + 1.8)
-    figure = Figure(figsize=(3.2 + 0.8 * len(columns), height), layout="constrained")
+    left = {path: None if pair is None else pair[0] for path, pair in sides.items()}
+    right = {path: None if pair is None else pair[1] for path, pair in sides.items()}
+    return (
+        Panel("phi left (out)", left, mark_below=threshold),
+        Panel("phi right (in)", right, mark_below=threshold),
+    )
+
+
+def block_map(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """Numbers by block (rows) and role (columns), one map a panel, as a PNG.
+
+    Grey cells have no number; white cells do not exist in that block. Modules outside transformer
+    blocks stand in one row per slot. The picture grows with the number of blocks.
+
+    Args:
+        panels: all over the same modules.
+        title: above everything.
+        path: PNG to write.
+    """
+    places = {module: _cell(module) for panel in panels for module in panel.cells}
+    rows = sorted({row for row, _ in places.values()}, key=_natural)
+    columns = sorted({column for _, column in places.values()}, key=_natural)
+    row_of, column_of = ({name: i for i, name in enumerate(names)} for names in (rows, columns))
+    height = max(3.0, 0.2 * len(rows) + 2.0)
+    width = 2.6 + len(panels) * (0.6 + 0.42 * len(columns))
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, side, name in zip(axes, values, ("left (out)", "right (in)"), strict=True):
-        axis.imshow(np.where(missing, 1.0, np.nan), cmap=_grey(), aspect="auto")
-        image = axis.imshow(side, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
-        below = np.argwhere(side < threshold)
-        axis.scatter(below[:, 1], below[:, 0], s=6, c="red")
-        axis.set_title(f"phi {name}", fontsize=9)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels, strict=True):
+        values = np.full((len(rows), len(columns)), np.nan)
+        absent = np.full_like(values, np.nan)
+        for module, number in panel.cells.items():
+            row, column = places[module]
+            place = row_of[row], column_of[column]
+            values[place] = np.nan if number is None else number
+            absent[place] = 1.0 if number is None else np.nan
+        axis.imshow(absent, cmap=ListedColormap([GREY]), aspect="auto")
+        image = axis.imshow(values, vmin=panel.low, vmax=panel.high, cmap="viridis", aspect="auto")
+        marked = np.argwhere(values < panel.mark_below)
+        axis.scatter(marked[:, 1], marked[:, 0], s=7, c="red")
+        axis.set_title(panel.title, fontsize=9)
         axis.set_xticks(range(len(columns)), columns, rotation=60, ha="right", fontsize=7)
         axis.set_yticks(range(len(rows)), rows, fontsize=6)
-    figure.colorbar(image, ax=axes, label="similarity (1: same span)", shrink=0.8)
-    figure.suptitle(f"{title}   (red dot: below {threshold:g}; grey: no source module)", fontsize=10)
+        figure.colorbar(image, ax=axis, shrink=0.7)
+    figure.suptitle(title, fontsize=10)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def _grey():
-    from matplotlib.colors import ListedColormap
-
-    return ListedColormap([NO_SOURCE])
-
-
 def _cell(path: str) -> tuple[str, str]:
+    """(row, column) of a module: its block, and its role inside."""
     split = split_block(path)
     if split is None:
-        slot, _, role = path.rpartition(".")
-        return slot.removeprefix("unet."), role
+        slot, _, role = path.removeprefix("unet.").rpartition(".")
+        return slot or "(top)", role
     slot, index, role = split
-    short = f"{slot}{BLOCK}{index}".removeprefix("unet.")
-    return short.replace("_blocks", "").replace(".transformer.", ".block "), role
+    return f"{slot.removeprefix('unet.')}.block {index}", role
 
 
 def _natural(text: str) -> list[tuple[int, int | str]]:
     """Sort key with numbers in numeric order."""
-    parts = "".join(c if c.isdigit() else f"\0{c}\0" for c in text).split("\0")
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in parts if p]
+    return [
+        (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
+    ]
