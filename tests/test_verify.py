@@ -38,7 +38,7 @@ def test_right_output_is_verified(method, dtype):
 def test_right_output_with_rank_and_scale_is_verified(rank, rescale, scale):
     found = make_files(rank=rank, rescale=rescale, scale=scale).verify()
     assert found.ok, found
-    assert found.worst_error > 1e-3  # the rank was cut, and that much is allowed
+    assert found.worst_error < 1e-6  # what the cut itself costs is not in it
 
 
 @pytest.mark.parametrize("gate_sides", ["both", "left"])
