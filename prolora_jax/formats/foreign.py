@@ -1,6 +1,8 @@
 """Files that are no plain LoRA adapter: recognised by their keys and refused by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+import numpy as np
 
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -49,11 +51,13 @@ _ALGORITHMS = {
 _ALGORITHM_BY_END = {end: name for name, ends in _ALGORITHMS.items() for end in ends}
 
 
-def refuse_foreign(keys: Collection[str], unread: Collection[str], *, origin: str) -> None:
+def refuse_foreign(
+    tensors: Mapping[str, np.ndarray], unread: Collection[str], *, origin: str
+) -> None:
     """Refuse a file that is something other than a plain LoRA adapter.
 
     Args:
-        keys: every key of the file.
+        tensors: every tensor of the file by key.
         unread: those that are neither LoRA keys nor extras.
         origin: the file, for messages.
 
@@ -61,7 +65,7 @@ def refuse_foreign(keys: Collection[str], unread: Collection[str], *, origin: st
         AdapterRefused: the file is not an adapter, or uses another algorithm, or has keys that
             nobody here knows.
     """
-    kind = _kind(keys, unread)
+    kind = _kind(tensors.keys(), unread)
     if kind is not None:
         what, key = kind
         raise AdapterRefused(
@@ -71,6 +75,8 @@ def refuse_foreign(keys: Collection[str], unread: Collection[str], *, origin: st
         )
     for key in unread:
         name = _algorithm(key)
+        if name == "OFT" and tensors[key].ndim == 4:
+            name = "BOFT"  # its blocks have the same name and one axis more
         if name is not None:
             raise AdapterRefused(
                 f"{origin}: unsupported-algorithm:{name}: found key {key}; expected plain LoRA "
@@ -79,7 +85,7 @@ def refuse_foreign(keys: Collection[str], unread: Collection[str], *, origin: st
             )
     if unread:
         raise AdapterRefused(
-            f"{origin}: {len(unread)} of {len(keys)} keys are unknown, first "
+            f"{origin}: {len(unread)} of {len(tensors)} keys are unknown, first "
             f"{', '.join(sorted(unread)[:5])}; expected LoRA factors (lora_down, lora_up, alpha, "
             f"lora_A, lora_B); remove them or convert the file",
             code=Refusal.UNKNOWN_KEYS,

@@ -6,6 +6,7 @@ such a file is 1.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -52,6 +53,20 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
             f"with peft's path_initial_model_for_weight_conversion",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
+    return _require_alpha(fields, path, rank, origin)
+
+
+def _require_alpha(fields: Mapping[str, Any], path: str, rank: int, origin: str) -> float | None:
+    try:
+        alpha = _alpha(fields, path.partition(".")[2], rank)
+    except (TypeError, ValueError, AttributeError, re.error) as failure:
+        raise _unreadable(origin, str(failure)) from failure
+    if alpha is not None and not math.isfinite(alpha):
+        raise _unreadable(origin, f"alpha {alpha} of {path}")
+    return alpha
+
+
+def _alpha(fields: Mapping[str, Any], module: str, rank: int) -> float | None:
     alpha = fields.get("lora_alpha")
     for pattern, value in (fields.get("alpha_pattern") or {}).items():
         # peft's own rule: a pattern fits the end of a path, from a dot on.
@@ -71,9 +86,13 @@ def _read(text: str, origin: str) -> Mapping[str, Any]:
     except ValueError:
         config = None
     if not isinstance(config, dict):
-        raise AdapterRefused(
-            f"{origin}: header {HEADER_KEY} is not a JSON object; expected the LoraConfig that "
-            f"gives the scale; remove it if the scale is 1",
-            code=Refusal.UNKNOWN_KEYS,
-        )
+        raise _unreadable(origin, "no JSON object")
     return config
+
+
+def _unreadable(origin: str, found: str) -> AdapterRefused:
+    return AdapterRefused(
+        f"{origin}: {HEADER_KEY} (or adapter_config.json) cannot be used: found {found}; "
+        f"expected the LoraConfig that gives the scale; remove it if the scale is 1",
+        code=Refusal.UNKNOWN_KEYS,
+    )

@@ -49,7 +49,7 @@ def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin
     """
     keys = {key: split_key(key) for key in tensors}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
-    refuse_foreign(keys, unread, origin=origin)
+    refuse_foreign(tensors, unread, origin=origin)
     _require_finite(tensors, origin)
 
     groups: dict[str, _Group] = {}

@@ -45,7 +45,7 @@ def _peft_config(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
         return {}
     config = path.parent / "adapter_config.json"
     if config.is_file():
-        return {HEADER_KEY: config.read_text(encoding="utf-8")}
+        return {HEADER_KEY: config.read_text(encoding="utf-8", errors="replace")}
     _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return {}
 
