@@ -86,7 +86,8 @@ def choose_rank(s: Float[np.ndarray, " n"], rule: Rule) -> int:
 
 def common_rank(source: int, target: int, pair_rank: str) -> tuple[int, int]:
     """(k_source, k_target) of a pair: both the larger one (`max`), or each its `own`."""
-    return (source, target) if pair_rank == "own" else (max(source, target),) * 2
+    larger = max(source, target)
+    return (source, target) if pair_rank == "own" else (larger, larger)
 
 
 def numerical_rank(s: Float[np.ndarray, " n"]) -> int:

@@ -26,8 +26,8 @@ class HostFactors(NamedTuple):
 
 def drop_zero_columns(factors: HostFactors) -> HostFactors:
     """Without the rank columns that are exactly zero on either side; at least one stays."""
-    used = factors.up.any(axis=0) & factors.down.any(axis=1)
-    used[0] = used[0] or not used.any()
+    used = np.flatnonzero(factors.up.any(axis=0) & factors.down.any(axis=1))
+    used = used if len(used) else np.array([0])
     return HostFactors(factors.down[used], factors.up[:, used])
 
 

@@ -182,7 +182,7 @@ def _collect(
     options: MigrationOptions,
 ) -> Moved:
     """One module out of a batch: padding off, rank cut, rescaled."""
-    factors = HostFactors(result.factors.down[index], result.factors.up[index])
+    factors = HostFactors(*(np.asarray(a[index]) for a in result.factors))
     energies = tuple(float(e[index]) for e in result.energies)
     total = sum(energies) or 1.0
     shares = (energies[0] / total, energies[1] / total, energies[2] / total, energies[3] / total)
@@ -194,7 +194,7 @@ def _collect(
         still = (left, right)
     kept = 1.0
     if result.sigma is not None:
-        factors, kept = _cut(factors, result.sigma[index], job.factors.rank, options)
+        factors, kept = _cut(factors, np.asarray(result.sigma[index]), job.factors.rank, options)
     factors = encoding.drop_zero_columns(factors)
     return Moved(_rescaled(factors, job.factors, options), kept, shares, still)
 

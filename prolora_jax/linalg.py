@@ -19,7 +19,9 @@ GRAM_SAFE_RATIO = 1e-4
 """Smallest wanted sigma_k / sigma_1 for which the Gram route is used (see `decompose`)."""
 
 
-def matmul(a: Float[Array, "*batch m k"], b: Float[Array, "*batch k n"]) -> Float[Array, "..."]:
+def matmul(
+    a: Float[Array | np.ndarray, "*batch m k"], b: Float[Array | np.ndarray, "*batch k n"]
+) -> Float[Array, "..."]:
     """Matrix product at full float32 precision on every backend."""
     return jnp.matmul(a, b, precision=HIGHEST)
 

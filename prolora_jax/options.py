@@ -44,9 +44,9 @@ class MigrationOptions:
         BadOption: from the constructor, when a value is not one of those above.
     """
 
-    method: Literal[
-        "copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"
-    ] = "prolora"
+    method: Literal["copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"] = (
+        "prolora"
+    )
     basis_rank: str = "energy=0.9"
     pair_rank: Literal["max", "own"] = "max"
     min_similarity: float = 0.8

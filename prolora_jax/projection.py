@@ -82,10 +82,10 @@ def prepare_side(
     u_s, u_t = np.asarray(source, np.float64), np.asarray(target, np.float64)
     x, cosines, y_t = np.linalg.svd(u_t.T @ u_s, full_matrices=True)
     k_s, k_t = u_s.shape[1], u_t.shape[1]
-    width = max(k_s, k_t) if width is None else width
-    f = np.zeros((u_s.shape[0], width), np.float32)
+    columns = max(k_s, k_t) if width is None else width
+    f = np.zeros((u_s.shape[0], columns), np.float32)
     g = np.zeros_like(f)
-    c = np.zeros(width, np.float32)
+    c = np.zeros(columns, np.float32)
     f[:, :k_s] = u_s @ y_t.T
     g[:, :k_t] = u_t @ x
     c[: len(cosines)] = np.clip(cosines, 0.0, 1.0)

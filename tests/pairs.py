@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from builders import TINY_SSD, TINY_XL, add_lora, build_unet, save_by_diffusers, save_folder
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from prolora_jax.matching import BLOCK, split_block
 
@@ -47,9 +47,7 @@ def _depth(net: UNet2DConditionModel, slot: str) -> int:
     return len({name.split(".")[0] for name in inside})
 
 
-def make_pair(
-    folder: Path, planted: tuple[int, ...] = (0, 2), noise: float = 0.1, **lora
-) -> TorchPair:
+def make_pair(folder: Path, planted: tuple[int, ...] = (0, 2), noise: float = 0.1) -> TorchPair:
     """Build both nets with diffusers, the adapter with peft, and save all three."""
     source, target = build_unet(TINY_XL, seed=0), build_unet(TINY_SSD, seed=1)
     pair = TorchPair(
@@ -71,7 +69,7 @@ def make_pair(
             module.weight.copy_(given + noise * growth * drawn)
     save_folder(source, pair.source)
     save_folder(target, pair.target)
-    add_lora(source, **({"targets": LINEAR} | lora))
+    add_lora(source, targets=LINEAR)
     save_by_diffusers(source, folder).rename(pair.adapter)
     source.delete_adapters("default")
     return pair

@@ -92,7 +92,8 @@ def test_deeper_target_leaves_blocks_without_source():
     source = spec("a", **{"down_blocks.1.attentions.0": 1})
     target = spec("b", **{"down_blocks.1.attentions.0": 3})
     matching = match_modules(source, target, lambda slot: np.array([[0.1, 0.2, 0.9]]))
-    blocks = {split_block(path)[1] for path in matching.pairs if split_block(path)}
+    found = [split for path in matching.pairs if (split := split_block(path)) is not None]
+    blocks = {index for _, index, _ in found}
     assert blocks == {2}
 
 

@@ -12,7 +12,9 @@ import pytest
 import reference
 import torch
 from builders import TINY_SSD, deltas_by_diffusers
-from diffusers import StableDiffusionXLPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
 from pairs import TorchPair, make_pair
 
 from prolora_jax.cli import run
