@@ -194,14 +194,9 @@ def _all_arms(left, right, factors, min_cos):
     return {m: projection.project(m, left, right, factors, min_cos) for m in projection.METHODS}
 
 
-def side(source: np.ndarray, target: np.ndarray) -> projection.SideOperator:
-    """Operator of one axis, on the device."""
-    return jax.tree.map(jnp.asarray, projection.prepare_side(source, target))
-
-
 def sides(pair: Bases) -> tuple[projection.SideOperator, projection.SideOperator]:
     """Left and right operators of a pair."""
-    return side(pair.u_s, pair.u_t), side(pair.v_s, pair.v_t)
+    return projection.prepare_side(pair.u_s, pair.u_t), projection.prepare_side(pair.v_s, pair.v_t)
 
 
 def all_arms(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference as ref
 import strategies as gen
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import laws
 
@@ -45,7 +45,7 @@ def assert_orthonormal(columns) -> None:
 def test_basis_holds_the_singular_triplets(shape, data):
     weight = data.draw(gen.weights(*shape))
     n = min(shape)
-    basis = compute_basis(weight, ("rank", float(n)))
+    basis = compute_basis(weight, ("rank", n))
     _, sigma, _ = ref.svd(weight)
     assert basis.u.dtype == basis.v.dtype == np.float32
     assert basis.s.dtype == np.float64
@@ -65,7 +65,7 @@ def test_basis_holds_the_singular_triplets(shape, data):
 def test_leading_columns_span_what_the_reference_says(shape, data):
     weight = data.draw(gen.weights(*shape))
     k = data.draw(st.integers(1, min(shape)))
-    basis = compute_basis(weight, ("rank", float(k)))
+    basis = compute_basis(weight, ("rank", k))
     u, sigma, v = ref.svd(weight)
     below = np.append(sigma, 0.0)[k]
     assume(sigma[k - 1] - below > CLUSTERED * sigma[0])
@@ -81,7 +81,7 @@ def test_leading_columns_span_what_the_reference_says(shape, data):
 def test_short_side_is_whole_and_long_side_serves_the_rule(shape, data):
     weight = data.draw(gen.weights(*shape))
     rule = data.draw(
-        st.sampled_from((("energy", 0.5), ("energy", 0.95), ("rank", 1.0), ("fraction", 0.5)))
+        st.sampled_from((("energy", 0.5), ("energy", 0.95), ("rank", 1), ("fraction", 0.5)))
     )
     basis = compute_basis(weight, rule)
     short, long = (basis.u, basis.v) if shape[0] <= shape[1] else (basis.v, basis.u)
@@ -102,7 +102,7 @@ def test_default_keeps_95_percent_of_the_energy():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_zero_weight_has_orthonormal_columns_and_rank_zero(shape):
-    basis = compute_basis(np.zeros(shape), ("rank", float(min(shape))))
+    basis = compute_basis(np.zeros(shape), ("rank", min(shape)))
     assert_orthonormal(basis.u)
     assert_orthonormal(basis.v)
     assert not basis.s.any()
@@ -135,13 +135,13 @@ def test_long_side_is_orthonormal_however_small_the_last_singular_value(ratio, t
 
 RULES = st.one_of(
     st.tuples(st.just("energy"), st.floats(0.01, 1.0)),
-    st.tuples(st.just("rank"), st.integers(1, 40).map(float)),
+    st.tuples(st.just("rank"), st.integers(1, 40)),
     st.tuples(st.just("fraction"), st.sampled_from((0.25, 0.5, 0.75, 1.0))),
     st.tuples(st.just("numerical"), st.none()),
 )
 
 
-@laws
+@settings(laws, max_examples=40)
 @given(rule=RULES, kind=st.sampled_from(gen.SPECTRA), n=st.sampled_from((1, 8, 24)))
 def test_rank_rules_equal_the_reference(rule, kind, n):
     sigma = 3.7 * gen.spectrum_of(kind, n)
@@ -162,7 +162,7 @@ def test_energy_rule_counts_squares_and_stops_at_the_first_that_suffices():
 
 def test_rank_rule_is_capped_and_fraction_is_rounded_but_at_least_one():
     sigma = np.ones(10)
-    assert choose_rank(sigma, ("rank", 320.0)) == 10
+    assert choose_rank(sigma, ("rank", 320)) == 10
     assert choose_rank(sigma, ("fraction", 0.26)) == 3
     assert choose_rank(sigma, ("fraction", 0.01)) == 1
 
@@ -172,7 +172,7 @@ def test_unknown_rank_rule_is_refused():
         choose_rank(np.ones(3), ("magic", 1.0))
 
 
-@laws
+@settings(laws, max_examples=40)
 @given(data=st.data())
 def test_numerical_rank_sees_through_the_rounding_of_the_decomposition(data):
     weight = data.draw(gen.weights(*data.draw(shapes)))
@@ -186,9 +186,9 @@ def test_common_rank_is_the_larger_one_or_each_its_own():
     assert common_rank(3, 99, "max") == common_rank(99, 3, "max") == (99, 99)
     assert common_rank(3, 99, "own") == (3, 99)
     s_s, s_t = gen.spectrum_of("decaying", 20), gen.spectrum_of("flat", 20)
-    ks = [choose_rank(s, ("energy", 0.9)) for s in (s_s, s_t)]
+    ks = [choose_rank(s, ("energy", 0.87)) for s in (s_s, s_t)]
     for mode in ("max", "own"):
-        assert common_rank(ks[0], ks[1], mode) == ref.pair_ranks(s_s, s_t, ("energy", 0.9), mode)
+        assert common_rank(ks[0], ks[1], mode) == ref.pair_ranks(s_s, s_t, ("energy", 0.87), mode)
 
 
 # --- other ranks, the cut ---------------------------------------------------------------------
