@@ -155,9 +155,10 @@ def _run_batch(
         jnp.asarray(np.stack([f.up for f in padded])),
     )
     min_cos = options.rotation_min_cos
-    result = jax.device_get(
-        project_batch(method, left, right, factors, min_cos, compressed=compressed)
-    )
+    with jax.enable_x64(compressed):  # `lora.spectrum` works in float64 then
+        result = jax.device_get(
+            project_batch(method, left, right, factors, min_cos, compressed=compressed)
+        )
     return {
         job.step.path: _collect(job, result, index, operators[index], options)
         for index, job in enumerate(jobs)
@@ -203,7 +204,8 @@ def _copied(factors: HostFactors, options: MigrationOptions) -> Moved:
     wanted = output_rank(options.rank)
     if wanted[0] in ("exact", "source"):
         return Moved(_rescaled(factors, factors, options), 1.0)
-    whole = jax.device_get(lora.spectrum(lora.Factors(*map(jnp.asarray, factors))))
+    with jax.enable_x64(True):
+        whole = jax.device_get(lora.spectrum(lora.Factors(*map(jnp.asarray, factors))))
     cut, kept = _cut(HostFactors(*whole.factors), whole.sigma, factors.rank, options)
     return Moved(_rescaled(cut, factors, options), kept)
 
