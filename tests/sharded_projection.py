@@ -53,7 +53,7 @@ def main() -> None:
         spec = PartitionSpec(*[None] * axis, "layers")
         return jax.device_put(tree, NamedSharding(mesh, spec))
 
-    found = {"devices": jax.device_count()}
+    found: dict[str, float] = {"devices": jax.device_count()}
     for method in METHODS:
         for compressed in (False, True):
             jax.config.update("jax_enable_x64", compressed)  # as `execute` has it
