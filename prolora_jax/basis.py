@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from prolora_jax import linalg
+from prolora_jax.decomposition import decompose
 
 NUMERICAL_TOLERANCE = 1e-6
 """sigma_i counts when sigma_i > tolerance * sigma_1 (method.md 1)."""
@@ -50,7 +50,7 @@ def compute_basis(
     Returns:
         The basis. `s` stays float64: rank rules are decided on it.
     """
-    u, s, v = linalg.decompose(weight, lambda s: choose_rank(s, rule))
+    u, s, v = decompose(weight, lambda s: choose_rank(s, rule))
     return Basis(u.astype(np.float32), s, v.astype(np.float32))
 
 

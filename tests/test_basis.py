@@ -19,7 +19,7 @@ from prolora_jax.basis import (
     numerical_rank,
     stable_rank,
 )
-from prolora_jax.linalg import decompose
+from prolora_jax.decomposition import decompose
 
 SHAPES = ((24, 24), (36, 14), (14, 36), (1, 18), (18, 1), (1, 1), (96, 64))
 

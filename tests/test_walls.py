@@ -15,13 +15,16 @@ PACKAGE = ROOT / "prolora_jax"
 MOST_LINES = 400
 
 # Top-level parts of the package, and the parts that each may import beside itself.
-LOW_NUMBERS = {"lora", "basis"}
+HOST_NUMBERS = {"decomposition", "basis", "similarity"}  # a process that computes bases has no JAX
 LOW_NAMES = {"layout", "architectures", "adapter", "options", "encoding", "errors"}
 NAMES = LOW_NAMES | {"formats", "matching", "plan", "report"}
 MAY_KNOW = {
     "linalg": {"errors"},
-    **dict.fromkeys(LOW_NUMBERS, {"errors", "linalg"}),
-    **dict.fromkeys(("similarity", "projection"), {"errors", "linalg"} | LOW_NUMBERS),
+    "decomposition": {"errors"},
+    "lora": {"errors", "linalg"},
+    "basis": {"errors", "decomposition"},
+    "similarity": {"errors", "basis"},
+    "projection": {"errors", "linalg", "lora"},
     **dict.fromkeys(LOW_NAMES, LOW_NAMES),
     **dict.fromkeys(("formats", "matching"), LOW_NAMES),
     **dict.fromkeys(("plan", "report"), NAMES),
@@ -100,7 +103,7 @@ def outside_problem(part: str, library: str) -> str | None:
         return f"{library} is an oracle for tests"
     if library in DISK_LIBRARIES and part != "io":
         return f"only io may know {library}"
-    if library in DEVICE_LIBRARIES and part in NAMES | {"dense", "verify"}:
+    if library in DEVICE_LIBRARIES and part in NAMES | HOST_NUMBERS | {"dense", "verify"}:
         return f"{part} may not know {library}"
     return None
 
