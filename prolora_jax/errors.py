@@ -14,6 +14,9 @@ class Refusal(StrEnum):
     NOT_SAFETENSORS = "not-safetensors"
     PICKLE = "pickle-refused"
     TRUNCATED = "truncated"
+    FILE_TOO_LARGE = "file-too-large"
+    HEADER_TOO_LARGE = "header-too-large"
+    DUPLICATE_KEY = "duplicate-key"
     UNSUPPORTED_DTYPE = "unsupported-dtype"
     NON_FINITE = "non-finite"
     NOT_AN_ADAPTER = "not-an-adapter"
@@ -28,6 +31,8 @@ class Refusal(StrEnum):
     NOT_VERIFIED = "not-verified"
     UNREADABLE_BASE = "unreadable-base"
     OUTPUT_EXISTS = "output-exists"
+    CANNOT_WRITE = "cannot-write"
+    MISSING_LIBRARY = "missing-library"
     BAD_OPTION = "bad-option"
     BAD_REPORT = "bad-report"
 
@@ -55,6 +60,10 @@ class UsageError(ProloraError):
     """Raised when the request itself is wrong: an option value, a missing path, existing output."""
 
     exit_code = 2
+
+
+class OutputError(ProloraError):
+    """Raised when the disk does not take an output: it is full, or may not be written to."""
 
 
 class BaseModelError(ProloraError):

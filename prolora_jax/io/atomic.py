@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prolora_jax.errors import OutputError, Refusal
+
 TEMPORARY_SUFFIX = ".prolora-tmp"
 
 
@@ -26,22 +28,36 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Yields:
         The path to write to, in the same folder.
+
+    Raises:
+        OutputError: the disk is full, the folder may not be written to, or the like.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not derived from the final name, which may already be as long as a file system allows.
     temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
-    mode = _usual_mode(temporary)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = _usual_mode(temporary)
         yield temporary
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         _flush(temporary)
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as failure:
+        message = cannot_write(path, failure.strerror or str(failure))
+        raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
+    finally:
+        with suppress(OSError):  # after a failure; else it has its final name already
+            temporary.unlink(missing_ok=True)
     with suppress(OSError):  # a folder cannot be flushed everywhere; the file itself was
         _flush(path.parent)
+
+
+def cannot_write(path: str | os.PathLike[str], reason: str) -> str:
+    """The message for an output that could not be written, for a reason that the disk gave."""
+    return (
+        f"{path}: cannot be written ({' '.join(reason.split())}); expected a folder with free "
+        f"space that may be written to; make room or name another"
+    )
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -61,7 +77,8 @@ def _usual_mode(path: Path) -> int:
         path.touch(exist_ok=False)
         return path.stat().st_mode & 0o777
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -91,7 +91,7 @@ def load_base_model(path: str | Path) -> BaseModel:
         module: sources[f"{prefix}{module.removeprefix(UNET)}.weight"] for module in spec.modules
     }
     for file, key in by_path.values():
-        file.require_readable(key)
+        file.require_weight(key)
     return BaseModel(spec, str(path), by_path)
 
 

@@ -1,39 +1,40 @@
 """Reading and writing safetensors files, as NumPy arrays.
 
-The library does the parsing. This module adds what a user needs when it fails: which file, what
-it is instead, and what to do.
+The library opens a file after `header` has: that one has the limits, and says what is wrong. Here
+is what a user needs beside it: which file, what it is instead, and what to do.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes  # noqa: F401 (imported for its effect: NumPy cannot name bfloat16 without it)
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from prolora_jax.errors import ProloraError, Refusal, UsageError
-from prolora_jax.io.atomic import atomic_path
+from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
+from prolora_jax.io.atomic import atomic_path, cannot_write
+from prolora_jax.io.header import BadHeader, Entry, Header, read_header
+from prolora_jax.io.signatures import signature
 
-READABLE_DTYPES = frozenset(
-    {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+# The library cannot hand these to NumPy: they are taken from the file's bytes.
+_EIGHT_BIT_FLOATS = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+WEIGHT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", *_EIGHT_BIT_FLOATS})
+READABLE_DTYPES = WEIGHT_DTYPES | {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
+# Ends of names beside a weight in few bits: without them its numbers mean nothing.
+_QUANTISED = (
+    (".absmax", ".nested_absmax", ".quant_map", ".nested_quant_map", ".SCB", ".weight_format")
+    + (".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".weight_scale_inv")
+    + (".qweight", ".qzeros", ".g_idx", ".comfy_quant", ".bitsandbytes__nf4")
+    + (".bitsandbytes__fp4",)
 )
-
-_PICKLE_REMEDY = "may run code when opened; convert it to safetensors in a sandbox and give that"
-# First bytes of what people hold for a safetensors file.
-_SIGNATURES = (
-    (b"PK\x03\x04", Refusal.PICKLE, f"a zip archive (torch .pt or .ckpt), which {_PICKLE_REMEDY}"),
-    (
-        b"version https://git-lfs",
-        Refusal.NOT_SAFETENSORS,
-        "a git-lfs pointer; fetch the file itself with `git lfs pull`",
-    ),
-    (b"GGUF", Refusal.NOT_SAFETENSORS, "a GGUF file; convert it to safetensors"),
-    (b"\x1f\x8b", Refusal.NOT_SAFETENSORS, "a gzip archive; unpack it"),
-)
-_PICKLE_PROTOCOLS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
+_QUANTISED_MARK = "scaled_fp8"
+MAX_WHOLE_FILE = 16 * 2**30
+"""Bytes of a file that is read whole. The largest adapters have 2 or 3 GB."""
 
 
 class TensorFile:
@@ -59,23 +60,57 @@ class TensorFile:
         self.path = Path(path)
         self._error = error
         _require_file(self.path)
+        self._header = self._read_header()
         try:
+            # Looks at holes, overlaps and dtypes, and holds on to the file.
             self._file = safe_open(self.path, framework="numpy")
         except (SafetensorError, OSError) as failure:
-            code, found = _diagnose(self.path, failure)
-            raise error(
-                f"{self.path}: {found} (expected a safetensors file)", code=code
+            raise self._bad(
+                Refusal.NOT_SAFETENSORS, f"found no readable header ({failure}); fetch it again"
             ) from failure
-        self.keys: tuple[str, ...] = tuple(self._file.keys())
-        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
+        self._entries = self._header.tensors
+        self._refuse_quantised()
+        self._bytes = None
+        if any(entry.dtype in _EIGHT_BIT_FLOATS for entry in self._entries.values()):
+            self._bytes = np.memmap(self.path, np.uint8, mode="r")
+        self.keys: tuple[str, ...] = tuple(self._entries)
+        self.metadata: dict[str, str] = dict(self._header.metadata)
+
+    def _read_header(self) -> Header:
+        try:
+            return read_header(self.path)
+        except BadHeader as failure:
+            code, found = signature(self.path) or (failure.code, str(failure))
+            if code is Refusal.PICKLE:
+                allow = " or allow it (--allow-pickle)" * (self._error is AdapterRefused)
+                found += f"; convert it to safetensors in a sandbox and give that{allow}"
+            raise self._bad(code, found) from failure
+        except OSError as failure:
+            raise self._bad(
+                Refusal.MISSING_FILE, f"cannot be read ({failure.strerror}); check the disk"
+            ) from failure
+
+    def _bad(self, code: Refusal, found: str) -> ProloraError:
+        text = " ".join(found.split())
+        return self._error(f"{self.path}: {text} (expected a safetensors file)", code=code)
+
+    def _refuse_quantised(self) -> None:
+        for key in self._entries:
+            if key.endswith(_QUANTISED) or key.rsplit(".", 1)[-1] == _QUANTISED_MARK:
+                raise self._error(
+                    f"{self.path}: found {key}, which belongs to a weight packed into 8 bits or "
+                    f"fewer; expected numbers that stand for themselves (F16, BF16, F32); unpack "
+                    f"the file with the program that wrote it",
+                    code=Refusal.UNSUPPORTED_DTYPE,
+                )
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
-        return tuple(self._file.get_slice(key).get_shape())
+        return self._entries[key].shape
 
     def dtype(self, key: str) -> str:
         """The dtype code of a tensor as the header has it, `F32` or `BF16`."""
-        return self._file.get_slice(key).get_dtype()
+        return self._entries[key].dtype
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by key."""
@@ -87,28 +122,43 @@ class TensorFile:
         Raises:
             ProloraError: (as the reader's error) its dtype is not supported.
         """
-        self.require_readable(key)
+        self._require_dtype(key, READABLE_DTYPES)
+        entry = self._entries[key]
+        if entry.dtype in _EIGHT_BIT_FLOATS:
+            return self._eight_bit_floats(entry)
         return self._file.get_tensor(key)
 
-    def require_readable(self, key: str) -> None:
-        """Check a tensor's dtype without reading it.
+    def require_weight(self, key: str) -> None:
+        """Check, without reading a tensor, that its dtype is one for weights: floats.
 
         Raises:
             ProloraError: (as the reader's error) its dtype is not supported.
         """
+        self._require_dtype(key, WEIGHT_DTYPES)
+
+    def _require_dtype(self, key: str, supported: frozenset[str]) -> None:
         dtype = self.dtype(key)
-        if dtype not in READABLE_DTYPES:
+        if dtype not in supported:
             raise self._error(
                 f"{self.path}: tensor {key} has dtype {dtype}; expected F16, BF16, F32 or F64; "
                 f"convert the file to one of these",
                 code=Refusal.UNSUPPORTED_DTYPE,
             )
 
+    def _eight_bit_floats(self, entry: Entry) -> np.ndarray:
+        assert self._bytes is not None  # mapped for entries like this one
+        start = self._header.body
+        raw = np.array(self._bytes[start + entry.start : start + entry.end])
+        return raw.view(_EIGHT_BIT_FLOATS[entry.dtype]).reshape(entry.shape)
+
 
 def read_tensors(
     path: str | os.PathLike[str], *, error: type[ProloraError]
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a whole safetensors file.
+
+    Floats of 8 bits come as float16, which has every number of both kinds: neither readers of
+    adapters nor NumPy's arithmetic know the narrow ones.
 
     Args:
         path: a safetensors file.
@@ -122,7 +172,19 @@ def read_tensors(
         ProloraError: (as `error`) it is no intact safetensors file of supported dtypes.
     """
     file = TensorFile(path, error=error)
-    return {key: file.tensor(key) for key in file.keys}, file.metadata
+    size = file.path.stat().st_size
+    if size > MAX_WHOLE_FILE:
+        raise error(
+            f"{file.path}: found {size} bytes; expected an adapter of at most {MAX_WHOLE_FILE}; "
+            f"give the adapter, not a base model",
+            code=Refusal.FILE_TOO_LARGE,
+        )
+    return {key: _widened(file.tensor(key)) for key in file.keys}, file.metadata
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    narrow = array.dtype in _EIGHT_BIT_FLOATS.values()
+    return array.astype(np.float16) if narrow else array
 
 
 def write_tensors(
@@ -136,6 +198,9 @@ def write_tensors(
         path: where to; an existing file is replaced.
         tensors: arrays by key; bfloat16 ones by `ml_dtypes`.
         metadata: header strings.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     # The library writes the buffer of an array whatever its strides: without this a transposed
     # view ends up as wrong numbers, and no error says so (formats.md 0.8).
@@ -145,63 +210,25 @@ def write_tensors(
         for key, array in tensors.items()
     }
     with atomic_path(path) as temporary:
-        save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)
+        try:
+            save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as failure:  # its own name for what the disk answered
+            message = cannot_write(path, str(failure))
+            raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
 
 
 def _require_file(path: Path) -> None:
     remedy = None
-    if path.is_dir():
-        remedy = "found a folder; expected a safetensors file; name the file in it"
-    elif not path.exists():
-        remedy = "no such file; check the path"
-    elif not os.access(path, os.R_OK):
-        remedy = "found a file that may not be read; check its permissions"
+    try:
+        if path.is_dir():
+            remedy = "found a folder; expected a safetensors file; name the file in it"
+        elif not path.exists():
+            remedy = "no such file; check the path"
+        elif not path.is_file():  # reading a pipe or a device may never end
+            remedy = "found a pipe or a device; expected a safetensors file; name a file"
+        elif not os.access(path, os.R_OK):
+            remedy = "found a file that may not be read; check its permissions"
+    except OSError as failure:  # a name that is too long, a folder that may not be entered
+        remedy = f"cannot be looked at ({failure.strerror}); check the path"
     if remedy is not None:
         raise UsageError(f"{path}: {remedy}", code=Refusal.MISSING_FILE)
-
-
-def _diagnose(path: Path, failure: Exception) -> tuple[Refusal, str]:
-    """What a file is that the library could not open."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    if size == 0:
-        return Refusal.TRUNCATED, "found an empty file; fetch it again"
-    if head.startswith(_PICKLE_PROTOCOLS):
-        return Refusal.PICKLE, f"found a pickle, which {_PICKLE_REMEDY}"
-    for signature, code, found in _SIGNATURES:
-        if head.startswith(signature):
-            return code, f"found {found}"
-    if head.lstrip()[:5].lower() in {b"<!doc", b"<html", b"<?xml"}:
-        return (
-            Refusal.NOT_SAFETENSORS,
-            "found a web page; fetch the file itself, signed in if need be",
-        )
-    expected = _expected_size(path, size)
-    if expected is not None and size < expected:
-        return Refusal.TRUNCATED, f"found {size} bytes of {expected}; fetch it again"
-    if expected is not None and size > expected:
-        return (
-            Refusal.NOT_SAFETENSORS,
-            f"found {size - expected} bytes after the last tensor; fetch it again",
-        )
-    reason = " ".join(str(failure).split())
-    return Refusal.NOT_SAFETENSORS, f"found no readable header ({reason}); fetch it again"
-
-
-def _expected_size(path: Path, size: int) -> int | None:
-    """How long the file should be according to its own header; None if that makes no sense."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8:
-            return 8
-        if length > 100_000_000:  # the library's own limit
-            return None
-        header = file.read(length)
-    if len(header) < length:
-        return 8 + length if header.startswith(b"{") else None
-    try:
-        entries = {key: entry for key, entry in json.loads(header).items() if key != "__metadata__"}
-        return 8 + length + max(entry["data_offsets"][1] for entry in entries.values())
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
-        return None
