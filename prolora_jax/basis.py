@@ -21,6 +21,13 @@ Rule = tuple[str, float | None]
 """("energy", e), ("rank", k), ("fraction", f) or ("numerical", None)."""
 
 
+class Extent(NamedTuple):
+    """What a stored basis can serve: all singular values, and the columns of both sides."""
+
+    s: Float[np.ndarray, " n"]
+    columns: int
+
+
 class Basis(NamedTuple):
     """Singular vectors of one weight, float32 (method.md 1).
 
@@ -33,9 +40,9 @@ class Basis(NamedTuple):
     v: Float[np.ndarray, "in right"]
 
     @property
-    def columns(self) -> int:
-        """The largest k that both sides can serve."""
-        return min(self.u.shape[1], self.v.shape[1])
+    def extent(self) -> Extent:
+        """Its singular values, and the largest k that both sides can serve."""
+        return Extent(self.s, min(self.u.shape[1], self.v.shape[1]))
 
 
 def compute_basis(

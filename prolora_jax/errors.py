@@ -51,6 +51,16 @@ class ProloraError(Exception):
         super().__init__(message)
         self.code = code
 
+    def __reduce__(self):
+        # Errors of worker processes travel by pickle, which would leave out the code.
+        return _rebuild, (type(self), str(self), self.code)
+
+
+def _rebuild(kind: "type[ProloraError]", message: str, code: Refusal) -> "ProloraError":
+    error = kind.__new__(kind)
+    ProloraError.__init__(error, message, code=code)
+    return error
+
 
 class AdapterRefused(ProloraError):
     """Raised when an adapter file cannot be used; other files of the same run go on."""

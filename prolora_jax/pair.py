@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prolora_jax.bases import BasisStore, MemoryStore, Progress, load_or_compute
+from prolora_jax.bases import BasisStore, MemoryStore, Progress, compute_bases, load_or_compute
 from prolora_jax.basis import Basis, choose_rank, common_rank, cut_gap
 from prolora_jax.io.checkpoint import BaseModel
 from prolora_jax.matching import BLOCK, Matching, blocks_of, match_modules
@@ -17,11 +17,25 @@ CLUSTERED_GAP = 1e-3
 
 
 class BasePair:
-    """What can be known of two base models without any adapter."""
+    """What can be known of two base models without any adapter.
 
-    def __init__(self, source: BaseModel, target: BaseModel, store: BasisStore | None = None):
+    Args:
+        source: base model that adapters were trained on.
+        target: base model that they move to.
+        store: where bases are found and kept; memory when None.
+        workers: processes for bases that have to be computed (see `compute_bases`).
+    """
+
+    def __init__(
+        self,
+        source: BaseModel,
+        target: BaseModel,
+        store: BasisStore | None = None,
+        workers: int = 1,
+    ):
         self.source = source
         self.target = target
+        self.workers = workers
         self.store = MemoryStore() if store is None else store
 
     def matching(self, mode: str = "auto") -> Matching:
@@ -75,12 +89,27 @@ class BasePair:
         Returns:
             Measures by target path. `copy` needs none and computes none.
         """
+        if options.method != "copy":
+            self._prepare_bases(pairs, options, progress)
         measures = {}
         for done, (path, source_path) in enumerate(pairs.items(), start=1):
             measures[path] = self._measure(path, source_path, options)
             if progress is not None:
                 progress("similarity", done, len(pairs))
         return measures
+
+    def _prepare_bases(
+        self, pairs: Mapping[str, str], options: MigrationOptions, progress: Progress | None
+    ) -> None:
+        """Compute what the store lacks, in worker processes when there is much of it."""
+        wanted = {
+            path: source_path
+            for path, source_path in pairs.items()
+            if options.identical == "project" or not self._identical(path, source_path)
+        }
+        rule = basis_rule(options.basis_rank)
+        for model, paths in ((self.source, wanted.values()), (self.target, wanted)):
+            compute_bases(model, paths, self.store, rule, progress, self.workers)
 
     def _measure(self, path: str, source_path: str, options: MigrationOptions) -> Measure:
         if options.method == "copy":
@@ -100,7 +129,11 @@ class BasePair:
 
     def _identical(self, path: str, source_path: str) -> bool:
         """Equal after casting both weights to the narrower of their dtypes."""
+        if self.source.fingerprint(source_path) == self.target.fingerprint(path):
+            return True
         a, b = self.source.weight(source_path), self.target.weight(path)
+        if a.dtype == b.dtype:
+            return False
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
         return np.array_equal(a.astype(narrower), b.astype(narrower))
 

@@ -89,7 +89,7 @@ def test_short_side_is_whole_and_long_side_serves_the_rule(shape, data):
         assert short.shape == (min(shape), min(shape))
         assert_orthonormal(short)
     assert long.shape[0] == max(shape)
-    assert basis.columns >= choose_rank(basis.s, rule)
+    assert basis.extent.columns >= choose_rank(basis.s, rule)
     assert len(basis.s) == min(shape)  # always all of them
     assert_orthonormal(long)
 
@@ -97,7 +97,7 @@ def test_short_side_is_whole_and_long_side_serves_the_rule(shape, data):
 def test_default_keeps_95_percent_of_the_energy():
     weight = gen.matrix_of(np.random.default_rng(0), 40, 20, "decaying")
     _, sigma, _ = ref.svd(weight)
-    assert compute_basis(weight).columns == ref.rank_of(sigma, ("energy", 0.95))
+    assert compute_basis(weight).extent.columns == ref.rank_of(sigma, ("energy", 0.95))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -107,7 +107,7 @@ def test_zero_weight_has_orthonormal_columns_and_rank_zero(shape):
     assert_orthonormal(basis.v)
     assert not basis.s.any()
     assert [choose_rank(basis.s, rule) for rule in (("energy", 0.9), ("numerical", None))] == [0, 0]
-    assert compute_basis(np.zeros(shape)).columns == 0
+    assert compute_basis(np.zeros(shape)).extent.columns == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
@@ -224,4 +224,4 @@ def test_cut_gap_is_relative_and_knows_what_is_not_cut():
 
 def test_columns_is_what_both_sides_can_serve():
     u, v = np.zeros((5, 5), np.float32), np.zeros((9, 2), np.float32)
-    assert Basis(u, np.zeros(5), v).columns == 2
+    assert Basis(u, np.zeros(5), v).extent.columns == 2

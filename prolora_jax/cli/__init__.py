@@ -31,6 +31,7 @@ app = App(
 for _name, _help in {
     "demo": "The whole job on two small nets made on the spot: every arm, a table, a heat map.",
     "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
+    "bases": "Compute bases ahead of time, list them, prune the store.",
     "similarity": "How close two base models are, module by module, and what to expect.",
     "migrate": "Move an adapter from a source base model to a target base model.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",

@@ -1,5 +1,6 @@
 """Where output goes: results on stdout, progress and errors on stderr."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from prolora_jax.errors import Refusal, UsageError
+
 if TYPE_CHECKING:
     from prolora_jax.io.basis_store import FolderStore
 
@@ -35,13 +38,28 @@ class Common:
         store: folder of the basis store [default: $PROLORA_STORE, else the user's cache folder].
         json: print one JSON document on stdout and nothing else there.
         quiet: no progress.
+        workers: processes that compute bases [default: one per core].
         config: YAML file with any of these options; the command line wins.
     """
 
     store: Path | None = None
     json: Annotated[bool, Parameter(negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False
+    workers: int | None = None
     config: Path | None = None
+
+    @property
+    def processes(self) -> int:
+        """Number of worker processes.
+
+        Raises:
+            UsageError: when fewer than one was asked for.
+        """
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(
+                f"--workers {self.workers}: expected 1 or more", code=Refusal.BAD_OPTION
+            )
+        return self.workers or len(os.sched_getaffinity(0))
 
     def basis_store(self) -> "FolderStore":
         """The basis store in the chosen folder."""

@@ -14,6 +14,7 @@ COMMON = Common()
 def inspect(
     *paths: Path,
     source: Path | None = None,
+    allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """What an adapter file is: format, ranks, modules, or why it would be refused.
@@ -21,6 +22,7 @@ def inspect(
     Args:
         paths: adapter files.
         source: base model it was trained on; then every module is checked against it.
+        allow_pickle: read pickles, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
     import msgspec
 
@@ -36,7 +38,7 @@ def inspect(
     found, worst = [], 0
     for path in paths:
         try:
-            found.append(inspect_adapter(load_adapter(path, base), str(path)))
+            found.append(inspect_adapter(load_adapter(path, base, allow_pickle=allow_pickle), str(path)))
         except ProloraError as error:
             worst = max(worst, error.exit_code)
             found.append(refused(str(path), error))

@@ -24,6 +24,7 @@ def migrate(
     format: Literal["same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers"] = "same",
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
@@ -41,6 +42,7 @@ def migrate(
         format: key convention of the output; kohya: what kohya's trainer writes for this base.
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
+        allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
     from prolora_jax.cli import tables
     from prolora_jax.errors import Refusal, UsageError
@@ -60,8 +62,8 @@ def migrate(
         refuse_existing(report_path(out_path), overwrite)
     # Absolute paths: the report names them, and `verify` may be called from elsewhere.
     models = load_base_model(source.resolve()), load_base_model(target.resolve())
-    pair = BasePair(*models, common.basis_store())
-    adapter = load_adapter(input.resolve(), pair.source.spec)
+    pair = BasePair(*models, common.basis_store(), common.processes)
+    adapter = load_adapter(input.resolve(), pair.source.spec, allow_pickle=allow_pickle)
     reporter = Reporter(common.quiet)
     with reporter.shown():
         plan = make_plan(adapter, pair, options, reporter)

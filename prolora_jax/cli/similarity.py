@@ -43,7 +43,9 @@ def similarity(
     from prolora_jax.relation import relation
 
     options = MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank)
-    pair = BasePair(load_base_model(source), load_base_model(target), common.basis_store())
+    pair = BasePair(
+        load_base_model(source), load_base_model(target), common.basis_store(), common.processes
+    )
     reporter = Reporter(common.quiet)
     with reporter.shown():
         matching = pair.matching(options.match)

@@ -17,6 +17,7 @@ def verify(
     source_lora: Path | None = None,
     source: Path | None = None,
     target: Path | None = None,
+    allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """Recompute a migrated file on an independent dense float64 path and compare.
@@ -29,6 +30,7 @@ def verify(
         source_lora: the adapter it was made from [default: from the report].
         source: source base model [default: from the report].
         target: target base model [default: from the report].
+        allow_pickle: read the adapter it was made from if that is a pickle.
     """
     import msgspec
 
@@ -41,7 +43,8 @@ def verify(
     report = read_report(output)
     source_model = load_base_model(source or Path(report["source"]["location"]))
     target_model = load_base_model(target or Path(report["target"]["location"]))
-    original = load_adapter(source_lora or Path(report["input"]["location"]), source_model.spec)
+    input = source_lora or Path(report["input"]["location"])
+    original = load_adapter(input, source_model.spec, allow_pickle=allow_pickle)
     migrated = load_adapter(output, target_model.spec)
     reporter = Reporter(common.quiet)
     with reporter.shown():

@@ -4,13 +4,18 @@ Writing is atomic, so a killed run leaves whole files only; what is there is not
 """
 
 import os
+import re
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from platformdirs import user_cache_path
 
-from prolora_jax.basis import Basis
+from prolora_jax.basis import Basis, Extent
 from prolora_jax.errors import ProloraError, UsageError
+from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.tensors import TensorFile, write_tensors
 
 VERSION = 1
@@ -23,6 +28,22 @@ def default_store() -> Path:
     return Path(chosen) if chosen else user_cache_path("prolora") / "bases"
 
 
+_SUFFIX = f".v{VERSION}.safetensors"
+_BASIS = re.compile(r"[0-9a-f]{32}\.v\d+\.safetensors")
+_LEFTOVER_SECONDS = 3600.0
+"""Age from which a temporary file belongs to a run that was killed, not to one that goes on."""
+
+
+@dataclass(frozen=True)
+class StoredBasis:
+    """One file of the store: whose basis, of which weight's shape, how many columns and bytes."""
+
+    fingerprint: str
+    shape: tuple[int, int]
+    columns: int
+    size: int
+
+
 class FolderStore:
     """A `BasisStore` in a folder."""
 
@@ -30,7 +51,7 @@ class FolderStore:
         self.folder = folder
 
     def _path(self, fingerprint: str) -> Path:
-        return self.folder / f"{fingerprint}.v{VERSION}.safetensors"
+        return self.folder / f"{fingerprint}{_SUFFIX}"
 
     def get(self, fingerprint: str) -> Basis | None:
         """The basis of a weight; None when it is not there or its file is damaged."""
@@ -44,10 +65,58 @@ class FolderStore:
             # A damaged file is computed again and replaced: the store is only a cache.
             return None
 
+    def extent(self, fingerprint: str) -> Extent | None:
+        """What a basis can serve, without reading its vectors; None as in `get`."""
+        path = self._path(fingerprint)
+        if not path.is_file():
+            return None
+        try:
+            file = TensorFile(path, error=UsageError)
+            return Extent(file.tensor("s"), min(file.shape("u")[1], file.shape("v")[1]))
+        except (ProloraError, KeyError):
+            return None
+
     def put(self, fingerprint: str, basis: Basis) -> None:
         """Write a basis; replaces an older one of the same weight."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {"u": basis.u, "s": basis.s, "v": basis.v}
         write_tensors(
             self._path(fingerprint), {k: np.ascontiguousarray(a) for k, a in tensors.items()}
         )
+
+    def entries(self) -> list[StoredBasis]:
+        """Every whole basis of the present version, by shape and fingerprint."""
+        found = []
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            extent = self.extent(path.name.removesuffix(_SUFFIX))
+            if extent is not None:
+                file = TensorFile(path, error=UsageError)
+                shape = file.shape("u")[0], file.shape("v")[0]
+                fingerprint = path.name.removesuffix(_SUFFIX)
+                found.append(StoredBasis(fingerprint, shape, extent.columns, path.stat().st_size))
+        return sorted(found, key=lambda entry: (entry.shape, entry.fingerprint))
+
+    def prune(self, keep: Collection[str] | None, *, dry_run: bool = False) -> tuple[int, int]:
+        """Delete damaged files, leftovers of killed runs and other versions.
+
+        Args:
+            keep: fingerprints to keep; every other basis goes, too. None keeps all whole ones.
+            dry_run: count only.
+
+        Returns:
+            Number of files and bytes. Files that are not the store's are never touched.
+        """
+        whole = {entry.fingerprint for entry in self.entries()}
+        kept = {self._path(f) for f in (whole if keep is None else whole & set(keep))}
+        files = size = 0
+        for path in sorted(self.folder.glob("*")):
+            if path in kept or not (_BASIS.fullmatch(path.name) or _is_leftover(path)):
+                continue
+            files, size = files + 1, size + path.stat().st_size
+            if not dry_run:
+                path.unlink()
+        return files, size
+
+
+def _is_leftover(path: Path) -> bool:
+    old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
+    return path.name.endswith(TEMPORARY_SUFFIX) and old

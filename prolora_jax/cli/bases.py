@@ -1,0 +1,105 @@
+"""`prolora bases build | list | prune`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from prolora_jax.cli.console import Common, Reporter, out
+
+COMMON = Common()
+bases = App(name="bases", help_format="plaintext")
+
+
+@bases.command
+def build(
+    *models: Path,
+    modules: Literal["attn", "linear", "all"] = "attn",
+    basis_rank: str = "energy=0.95",
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """Compute and store the bases of base models ahead of time.
+
+    What is stored already is not computed again; a run that was killed goes on where it was.
+
+    Args:
+        models: base models.
+        modules: attn: attention layers; linear: all linear layers; all: convolutions, too.
+        basis_rank: how many columns to keep at least: energy=0.95, rank=320, fraction=0.5.
+    """
+    import msgspec
+
+    from prolora_jax.bases import compute_bases
+    from prolora_jax.errors import Refusal, UsageError
+    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.options import basis_rule
+
+    if not models:
+        raise UsageError("bases build needs at least one base model", code=Refusal.BAD_OPTION)
+    rule = basis_rule(basis_rank)
+    store = common.basis_store()
+    reporter = Reporter(common.quiet)
+    results = []
+    for location in models:
+        model = load_base_model(location.resolve())
+        paths = [path for path, module in model.spec.modules.items() if module.kind_is(modules)]
+        with reporter.shown():
+            done = compute_bases(model, paths, store, rule, reporter, common.processes)
+        results.append({"model": model.location, "modules": len(paths), "computed": done})
+        if not common.json:
+            found = len(paths) - done
+            out().print(f"{location}: {done} bases computed, {found} were stored already")
+    if common.json:
+        document = {"store": str(store.folder), "models": results}
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    return 0
+
+
+@bases.command(name="list")
+def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
+    """What the basis store holds: bases and bytes by shape of the weight."""
+    import msgspec
+
+    from prolora_jax.cli import tables
+
+    store = common.basis_store()
+    entries = store.entries()
+    if common.json:
+        document = {"store": str(store.folder), "bases": entries}
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    else:
+        tables.show_store(out(), store.folder, entries)
+    return 0
+
+
+@bases.command
+def prune(
+    *,
+    keep: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """Delete what the basis store does not need: damaged files, leftovers, other versions.
+
+    Args:
+        keep: base models; with them, the bases of all other models are deleted, too.
+        dry_run: only say what would be deleted.
+    """
+    import msgspec
+
+    from prolora_jax.io.checkpoint import load_base_model
+
+    store = common.basis_store()
+    wanted = None
+    if keep:
+        models = [load_base_model(location.resolve()) for location in keep]
+        wanted = {model.fingerprint(path) for model in models for path in model.spec.modules}
+    files, size = store.prune(wanted, dry_run=dry_run)
+    if common.json:
+        document = {"store": str(store.folder), "files": files, "bytes": size, "dry_run": dry_run}
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    else:
+        verb = "Would delete" if dry_run else "Deleted"
+        out().print(f"{verb} {files} files, {size / 1e6:.1f} MB, in {store.folder}")
+    return 0

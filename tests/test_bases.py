@@ -1,0 +1,165 @@
+"""Computing, storing and pruning bases: in turn, in worker processes, interrupted, damaged."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prolora_jax import bases as module
+from prolora_jax.bases import MemoryStore, compute_bases, load_or_compute
+from prolora_jax.basis import Basis
+from prolora_jax.cli import run
+from prolora_jax.errors import BaseModelError
+from prolora_jax.io.atomic import TEMPORARY_SUFFIX
+from prolora_jax.io.basis_store import FolderStore
+from prolora_jax.io.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.tensors import write_tensors
+
+SLOT = "down_blocks.0.attentions.0.transformer_blocks"
+
+
+def make_model(folder: Path, blocks: int = 2, dim: int = 24, bad: bool = False) -> BaseModel:
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"{SLOT}.{i}.attn{a}.to_{r}.weight": rng.normal(size=(dim, dim + 8 * (a - 1)))
+        for i in range(blocks)
+        for a in (1, 2)
+        for r in "qkv"
+    }
+    tensors["conv_in.weight"] = rng.normal(size=(dim, 4, 3, 3))
+    if bad:
+        next(iter(tensors.values()))[0, 0] = np.nan
+    path = folder / "model.safetensors"
+    write_tensors(path, {key: a.astype(np.float32) for key, a in tensors.items()})
+    return load_base_model(path)
+
+
+def attention(model: BaseModel) -> list[str]:
+    return [path for path, m in model.spec.modules.items() if m.kind_is("attn")]
+
+
+def test_worker_processes_give_the_same_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = make_model(tmp_path)
+    monkeypatch.setattr(module, "POOL_WORTH", 0.0)
+    one, two = MemoryStore(), FolderStore(tmp_path / "store")
+    assert compute_bases(model, attention(model), one) == 12
+    seen = []
+    done = compute_bases(
+        model, attention(model), two, progress=lambda *now: seen.append(now), workers=2
+    )
+    assert done == 12
+    assert seen[-1] == ("bases", 12, 12)
+    for path in attention(model):
+        a, b = (store.get(model.fingerprint(path)) for store in (one, two))
+        assert a is not None
+        assert b is not None
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert compute_bases(model, attention(model), two, workers=2) == 0
+
+
+def test_more_columns_are_computed_when_a_rule_needs_them(tmp_path: Path):
+    model, store = make_model(tmp_path), FolderStore(tmp_path / "store")
+    path = attention(model)[-1]
+    few = load_or_compute(model, path, store, ("energy", 0.5))
+    many = load_or_compute(model, path, store, ("rank", 24))
+    assert few.extent.columns < many.extent.columns == 24
+    found = store.extent(model.fingerprint(path))
+    assert found is not None
+    assert found.columns == 24
+
+
+def test_bad_weight_is_named_also_from_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model = make_model(tmp_path, bad=True)
+    monkeypatch.setattr(module, "POOL_WORTH", 0.0)
+    for workers in (1, 2):
+        with pytest.raises(BaseModelError, match=r"attn1.to_q: found NaN .*another copy") as caught:
+            compute_bases(model, attention(model), MemoryStore(), workers=workers)
+        assert caught.value.code == "non-finite"
+
+
+def test_damaged_file_is_computed_again(tmp_path: Path):
+    model, store = make_model(tmp_path), FolderStore(tmp_path / "store")
+    path = attention(model)[0]
+    before = load_or_compute(model, path, store)
+    file = next(store.folder.iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    assert store.get(model.fingerprint(path)) is None
+    again = load_or_compute(model, path, store)
+    np.testing.assert_array_equal(again.u, before.u)
+    assert store.get(model.fingerprint(path)) is not None
+
+
+def test_prune_touches_only_what_is_the_stores(tmp_path: Path):
+    model, store = make_model(tmp_path), FolderStore(tmp_path / "store")
+    compute_bases(model, attention(model), store)
+    mine = store.folder / "notes.txt"
+    mine.write_text("mine")
+    old = store.folder / f"{'0' * 32}.v0.safetensors"
+    fresh, stale = (store.folder / f".{i}{TEMPORARY_SUFFIX}" for i in range(2))
+    for path in (old, fresh, stale):
+        path.write_bytes(b"x")
+    hours_ago = time.time() - 9000
+    os.utime(stale, (hours_ago, hours_ago))
+    assert store.prune(None, dry_run=True) == (2, 2)
+    assert stale.exists()
+    assert store.prune(None) == (2, 2)
+    assert {path.name for path in store.folder.glob("*.txt")} == {"notes.txt"}
+    assert fresh.exists()
+    assert len(store.entries()) == 12
+    keep = {model.fingerprint(attention(model)[0])}
+    assert store.prune(keep)[0] == 11
+    assert [entry.fingerprint for entry in store.entries()] == list(keep)
+    assert mine.exists()
+
+
+def test_store_of_nothing(tmp_path: Path):
+    store = FolderStore(tmp_path / "none")
+    assert (store.entries(), store.prune(None)) == ([], (0, 0))
+    assert store.get("0" * 32) is store.extent("0" * 32) is None
+    store.put("0" * 32, Basis(np.eye(3), np.ones(3), np.eye(3)))
+    assert len(store.entries()) == 1
+
+
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    model = make_model(tmp_path)
+    store = ["--store", str(tmp_path / "store"), "--json"]
+    build = ["bases", "build", model.location, *store, "-q"]
+    for expected in (12, 0):
+        assert run(build) == 0
+        assert json.loads(capsys.readouterr().out)["models"][0]["computed"] == expected
+    assert run(["bases", "list", *store]) == 0
+    listed = json.loads(capsys.readouterr().out)["bases"]
+    assert {tuple(entry["shape"]) for entry in listed} == {(24, 24), (24, 32)}
+    assert run(["bases", "prune", *store, "--keep", model.location]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 0
+    assert run(["bases", "list", "--store", str(tmp_path / "store")]) == 0
+    assert "12 bases" in capsys.readouterr().out
+    assert run(["bases", "build", "--store", str(tmp_path / "store")]) == 2
+    assert run([*build, "--workers", "0"]) == 2
+
+
+def test_killed_build_goes_on_where_it_was(tmp_path: Path):
+    model = make_model(tmp_path, blocks=6, dim=300)
+    folder = tmp_path / "store"
+    command = [sys.executable, "-m", "prolora_jax", "bases", "build", model.location]
+    command += ["--store", str(folder), "-q", "--workers", "1"]
+    process = subprocess.Popen(command)
+    while len(list(folder.glob("*.safetensors"))) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    store = FolderStore(folder)
+    stored = {entry.fingerprint for entry in store.entries()}
+    assert 3 <= len(stored) < 36
+    times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert compute_bases(model, attention(model), store) == 36 - len(stored)
+    for name, written in times.items():
+        assert (folder / name).stat().st_mtime_ns == written
+    assert len(store.entries()) == 36
