@@ -69,7 +69,7 @@ def make_plan(
     Returns:
         The plan.
     """
-    matching = pair.matching(options.match)
+    matching = pair.matching(options.match, options)
     measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
     return build_plan(adapter, pair.source.spec, pair.target.spec, matching, measures, options)
 

@@ -8,6 +8,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from prolora_jax.errors import Refusal, UsageError
 
 
+Match = Literal["auto", "name", "block", "module"]
+
+
 class BadOption(UsageError):
     """Raised when an option has a value it cannot have."""
 
@@ -29,8 +32,11 @@ class MigrationOptions:
         gate_sides: `both`, or `left` only as the paper writes it.
         below: modules below the gate get no adapter (`skip`), or the source's update (`copy`).
         identical: modules whose base weights are equal are copied, or projected all the same.
-        match: `name`, `block` (alignment of transformer blocks), or `auto`: names when both bases
-            have the same modules, blocks otherwise.
+        match: `name`; `block` (alignment of stages, slots and transformer blocks); `module` (the
+            best-scored module of the same role and shape, not one-to-one); or `auto`: names when
+            both bases have the same modules, else what is published, else blocks.
+        match_score: what alignments are decided on: `cosine` of the base weights, or `similarity`
+            of their bases, corrected for chance.
         rotation_min_cos: principal pairs below this cosine are left still by `rotation`.
         include: path patterns (`*attn2*`); when given, only matching target modules move.
         exclude: path patterns of target modules that do not move.
@@ -54,7 +60,8 @@ class MigrationOptions:
     gate_sides: Literal["both", "left"] = "both"
     below: Literal["skip", "copy"] = "skip"
     identical: Literal["copy", "project"] = "copy"
-    match: Literal["auto", "name", "block"] = "auto"
+    match: Match = "auto"
+    match_score: Literal["cosine", "similarity"] = "cosine"
     rotation_min_cos: float = 0.1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

@@ -17,7 +17,8 @@ MOST_LINES = 400
 # Top-level parts of the package, and the parts that each may import beside itself.
 HOST_NUMBERS = {"decomposition", "basis", "similarity"}  # a process that computes bases has no JAX
 LOW_NAMES = {"layout", "architectures", "adapter", "options", "encoding", "errors"}
-NAMES = LOW_NAMES | {"formats", "matching", "plan", "report"}
+ALIGNING = {"alignment", "structure", "aligner", "matching"}
+NAMES = LOW_NAMES | ALIGNING | {"formats", "plan", "report"}
 MAY_KNOW = {
     "linalg": {"errors"},
     "decomposition": {"errors"},
@@ -26,7 +27,8 @@ MAY_KNOW = {
     "similarity": {"errors", "basis"},
     "projection": {"errors", "linalg", "lora"},
     **dict.fromkeys(LOW_NAMES, LOW_NAMES),
-    **dict.fromkeys(("formats", "matching"), LOW_NAMES),
+    "formats": LOW_NAMES,
+    **dict.fromkeys(ALIGNING, LOW_NAMES | ALIGNING),
     **dict.fromkeys(("plan", "report"), NAMES),
     # These two check the numbers and share no code with them.
     "dense": set(),

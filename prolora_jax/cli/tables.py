@@ -9,12 +9,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from prolora_jax.alignment import Alignment
 from prolora_jax.comparison import Comparison
 from prolora_jax.inspection import Inspection
 from prolora_jax.io.basis_store import StoredBasis
-from prolora_jax.matching import Alignment, split_block
 from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
 from prolora_jax.report import MigrationReport
+from prolora_jax.structure import split_block
 
 if TYPE_CHECKING:
     from prolora_jax.verify import VerifyReport
@@ -85,15 +86,23 @@ def _stage_and_layer(path: str) -> tuple[str, str]:
 
 
 def show_alignments(console: Console, alignments: tuple[Alignment, ...]) -> None:
-    """How transformer blocks were paired, where the two bases differ in depth."""
+    """How stages, slots and blocks were paired, where the two bases differ."""
     for a in alignments:
-        if a.source_blocks == a.target_blocks:
+        moved = any(i != j for i, j in a.pairs) or a.source_slot is not None
+        if a.level == "module" or (a.source_blocks == a.target_blocks and not moved):
             continue
         pairs = ", ".join(f"{i}->{j}" for i, j in a.pairs)
         weak = "  weak-match: the runner-up is almost as good" if a.weak else ""
         margin = "" if a.margin is None else f"  margin {a.margin:.3f}"
+        came_from = "" if a.source_slot is None else f" (from {a.source_slot})"
         console.print(
-            f"{a.slot}: {a.source_blocks} blocks -> {a.target_blocks}: {pairs}{margin}{weak}"
+            f"{a.slot}{came_from}: {a.source_blocks} {a.level} -> {a.target_blocks}: "
+            f"{pairs}{margin}{weak}"
+        )
+    each = [a for a in alignments if a.level == "module"]
+    if each:
+        console.print(
+            f"{len(each)} modules matched one by one, {sum(a.weak for a in each)} weak-match"
         )
 
 
@@ -134,6 +143,15 @@ def show_report(
     flags = Counter(flag for m in report.modules for flag in m.flags)
     if flags:
         console.print("Flags: " + ", ".join(f"{n} {flag}" for flag, n in sorted(flags.items())))
+    still = [m for m in report.modules if m.still_left or m.still_right]
+    if still:
+        left, right = (
+            sum(getattr(m, f"still_{side}") for m in still) for side in ("left", "right")
+        )
+        console.print(
+            f"Directions left still by the rotation: {left} left, {right} right, "
+            f"in {len(still)} modules"
+        )
     ranks = sorted({m.rank_out for m in report.modules})
     console.print(f"Rank out: {ranks[0]}" + (f" .. {ranks[-1]}" if len(ranks) > 1 else ""))
     console.print(f"Wrote {out_path}\n      {report_path}")
