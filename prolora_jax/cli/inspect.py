@@ -38,7 +38,8 @@ def inspect(
     found, worst = [], 0
     for path in paths:
         try:
-            found.append(inspect_adapter(load_adapter(path, base, allow_pickle=allow_pickle), str(path)))
+            adapter = load_adapter(path, base, allow_pickle=allow_pickle)
+            found.append(inspect_adapter(adapter, str(path)))
         except ProloraError as error:
             worst = max(worst, error.exit_code)
             found.append(refused(str(path), error))

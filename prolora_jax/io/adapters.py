@@ -9,6 +9,8 @@ from prolora_jax.adapter import Adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.formats.lora_config import HEADER_KEY
+from prolora_jax.io.pickles import read_pickle
+from prolora_jax.io.signatures import is_pickle
 from prolora_jax.io.tensors import read_tensors, write_tensors
 
 _log = logging.getLogger(__name__)
@@ -18,7 +20,9 @@ _log = logging.getLogger(__name__)
 _HASHES = frozenset({"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"})
 
 
-def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter:
+def load_adapter(
+    path: str | Path, base: BaseModelSpec | None = None, *, allow_pickle: bool = False
+) -> Adapter:
     """Read an adapter file of any supported format.
 
     Args:
@@ -26,6 +30,7 @@ def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter
             the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
+        allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
 
     Returns:
         The adapter, with factors in the file's own dtype and layout.
@@ -34,7 +39,9 @@ def load_adapter(path: str | Path, base: BaseModelSpec | None = None) -> Adapter
         UsageError: there is no such file.
         AdapterRefused: the file cannot be used; `code` says why.
     """
-    tensors, metadata = read_tensors(path, error=AdapterRefused)
+    pickled = allow_pickle and Path(path).is_file() and is_pickle(Path(path))
+    read = read_pickle if pickled else read_tensors
+    tensors, metadata = read(path, error=AdapterRefused)
     adapter = formats.parse(tensors, metadata | _peft_config(Path(path), tensors), str(path))
     return adapter if base is None else formats.resolve(adapter, base)
 

@@ -46,18 +46,26 @@ class TensorFile:
         metadata: header strings.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, error: type[ProloraError]):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        error: type[ProloraError],
+        origin: str | os.PathLike[str] | None = None,
+    ):
         """Open a file and read its header.
 
         Args:
             path: a safetensors file.
             error: what to raise when the file is bad: `AdapterRefused` or `BaseModelError`.
+            origin: what to call the file in messages; `path` if None.
 
         Raises:
             UsageError: there is no such file, or it cannot be opened.
             ProloraError: (as `error`) it is no intact safetensors file.
         """
         self.path = Path(path)
+        self._origin = path if origin is None else origin
         self._error = error
         _require_file(self.path)
         self._header = self._read_header()
@@ -92,13 +100,13 @@ class TensorFile:
 
     def _bad(self, code: Refusal, found: str) -> ProloraError:
         text = " ".join(found.split())
-        return self._error(f"{self.path}: {text} (expected a safetensors file)", code=code)
+        return self._error(f"{self._origin}: {text} (expected a safetensors file)", code=code)
 
     def _refuse_quantised(self) -> None:
         for key in self._entries:
             if key.endswith(_QUANTISED) or key.rsplit(".", 1)[-1] == _QUANTISED_MARK:
                 raise self._error(
-                    f"{self.path}: found {key}, which belongs to a weight packed into 8 bits or "
+                    f"{self._origin}: found {key}, which belongs to a weight packed into 8 bits or "
                     f"fewer; expected numbers that stand for themselves (F16, BF16, F32); unpack "
                     f"the file with the program that wrote it",
                     code=Refusal.UNSUPPORTED_DTYPE,
@@ -140,7 +148,7 @@ class TensorFile:
         dtype = self.dtype(key)
         if dtype not in supported:
             raise self._error(
-                f"{self.path}: tensor {key} has dtype {dtype}; expected F16, BF16, F32 or F64; "
+                f"{self._origin}: tensor {key} has dtype {dtype}; expected F16, BF16, F32 or F64; "
                 f"convert the file to one of these",
                 code=Refusal.UNSUPPORTED_DTYPE,
             )
@@ -153,7 +161,10 @@ class TensorFile:
 
 
 def read_tensors(
-    path: str | os.PathLike[str], *, error: type[ProloraError]
+    path: str | os.PathLike[str],
+    *,
+    error: type[ProloraError],
+    origin: str | os.PathLike[str] | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read a whole safetensors file.
 
@@ -163,6 +174,7 @@ def read_tensors(
     Args:
         path: a safetensors file.
         error: what to raise when the file is bad: `AdapterRefused` or `BaseModelError`.
+        origin: what to call the file in messages; `path` if None.
 
     Returns:
         The tensors by key, sorted by key, and the header strings.
@@ -171,12 +183,12 @@ def read_tensors(
         UsageError: there is no such file, or it cannot be opened.
         ProloraError: (as `error`) it is no intact safetensors file of supported dtypes.
     """
-    file = TensorFile(path, error=error)
+    file = TensorFile(path, error=error, origin=origin)
     size = file.path.stat().st_size
     if size > MAX_WHOLE_FILE:
         raise error(
-            f"{file.path}: found {size} bytes; expected an adapter of at most {MAX_WHOLE_FILE}; "
-            f"give the adapter, not a base model",
+            f"{origin or path}: found {size} bytes; expected an adapter of at most "
+            f"{MAX_WHOLE_FILE}; give the adapter, not a base model",
             code=Refusal.FILE_TOO_LARGE,
         )
     return {key: _widened(file.tensor(key)) for key in file.keys}, file.metadata
