@@ -66,7 +66,7 @@ def test_names_of_all_tensors_equal_diffusers_converter(base):
 
 def test_only_sdxl_and_its_children_are_its_family():
     family = {name for name, spec in SPECS.items() if spec.is_sdxl_family}
-    assert family == {"sdxl", "ssd-1b", "vega", "koala-700m", "koala-1b"}
+    assert family == {"sdxl", "sdxl-refiner", "ssd-1b", "vega", "koala-700m", "koala-1b"}
 
 
 def test_a_layer_without_an_ldm_name_is_a_key_error():

@@ -47,6 +47,16 @@ PUBLISHED = {
         "attention_head_dim": (5, 10, 20, 20),
     },
     "sdxl": SDXL,
+    "sdxl-refiner": SDXL
+    | {
+        "block_out_channels": (384, 768, 1536, 1536),
+        "cross_attention_dim": 1280,
+        "attention_head_dim": (6, 12, 24, 24),
+        "down_block_types": (PLAIN, ATTENDED, ATTENDED, PLAIN),
+        "up_block_types": (UP_PLAIN, UP_ATTENDED, UP_ATTENDED, UP_PLAIN),
+        "transformer_layers_per_block": 4,
+        "projection_class_embeddings_input_dim": 2560,
+    },
     "ssd-1b": pruned([[2, 2], [4, 4]], [[4, 4, 10], [2, 1, 1]]),
     "vega": pruned([[1, 1], [2, 2]], [[2, 2, 2], [1, 1, 1]]),
     "koala-700m": SDXL
@@ -72,6 +82,7 @@ DIGESTS = {
     "sd15": "a8bce8cf1359c1f63f505d80a5f2a06669b2259b1a3c4c28b465c724a5bc9999",
     "sd21": "01ddc06f548dfc50e419cf121d85bba7e4527ba60d2bdbaf40bfad2241bba1be",
     "sdxl": "ef5813e6f39f5075a1338f2e30db9e0af73cb6730c913a4b46c8527429693781",
+    "sdxl-refiner": "34478c48ba2307a02153dc88d153c16dd870c3eaed04283f681ae097453d03a0",
     "ssd-1b": "cb1e467a07b75804544587182df6031811c740780d78e0b9149cf7b22b02916c",
     "vega": "a85819627a6626f38a70c2b65cbd8682b6da579562d7844f9a4b08fea889c6d1",
     "koala-700m": "0bf240c3dc4c5129c67a9de13b19d1ac19fe0da608f48ef923a2396123e39e03",

@@ -28,6 +28,15 @@ CONFIGS: Mapping[str, UNetConfig] = {
     "sd15": _SD15,
     "sd21": replace(_SD15, cross_attention_dim=1024, linear_projection=True),
     "sdxl": _SDXL,
+    "sdxl-refiner": UNetConfig(
+        block_out_channels=(384, 768, 1536, 1536),
+        down_depths=(0, 4, 4, 0),
+        up_depths=(0, 4, 4, 0),
+        mid_depth=4,
+        cross_attention_dim=1280,
+        add_embedding_dim=2560,
+        linear_projection=True,
+    ),
     # Segmind's nets keep one resnet of the middle block and prune each attention by itself.
     "ssd-1b": replace(
         _SDXL, down_depths=(0, 2, 4), mid="resnet", up_depths=((4, 4, 10), (2, 1, 1), 0)

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 
 from prolora_jax.architectures.naming import UNET
+from prolora_jax.architectures.placement import Placement, Shapes, placements
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import BaseModelError, Refusal
 
-_WEIGHT = ".weight"
 # What other files look like, by a piece of a key, and what to do about it; first match wins.
 _SOMETHING_ELSE = (
     (
@@ -16,7 +16,7 @@ _SOMETHING_ELSE = (
     ),
     (
         ("model.diffusion_model.", "input_blocks."),
-        "a checkpoint in LDM naming",
+        "a checkpoint in LDM naming with blocks of no known layout",
         "convert it to a diffusers folder and give that",
     ),
     (
@@ -32,44 +32,44 @@ _SOMETHING_ELSE = (
 )
 
 
-def key_prefix(keys: Iterable[str]) -> str | None:
-    """What stands before `conv_in.weight`: nothing or `unet.`; None if it is no diffusers UNet."""
-    keys = set(keys)
-    if not any("down_blocks." in key for key in keys):
-        return None
-    return next((prefix for prefix in ("", UNET) if f"{prefix}conv_in.weight" in keys), None)
-
-
-def spec_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], *, name: str, origin: str | None = None
-) -> BaseModelSpec:
-    """The modules of a diffusers UNet whose tensors have these names and shapes.
+def spec_from_shapes(shapes: Shapes, *, name: str, origin: str | None = None) -> BaseModelSpec:
+    """The modules of a base model whose tensors have these names and shapes.
 
     Args:
-        shapes: shape by tensor key, bare (`conv_in.weight`) or with `unet.` in front; tensors of
-            other components are passed over.
+        shapes: shape by tensor key, in any naming that `placement` knows; tensors of components
+            other than the UNet and the text encoders are passed over.
         name: what to call the model.
         origin: what to call the checkpoint in messages; `name` if None.
 
     Returns:
-        Every linear layer and convolution, in the order of `shapes`.
+        Every linear layer and convolution, sorted by path.
 
     Raises:
-        BaseModelError: the keys are not those of a diffusers UNet.
+        BaseModelError: the keys are not those of a UNet.
     """
-    prefix = key_prefix(shapes)
-    if prefix is None:
+    return spec_from_placements(placements(shapes), shapes, name=name, origin=origin)
+
+
+def spec_from_placements(
+    placed: Mapping[str, Placement], keys: Iterable[str], *, name: str, origin: str | None = None
+) -> BaseModelSpec:
+    """The modules that `placed` has found among `keys`; see `spec_from_shapes`.
+
+    Raises:
+        BaseModelError: there is no UNet among them.
+    """
+    if not any(path.startswith(UNET) for path in placed):
         raise BaseModelError(
-            f"{origin or name}: {_found(shapes)}. Expected a UNet in diffusers naming, with "
-            f"conv_in.weight and down_blocks.*",
+            f"{origin or name}: {_found(keys)}. Expected a UNet in diffusers naming "
+            f"(conv_in.weight, down_blocks.*) or in LDM naming (input_blocks.*)",
             code=Refusal.UNREADABLE_BASE,
         )
-    modules = {}
-    for key, shape in shapes.items():
-        if key.startswith(prefix) and key.endswith(_WEIGHT) and len(shape) in {2, 4}:
-            path = UNET + key.removeprefix(prefix).removesuffix(_WEIGHT)
-            modules[path] = ModuleSpec(path, shape)
-    return BaseModelSpec(name, modules)
+    return BaseModelSpec(name, modules_of(placed))
+
+
+def modules_of(placed: Mapping[str, Placement]) -> dict[str, ModuleSpec]:
+    """The modules alone, of whichever components there are."""
+    return {path: ModuleSpec(path, placement.shape) for path, placement in placed.items()}
 
 
 def _found(keys: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Two spellings of every UNet module: diffusers and LDM block names, dotted and flat.
+"""The spellings of a module: diffusers and LDM block names, dotted and flat, and Flax trees.
 
 Kohya files write a module path with its dots replaced by underscores. Undoing that by patterns is
 guesswork (`to_out_0` or `to_out.0`?), so nobody here does it: the flat names of all modules of a
@@ -33,6 +33,26 @@ _OUTSIDE_BLOCKS = {
 def flat(dotted: str) -> str:
     """The name a kohya file gives to `dotted` (without component and its prefix)."""
     return dotted.replace(".", "_")
+
+
+def flax_path(path: str) -> str:
+    """Place of a module in a Flax tree: `unet/down_blocks_1/attentions_0/proj_in`.
+
+    In the UNet a number is glued to the name before it. A text encoder keeps its layer's number
+    as a level of its own: `text_encoder/text_model/encoder/layers/0/mlp/fc1`.
+
+    Args:
+        path: dotted diffusers path with component.
+    """
+    if not path.startswith(UNET):
+        return path.replace(".", "/")
+    parts: list[str] = []
+    for part in path.split("."):
+        if part.isdecimal():
+            parts[-1] += f"_{part}"
+        else:
+            parts.append(part)
+    return "/".join(parts)
 
 
 def ldm_paths(paths: Iterable[str]) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from prolora_jax.architectures.naming import UNET, flat, ldm_paths
+from prolora_jax.architectures.naming import UNET, flat, flax_path, ldm_paths
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class ModuleSpec:
     """One layer with a weight matrix or convolution kernel.
 
     Attributes:
-        path: dotted diffusers path with component, `unet.mid_block.resnets.0.conv1`.
+        path: dotted diffusers path with component, `unet.mid_block.resnets.0.conv1` or
+            `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
         shape: shape of the torch weight, `(out, in)` or `(out, in, kh, kw)`.
     """
 
@@ -20,7 +21,7 @@ class ModuleSpec:
     shape: tuple[int, ...]
 
     def kind_is(self, kind: str) -> bool:
-        """Whether this module belongs to `attn` (attention projections), `linear` or `all`."""
+        """Whether it belongs to `attn` (the UNet's attention projections), `linear` or `all`."""
         if kind == "all":
             return True
         attention = ".attn1." in self.path or ".attn2." in self.path
@@ -38,15 +39,22 @@ class ModuleSpec:
 
 @dataclass(frozen=True)
 class BaseModelSpec:
-    """The modules of a base model.
+    """The modules of a base model, and every name that files have for them.
 
     Attributes:
         name: what to call it in messages and reports.
-        modules: every module that an adapter could touch, by path.
+        modules: every module that an adapter could touch, by path; text encoders' too, where
+            their weights are at hand.
+        architecture: id of the published UNet (`configs.CONFIGS`) whose modules and shapes these
+            are, from `known.identified`; None for any other.
+        text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
+            or not their weights are at hand; () when nobody knows.
     """
 
     name: str
     modules: Mapping[str, ModuleSpec] = field(repr=False)
+    architecture: str | None = None
+    text_encoders: tuple[str, ...] = ()
 
     @property
     def is_sdxl_family(self) -> bool:
@@ -56,11 +64,33 @@ class BaseModelSpec:
         """
         return "unet.add_embedding.linear_1" in self.modules
 
+    def component(self, component: str) -> tuple[str, ...]:
+        """Paths of one component: `unet`, `text_encoder` or `text_encoder_2`."""
+        return tuple(path for path in self.modules if path.startswith(f"{component}."))
+
     @cached_property
     def by_flat_name(self) -> Mapping[str, str]:
-        """Path by flat kohya name without `lora_unet_`, for both block namings."""
-        paths = {self.diffusers_flat(path): path for path in self.modules}
-        return paths | {flat(name): path for path, name in self._ldm.items()}
+        """Path by flat kohya name without `lora_unet_`, for both block namings of the UNet."""
+        return self.flat_names("unet") | {flat(name): path for path, name in self._ldm.items()}
+
+    def flat_names(self, component: str) -> dict[str, str]:
+        """Path by flat diffusers name of one component, without kohya's prefix for it.
+
+        `text_model_encoder_layers_0_mlp_fc1` of `text_encoder` (`lora_te_`, `lora_te1_`) or
+        `text_encoder_2` (`lora_te2_`).
+        """
+        prefix = f"{component}."
+        return {flat(path.removeprefix(prefix)): path for path in self.component(component)}
+
+    @cached_property
+    def by_flax_name(self) -> Mapping[str, str]:
+        """Path by place in a Flax tree, `unet/down_blocks_1/attentions_0/proj_in`."""
+        return {flax_path(path): path for path in self.modules}
+
+    @cached_property
+    def by_ldm_name(self) -> Mapping[str, str]:
+        """Path by dotted LDM name, `input_blocks.4.1.proj_in`; the UNet's only."""
+        return {name: path for path, name in self._ldm.items()}
 
     def diffusers_flat(self, path: str) -> str:
         """`down_blocks_1_attentions_0_proj_in` for `unet.down_blocks.1.attentions.0.proj_in`."""
@@ -76,4 +106,4 @@ class BaseModelSpec:
 
     @cached_property
     def _ldm(self) -> Mapping[str, str]:
-        return ldm_paths(self.modules)
+        return ldm_paths(self.component("unet"))

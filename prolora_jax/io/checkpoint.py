@@ -8,15 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.architectures.header import key_prefix, spec_from_shapes
-from prolora_jax.architectures.naming import UNET
+from prolora_jax.architectures.header import spec_from_placements
+from prolora_jax.architectures.known import identified
+from prolora_jax.architectures.placement import Placement, placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.tensors import TensorFile
-from prolora_jax.layout import weight_to_matrix
+from prolora_jax.layout import kernel_to_weight, weight_to_matrix
 
 _STEM = "diffusion_pytorch_model"
 _FINGERPRINT_LENGTH = 32
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one weight is: an open file, and the place in it."""
+
+    file: TensorFile
+    placement: Placement
+
+    def read(self) -> np.ndarray:
+        """The weight in torch layout, in its stored dtype."""
+        tensor = self.file.tensor(self.placement.key)
+        if self.placement.rows is not None:
+            tensor = tensor[slice(*self.placement.rows)]
+        return kernel_to_weight(tensor) if self.placement.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -26,12 +42,12 @@ class BaseModel:
     Attributes:
         spec: its modules.
         location: the path it was loaded from.
-        sources: open file and tensor key of each module's weight.
+        sources: where each module's weight is.
     """
 
     spec: BaseModelSpec
     location: str
-    sources: Mapping[str, tuple[TensorFile, str]] = field(repr=False)
+    sources: Mapping[str, Source] = field(repr=False)
 
     def weight(self, path: str) -> np.ndarray:
         """The torch weight of a module, `(out, in)` or `(out, in, kh, kw)`, in its stored dtype.
@@ -46,8 +62,7 @@ class BaseModel:
             raise KeyError(
                 f"{self.location}: no module {path!r}; nearest: {', '.join(near) or 'none'}"
             )
-        file, key = self.sources[path]
-        return file.tensor(key)
+        return self.sources[path].read()
 
     def matrix(self, path: str) -> np.ndarray:
         """The weight as a float32 matrix `(out, in * kh * kw)`."""
@@ -83,16 +98,14 @@ def load_base_model(path: str | Path) -> BaseModel:
             code=Refusal.MISSING_FILE,
         )
     files = [TensorFile(file, error=BaseModelError) for file in _weight_files(path)]
-    sources = {key: (file, key) for file in files for key in file.keys}
-    shapes = {key: file.shape(key) for key, (file, _) in sorted(sources.items())}
-    spec = spec_from_shapes(shapes, name=_name(path), origin=str(path))
-    prefix = key_prefix(shapes) or ""
-    by_path = {
-        module: sources[f"{prefix}{module.removeprefix(UNET)}.weight"] for module in spec.modules
-    }
-    for file, key in by_path.values():
-        file.require_weight(key)
-    return BaseModel(spec, str(path), by_path)
+    files_of = {key: file for file in files for key in file.keys}
+    shapes = {key: file.shape(key) for key, file in files_of.items()}
+    placed = placements(shapes)
+    spec = identified(spec_from_placements(placed, shapes, name=_name(path), origin=str(path)))
+    sources = {module: Source(files_of[p.key], p) for module, p in placed.items()}
+    for source in sources.values():
+        source.file.require_weight(source.placement.key)
+    return BaseModel(spec, str(path), sources)
 
 
 def _name(path: Path) -> str:

@@ -1,0 +1,84 @@
+"""LDM names of a UNet read back: which module a key of such a file means.
+
+`naming.ldm_paths` gives every diffusers path its LDM name. Here it is run over candidate paths
+and looked up in reverse, so that there is one statement of the names and no second one to
+contradict it. No list of known models is needed: the file's own block numbers tell the layout.
+"""
+
+from collections.abc import Collection, Iterator
+
+from prolora_jax.architectures.naming import ldm_paths
+
+LDM_PARTS = (
+    "input_blocks.",
+    "middle_block.",
+    "output_blocks.",
+    "out.",
+    "time_embed.",
+    "label_emb.",
+)
+"""Starts of the names of a UNet's modules."""
+
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
+_FIRST_LAYER = "input_blocks.0.0.weight"
+_RESNET = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
+_OUTSIDE_BLOCKS = ("conv_in", "conv_norm_out", "conv_out") + tuple(
+    f"{name}.linear_{i}" for name in ("time_embedding", "add_embedding") for i in (1, 2)
+)
+
+
+def ldm_prefix(keys: Collection[str]) -> str | None:
+    """What stands before the LDM names of a UNet's tensors; None if there is no such UNet."""
+    return next((prefix for prefix in _PREFIXES if prefix + _FIRST_LAYER in keys), None)
+
+
+def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
+    """Diffusers path, with `unet.`, of every LDM module name of one UNet.
+
+    Args:
+        names: all dotted module names of a UNet (`input_blocks.4.1.proj_in`), and no others.
+
+    Returns:
+        Path by name; None when no number of layers per block explains all names.
+    """
+    names = set(names)
+    # conv_in, then for each block its layers and a downsampler, which the last one lacks.
+    inputs = 1 + max(
+        (int(name.split(".")[1]) for name in names if name.startswith("input_blocks.")), default=0
+    )
+    for layers in range(1, inputs):
+        blocks, rest = divmod(inputs, layers + 1)
+        if rest:
+            continue
+        # Attentions first: the place of an upsampler depends on whether its block has any.
+        slots = ldm_paths(_attentions(blocks, layers))
+        attentions = [path for slot, ldm in slots.items() for path in _inside(slot, ldm, names)]
+        table = ldm_paths([*attentions, *_others(blocks, layers)])
+        found = {name: path for path, name in table.items() if name in names}
+        if found.keys() == names:
+            return found
+    return None
+
+
+def _attentions(blocks: int, layers: int) -> Iterator[str]:
+    for i in range(blocks):
+        yield from (f"unet.down_blocks.{i}.attentions.{j}" for j in range(layers))
+        yield from (f"unet.up_blocks.{i}.attentions.{j}" for j in range(layers + 1))
+    yield "unet.mid_block.attentions.0"
+
+
+def _inside(slot: str, ldm: str, names: set[str]) -> Iterator[str]:
+    """Paths of the modules in a slot, which have the same names in both spellings."""
+    if f"{ldm}.proj_in" in names:  # else it is an upsampler, or nothing
+        yield from (slot + name.removeprefix(ldm) for name in names if name.startswith(f"{ldm}."))
+
+
+def _others(blocks: int, layers: int) -> Iterator[str]:
+    resnets = [f"mid_block.resnets.{j}" for j in range(2)]
+    for i in range(blocks):
+        resnets += [f"down_blocks.{i}.resnets.{j}" for j in range(layers)]
+        resnets += [f"up_blocks.{i}.resnets.{j}" for j in range(layers + 1)]
+        yield f"unet.down_blocks.{i}.downsamplers.0.conv"
+        yield f"unet.up_blocks.{i}.upsamplers.0.conv"
+    yield from (f"unet.{resnet}.{layer}" for resnet in resnets for layer in _RESNET)
+    yield from (f"unet.{layer}" for layer in _OUTSIDE_BLOCKS)

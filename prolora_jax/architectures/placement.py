@@ -1,0 +1,118 @@
+"""Where a file has the weight of each module, whatever naming its keys follow.
+
+Names in, names out: the tensors themselves stay on disk. One file may hold a UNet and text
+encoders; of every other component (VAE, schedules) nothing is said.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prolora_jax.architectures.clip import (
+    CLIP_PREFIXES,
+    FUSED,
+    OPEN_CLIP_PREFIXES,
+    open_clip_layers,
+    plain_layers,
+)
+from prolora_jax.architectures.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
+from prolora_jax.architectures.naming import UNET
+
+Shapes = Mapping[str, tuple[int, ...]]
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the weight of a module is.
+
+    Attributes:
+        key: name of the tensor.
+        shape: shape of the module's weight, `(out, in)` or `(out, in, kh, kw)`.
+        rows: first row and end of the weight in a tensor that holds several; None for all rows.
+        transposed: whether the tensor is `(in, out)`.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+def placements(shapes: Shapes) -> dict[str, Placement]:
+    """Every linear layer and convolution of the UNet and the text encoders in a file.
+
+    Args:
+        shapes: shape by tensor key: diffusers names, bare (`conv_in.weight`) or with component
+            (`unet.conv_in.weight`, `text_encoder.…`), or LDM names, bare or as in checkpoints.
+
+    Returns:
+        Placement by module path, sorted by path.
+    """
+    found = [*_unet(shapes)]
+    for prefix, component in CLIP_PREFIXES.items():
+        found += _clip(shapes, prefix, component)
+    for prefix in OPEN_CLIP_PREFIXES:
+        found += _open_clip(shapes, prefix)
+    return dict(sorted(found))
+
+
+def _unet(shapes: Shapes) -> Iterator[tuple[str, Placement]]:
+    prefix = _diffusers_prefix(shapes)
+    if prefix is not None:
+        for key, shape in shapes.items():
+            if key.startswith(prefix) and _is_module(key, shape):
+                path = UNET + key.removeprefix(prefix).removesuffix(_WEIGHT)
+                yield path, Placement(key, shape)
+        return
+    prefix = ldm_prefix(shapes)
+    if prefix is None:
+        return
+    inside = tuple(prefix + part for part in LDM_PARTS)
+    keys = {
+        key.removeprefix(prefix).removesuffix(_WEIGHT): key
+        for key in shapes
+        if key.startswith(inside) and key.endswith(_WEIGHT)
+    }
+    for name, path in (paths_of_ldm_names(keys.keys()) or {}).items():
+        if _is_module(keys[name], shapes[keys[name]]):
+            yield path, Placement(keys[name], shapes[keys[name]])
+
+
+def _diffusers_prefix(shapes: Shapes) -> str | None:
+    prefixes = (p for p in ("", UNET) if f"{p}conv_in.weight" in shapes)
+    return next(
+        (p for p in prefixes if any(k.startswith(f"{p}down_blocks.") for k in shapes)), None
+    )
+
+
+def _is_module(key: str, shape: tuple[int, ...]) -> bool:
+    return key.endswith(_WEIGHT) and len(shape) in {2, 4}
+
+
+def _clip(shapes: Shapes, prefix: str, component: str) -> Iterator[tuple[str, Placement]]:
+    for key, shape in shapes.items():
+        name = key.removeprefix(prefix).removesuffix(_WEIGHT)
+        # Some writers leave out the level that holds the tower.
+        name = f"text_model.{name}" if name.startswith("encoder.") else name
+        # Rows of an embedding are looked up, not multiplied with: no adapter of ours is for them.
+        layer = name.startswith("text_model.encoder.") or name == "text_projection"
+        if layer and key.startswith(prefix) and _is_module(key, shape):
+            yield component + name, Placement(key, shape)
+
+
+def _open_clip(shapes: Shapes, prefix: str) -> Iterator[tuple[str, Placement]]:
+    for layer, path in open_clip_layers(shapes.keys(), prefix):
+        fused = f"{layer}.attn.in_proj_weight"
+        width = shapes[fused][0] // len(FUSED)
+        for i, name in enumerate(FUSED):
+            rows = (i * width, (i + 1) * width)
+            shape = (width, *shapes[fused][1:])
+            yield f"{path}.self_attn.{name}", Placement(fused, shape, rows=rows)
+        for key, inner in plain_layers(layer, path):
+            if key in shapes:
+                yield inner, Placement(key, shapes[key])
+    projection, component = f"{prefix}text_projection", OPEN_CLIP_PREFIXES[prefix]
+    # Saved as a bare matrix (in, out). SD 2 has one, too, and does not use it.
+    if component == "text_encoder_2." and len(shapes.get(projection, ())) == 2:
+        shape = shapes[projection][::-1]
+        yield f"{component}text_projection", Placement(projection, shape, transposed=True)
