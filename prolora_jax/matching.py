@@ -1,46 +1,25 @@
 """Which source module feeds which target module (method.md 5).
 
-Equal structure: names. Otherwise modules outside transformer blocks keep their name, and the
-transformer blocks of each slot (`down_blocks.2.attentions.0`) are aligned: one-to-one, in order,
-the shorter side fully used, the sum of given scores as large as it can be. Pure: names, shapes
-and a table of scores in, a table of names out.
+Equal structure: names. A published correspondence: as published. Otherwise stages, their slots
+and the slots' transformer blocks are aligned, each level one-to-one and in order: as many pairs
+as possible, then as many modules that fit by shape as possible, then the best score. Scores are
+asked for only where shapes and order leave a choice. Pure: names, shapes and given evidence in, a
+table of names out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from prolora_jax.aligner import Aligner, Evidence, RoleKey, role_key, score
+from prolora_jax.alignment import Alignment
+from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.structure import BLOCK, place_of
 
-BLOCK = ".transformer_blocks."
-WEAK_MARGIN = 0.05
-"""Below this margin an alignment is flagged `weak-match`: the runner-up is almost as good."""
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How the transformer blocks of one slot were paired.
-
-    Attributes:
-        slot: path of the slot.
-        source_blocks: number of blocks in the source.
-        target_blocks: number of blocks in the target.
-        pairs: (source index, target index), ascending in both.
-        margin: summed score of the best alignment minus that of the runner-up; None when there
-            is only one alignment.
-    """
-
-    slot: str
-    source_blocks: int
-    target_blocks: int
-    pairs: tuple[tuple[int, int], ...]
-    margin: float | None
-
-    @property
-    def weak(self) -> bool:
-        """Whether another alignment is almost as good."""
-        return self.margin is not None and self.margin < WEAK_MARGIN
+MatchedBy = Literal["name", "published", "block", "module"]
 
 
 @dataclass(frozen=True)
@@ -49,141 +28,112 @@ class Matching:
 
     pairs: Mapping[str, str]
     alignments: tuple[Alignment, ...] = ()
+    matched_by: MatchedBy = "name"
 
     def weak_slots(self) -> frozenset[str]:
-        """Slots whose alignment is flagged `weak-match`."""
+        """Places whose alignment is flagged `weak-match` (see `Alignment.slot`)."""
         return frozenset(a.slot for a in self.alignments if a.weak)
 
-
-def split_block(path: str) -> tuple[str, int, str] | None:
-    """(slot, block index, role) of a path inside a transformer block, else None."""
-    slot, found, rest = path.partition(BLOCK)
-    if not found:
-        return None
-    index, _, role = rest.partition(".")
-    return slot, int(index), role
+    def is_weak(self, path: str) -> bool:
+        """Whether a target module's source hangs on an alignment that is flagged."""
+        return any(_hangs_on(path, alignment) for alignment in self.alignments if alignment.weak)
 
 
-def blocks_of(spec: BaseModelSpec) -> dict[str, dict[int, dict[str, tuple[int, ...]]]]:
-    """Shapes by slot, block index and role."""
-    slots: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
-    for path, module in spec.modules.items():
-        split = split_block(path)
-        if split is not None:
-            slot, index, role = split
-            slots.setdefault(slot, {}).setdefault(index, {})[role] = module.shape
-    return slots
+def _hangs_on(path: str, alignment: Alignment) -> bool:
+    if alignment.level == "module":
+        return path == alignment.slot
+    return path.startswith(alignment.slot + (BLOCK if alignment.level == "blocks" else "."))
 
 
 def same_structure(source: BaseModelSpec, target: BaseModelSpec) -> bool:
-    """Whether both bases have the same modules with the same shapes."""
-    return {p: m.shape for p, m in source.modules.items()} == {
-        p: m.shape for p, m in target.modules.items()
-    }
-
-
-def align(scores: np.ndarray) -> tuple[tuple[tuple[int, int], ...], float | None]:
-    """Best monotone one-to-one alignment by dynamic programming.
-
-    Args:
-        scores: `(source blocks, target blocks)`; `-inf` forbids a pair.
-
-    Returns:
-        The pairs (source index, target index), `min(scores.shape)` of them, and the margin to
-        the runner-up (None when there is no other alignment). No pairs when every complete
-        alignment is forbidden.
-    """
-    total, pairs = _best(scores)
-    if not np.isfinite(total):
-        return (), None
-    runners_up = []
-    for i, j in pairs:
-        without = scores.copy()
-        without[i, j] = -np.inf
-        runners_up.append(_best(without)[0])
-    second = max(runners_up, default=-np.inf)
-    return pairs, (float(total - second) if np.isfinite(second) else None)
-
-
-def _best(scores: np.ndarray) -> tuple[float, tuple[tuple[int, int], ...]]:
-    if scores.shape[0] < scores.shape[1]:
-        total, pairs = _best(scores.T)
-        return total, tuple((i, j) for j, i in pairs)
-    longer, shorter = scores.shape
-    # table[i, j]: best sum with the first i of the longer and all of the first j of the shorter
-    table = np.full((longer + 1, shorter + 1), -np.inf)
-    table[:, 0] = 0.0
-    for i in range(1, longer + 1):
-        for j in range(1, min(i, shorter) + 1):
-            table[i, j] = max(table[i - 1, j], table[i - 1, j - 1] + scores[i - 1, j - 1])
-    pairs, i, j = [], longer, shorter
-    while j and np.isfinite(table[i, j]):
-        if table[i, j] != table[i - 1, j]:
-            pairs.append((i - 1, j - 1))
-            j -= 1
-        i -= 1
-    return float(table[longer, shorter]), tuple(reversed(pairs))
+    """Whether both UNets have the same modules with the same shapes."""
+    a, b = (
+        {path: module.shape for path, module in spec.modules.items() if path.startswith(UNET)}
+        for spec in (source, target)
+    )
+    return a == b
 
 
 def match_modules(
     source: BaseModelSpec,
     target: BaseModelSpec,
-    score_slot: Callable[[str], np.ndarray],
-    mode: str = "auto",
+    evidence: Evidence,
+    mode: Literal["auto", "name", "block", "module"] = "auto",
+    published: Mapping[str, str] | None = None,
 ) -> Matching:
     """Match every target module that has a source module.
 
     Args:
         source: modules of the source base.
         target: modules of the target base.
-        score_slot: scores `(source blocks, target blocks)` of a slot that both bases have with
-            different numbers of blocks; called only for those.
-        mode: `name`, `block`, or `auto` (`name` when both have the same structure).
+        evidence: how alike modules are; asked only where shapes and order leave a choice.
+        mode: `name`; `block` (alignment); `module` (for each target module the source module of
+            its role and shape with the best score, not one-to-one); or `auto`: `name` when both
+            UNets have the same structure, else what is published, else `block`.
+        published: source path by target path, where it is known how the target was made.
 
     Returns:
-        The matching; only modules of equal shape are paired.
+        The matching, in the order of the target's modules; only modules of equal shape are
+        paired. Modules outside of stages (`conv_in`, text encoders) keep their names.
     """
-
-    def equal(target_path: str, source_path: str) -> bool:
-        found = source.modules.get(source_path)
-        return found is not None and found.shape == target.modules[target_path].shape
-
+    by_name = {path: path for path in target.modules if _fits(source, target, path, path)}
     if mode == "name" or (mode == "auto" and same_structure(source, target)):
-        return Matching({path: path for path in target.modules if equal(path, path)})
-    pairs = {
-        path: path for path in target.modules if split_block(path) is None and equal(path, path)
+        return Matching(by_name)
+    if mode == "module":
+        return _match_each(source, target, evidence, by_name)
+    outside = {path: path for path in by_name if place_of(path) is None}
+    if mode == "auto" and published is not None:
+        found = _in_order(source, target, outside | dict(published))
+        return Matching(found, (), "published")
+    aligner = Aligner(source, target, evidence)
+    found = _in_order(source, target, outside | aligner.pairs())
+    return Matching(found, tuple(aligner.alignments), "block")
+
+
+def _in_order(
+    source: BaseModelSpec, target: BaseModelSpec, found: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        path: found[path]
+        for path in target.modules
+        if path in found and _fits(source, target, found[path], path)
     }
-    source_slots, target_slots = blocks_of(source), blocks_of(target)
-    alignments = []
-    for slot, blocks in target_slots.items():
-        if slot not in source_slots:
+
+
+def _fits(source: BaseModelSpec, target: BaseModelSpec, source_path: str, path: str) -> bool:
+    found = source.modules.get(source_path)
+    return found is not None and found.shape == target.modules[path].shape
+
+
+def _match_each(
+    source: BaseModelSpec, target: BaseModelSpec, evidence: Evidence, by_name: Mapping[str, str]
+) -> Matching:
+    """For each module inside a slot the best-scored source module of its role and shape."""
+    groups: dict[RoleKey, tuple[list[str], list[str]]] = {}
+    for side, spec in enumerate((source, target)):
+        for path, module in spec.modules.items():
+            if place_of(path) is not None:
+                key = role_key(path, module.shape)
+                groups.setdefault(key, ([], []))[side].append(path)
+    grouped = {path for _, targets in groups.values() for path in targets}
+    found = {path: path for path in by_name if path not in grouped}
+    alignments = {}
+    for sources, targets in groups.values():
+        if not sources or not targets:
             continue
-        alignment = _align_slot(slot, source_slots[slot], blocks, score_slot)
-        alignments.append(alignment)
-        for i, j in alignment.pairs:
-            for role in blocks[j]:
-                target_path = f"{slot}{BLOCK}{j}.{role}"
-                source_path = f"{slot}{BLOCK}{i}.{role}"
-                if equal(target_path, source_path):
-                    pairs[target_path] = source_path
-    return Matching(pairs, tuple(alignments))
-
-
-def _align_slot(
-    slot: str,
-    source: dict[int, dict[str, tuple[int, ...]]],
-    target: dict[int, dict[str, tuple[int, ...]]],
-    score_slot: Callable[[str], np.ndarray],
-) -> Alignment:
-    n_source, n_target = len(source), len(target)
-    if n_source == n_target:
-        # In order and one-to-one, equally many blocks leave one alignment only.
-        pairs, margin = tuple((i, i) for i in range(n_source)), None
-    else:
-        scores = np.array(score_slot(slot), dtype=np.float64)
-        for i in range(n_source):
-            for j in range(n_target):
-                if source[i] != target[j]:
-                    scores[i, j] = -np.inf
-        pairs, margin = align(scores)
-    return Alignment(slot, n_source, n_target, pairs, margin)
+        table = np.asarray(evidence(sources, targets), dtype=np.float64)
+        for j, path in enumerate(targets):
+            scores = np.array([score(row) for row in table[:, j]])
+            best, *rest = np.argsort(-scores, kind="stable")
+            found[path] = sources[best]
+            margin = float(scores[best] - scores[rest[0]]) if rest else None
+            origin = None if sources[best] == path else sources[best]
+            alignments[path] = Alignment(
+                path, len(sources), 1, ((int(best), 0),), margin, "module", origin
+            )
+    ordered = [path for path in target.modules if path in found]
+    return Matching(
+        {path: found[path] for path in ordered},
+        tuple(alignments[path] for path in ordered if path in alignments),
+        "module",
+    )

@@ -1,19 +1,23 @@
 """A source and a target base model together: matching by weights, similarity, operators."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from prolora_jax.bases import BasisStore, MemoryStore, Progress, compute_bases, load_or_compute
 from prolora_jax.basis import Basis, choose_rank, common_rank, cut_gap
+from prolora_jax.evidence import cosines, similarities
 from prolora_jax.io.checkpoint import BaseModel
-from prolora_jax.matching import BLOCK, Matching, blocks_of, match_modules
-from prolora_jax.options import MigrationOptions, basis_rule
+from prolora_jax.matching import Matching, match_modules
+from prolora_jax.options import Match, MigrationOptions, basis_rule
 from prolora_jax.plan import Measure, ModuleSimilarity
 from prolora_jax.similarity import side_similarity
 
 CLUSTERED_GAP = 1e-3
 """A cut with a smaller relative gap is flagged: the span depends on rounding (method.md 1)."""
+
+OPTIONS = MigrationOptions()
 
 
 class BasePair:
@@ -38,40 +42,33 @@ class BasePair:
         self.workers = workers
         self.store = MemoryStore() if store is None else store
 
-    def matching(self, mode: str = "auto") -> Matching:
-        """Match modules; reads weights only where block counts differ."""
-        return match_modules(self.source.spec, self.target.spec, self.block_scores, mode)
-
-    def block_scores(self, slot: str) -> np.ndarray:
-        """Cosine of the base weights of every source and target block of a slot.
+    def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
+        """Match modules; reads weights only where shapes and order leave a choice.
 
         Args:
-            slot: path of a slot that both bases have.
+            mode: `auto`, `name`, `block` or `module` (see `match_modules`).
+            options: `match_score`, and for `similarity` the rank rule and pairing of ranks.
 
         Returns:
-            `(source blocks, target blocks)`, in [-1, 1]; over the roles and shapes that the two
-            blocks share, all weights of a block as one long vector.
+            Source path by target path, and the alignments behind it.
         """
-        source = blocks_of(self.source.spec)[slot]
-        target = blocks_of(self.target.spec)[slot]
-        dots = np.zeros((len(source), len(target)))
-        norms_s, norms_t = np.zeros(len(source)), np.zeros(len(target))
-        for role, shape in source[0].items():
-            if any(block.get(role) != shape for block in (*source.values(), *target.values())):
-                continue
-            # One role at a time: a whole slot of SDXL would be gigabytes.
-            rows_s = self._rows(self.source, slot, len(source), role)
-            rows_t = self._rows(self.target, slot, len(target), role)
-            dots += rows_s @ rows_t.T
-            norms_s += np.einsum("ij,ij->i", rows_s, rows_s)
-            norms_t += np.einsum("ij,ij->i", rows_t, rows_t)
-        scale = np.sqrt(np.outer(norms_s, norms_t))
-        return np.divide(dots, scale, out=np.zeros_like(dots), where=scale > 0)
 
-    @staticmethod
-    def _rows(model: BaseModel, slot: str, blocks: int, role: str) -> np.ndarray:
-        paths = [f"{slot}{BLOCK}{i}.{role}" for i in range(blocks)]
-        return np.stack([model.matrix(path).ravel() for path in paths])
+        def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+            if options.match_score == "cosine":
+                return cosines(self.source, self.target, sources, targets)
+            rule = basis_rule(options.basis_rank)
+            for model, paths in ((self.source, sources), (self.target, targets)):
+                compute_bases(model, paths, self.store, rule, workers=self.workers)
+            return similarities(partial(self._mean_similarity, options), sources, targets)
+
+        return match_modules(self.source.spec, self.target.spec, evidence, mode)
+
+    def _mean_similarity(self, options: MigrationOptions, path: str, source_path: str) -> float:
+        """Mean of both sides, corrected for chance where that says something."""
+        found, _ = self._compare(path, source_path, options)
+        left = found.phi_left if found.phi_hat_left is None else found.phi_hat_left
+        right = found.phi_right if found.phi_hat_right is None else found.phi_hat_right
+        return (left + right) / 2
 
     def measure(
         self,
@@ -116,6 +113,14 @@ class BasePair:
             return Measure()
         if options.identical == "copy" and self._identical(path, source_path):
             return Measure(identical=True)
+        similarity, gap = self._compare(path, source_path, options)
+        flags = ("clustered-cut",) if gap < CLUSTERED_GAP else ()
+        return Measure(similarity=similarity, flags=flags)
+
+    def _compare(
+        self, path: str, source_path: str, options: MigrationOptions
+    ) -> tuple[ModuleSimilarity, float]:
+        """Similarity of two weights, and the smaller of the gaps at their cuts."""
         source, target, k_s, k_t = self.spans(path, source_path, options)
         left = side_similarity(source.u[:, :k_s], target.u[:, :k_t])
         right = side_similarity(source.v[:, :k_s], target.v[:, :k_t])
@@ -124,8 +129,7 @@ class BasePair:
         similarity = ModuleSimilarity(
             left.phi, right.phi, left.corrected, right.corrected, k_s, k_t
         )
-        flags = ("clustered-cut",) if gap < CLUSTERED_GAP else ()
-        return Measure(similarity=similarity, flags=flags)
+        return similarity, gap
 
     def _identical(self, path: str, source_path: str) -> bool:
         """Equal after casting both weights to the narrower of their dtypes."""
@@ -135,7 +139,8 @@ class BasePair:
         if a.dtype == b.dtype:
             return False
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
-        return np.array_equal(a.astype(narrower), b.astype(narrower))
+        with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
+            return np.array_equal(a.astype(narrower), b.astype(narrower))
 
     def spans(
         self, path: str, source_path: str, options: MigrationOptions

@@ -1,7 +1,8 @@
 """What will be done with every module, decided before anything is computed on a device.
 
-`build_plan` is pure. Every module of the adapter ends in a step or in `skipped` with a reason;
-target modules that stay empty because the target is deeper are listed as skipped, too.
+`build_plan` is pure. Every module of the adapter ends in a step (in several with `--match module`)
+or in `skipped` with a reason; target modules that stay empty because the source has no block for
+them are listed as skipped, too.
 """
 
 from collections.abc import Mapping
@@ -12,12 +13,17 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.alignment import Alignment
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.matching import Alignment, Matching, split_block
+from prolora_jax.matching import MatchedBy, Matching
 from prolora_jax.options import MigrationOptions
+from prolora_jax.structure import place_of
 
 WEAK_SIMILARITY = 0.5
 """A module that passes on phi with a chance-corrected similarity below this is flagged."""
+
+UNVERIFIED_TEXT_ENCODER = "unverified: text encoder absent"
+"""Flag of a text encoder's module that was copied because both bases name the same encoder."""
 
 
 class Skip(StrEnum):
@@ -118,6 +124,7 @@ class MigrationPlan:
     steps: tuple[PlanStep, ...]
     skipped: tuple[SkippedModule, ...]
     alignments: tuple[Alignment, ...]
+    matched_by: MatchedBy = "name"
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives the same plan back."""
@@ -165,33 +172,74 @@ def build_plan(
     Returns:
         The plan; each adapter module is in exactly one step or one skipped record.
     """
-    target_of = {source_path: path for path, source_path in matching.pairs.items()}
-    weak_slots = matching.weak_slots()
+    targets_of: dict[str, list[str]] = {}
+    for path, source_path in matching.pairs.items():
+        targets_of.setdefault(source_path, []).append(path)
     steps, skipped = [], []
     for module in adapter.modules:
-        path = target_of.get(module.path)
-        reason = _reason_before_measuring(module, path, target, options)
-        if reason is not None or path is None:
-            skipped.append(SkippedModule(reason or Skip.REMOVED_IN_TARGET, module.path, path))
-            continue
-        weak = _slot(path) in weak_slots
-        outcome = _decide(path, module.path, measures[path], options, weak_match=weak)
-        (steps if isinstance(outcome, PlanStep) else skipped).append(outcome)
-    skipped += _empty_target_blocks(adapter, target, matching)
+        if module.path not in targets_of:
+            outcome = _unmatched(module, source, target, matching, options)
+            (steps if isinstance(outcome, PlanStep) else skipped).append(outcome)
+        for path in targets_of.get(module.path, ()):
+            reason = _reason_before_measuring(module, path, options)
+            if reason is not None:
+                skipped.append(SkippedModule(reason, module.path, path))
+                continue
+            weak = matching.is_weak(path)
+            outcome = _decide(path, module.path, measures[path], options, weak_match=weak)
+            (steps if isinstance(outcome, PlanStep) else skipped).append(outcome)
+    skipped += _without_source(adapter, source, target, matching, options)
     return MigrationPlan(
-        options, source.name, target.name, tuple(steps), tuple(skipped), matching.alignments
+        options,
+        source.name,
+        target.name,
+        tuple(steps),
+        tuple(skipped),
+        matching.alignments,
+        matching.matched_by,
     )
 
 
+def _unmatched(
+    module: LoraModule,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+    matching: Matching,
+    options: MigrationOptions,
+) -> PlanStep | SkippedModule:
+    """A module of the adapter that no target module takes."""
+    path = module.path
+    if is_text_encoder(path) and not (path in source.modules and path in target.modules):
+        encoder = encoder_of(source, path)
+        if encoder is None or encoder != encoder_of(target, path):
+            return SkippedModule(Skip.TEXT_ENCODER, path, None)
+        reason = _reason_before_measuring(module, path, options)
+        if reason is not None:
+            return SkippedModule(reason, path, path)
+        return PlanStep(path, path, Action.COPY, None, (UNVERIFIED_TEXT_ENCODER,))
+    a, b = source.modules.get(path), target.modules.get(path)
+    if b is not None and path not in matching.pairs and (a is None or a.shape != b.shape):
+        return SkippedModule(Skip.SHAPE_MISMATCH, path, path)
+    return SkippedModule(Skip.REMOVED_IN_TARGET, path, None)
+
+
+def encoder_of(spec: BaseModelSpec, path: str) -> str | None:
+    """Which text encoder a base model has in the place of a module's component."""
+    components = ("text_encoder", "text_encoder_2")
+    present = [c for c in components if any(p.startswith(f"{c}.") for p in spec.modules)]
+    if len(present) != len(spec.text_encoders):
+        # One encoder alone is the refiner's second one when the UNet takes pooled text.
+        present = ["text_encoder_2"] if _has_second_only(spec) else list(components)
+    return dict(zip(present, spec.text_encoders, strict=False)).get(path.split(".", 1)[0])
+
+
+def _has_second_only(spec: BaseModelSpec) -> bool:
+    return spec.is_sdxl_family and len(spec.text_encoders) == 1
+
+
 def _reason_before_measuring(
-    module: LoraModule, path: str | None, target: BaseModelSpec, options: MigrationOptions
+    module: LoraModule, path: str, options: MigrationOptions
 ) -> Skip | None:
-    if is_text_encoder(module.path):
-        return Skip.TEXT_ENCODER
-    if path is None:
-        named = target.modules.get(module.path)
-        taken = named is not None and split_block(module.path) is None
-        return Skip.SHAPE_MISMATCH if taken else Skip.REMOVED_IN_TARGET
     if _excluded(path, options):
         return Skip.EXCLUDED
     return Skip.ZERO_DELTA if _is_zero(module) else None
@@ -220,27 +268,37 @@ def _decide(
     return PlanStep(path, source_path, Action.PROJECT, similarity, tuple(flags))
 
 
-def _empty_target_blocks(
-    adapter: Adapter, target: BaseModelSpec, matching: Matching
+def _without_source(
+    adapter: Adapter,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+    matching: Matching,
+    options: MigrationOptions,
 ) -> list[SkippedModule]:
-    """Modules of unmatched blocks of a deeper target, in the roles the adapter trains there."""
-    deeper = {a.slot for a in matching.alignments if a.target_blocks > a.source_blocks}
-    trained = {
-        (split[0], split[2]) for m in adapter.modules if (split := split_block(m.path)) is not None
-    }
-    return [
-        SkippedModule(Skip.NO_SOURCE_BLOCK, None, path)
-        for path in target.modules
-        if path not in matching.pairs
-        and (split := split_block(path)) is not None
-        and split[0] in deeper
-        and (split[0], split[2]) in trained
-    ]
+    """Modules of the target's stages without a source, where the adapter trains their like.
 
-
-def _slot(path: str) -> str | None:
-    split = split_block(path)
-    return None if split is None else split[0]
+    Their like: the same role of the other blocks of their slot, or, where the whole slot has no
+    source, the same role of any slot of that kind.
+    """
+    trained = {module.path for module in adapter.modules}
+    kinds = {(p.kind, p.role) for path in trained if (p := place_of(path)) is not None}
+    slots: dict[tuple[str, str], list[str]] = {}
+    for path, source_path in matching.pairs.items():
+        if (place := place_of(path)) is not None:
+            slots.setdefault((place.slot_path, place.role), []).append(source_path)
+    found = []
+    for path, module in target.modules.items():
+        place = place_of(path)
+        if place is None or path in matching.pairs or _excluded(path, options):
+            continue
+        named = source.modules.get(path)
+        if named is not None and named.shape != module.shape:
+            continue  # the adapter's module of this name is skipped for its shape
+        siblings = slots.get((place.slot_path, place.role))
+        like = (place.kind, place.role) in kinds if siblings is None else trained & {*siblings}
+        if like:
+            found.append(SkippedModule(Skip.NO_SOURCE_BLOCK, None, path))
+    return found
 
 
 def _is_zero(module: LoraModule) -> bool:

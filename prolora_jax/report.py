@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from prolora_jax.matching import Alignment
+from prolora_jax.alignment import Alignment
 from prolora_jax.options import MigrationOptions
 from prolora_jax.plan import Action, SkippedModule
 
