@@ -7,7 +7,7 @@ single files, its Flax classes), so that a mistake here does not hide one there.
 from pathlib import Path
 from typing import Any
 
-import builders
+import builders  # noqa: F401 (quietens the others before they are imported)
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
