@@ -15,6 +15,8 @@ from typing import Any
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
+_REPEAT = re.compile(r"[*+?{]")
+_REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
 # Initialisations that also change the base weight: the factors alone are not the update.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -59,7 +61,7 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
 def _require_alpha(fields: Mapping[str, Any], path: str, rank: int, origin: str) -> float | None:
     try:
         alpha = _alpha(fields, path.partition(".")[2], rank)
-    except (TypeError, ValueError, AttributeError, re.error) as failure:
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
         raise _unreadable(origin, str(failure)) from failure
     if alpha is not None and not math.isfinite(alpha):
         raise _unreadable(origin, f"alpha {alpha} of {path}")
@@ -70,7 +72,7 @@ def _alpha(fields: Mapping[str, Any], module: str, rank: int) -> float | None:
     alpha = fields.get("lora_alpha")
     for pattern, value in (fields.get("alpha_pattern") or {}).items():
         # peft's own rule: a pattern fits the end of a path, from a dot on.
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if re.match(rf"(.*\.)?({_simple(pattern)})$", module):
             alpha = value
             break
     if alpha is None:
@@ -79,11 +81,19 @@ def _alpha(fields: Mapping[str, Any], module: str, rank: int) -> float | None:
     return float(alpha) * rank**0.5 if fields.get("use_rslora") else float(alpha)
 
 
+def _simple(pattern: str) -> str:
+    """The pattern, if matching it cannot take for ever: the file's author chose it."""
+    repeats, groups = len(_REPEAT.findall(pattern)), pattern.count("(")
+    if len(pattern) > 500 or repeats > 2 or groups > 2 or _REPEATED_GROUP.search(pattern):
+        raise ValueError(f"a pattern that may take for ever, {pattern[:100]!r}")
+    return pattern
+
+
 @lru_cache(maxsize=8)
 def _read(text: str, origin: str) -> Mapping[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
         raise _unreadable(origin, "no JSON object")
