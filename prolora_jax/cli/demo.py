@@ -67,7 +67,9 @@ def demo(
     sides = {path: measure.sides for path, measure in measures.items()}
     block_map(similarity_panels(sides, base.min_similarity), title, picture)
     recovered = [
-        all(planted_block(a.slot, j) == i for i, j in a.pairs) for a in matching.alignments
+        all(planted_block(a.slot, j) == i for i, j in a.pairs)
+        for a in matching.alignments
+        if a.level == "blocks"
     ]
     verdict = relation(measures, 0, base)
     summary = {
