@@ -31,7 +31,7 @@ def gram_eigh(
     """Singular values (descending) and right singular vectors of a tall matrix, by Gram-eigh.
 
     Squaring costs accuracy near sigma = 0: a singular value s_i carries an absolute error of
-    about eps * s_1^2 / (2 s_i), at most 1e-8 * s_1, and a span cut at k an angle of about
+    about eps * s_1^2 / (2 s_i), at most about 3e-8 * s_1, and a span cut at k an angle of about
     eps * s_1^2 / (s_k^2 - s_{k+1}^2), eps being 2.2e-16.
     """
     eigenvalues, vectors = np.linalg.eigh(tall.T @ tall)

@@ -154,7 +154,9 @@ def _encode(
         raise AdapterRefused(
             f"{before.path}: {error}. Use --dtype bfloat16 or float32.", code=Refusal.NON_FINITE
         ) from None
-    shape = pair.target.spec.modules[step.path].shape
+    spec = pair.target.spec.modules.get(step.path)
+    # A text encoder that is passed through may not be on disk: its shape is the input's.
+    shape = (before.up.shape[0], *before.down.shape[1:]) if spec is None else spec.shape
     down = layout.matrix_to_down(factors.down, shape)
     up = layout.matrix_to_up(factors.up, shape)
     # With one rank everywhere alpha = rank says "scale 1" to every reader. With several ranks
@@ -187,8 +189,12 @@ def _report(step: PlanStep, moved: Moved, before: LoraModule, after: LoraModule)
 
 
 def _party(model: BaseModel, paths: list[str]) -> Party:
-    """A base model as far as it was used: its place, and a hash over the weights of `paths`."""
-    digests = {path: model.fingerprint(path) for path in sorted(paths)}
+    """A base model as far as it was used: its place, and a hash over the weights of `paths`.
+
+    Weights that it does not have (of text encoders that are passed through) do not count.
+    """
+    known = [path for path in sorted(paths) if path in model.spec.modules]
+    digests = {path: model.fingerprint(path) for path in known}
     return Party(model.location, sha256(msgspec.json.encode(digests)).hexdigest())
 
 

@@ -111,7 +111,8 @@ def rotate(
     """R B, R the direct rotation (Davis & Kahan 1970) of the source span onto the target span.
 
     R is the orthogonal polar factor of P_t P_s + (I - P_t)(I - P_s). Pairs of principal vectors
-    with c < min_cos, and the |k_s - k_t| unpaired ones, are left still; R is orthogonal anyway.
+    with c < min_cos, and the |k_s - k_t| unpaired ones, are left still; R is orthogonal for any
+    min_cos > 0 (at 0 the unpaired ones, padded with c = 0, would count as pairs).
     """
     p, q = matmul(side.f.T, block), matmul(side.g.T, block)
     moves = (side.c >= min_cos)[:, None]

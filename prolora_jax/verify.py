@@ -20,7 +20,14 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.dense import DenseResult, recompute
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.options import MigrationOptions, basis_rule, output_rank
-from prolora_jax.plan import Action, Skip, SkippedModule
+from prolora_jax.plan import (
+    UNVERIFIED_TEXT_ENCODER,
+    Action,
+    Skip,
+    SkippedModule,
+    encoder_of,
+    is_text_encoder,
+)
 from prolora_jax.report import MigrationReport, ModuleReport
 
 Matrix = Float[np.ndarray, "out in"]
@@ -216,6 +223,8 @@ class _Job:
         before, after = self.before.get(told.source_path), self.after.get(told.path)
         names = told.path, told.source_path, told.action.value
         problem = self._cannot_compare(told.path, told.source_path, before, after)
+        if UNVERIFIED_TEXT_ENCODER in told.flags:
+            problem = self._wrongly_passed(told, before, after)
         if problem or before is None or after is None:
             return ModuleCheck(*names, "failed", problems=(problem,))
         delta, ours = _delta(before), _delta(after)
@@ -247,6 +256,22 @@ class _Job:
             return ""
         return f"has shapes {found} where target and source have {wanted}"
 
+    def _wrongly_passed(
+        self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
+    ) -> str:
+        """Why a text encoder's module could not be passed through unseen; empty when it could."""
+        if before is None or after is None:
+            return "passed through, but not in both files"
+        if _shape(before) != _shape(after):
+            return f"passed through, but with shape {_shape(after)} instead of {_shape(before)}"
+        paths = told.source_path in self.source.spec.modules, told.path in self.target.spec.modules
+        if all(paths) or told.path != told.source_path or not is_text_encoder(told.path):
+            return f"flagged {UNVERIFIED_TEXT_ENCODER}, but both bases have its weights"
+        names = encoder_of(self.source.spec, told.path), encoder_of(self.target.spec, told.path)
+        if names[0] is None or names[0] != names[1]:
+            return f"passed through between different text encoders, {names[0]} and {names[1]}"
+        return "" if told.action is Action.COPY else "projected without weights"
+
     def _recompute(self, path: str, source_path: str, delta: Matrix) -> DenseResult:
         return recompute(
             self.options.method,
@@ -265,6 +290,8 @@ class _Job:
         if self.options.method == "copy":
             wrong = told.action is not Action.COPY
             return None, ["projected, but the method is copy"] if wrong else []
+        if UNVERIFIED_TEXT_ENCODER in told.flags:
+            return None, []
         same = _identical(self.source.matrix(told.source_path), self.target.matrix(told.path))
         if "identical" in told.flags:
             wrong = not same or self.options.identical != "copy" or told.action is not Action.COPY

@@ -5,3 +5,9 @@ import os
 # Before NumPy, torch or JAX is imported by any test.
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import jax  # noqa: E402
+
+# Silent broadcasting between ranks and silent changes of dtype are mistakes in this package.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")

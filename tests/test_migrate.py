@@ -75,7 +75,15 @@ def test_each_arm_equals_the_reference(
             assert (k_s, k_t) == (row["k_source"], row["k_target"])
             bases = reference.pair_of_weights(w_s, w_t, k_s, k_t)
             expected = reference.project(method, bases, delta)
-            assert row["phi_left"] == pytest.approx(reference.phi(bases.u_s, bases.u_t), abs=1e-5)
+            out, width = delta.shape
+            for side, dim, spans in (
+                ("left", out, (bases.u_s, bases.u_t)),
+                ("right", width, (bases.v_s, bases.v_t)),
+            ):
+                phi = reference.phi(*spans)
+                hat = reference.corrected(phi, reference.chance(k_s, k_t, dim))
+                assert row[f"phi_{side}"] == pytest.approx(phi, abs=1e-5)
+                assert row[f"phi_hat_{side}"] == (hat and pytest.approx(hat, abs=1e-4))
             compared += 1
         error = np.linalg.norm(found[path] - expected) / np.linalg.norm(delta)
         assert error <= FROM_WEIGHTS, path
