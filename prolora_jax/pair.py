@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 
+from prolora_jax.architectures.correspondence import CORRESPONDENCES, source_paths
 from prolora_jax.bases import BasisStore, MemoryStore, Progress, compute_bases, load_or_compute
 from prolora_jax.basis import Basis, choose_rank, common_rank, cut_gap
 from prolora_jax.evidence import cosines, similarities
@@ -18,6 +19,8 @@ CLUSTERED_GAP = 1e-3
 """A cut with a smaller relative gap is flagged: the span depends on rounding (method.md 1)."""
 
 OPTIONS = MigrationOptions()
+# A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
+PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
 
 
 class BasePair:
@@ -61,7 +64,8 @@ class BasePair:
                 compute_bases(model, paths, self.store, rule, workers=self.workers)
             return similarities(partial(self._mean_similarity, options), sources, targets)
 
-        return match_modules(self.source.spec, self.target.spec, evidence, mode)
+        specs = self.source.spec, self.target.spec
+        return match_modules(*specs, evidence, mode, source_paths(*specs, PUBLISHED))
 
     def _mean_similarity(self, options: MigrationOptions, path: str, source_path: str) -> float:
         """Mean of both sides, corrected for chance where that says something."""

@@ -15,12 +15,16 @@ import msgspec
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.alignment import Alignment
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.text_encoders import ENCODERS_OF
 from prolora_jax.matching import MatchedBy, Matching
 from prolora_jax.options import MigrationOptions
 from prolora_jax.structure import place_of
 
 WEAK_SIMILARITY = 0.5
 """A module that passes on phi with a chance-corrected similarity below this is flagged."""
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+"""Components that a base model's text encoders may have, in the order of their names."""
 
 UNVERIFIED_TEXT_ENCODER = "unverified: text encoder absent"
 """Flag of a text encoder's module that was copied because both bases name the same encoder."""
@@ -225,16 +229,13 @@ def _unmatched(
 
 def encoder_of(spec: BaseModelSpec, path: str) -> str | None:
     """Which text encoder a base model has in the place of a module's component."""
-    components = ("text_encoder", "text_encoder_2")
-    present = [c for c in components if any(p.startswith(f"{c}.") for p in spec.modules)]
+    component = path.partition(".")[0]
+    if spec.architecture is not None:
+        return ENCODERS_OF[spec.architecture].get(component)
+    present = [c for c in TEXT_ENCODERS if spec.component(c)]
     if len(present) != len(spec.text_encoders):
-        # One encoder alone is the refiner's second one when the UNet takes pooled text.
-        present = ["text_encoder_2"] if _has_second_only(spec) else list(components)
-    return dict(zip(present, spec.text_encoders, strict=False)).get(path.split(".", 1)[0])
-
-
-def _has_second_only(spec: BaseModelSpec) -> bool:
-    return spec.is_sdxl_family and len(spec.text_encoders) == 1
+        present = list(TEXT_ENCODERS)  # of an unknown model: named in the usual order
+    return dict(zip(present, spec.text_encoders, strict=False)).get(component)
 
 
 def _reason_before_measuring(
