@@ -7,6 +7,8 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.errors import Refusal, UsageError
 
+AlphaZero = Literal["refuse", "rank", "zero"]
+
 
 Match = Literal["auto", "name", "block", "module"]
 
@@ -45,6 +47,8 @@ class MigrationOptions:
         rescale: `norm` restores each module's Frobenius norm.
         scale: multiplies every update.
         dtype: of the output; `same` is the input's.
+        alpha_zero: an alpha of 0 in the input means that the file is refused, alpha = `rank`, or
+            no effect (`zero`); programs disagree.
 
     Raises:
         BadOption: from the constructor, when a value is not one of those above.
@@ -70,6 +74,7 @@ class MigrationOptions:
     rescale: Literal["none", "norm"] = "none"
     scale: float = 1.0
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    alpha_zero: AlphaZero = "refuse"
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():

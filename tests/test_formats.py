@@ -37,6 +37,8 @@ XL = SPECS["xl"]
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_OUT = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
 RTOL = 1e-6  # float32 products, rank 4
+# Diffusers applies nothing of a file whose keys start with `base_model.model.`, and only warns.
+READ_BY_DIFFUSERS = [format for format in FORMATS if format != "peft"]
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {"attn1.to_q": 2, "attn2.to_k": 8},
@@ -163,7 +165,7 @@ def test_the_oldest_keys_hide_the_output_projections_number():
 # --- writing what others read ---
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", READ_BY_DIFFUSERS)
 @pytest.mark.parametrize("net", NETS)
 def test_diffusers_reads_what_is_written(net, format, tmp_path):
     unet, _ = net_with_lora(net, targets=builders.EVERYTHING, alpha=6)
@@ -194,7 +196,7 @@ def test_every_layer_of_a_real_net_comes_back(name, format):
     assert [module.path for module in again.modules] == list(spec.modules)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", READ_BY_DIFFUSERS)
 def test_text_encoders_come_along(format, tmp_path):
     config = CLIPTextConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2

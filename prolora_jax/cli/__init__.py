@@ -34,6 +34,7 @@ for _name, _help in {
     "bases": "Compute bases ahead of time, list them, prune the store.",
     "similarity": "How close two base models are, module by module, and what to expect.",
     "migrate": "Move an adapter from a source base model to a target base model.",
+    "convert": "Write an adapter in another format; no base model's weights, no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
     "diff": "Two adapters module by module: norms, cosine, retained energy.",
 }.items():

@@ -20,6 +20,7 @@ def convert(
     out_path: Annotated[Path, Parameter(name="--out")],
     base: Path | None = None,
     alpha_zero: AlphaZero = "refuse",
+    allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
@@ -33,6 +34,7 @@ def convert(
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means; programs disagree.
+        allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         strip_metadata: keep no header string but prolora and format.
         overwrite: replace an existing output.
     """
@@ -43,7 +45,7 @@ def convert(
     from prolora_jax.io.checkpoint import load_base_model
 
     spec = None if base is None else load_base_model(base).spec
-    adapter = load_adapter(input, alpha_zero=alpha_zero)
+    adapter = load_adapter(input, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
     spec = spec or published_base(adapter, to)
     adapter = resolve(adapter, spec)
     format = concrete_format(to, spec) or adapter.format

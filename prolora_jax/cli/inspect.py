@@ -7,6 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from prolora_jax.cli.console import Common, out, show_error
+from prolora_jax.options import AlphaZero
 
 COMMON = Common()
 
@@ -14,6 +15,7 @@ COMMON = Common()
 def inspect(
     *paths: Path,
     source: Path | None = None,
+    alpha_zero: AlphaZero = "refuse",
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
@@ -22,6 +24,7 @@ def inspect(
     Args:
         paths: adapter files.
         source: base model it was trained on; then every module is checked against it.
+        alpha_zero: what an alpha of 0 means: the file is refused, alpha = rank, or no effect.
         allow_pickle: read pickles, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
     import msgspec
@@ -38,7 +41,7 @@ def inspect(
     found, worst = [], 0
     for path in paths:
         try:
-            adapter = load_adapter(path, base, allow_pickle=allow_pickle)
+            adapter = load_adapter(path, base, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
             found.append(inspect_adapter(adapter, str(path)))
         except ProloraError as error:
             worst = max(worst, error.exit_code)

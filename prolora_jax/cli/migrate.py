@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.cli.convert import Format
 from prolora_jax.options import MigrationOptions
 
 COMMON = Common()
@@ -21,7 +22,8 @@ def migrate(
     target: Path,
     out_path: Annotated[Path | None, Parameter(name="--out")] = None,
     preset: Literal["paper"] | None = None,
-    format: Literal["same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers"] = "same",
+    format: Format = "same",
+    strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
@@ -40,6 +42,7 @@ def migrate(
         out_path: file to write; not needed with --dry-run.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         format: key convention of the output; kohya: what kohya's trainer writes for this base.
+        strip_metadata: keep no header string but prolora and format.
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
@@ -47,7 +50,12 @@ def migrate(
     from prolora_jax.cli import tables
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.formats import concrete_format
-    from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter
+    from prolora_jax.io.adapters import (
+        load_adapter,
+        refuse_existing,
+        save_adapter,
+        writes_folder,
+    )
     from prolora_jax.io.checkpoint import load_base_model
     from prolora_jax.io.reports import report_path, write_report
     from prolora_jax.migrate import make_plan, run_plan
@@ -58,12 +66,18 @@ def migrate(
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
     if out_path is not None and not dry_run:
-        refuse_existing(out_path, overwrite)
+        folder = writes_folder(out_path, "peft" if input.is_dir() and format == "same" else format)
+        refuse_existing(out_path, overwrite, folder=folder)
         refuse_existing(report_path(out_path), overwrite)
     # Absolute paths: the report names them, and `verify` may be called from elsewhere.
     models = load_base_model(source.resolve()), load_base_model(target.resolve())
     pair = BasePair(*models, common.basis_store(), common.processes)
-    adapter = load_adapter(input.resolve(), pair.source.spec, allow_pickle=allow_pickle)
+    adapter = load_adapter(
+        input.resolve(),
+        pair.source.spec,
+        alpha_zero=options.alpha_zero,
+        allow_pickle=allow_pickle,
+    )
     reporter = Reporter(common.quiet)
     with reporter.shown():
         plan = make_plan(adapter, pair, options, reporter)
@@ -79,6 +93,7 @@ def migrate(
         out_path,
         format=concrete_format(format, pair.target.spec),
         base=pair.target.spec,
+        strip_metadata=strip_metadata,
         overwrite=overwrite,
     )
     written = write_report(out_path, report)

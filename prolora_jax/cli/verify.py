@@ -44,7 +44,12 @@ def verify(
     source_model = load_base_model(source or Path(report["source"]["location"]))
     target_model = load_base_model(target or Path(report["target"]["location"]))
     input = source_lora or Path(report["input"]["location"])
-    original = load_adapter(input, source_model.spec, allow_pickle=allow_pickle)
+    original = load_adapter(
+        input,
+        source_model.spec,
+        alpha_zero=report["options"]["alpha_zero"],
+        allow_pickle=allow_pickle,
+    )
     migrated = load_adapter(output, target_model.spec)
     reporter = Reporter(common.quiet)
     with reporter.shown():

@@ -28,14 +28,23 @@ def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     tensors = {}
     for module in adapter.modules:
         tensors[f"{module.path}.lora_A.weight"] = module.down
-        tensors[f"{module.path}.lora_B.weight"] = _scaled_up(module, adapter.origin)
+        tensors[f"{module.path}.lora_B.weight"] = scaled_up(module, adapter.origin)
     extras = {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
     for key in adapter.extras.keys() - extras.keys():
         _log.warning("%s: %s belongs to no module; left out", adapter.origin, key)
     return tensors | extras
 
 
-def _scaled_up(module: LoraModule, origin: str) -> np.ndarray:
+def scaled_up(module: LoraModule, origin: str) -> np.ndarray:
+    """The up factor with the module's scale multiplied into it, in float32; same dtype.
+
+    Args:
+        module: any module.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: a number does not fit the dtype.
+    """
     if module.scale == 1.0:
         return module.up
     wide = module.up.astype(np.promote_types(np.float32, module.up.dtype)) * module.scale

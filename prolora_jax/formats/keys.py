@@ -10,8 +10,9 @@ from typing import Literal
 
 from prolora_jax.architectures.naming import UNET, flat
 
-FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers")
+FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "peft")
 KOHYA_UNET = "lora_unet_"
+PEFT_WRAPPER = "base_model.model."
 # Component by flat prefix; `lora_te_` is how files for SD 1 and 2 call their only text encoder.
 KOHYA_TEXT_ENCODERS = {
     "lora_te_": "text_encoder.",
@@ -20,9 +21,12 @@ KOHYA_TEXT_ENCODERS = {
     "lora_te3_": "text_encoder_3.",
 }
 
+_TEXT_ENCODERS = frozenset(component.rstrip(".") for component in KOHYA_TEXT_ENCODERS.values())
+
 Part = Literal["down", "up", "alpha"]
 
-_PEFT_WRAPPER = "base_model.model."
+# What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
+_LYCORIS = "lycoris_"
 _UNET_ROOTS = frozenset(
     ("conv_in", "conv_out", "time_embedding", "add_embedding", "down_blocks", "mid_block")
     + ("up_blocks",)
@@ -65,17 +69,19 @@ _SUFFIXES = _suffixes()
 
 
 def _text_encoder_layers() -> Mapping[str, str]:
-    """Dotted CLIP module by flat name, for more layers than any CLIP text encoder has."""
+    """CLIP module by its flat and its dotted name, for more layers than any CLIP encoder has.
+
+    transformers 5 dropped the `text_model.` level of one of its two CLIP classes. Both
+    generations end up under the older name, which all readers know.
+    """
     attention = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
     inner = [*attention, "mlp.fc1", "mlp.fc2"]
-    # transformers 5 dropped the `text_model.` level of one of its two CLIP classes.
-    paths = [
-        f"{level}encoder.layers.{i}.{name}"
-        for level in ("text_model.", "")
-        for i in range(64)
-        for name in inner
-    ]
-    return {flat(path): path for path in [*paths, "text_projection"]}
+    newer = [f"encoder.layers.{i}.{name}" for i in range(64) for name in inner]
+    table = {"text_projection": "text_projection"}
+    for name in newer:
+        path = f"text_model.{name}"
+        table |= {name: path, flat(name): path, path: path, flat(path): path}
+    return table
 
 
 _TEXT_ENCODER_LAYERS = _text_encoder_layers()
@@ -90,19 +96,21 @@ class Key:
             can tell the dots.
         part: which tensor of the module it is.
         format: one of `FORMATS`, the convention this key is written in.
+        adapter: the adapter's name, where peft has put it into the key.
     """
 
     path: str
     part: Part
     format: str
+    adapter: str | None = None
 
 
 def split_key(key: str) -> Key | None:
     """Take a LoRA key apart; None if it is not one."""
-    name, part = _split_suffix(key)
+    name, part, adapter = _split_suffix(key)
     if part is None:
         return None
-    return Key(_canonical(name), part, _format(name))
+    return Key(_canonical(name), part, _format(name), adapter)
 
 
 def is_text_encoder(path: str) -> bool:
@@ -110,28 +118,32 @@ def is_text_encoder(path: str) -> bool:
     return path.startswith("text_encoder")
 
 
-def _split_suffix(key: str) -> tuple[str, Part | None]:
+def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:
     for suffix, (tail, part) in _SUFFIXES.items():
         if key.endswith(suffix):
-            return key.removesuffix(suffix) + tail, part
+            return key.removesuffix(suffix) + tail, part, None
     # peft puts the adapter's name between: `to_q.lora_A.default.weight`.
     match key.rsplit(".", 3):
-        case [name, "lora_A", _, "weight"]:
-            return name, "down"
-        case [name, "lora_B", _, "weight"]:
-            return name, "up"
-    return key, None
+        case [name, "lora_A", adapter, "weight"]:
+            return name, "down", adapter
+        case [name, "lora_B", adapter, "weight"]:
+            return name, "up", adapter
+    return key, None, None
 
 
 def _canonical(name: str) -> str:
-    name = name.replace(_PEFT_WRAPPER, "", 1)
+    name = name.replace(PEFT_WRAPPER, "", 1)
+    if name.startswith(_LYCORIS):
+        return KOHYA_UNET + name.removeprefix(_LYCORIS)
     for prefix, component in KOHYA_TEXT_ENCODERS.items():
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
             return component + _TEXT_ENCODER_LAYERS.get(rest, rest)
     for prefix in _LDM_PREFIXES:
         name = name.removeprefix(prefix)
-    root = name.split(".", 1)[0]
+    root, _, rest = name.partition(".")
+    if root in _TEXT_ENCODERS:
+        return f"{root}.{_TEXT_ENCODER_LAYERS.get(rest, rest)}"
     if root in _UNET_ROOTS:
         return UNET + name
     if root in _LDM_ROOTS:
@@ -140,6 +152,8 @@ def _canonical(name: str) -> str:
 
 
 def _format(name: str) -> str:
+    if PEFT_WRAPPER in name:
+        return "peft"
     if "." in name or name in _UNET_ROOTS:
         return "diffusers"
     if name.startswith((*_FLAT_LDM, "lora_te1_", "lora_te2_")):

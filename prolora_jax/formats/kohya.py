@@ -28,7 +28,7 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec, *, ldm: bool) -> dict[st
     """
     tensors = {}
     for module in adapter.modules:
-        name = _name(module.path, spec, ldm, adapter.origin)
+        name = module_name(module.path, spec, ldm, adapter.origin)
         tensors[f"{name}.lora_down.weight"] = module.down
         tensors[f"{name}.lora_up.weight"] = module.up
         if module.alpha is not None:
@@ -36,7 +36,18 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec, *, ldm: bool) -> dict[st
     return tensors | dict(adapter.extras)
 
 
-def _name(path: str, spec: BaseModelSpec, ldm: bool, origin: str) -> str:
+def module_name(path: str, spec: BaseModelSpec, ldm: bool, origin: str) -> str:
+    """What a kohya file calls a module, `lora_unet_input_blocks_4_1_proj_in`.
+
+    Args:
+        path: dotted path with component.
+        spec: the base model it is for.
+        ldm: whether UNet blocks are named as in LDM.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: LDM has no name for the module.
+    """
     if is_text_encoder(path):
         component, _, rest = path.partition(".")
         number = component.removeprefix("text_encoder").removeprefix("_")

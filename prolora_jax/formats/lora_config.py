@@ -8,17 +8,35 @@ such a file is 1.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
+_WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
 _REPEAT = re.compile(r"[*+?{]")
 _REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
 # Initialisations that also change the base weight: the factors alone are not the update.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields by which the factors mean something else than `alpha / rank * B @ A` in their own layer.
+_MEANS_MORE = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "layer_replication": "layer-replication",
+    "alora_invocation_tokens": "aLoRA",
+    "arrow_config": "Arrow",
+    "kasa_config": "KaSA",
+}
+
+
+class _Config(NamedTuple):
+    """The LoraConfig of one component, with its alpha patterns ready for use."""
+
+    fields: Mapping[str, Any]
+    alphas: Sequence[tuple[Callable[[str], object], Any]]
 
 
 def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: str) -> float | None:
@@ -35,18 +53,65 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
         for the component.
 
     Raises:
-        AdapterRefused: the configuration cannot be read, or its factors belong to a base weight
-            that the initialisation has changed.
+        AdapterRefused: the configuration cannot be read, its factors belong to a base weight
+            that the initialisation has changed, or it is not one of plain LoRA.
     """
     text = metadata.get(HEADER_KEY)
-    component, _, module = path.partition(".")
-    if text is None or not module:
+    if text is None or "." not in path:
         return None
-    config = _read(text, origin)
-    fields = config
-    if "lora_alpha" not in config:
+    return _require_alpha(text, path, rank, origin)
+
+
+def _require_alpha(text: str, path: str, rank: int, origin: str) -> float | None:
+    component, _, module = path.partition(".")
+    try:
+        alpha = _alpha(_config(text, component, origin), module, rank)
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
+        raise _unreadable(origin, str(failure)) from failure
+    if alpha is not None and not math.isfinite(alpha):
+        raise _unreadable(origin, f"alpha {alpha} of {path}")
+    return alpha
+
+
+def base_name(metadata: Mapping[str, str]) -> str | None:
+    """What a file's configuration says its base model is called, if it has one and says it."""
+    try:
+        fields = json.loads(metadata.get(HEADER_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return None
+    names = fields if isinstance(fields, dict) else {}
+    names = [value for key, value in names.items() if key.endswith("base_model_name_or_path")]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def _alpha(config: _Config, module: str, rank: int) -> float | None:
+    alpha = config.fields.get("lora_alpha")
+    alpha = next((value for fits, value in config.alphas if fits(module)), alpha)
+    if alpha is None:
+        return None
+    # Rank-stabilised LoRA scales by alpha / sqrt(rank).
+    return float(alpha) * rank**0.5 if config.fields.get("use_rslora") else float(alpha)
+
+
+@lru_cache(maxsize=8)
+def _config(text: str, component: str, origin: str) -> _Config:
+    fields = _read(text, origin)
+    if "lora_alpha" not in fields:
         prefix = f"{component}."
-        fields = {k.removeprefix(prefix): v for k, v in config.items() if k.startswith(prefix)}
+        fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
+    _require_plain(fields, origin)
+    patterns = (fields.get("alpha_pattern") or {}).items()
+    return _Config(fields, [(_matcher(pattern), value) for pattern, value in patterns])
+
+
+def _matcher(pattern: str) -> Callable[[str], object]:
+    """Whether a pattern fits a module path, by peft's rule: its end, from any dot on."""
+    if _WHOLE_PATHS.fullmatch(pattern):  # as `peft.configuration` writes them: hundreds in one
+        return frozenset(pattern[2:-1].replace("\\.", ".").split("|")).__contains__
+    return re.compile(rf"(.*\.)?({_simple(pattern)})$").match
+
+
+def _require_plain(fields: Mapping[str, Any], origin: str) -> None:
     start = fields.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise AdapterRefused(
@@ -55,30 +120,15 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
             f"with peft's path_initial_model_for_weight_conversion",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
-    return _require_alpha(fields, path, rank, origin)
-
-
-def _require_alpha(fields: Mapping[str, Any], path: str, rank: int, origin: str) -> float | None:
-    try:
-        alpha = _alpha(fields, path.partition(".")[2], rank)
-    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
-        raise _unreadable(origin, str(failure)) from failure
-    if alpha is not None and not math.isfinite(alpha):
-        raise _unreadable(origin, f"alpha {alpha} of {path}")
-    return alpha
-
-
-def _alpha(fields: Mapping[str, Any], module: str, rank: int) -> float | None:
-    alpha = fields.get("lora_alpha")
-    for pattern, value in (fields.get("alpha_pattern") or {}).items():
-        # peft's own rule: a pattern fits the end of a path, from a dot on.
-        if re.match(rf"(.*\.)?({_simple(pattern)})$", module):
-            alpha = value
-            break
-    if alpha is None:
-        return None
-    # Rank-stabilised LoRA scales by alpha / sqrt(rank).
-    return float(alpha) * rank**0.5 if fields.get("use_rslora") else float(alpha)
+    kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]  # also `PeftType.LORA`
+    names = [name for field, name in _MEANS_MORE.items() if fields.get(field)]
+    name = next(iter(names), None if kind.upper() == "LORA" else kind)
+    if name is not None:
+        raise AdapterRefused(
+            f"{origin}: unsupported-algorithm:{name}: found it in the LoraConfig; expected plain "
+            f"LoRA; merge it and extract a plain LoRA first",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
 
 
 def _simple(pattern: str) -> str:

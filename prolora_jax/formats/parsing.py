@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +13,7 @@ from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.formats.foreign import refuse_foreign
 from prolora_jax.formats.keys import Key, Part, is_text_encoder, split_key
 from prolora_jax.formats.lora_config import alpha_by_config
+from prolora_jax.options import AlphaZero
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,12 @@ class _Group:
     parts: dict[Part, tuple[np.ndarray, str]] = field(default_factory=dict)
 
 
-def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin: str) -> Adapter:
+def parse(
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    origin: str,
+    alpha_zero: AlphaZero = "refuse",
+) -> Adapter:
     """Read an adapter, whatever mixture of key conventions it uses.
 
     Flat UNet names stay flat (`lora_unet_...`) until `resolve` has seen a base model.
@@ -39,9 +45,13 @@ def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin
         tensors: every tensor of the file by key.
         metadata: header strings; `lora_adapter_metadata` gives the scale of diffusers files.
         origin: the file, for messages.
+        alpha_zero: what an alpha of 0 means: `rank` reads it as "alpha = rank", as kohya's loader
+            and LyCORIS do; `zero` as no effect, as the web interfaces and diffusers do; `refuse`
+            refuses the file.
 
     Returns:
-        The adapter, factors untouched, modules in the order of `tensors`.
+        The adapter, factors untouched (but `up` is zero where `alpha_zero` says so), modules in
+        the order of `tensors`.
 
     Raises:
         AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
@@ -51,6 +61,7 @@ def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
     refuse_foreign(tensors, unread, origin=origin)
     _require_finite(tensors, origin)
+    _require_one_adapter(keys.values(), origin)
 
     groups: dict[str, _Group] = {}
     extras: dict[str, np.ndarray] = {}
@@ -67,7 +78,7 @@ def parse(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], origin
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
             extras[key] = array
             continue
-        modules.append(_module(path, group, metadata, origin))
+        modules.append(_module(path, group, metadata, origin, alpha_zero))
         formats[is_text_encoder(path), group.format] += 1
     if not modules:
         raise AdapterRefused(
@@ -99,7 +110,9 @@ def same_array(a: np.ndarray, b: np.ndarray) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
 
 
-def _module(path: str, group: _Group, metadata: Mapping[str, str], origin: str) -> LoraModule:
+def _module(
+    path: str, group: _Group, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
+) -> LoraModule:
     pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
     for half, other in pair:
         if half not in group.parts:
@@ -127,12 +140,22 @@ def _module(path: str, group: _Group, metadata: Mapping[str, str], origin: str) 
     if "alpha" in group.parts:
         alpha = _scalar(*group.parts["alpha"], path, origin)
     if alpha == 0:
-        raise AdapterRefused(
-            f"{origin}: {path}: found alpha 0, which some programs read as no effect and others "
-            f"as alpha = rank; expected another number; set it to what was meant",
-            code=Refusal.ALPHA_ZERO,
-        )
+        return _read_zero(LoraModule(path, down, up), alpha_zero, origin)
     return LoraModule(path, down, up, alpha)
+
+
+def _read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraModule:
+    """The module without its alpha of 0: no file that is written from it is read in two ways."""
+    if alpha_zero == "rank":
+        return replace(module, alpha=float(module.rank))
+    if alpha_zero == "zero":
+        return replace(module, up=np.zeros_like(module.up))
+    raise AdapterRefused(
+        f"{origin}: {module.path}: found alpha 0, which some programs read as no effect and others "
+        f"as alpha = rank; expected another number; set it to what was meant, or say it with "
+        f"--alpha-zero rank or --alpha-zero zero",
+        code=Refusal.ALPHA_ZERO,
+    )
 
 
 def _fit(down: np.ndarray, up: np.ndarray) -> bool:
@@ -149,6 +172,17 @@ def _scalar(array: np.ndarray, key: str, path: str, origin: str) -> float:
             code=Refusal.SHAPE_MISMATCH,
         )
     return float(array.reshape(()))
+
+
+def _require_one_adapter(keys: Iterable[Key | None], origin: str) -> None:
+    """Refuse a file of several adapters: whose module is whose cannot be kept apart later."""
+    names = sorted({key.adapter for key in keys if key is not None and key.adapter is not None})
+    if len(names) > 1:
+        raise AdapterRefused(
+            f"{origin}: found {len(names)} adapters, {', '.join(names[:5])}; expected one; save "
+            f"each to a file of its own",
+            code=Refusal.DUPLICATE_MODULE,
+        )
 
 
 def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:

@@ -1,4 +1,4 @@
-"""An adapter against a base model: every UNet module gets its dotted path and is checked."""
+"""An adapter against a base model: every module gets its dotted path and is checked."""
 
 import logging
 from dataclasses import replace
@@ -13,10 +13,10 @@ _log = logging.getLogger(__name__)
 
 
 def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
-    """Give every UNet module its dotted path in `spec` and check its shapes.
+    """Give every module its dotted path in `spec` and check its shapes.
 
-    Modules of text encoders are left as they are: a UNet's spec does not know them. Resolving
-    twice changes nothing.
+    Modules of text encoders are left as they are where `spec` knows no text encoder: it may have
+    been read from a UNet alone. Resolving twice changes nothing.
 
     Args:
         adapter: as parsed.
@@ -35,8 +35,10 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     for module in adapter.modules:
         path = paths[module.path]
         assert path is not None  # _require_all
-        known = found.setdefault(path, replace(module, path=path))
-        if not _same(known, module):
+        known = found.get(path)
+        if known is None:
+            found[path] = replace(module, path=path)
+        elif not _same(known, module):
             raise AdapterRefused(
                 f"{adapter.origin}: {path}: found twice with different numbers, once as "
                 f"{module.path}; expected one; remove the wrong one",
@@ -60,18 +62,24 @@ def fits(module: LoraModule, spec: ModuleSpec) -> bool:
 
 
 def _path(name: str, spec: BaseModelSpec) -> str | None:
-    if is_text_encoder(name) or name in spec.modules:
+    if name in spec.modules or (is_text_encoder(name) and not _knows(name, spec)):
         return name
     if name.startswith(KOHYA_UNET):
         return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
     return None
 
 
+def _knows(path: str, spec: BaseModelSpec) -> bool:
+    """Whether `spec` has modules of the component that `path` belongs to."""
+    prefix = path.partition(".")[0] + "."
+    return any(known.startswith(prefix) for known in spec.modules)
+
+
 def _require_all(adapter: Adapter, paths: dict[str, str | None], spec: BaseModelSpec) -> None:
     missing = [name for name, path in paths.items() if path is None]
     if not missing:
         return
-    total = sum(not is_text_encoder(name) for name in paths)
+    total = sum(not is_text_encoder(name) or _knows(name, spec) for name in paths)
     none = len(missing) == total
     first = ", ".join(missing[:3])
     raise AdapterRefused(
@@ -84,8 +92,8 @@ def _require_all(adapter: Adapter, paths: dict[str, str | None], spec: BaseModel
 
 
 def _require_shapes(origin: str, modules: dict[str, LoraModule], spec: BaseModelSpec) -> None:
-    unet = {path: module for path, module in modules.items() if path in spec.modules}
-    bad = [module for path, module in unet.items() if not fits(module, spec.modules[path])]
+    known = {path: module for path, module in modules.items() if path in spec.modules}
+    bad = [module for path, module in known.items() if not fits(module, spec.modules[path])]
     if not bad:
         return
     module, shape = bad[0], spec.modules[bad[0].path].shape
@@ -93,7 +101,7 @@ def _require_shapes(origin: str, modules: dict[str, LoraModule], spec: BaseModel
     raise AdapterRefused(
         f"{origin}: {module.path}: found down {module.down.shape} and up {module.up.shape}; "
         f"expected down {(module.rank, *shape[1:])} and up {up} for a weight {shape} of base "
-        f"model {spec.name} ({len(bad)}/{len(unet)} modules differ); name the base model that "
+        f"model {spec.name} ({len(bad)}/{len(known)} modules differ); name the base model that "
         f"the adapter was trained on",
         code=Refusal.SHAPE_MISMATCH,
     )

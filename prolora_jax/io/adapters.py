@@ -4,32 +4,43 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from prolora_jax import formats
 from prolora_jax.adapter import Adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.formats.header import HASHES, stripped
+from prolora_jax.formats.keys import PEFT_WRAPPER
 from prolora_jax.formats.lora_config import HEADER_KEY
+from prolora_jax.io import peft_folder
+from prolora_jax.io.hashes import file_hashes
 from prolora_jax.io.pickles import read_pickle
 from prolora_jax.io.signatures import is_pickle
 from prolora_jax.io.tensors import read_tensors, write_tensors
+from prolora_jax.options import AlphaZero
 
 _log = logging.getLogger(__name__)
 
-# They identify a file by its numbers: copied to other numbers, web sites and user interfaces
-# take the file for the original.
-_HASHES = frozenset({"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"})
+_SINGLE_FILE = frozenset({".safetensors", ".sft"})
 
 
 def load_adapter(
-    path: str | Path, base: BaseModelSpec | None = None, *, allow_pickle: bool = False
+    path: str | Path,
+    base: BaseModelSpec | None = None,
+    *,
+    alpha_zero: AlphaZero = "refuse",
+    allow_pickle: bool = False,
 ) -> Adapter:
-    """Read an adapter file of any supported format.
+    """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file; of one that peft wrote, `adapter_config.json` beside it gives
-            the scale.
+        path: a safetensors file or a folder that peft wrote; of a single file that peft wrote,
+            `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
+        alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
+            `refuse` the file.
         allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
 
     Returns:
@@ -39,22 +50,16 @@ def load_adapter(
         UsageError: there is no such file.
         AdapterRefused: the file cannot be used; `code` says why.
     """
-    pickled = allow_pickle and Path(path).is_file() and is_pickle(Path(path))
-    read = read_pickle if pickled else read_tensors
-    tensors, metadata = read(path, error=AdapterRefused)
-    adapter = formats.parse(tensors, metadata | _peft_config(Path(path), tensors), str(path))
+    path = Path(path)
+    if path.is_dir():
+        tensors, metadata = peft_folder.read_folder(path)
+    else:
+        pickled = allow_pickle and path.is_file() and is_pickle(path)
+        read = read_pickle if pickled else read_tensors
+        tensors, metadata = read(path, error=AdapterRefused)
+        metadata = metadata | _config_beside(path, tensors)
+    adapter = formats.parse(tensors, metadata, str(path), alpha_zero)
     return adapter if base is None else formats.resolve(adapter, base)
-
-
-def _peft_config(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
-    """The configuration beside a file of peft's, as the header string diffusers would have."""
-    if not any(key.startswith("base_model.model.") for key in keys):
-        return {}
-    config = path.parent / "adapter_config.json"
-    if config.is_file():
-        return {HEADER_KEY: config.read_text(encoding="utf-8", errors="replace")}
-    _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
-    return {}
 
 
 def save_adapter(
@@ -64,49 +69,97 @@ def save_adapter(
     format: str | None = None,
     base: BaseModelSpec,
     metadata: Mapping[str, str] | None = None,
+    strip_metadata: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter file, whole or not at all.
+    """Write an adapter, whole or not at all.
 
-    Header strings are carried over, without the hashes that would name it as another file.
+    Header strings are carried over; hashes among them are computed anew.
 
     Args:
         adapter: what to write.
-        path: where to; folders are made.
+        path: where to; folders are made. Format `peft` makes a folder of it, unless it ends in
+            `.safetensors`: one file has no field for the scale, which then goes into `up`.
         format: one of `formats.FORMATS`; the adapter's own if None.
         base: the base model it is for, which knows the names.
         metadata: header strings to add or replace.
-        overwrite: whether an existing file may be replaced.
+        strip_metadata: whether all header strings but `prolora` and `format` are left out.
+        overwrite: whether an existing output may be replaced.
 
     Raises:
-        UsageError: the file exists and `overwrite` is not set, or the format is unknown.
+        UsageError: the output exists and `overwrite` is not set, or the format is unknown.
         AdapterRefused: a module is not in `base`, or does not fit the format.
     """
-    refuse_existing(path, overwrite)
-    tensors, header = formats.dump(adapter, format or adapter.format, base)
-    header = {key: text for key, text in header.items() if key not in _HASHES}
-    write_tensors(path, tensors, header | dict(metadata or {}))
+    path, format = Path(path), format or adapter.format
+    folder = writes_folder(path, format)
+    refuse_existing(path, overwrite, folder=folder)
+    if format == "peft" and not folder:
+        adapter = formats.fold_scales(adapter)
+    tensors, dumped = formats.dump(adapter, format, base)
+    header = {**dumped, **(metadata or {})}
+    config = header.pop(HEADER_KEY, None)
+    if strip_metadata:
+        header = stripped(header)
+    if folder and config is not None:
+        peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
+    else:
+        _write(path, _without_component(tensors) if format == "peft" else tensors, header)
 
 
-def refuse_existing(path: str | Path, overwrite: bool) -> None:
+def writes_folder(path: Path, format: str) -> bool:
+    """Whether an output in this format under this name is a folder."""
+    return format == "peft" and path.suffix.lower() not in _SINGLE_FILE
+
+
+def refuse_existing(path: str | Path, overwrite: bool, *, folder: bool = False) -> None:
     """Check that an output may be written, before any work is done for it.
 
     Args:
         path: the output.
-        overwrite: whether an existing file may be replaced.
+        overwrite: whether an existing output may be replaced.
+        folder: whether the output is a folder.
 
     Raises:
-        UsageError: the file exists and may not be replaced, or the path is a folder.
+        UsageError: the output exists and may not be replaced, or a folder stands where a file is
+            to be, or the other way round.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.exists() and path.is_dir() != folder:
+        found, expected = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise UsageError(
-            f"{path}: found a folder; expected the name of a file to write",
+            f"{path}: found a {found}; expected the name of a {expected} to write; choose another",
             code=Refusal.OUTPUT_EXISTS,
         )
-    if path.exists() and not overwrite:
+    exists = peft_folder.is_adapter_folder(path) if folder else path.exists()
+    if exists and not overwrite:
         raise UsageError(
             f"{path}: output exists; expected a new name; choose another or allow overwriting "
             "(--overwrite)",
             code=Refusal.OUTPUT_EXISTS,
         )
+
+
+def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
+    """The configuration beside a file of peft's, as the header string diffusers would have."""
+    if not any(PEFT_WRAPPER in key for key in keys):
+        return {}
+    text = peft_folder.config_beside(path)
+    if text is not None:
+        return {HEADER_KEY: text}
+    _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
+    return {}
+
+
+def _without_component(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """PEFT's keys as its own files of one network have them; several networks stay apart."""
+    if any(PEFT_WRAPPER in key and not key.startswith("unet.") for key in tensors):
+        return dict(tensors)
+    return {key.removeprefix("unet."): array for key, array in tensors.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+    """Write a safetensors file; the hashes that its header has are computed anew."""
+    # ascontiguousarray gives a scalar an axis; the reshape takes it away again.
+    stored = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in tensors.items()}
+    kept = {key: text for key, text in header.items() if key not in HASHES}
+    write_tensors(path, stored, kept | file_hashes(stored, kept, HASHES & header.keys()))
