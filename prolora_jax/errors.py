@@ -27,6 +27,8 @@ class Refusal(StrEnum):
     ALPHA_ZERO = "alpha-zero"
     SHAPE_MISMATCH = "shape-mismatch"
     UNMATCHED_MODULES = "unmatched-modules"
+    WRONG_BASE = "wrong-base"
+    BAD_PLAN = "bad-plan"
     NO_MATCHING_MODULE = "no-matching-module"
     NOT_VERIFIED = "not-verified"
     UNREADABLE_BASE = "unreadable-base"

@@ -9,6 +9,7 @@ import msgspec
 from prolora_jax import encoding, layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import BasisStore, Progress
+from prolora_jax.detection import check_base
 from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.execute import Moved, move_all
@@ -49,9 +50,11 @@ def migrate(
     Returns:
         The migrated adapter (in the input's format) and the report.
     """
+    options = options or MigrationOptions()
     pair = BasePair(source, target, store)
+    check_base(adapter, source.spec, options.assume_base)
     adapter = resolve(adapter, source.spec)
-    plan = make_plan(adapter, pair, options or MigrationOptions(), progress)
+    plan = make_plan(adapter, pair, options, progress)
     return run_plan(adapter, pair, plan, progress)
 
 
@@ -68,10 +71,16 @@ def make_plan(
 
     Returns:
         The plan.
+
+    Raises:
+        AdapterRefused: when the adapter can only belong to another base model than the source.
     """
+    flags = check_base(adapter, pair.source.spec, options.assume_base)
     matching = pair.matching(options.match, options)
     measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
-    return build_plan(adapter, pair.source.spec, pair.target.spec, matching, measures, options)
+    specs = pair.source.spec, pair.target.spec
+    plan = build_plan(adapter, *specs, matching, measures, options)
+    return replace(plan, flags=flags)
 
 
 def run_plan(
@@ -131,6 +140,7 @@ def run_plan(
         plan.alignments,
         tuple(sorted(adapter.extras)),
         count(reports, skipped),
+        plan.flags,
     )
     metadata = {**adapter.metadata, "prolora": _provenance(report)}
     return replace(adapter, modules=modules, metadata=metadata), report

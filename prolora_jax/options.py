@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from prolora_jax.architectures.configs import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 
 AlphaZero = Literal["refuse", "rank", "zero"]
@@ -39,6 +40,8 @@ class MigrationOptions:
             both bases have the same modules, else what is published, else blocks.
         match_score: what alignments are decided on: `cosine` of the base weights, or `similarity`
             of their bases, corrected for chance.
+        assume_base: id of the base model that the adapter was trained on (sdxl, ssd-1b, ...),
+            whatever the file itself says.
         rotation_min_cos: principal pairs below this cosine are left still by `rotation`.
         include: path patterns (`*attn2*`); when given, only matching target modules move.
         exclude: path patterns of target modules that do not move.
@@ -66,6 +69,7 @@ class MigrationOptions:
     identical: Literal["copy", "project"] = "copy"
     match: Match = "auto"
     match_score: Literal["cosine", "similarity"] = "cosine"
+    assume_base: str | None = None
     rotation_min_cos: float = 0.1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -85,6 +89,8 @@ class MigrationOptions:
                 raise BadOption(name, value, " | ".join(choices), meant)
         basis_rule(self.basis_rank)
         output_rank(self.rank)
+        if self.assume_base is not None and self.assume_base not in CONFIGS:
+            raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
         if not 0.0 < self.rotation_min_cos <= 1.0:
             raise BadOption("rotation_min_cos", self.rotation_min_cos, "a number in (0, 1]")
         if not -1.0 <= self.min_similarity <= 1.0:

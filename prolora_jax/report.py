@@ -69,7 +69,10 @@ class Party:
 
 @dataclass(frozen=True)
 class MigrationReport:
-    """Everything about one migrated adapter; written beside it as `.report.json`."""
+    """Everything about one migrated adapter; written beside it as `.report.json`.
+
+    `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`.
+    """
 
     prolora_version: str
     options: MigrationOptions
@@ -81,6 +84,7 @@ class MigrationReport:
     alignments: tuple[Alignment, ...]
     carried: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The report as indented JSON."""

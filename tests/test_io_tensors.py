@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -22,6 +23,7 @@ from prolora_jax.errors import (
     UsageError,
 )
 from prolora_jax.io import atomic
+from prolora_jax.io import tensors as io_tensors
 from prolora_jax.io.tensors import TensorFile, read_tensors, write_tensors
 
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_]
@@ -241,3 +243,46 @@ def test_files_have_the_permissions_that_others_have(tmp_path):
 def test_errors_share_a_base():
     assert issubclass(AdapterRefused, ProloraError)
     assert (AdapterRefused.exit_code, BaseModelError.exit_code) == (1, 2)
+
+
+PLAIN = {"a": np.ones(2, np.float32)}
+FULL = OSError(28, "No space left on device")
+STEPS: list[tuple[str, Callable[[Path], object]]] = [
+    ("fsync", lambda path: atomic.write_text(path, "new")),
+    ("replace", lambda path: atomic.write_bytes(path, b"new")),
+    ("fsync", lambda path: write_tensors(path, PLAIN)),
+]
+
+
+@pytest.mark.parametrize(("step", "write"), STEPS)
+def test_a_full_disk(tmp_path, monkeypatch, step, write):
+    path = tmp_path / "out.safetensors"
+    path.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(os, step, fail)
+    message = r"out.safetensors: cannot be written \(No space left on device\); expected .*; make"
+    with pytest.raises(OutputError, match=message) as caught:
+        write(path)
+    assert (caught.value.code, caught.value.exit_code) == (Refusal.CANNOT_WRITE, 1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out.safetensors"]
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for write in (lambda p: atomic.write_text(p, "x"), lambda p: write_tensors(p, PLAIN)):
+        with pytest.raises(OutputError, match=r"cannot be written \(.+\); expected a folder"):
+            write(tmp_path / "file" / "out.safetensors")
+
+
+def test_an_error_of_the_librarys_while_it_writes(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise io_tensors.SafetensorError("Error while serializing: I/O error:\n disk full")
+
+    monkeypatch.setattr(io_tensors, "save_file", fail)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(.*I/O error: disk full\)"):
+        write_tensors(tmp_path / "out", PLAIN)
+    assert list(tmp_path.iterdir()) == []

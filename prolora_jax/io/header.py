@@ -29,6 +29,7 @@ METADATA = "__metadata__"
 _BLANKS = re.compile(r"[ \t\n\r]*")
 # What describes one tensor is flat and short; only the metadata may be long.
 _DECODER = json.JSONDecoder()
+_PAIRS = json.JSONDecoder(object_pairs_hook=list)
 _ENTRY = re.compile(r"\{[^{}]{0,1000}+\}")
 
 
@@ -156,7 +157,7 @@ class _Text:
         if found is None:
             raise ValueError(f"expected what describes a tensor at character {self.at}")
         self.at = found.end()
-        return json.loads(found[0], object_pairs_hook=list)
+        return _PAIRS.decode(found[0])
 
 
 def _parse(text: _Text) -> tuple[dict[str, Entry], dict[str, str]]:

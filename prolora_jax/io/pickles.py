@@ -26,6 +26,7 @@ BYTES_PER_SECOND = 20e6
 MAX_ANSWER = 2_000
 
 _REMEDIES = {
+    Refusal.NOT_AN_ADAPTER: "give an adapter file",
     Refusal.MISSING_LIBRARY: "pip install torch, or convert it to safetensors elsewhere",
     Refusal.FILE_TOO_LARGE: "fetch it again, as safetensors",
 }
