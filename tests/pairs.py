@@ -69,7 +69,7 @@ def make_pair(folder: Path, planted: tuple[int, ...] = (0, 2), noise: float = 0.
             module.weight.copy_(given + noise * growth * drawn)
     save_folder(source, pair.source)
     save_folder(target, pair.target)
-    add_lora(source, targets=LINEAR, alpha=6.0)  # not the rank: a forgotten scale must show
+    add_lora(source, targets=LINEAR, alpha=6)  # not the rank: a forgotten scale must show
     save_by_diffusers(source, folder).rename(pair.adapter)
     source.delete_adapters("default")
     return pair
