@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prolora_jax.errors import BaseModelError as BaseModelError
     from prolora_jax.errors import ProloraError as ProloraError
     from prolora_jax.errors import UsageError as UsageError
+    from prolora_jax.formats.flax_tree import from_flax as from_flax
+    from prolora_jax.formats.flax_tree import to_flax as to_flax
     from prolora_jax.io.adapters import load_adapter as load_adapter
     from prolora_jax.io.adapters import save_adapter as save_adapter
     from prolora_jax.io.basis_store import FolderStore as FolderStore
@@ -38,6 +40,8 @@ _HOME = {
     "delta": "adapter",
     "load_adapter": "io.adapters",
     "save_adapter": "io.adapters",
+    "from_flax": "formats.flax_tree",
+    "to_flax": "formats.flax_tree",
     # base models and their bases
     "BaseModel": "io.checkpoint",
     "load_base_model": "io.checkpoint",

@@ -28,7 +28,11 @@ def factors(path: str, **options: Any) -> LoraModule:
 
 
 # Of alphas -2, none and 8 with ranks 4, 2 and 4, where the file does not keep them as they are.
-ALPHAS_AFTERWARDS = {"diffusers": [None] * 3, "peft": [-2.0, 2.0, 8.0]}
+ALPHAS_AFTERWARDS = {
+    "diffusers": [None] * 3,
+    "peft": [-2.0, 2.0, 8.0],
+    "maxdiffusion": [4.0, 4.0, 8.0],
+}
 
 
 def test_each_module_has_its_own_alpha(tmp_path):

@@ -38,7 +38,7 @@ TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_OUT = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
 RTOL = 1e-6  # float32 products, rank 4
 # Diffusers applies nothing of a file whose keys start with `base_model.model.`, and only warns.
-READ_BY_DIFFUSERS = [format for format in FORMATS if format != "peft"]
+READ_BY_DIFFUSERS = [format for format in FORMATS if format not in {"peft", "flax"}]
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {"attn1.to_q": 2, "attn2.to_k": 8},
@@ -175,7 +175,8 @@ def test_diffusers_reads_what_is_written(net, format, tmp_path):
     want = builders.deltas_by_diffusers(NETS[net][0], file)
     assert_deltas(adapter, want)
     assert_deltas(load_adapter(file, SPECS[net]), want)
-    assert load_adapter(file).format == format
+    if format != "maxdiffusion":  # which looks like kohya's
+        assert load_adapter(file).format == format
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "koala-700m"])
@@ -191,7 +192,7 @@ def test_every_layer_of_a_real_net_comes_back(name, format):
         up = np.broadcast_to(ones, (out, 1, *(1 for _ in rest[1:])))
         modules.append(LoraModule(path, down, up))
     tensors, metadata = dump(Adapter(tuple(modules), format), format, spec)
-    assert len(tensors) == 2 * len(modules)
+    assert len(tensors) == (3 if format == "maxdiffusion" else 2) * len(modules)
     again = resolve(parse(tensors, metadata, "f"), spec)
     assert [module.path for module in again.modules] == list(spec.modules)
 

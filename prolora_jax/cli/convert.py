@@ -10,7 +10,9 @@ from prolora_jax.cli.console import Common, out
 from prolora_jax.options import AlphaZero
 
 COMMON = Common()
-Format = Literal["same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers", "peft"]
+Format = Literal[
+    "same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion"
+]
 
 
 def convert(

@@ -9,7 +9,7 @@ from prolora_jax import layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.formats import diffusers, kohya, peft
+from prolora_jax.formats import diffusers, flax_keys, kohya, maxdiffusion, peft
 from prolora_jax.formats.header import trained_with
 from prolora_jax.formats.keys import FORMATS
 from prolora_jax.formats.lora_config import HEADER_KEY
@@ -49,6 +49,10 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
         case "peft":
             config = {HEADER_KEY: peft.configuration(adapter)}
             return peft.dump_tensors(adapter), {"format": "pt"} | metadata | config
+        case "flax":
+            return flax_keys.dump_tensors(adapter), metadata
+        case "maxdiffusion":
+            return maxdiffusion.dump_tensors(adapter, spec), metadata
     return kohya.dump_tensors(adapter, spec, ldm=format == "kohya-ldm"), metadata
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from prolora_jax.architectures.naming import UNET, flat
+from prolora_jax.formats.flax_keys import LORA
 
-FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "peft")
+FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion")
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 # Component by flat prefix; `lora_te_` is how files for SD 1 and 2 call their only text encoder.
@@ -107,6 +108,8 @@ class Key:
 
 def split_key(key: str) -> Key | None:
     """Take a LoRA key apart; None if it is not one."""
+    if "/" in key:
+        return _split_place(key)
     name, part, adapter = _split_suffix(key)
     if part is None:
         return None
@@ -116,6 +119,22 @@ def split_key(key: str) -> Key | None:
 def is_text_encoder(path: str) -> bool:
     """Whether a module path belongs to a text encoder, which no UNet spec knows."""
     return path.startswith("text_encoder")
+
+
+def _split_place(key: str) -> Key | None:
+    """A key of a Flax tree, `unet/.../to_q/lora-<adapter>/down/kernel` or `.../alpha`."""
+    match key.removesuffix("/kernel").rsplit("/", 2):
+        case [place, name, ("down" | "up") as part] if key.endswith("/kernel"):
+            pass
+        case [place, name, "alpha" as part]:
+            pass
+        case _:
+            return None
+    if not name.startswith(LORA):
+        return None
+    # Only a base model can tell the UNet's dots; a text encoder has them between all levels.
+    path = _canonical(place.replace("/", ".")) if place.startswith("text_encoder") else place
+    return Key(path, part, "flax", name.removeprefix(LORA))
 
 
 def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:

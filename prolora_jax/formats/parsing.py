@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import ml_dtypes
 import numpy as np
 
+from prolora_jax import layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.formats.foreign import refuse_foreign
@@ -70,7 +71,10 @@ def parse(
             extras[key] = tensors[key]
         else:
             group = groups.setdefault(parts.path, _Group(parts.format))
-            _add(group, parts, key, tensors[key], origin)
+            array = tensors[key]
+            if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
+                array = layout.kernel_to_weight(array)
+            _add(group, parts, key, array, origin)
     modules, formats = [], Counter()
     for path, group in groups.items():
         if set(group.parts) == {"alpha"}:

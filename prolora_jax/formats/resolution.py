@@ -64,6 +64,8 @@ def fits(module: LoraModule, spec: ModuleSpec) -> bool:
 def _path(name: str, spec: BaseModelSpec) -> str | None:
     if name in spec.modules or (is_text_encoder(name) and not _knows(name, spec)):
         return name
+    if "/" in name:
+        return spec.by_flax_name.get(name)
     if name.startswith(KOHYA_UNET):
         return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
     return None

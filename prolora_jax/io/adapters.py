@@ -14,6 +14,7 @@ from prolora_jax.formats.header import HASHES, stripped
 from prolora_jax.formats.keys import PEFT_WRAPPER
 from prolora_jax.formats.lora_config import HEADER_KEY
 from prolora_jax.io import peft_folder
+from prolora_jax.io.flax_file import is_flax_file, read_flax, write_flax
 from prolora_jax.io.hashes import file_hashes
 from prolora_jax.io.pickles import read_pickle
 from prolora_jax.io.signatures import is_pickle
@@ -35,8 +36,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file or a folder that peft wrote; of a single file that peft wrote,
-            `adapter_config.json` beside it gives the scale.
+        path: a safetensors file, a Flax msgpack file, or a folder that peft wrote; of a single
+            file that peft wrote, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
@@ -53,6 +54,8 @@ def load_adapter(
     path = Path(path)
     if path.is_dir():
         tensors, metadata = peft_folder.read_folder(path)
+    elif is_flax_file(path):
+        tensors, metadata = read_flax(path)
     else:
         pickled = allow_pickle and path.is_file() and is_pickle(path)
         read = read_pickle if pickled else read_tensors
@@ -100,7 +103,10 @@ def save_adapter(
     config = header.pop(HEADER_KEY, None)
     if strip_metadata:
         header = stripped(header)
-    if folder and config is not None:
+    if format == "flax":
+        kept = {key: text for key, text in header.items() if key not in HASHES}
+        write_flax(path, tensors, kept)
+    elif folder and config is not None:
         peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
     else:
         _write(path, _without_component(tensors) if format == "peft" else tensors, header)
