@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -372,4 +373,14 @@ def test_patterns_that_may_take_for_ever(tmp_path, pattern):
     pair = {f"{key}.lora_A.weight": np.ones((2, 8)), f"{key}.lora_B.weight": np.ones((8, 2))}
     save_file(pair, tmp_path / "a.safetensors", {"lora_adapter_metadata": config})
     with pytest.raises(AdapterRefused, match="a pattern that may take for ever"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_signalling_nans_are_refused_without_a_warning(tmp_path):
+    up = np.full((8, 2), 0x7F81, np.uint16).view(ml_dtypes.bfloat16)
+    down = PAIR[f"{NAME}.lora_down.weight"].astype(ml_dtypes.bfloat16)
+    tensors.write_tensors(
+        tmp_path / "a.safetensors", {f"{NAME}.lora_up.weight": up, f"{NAME}.lora_down.weight": down}
+    )
+    with pytest.raises(AdapterRefused, match="has 16 of 16 numbers that are NaN or infinite"):
         load_adapter(tmp_path / "a.safetensors")

@@ -191,8 +191,10 @@ def _require_one_adapter(keys: Iterable[Key | None], origin: str) -> None:
 
 def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:
     for key, array in tensors.items():
-        if not np.isfinite(array).all():
-            bad = int(array.size - np.isfinite(array).sum())
+        with np.errstate(invalid="ignore"):  # signalling NaNs of bfloat16 warn
+            finite = np.isfinite(array)
+        if not finite.all():
+            bad = int(array.size - finite.sum())
             raise AdapterRefused(
                 f"{origin}: tensor {key} has {bad} of {array.size} numbers that are NaN or "
                 f"infinite; expected finite numbers; fetch or train the adapter again",
