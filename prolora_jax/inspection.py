@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prolora_jax.adapter import Adapter
+from prolora_jax.detection import Detection, detect
 from prolora_jax.errors import ProloraError
 
 
@@ -29,6 +30,7 @@ class Inspection:
         zero: modules whose update is zero.
         extras: tensors that are carried along.
         metadata: header strings that say what it was trained on.
+        base: which published base models it can belong to, and why; None for a refused file.
     """
 
     path: str
@@ -46,6 +48,7 @@ class Inspection:
     zero: int = 0
     extras: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    base: Detection | None = None
 
 
 TRAINED_ON = (
@@ -76,6 +79,7 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
         zero=sum(norm == 0.0 for norm in norms),
         extras=tuple(sorted(adapter.extras)),
         metadata={key: adapter.metadata[key] for key in TRAINED_ON if key in adapter.metadata},
+        base=detect(adapter),
     )
 
 
@@ -85,6 +89,6 @@ def refused(path: str, error: ProloraError) -> Inspection:
 
 
 def _component(path: str) -> str:
-    if path.startswith(("lora_unet_", "unet.")):
+    if path.startswith(("lora_unet_", "unet.", "unet/")):
         return "unet"
     return path.split(".", 1)[0]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
+from pathlib import PurePath
 
 import msgspec
 
@@ -14,6 +15,7 @@ from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.execute import Moved, move_all
 from prolora_jax.formats import resolve
+from prolora_jax.formats.header import PROVENANCE, for_target
 from prolora_jax.io.checkpoint import BaseModel
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
@@ -142,7 +144,9 @@ def run_plan(
         count(reports, skipped),
         plan.flags,
     )
-    metadata = {**adapter.metadata, "prolora": _provenance(report)}
+    title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
+    metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
+    metadata[PROVENANCE] = _provenance(report)
     return replace(adapter, modules=modules, metadata=metadata), report
 
 

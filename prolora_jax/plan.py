@@ -129,6 +129,7 @@ class MigrationPlan:
     skipped: tuple[SkippedModule, ...]
     alignments: tuple[Alignment, ...]
     matched_by: MatchedBy = "name"
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives the same plan back."""

@@ -24,6 +24,7 @@ def migrate(
     preset: Literal["paper"] | None = None,
     format: Format = "same",
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
+    plan: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
@@ -43,13 +44,15 @@ def migrate(
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         format: key convention of the output; kohya: what kohya's trainer writes for this base.
         strip_metadata: keep no header string but prolora and format.
+        plan: plan to follow, from --dry-run --json for this pair and these options.
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
     from prolora_jax.cli import tables
+    from prolora_jax.detection import check_base
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.formats import concrete_format
+    from prolora_jax.formats import concrete_format, resolve
     from prolora_jax.io.adapters import (
         load_adapter,
         refuse_existing,
@@ -57,9 +60,10 @@ def migrate(
         writes_folder,
     )
     from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.reports import report_path, write_report
+    from prolora_jax.io.reports import read_plan, report_path, write_report
     from prolora_jax.migrate import make_plan, run_plan
     from prolora_jax.pair import BasePair
+    from prolora_jax.reuse import check_plan
 
     if preset == "paper":
         options = replace(options, method="prolora", gate="phi", gate_sides="left")
@@ -73,21 +77,25 @@ def migrate(
     models = load_base_model(source.resolve()), load_base_model(target.resolve())
     pair = BasePair(*models, common.basis_store(), common.processes)
     adapter = load_adapter(
-        input.resolve(),
-        pair.source.spec,
-        alpha_zero=options.alpha_zero,
-        allow_pickle=allow_pickle,
+        input.resolve(), alpha_zero=options.alpha_zero, allow_pickle=allow_pickle
     )
+    # Before names are looked up in the source: this says which base model it is for.
+    check_base(adapter, pair.source.spec, options.assume_base)
+    adapter = resolve(adapter, pair.source.spec)
     reporter = Reporter(common.quiet)
     with reporter.shown():
-        plan = make_plan(adapter, pair, options, reporter)
+        if plan is None:
+            todo = make_plan(adapter, pair, options, reporter)
+        else:
+            todo = read_plan(plan)
+            check_plan(todo, adapter, pair.source.spec, pair.target.spec, options)
         if dry_run or out_path is None:
             if common.json:
-                sys.stdout.write(plan.to_json() + "\n")
+                sys.stdout.write(todo.to_json() + "\n")
             else:
-                tables.show_plan(out(), plan)
+                tables.show_plan(out(), todo)
             return 0
-        migrated, report = run_plan(adapter, pair, plan, reporter)
+        migrated, report = run_plan(adapter, pair, todo, reporter)
     save_adapter(
         migrated,
         out_path,

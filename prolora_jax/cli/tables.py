@@ -197,6 +197,12 @@ def show_inspection(console: Console, found: Inspection) -> None:
     for name, value in facts.items():
         if value:
             console.print(f"  {name}: {value}", markup=False)
+    if found.base is not None:
+        ids = ", ".join(found.base.architectures)
+        verdict = f"{found.base.verdict}: {ids}" if ids else found.base.verdict
+        console.print(f"  base model: {verdict}", markup=False)
+        for line in found.base.evidence:
+            console.print(f"    {line}", markup=False)
 
 
 def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:

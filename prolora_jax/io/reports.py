@@ -7,6 +7,7 @@ import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.plan import MigrationPlan
 from prolora_jax.report import MigrationReport
 
 
@@ -20,6 +21,26 @@ def write_report(output: Path, report: MigrationReport) -> Path:
     path = report_path(output)
     atomic.write_text(path, report.to_json() + "\n")
     return path
+
+
+def read_plan(path: Path) -> MigrationPlan:
+    """A plan that `prolora migrate --dry-run --json` printed.
+
+    Raises:
+        UsageError: when it is missing or is not a plan.
+    """
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no such file; expected a plan. Check --plan.", code=Refusal.MISSING_FILE
+        )
+    try:
+        return MigrationPlan.from_json(path.read_text())
+    except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+        raise UsageError(
+            f"{path}: found no plan ({error}); expected what `prolora migrate --dry-run --json` "
+            "prints. Make it again.",
+            code=Refusal.BAD_PLAN,
+        ) from None
 
 
 def read_report(output: Path) -> dict[str, Any]:

@@ -1,0 +1,120 @@
+"""Base detection on real-size name tables: evidence, ambiguity said, wrong bases refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.architectures.configs import CONFIGS
+from prolora_jax.architectures.known import published_spec
+from prolora_jax.architectures.spec import ModuleSpec
+from prolora_jax.detection import check_base, detect
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.options import BadOption, MigrationOptions
+
+
+def module(path: str, shape: tuple[int, ...]) -> LoraModule:
+    up = np.broadcast_to(np.float32(1), (shape[0], 1, *(1 for _ in shape[2:])))
+    return LoraModule(path, np.broadcast_to(np.float32(1), (1, *shape[1:])), up)
+
+
+def lora(
+    name: str,
+    keep: Callable[[ModuleSpec], bool] = lambda m: m.kind_is("attn"),
+    metadata: dict[str, str] | None = None,
+) -> Adapter:
+    """An adapter of rank 1 for the chosen modules of a published model."""
+    modules = published_spec(name).modules.values()
+    chosen = tuple(module(m.path, m.shape) for m in modules if keep(m))
+    return Adapter(chosen, "diffusers", metadata=metadata or {}, origin="x.safetensors")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_that_trains_all_its_modules_is_recognised(name: str):
+    found = detect(lora(name))
+    assert (found.verdict, found.architectures) == ("found", (name,))
+    assert found.candidates[0].architecture == name
+    assert found.candidates[0].complete
+
+
+def test_flat_names_of_both_block_namings():
+    spec = published_spec("ssd-1b")
+    given = lora("ssd-1b")
+    for flat_name in (spec.ldm_flat, spec.diffusers_flat):
+        modules = tuple(replace(m, path=f"lora_unet_{flat_name(m.path)}") for m in given.modules)
+        assert detect(replace(given, modules=modules)).architectures == ("ssd-1b",)
+
+
+def some_blocks(m: ModuleSpec) -> bool:
+    return m.path.startswith("unet.up_blocks.0.attentions.1.") and ".0.attn1." in m.path
+
+
+def test_some_blocks_of_sdxl_are_ambiguous():
+    found = detect(lora("sdxl", some_blocks, {"ss_base_model_version": "sdxl_base_v1-0"}))
+    assert found.verdict == "ambiguous-base"
+    assert {"sdxl", "ssd-1b", "vega", "koala-1b"} <= set(found.architectures)
+    assert "sd15" not in found.architectures
+    lines = "\n".join(found.evidence)
+    assert "ss_base_model_version = sdxl_base_v1-0 (a hint)" in lines
+    assert "no absent module decides" in lines
+
+
+def test_the_header_is_a_hint_and_decides_nothing():
+    told = {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
+    assert detect(replace(lora("ssd-1b"), metadata=told)).architectures == ("ssd-1b",)
+
+
+def test_all_of_an_ssd_1b_adapter_fits_sdxl():
+    found = detect(lora("ssd-1b"))
+    shares = {c.architecture: c.share for c in found.candidates}
+    assert shares["sdxl"] == 1.0
+    assert any("absent modules" in line for line in found.evidence)
+
+
+def test_unknown_names_are_unknown():
+    other = Adapter((module("lora_unet_double_blocks_0_img_attn_qkv", (8, 8)),), "kohya-ldm")
+    assert detect(other).verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "expected"),
+    [
+        ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj", 1024, ("sd21",)),
+        ("text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj", 1280, None),
+    ],
+)
+def test_text_encoders_alone(path: str, width: int, expected: tuple[str, ...] | None):
+    found = detect(Adapter((module(path, (width, width)),), "diffusers"))
+    assert found.verdict == "ambiguous-base"
+    assert "only text encoders" in found.evidence[-1]
+    assert expected is None or found.architectures == expected
+
+
+@pytest.mark.parametrize(
+    ("adapter", "source"), [("sd15", "sdxl"), ("ssd-1b", "sdxl"), ("bk-sdm-base", "sd15")]
+)
+def test_wrong_base_is_refused_and_overridden(adapter: str, source: str):
+    spec = published_spec(source)
+    message = rf"x.safetensors: found an adapter for {adapter} .*expected one for {source}"
+    with pytest.raises(AdapterRefused, match=message) as caught:
+        check_base(lora(adapter), spec)
+    assert caught.value.code is Refusal.WRONG_BASE
+    assert check_base(lora(adapter), spec, source) == (f"assumed-base: {source}",)
+    with pytest.raises(AdapterRefused, match=f"--assume-base {adapter}; expected one for {source}"):
+        check_base(lora(adapter), spec, adapter)
+
+
+def test_ambiguity_and_unknown_sources_pass():
+    spec = published_spec("sdxl")
+    (flag,) = check_base(lora("sdxl", some_blocks), spec)
+    assert flag.startswith("ambiguous-base: ")
+    assert "ssd-1b" in flag
+    assert check_base(lora("sdxl"), spec) == ()
+    assert check_base(lora("sd15"), replace(spec, architecture=None)) == ()
+
+
+def test_an_unknown_id_is_not_assumed():
+    with pytest.raises(BadOption, match="--assume-base sdxxl: expected sd15 "):
+        MigrationOptions(assume_base="sdxxl")
