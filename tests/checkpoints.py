@@ -122,5 +122,6 @@ def save_single_file(file: Path, *states: State) -> Path:
     merged: State = {}
     for state in states:
         merged |= {key: tensor.clone().contiguous() for key, tensor in state.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
     save_file(merged, file)
     return file

@@ -1,10 +1,10 @@
-"""Base models on disk: a diffusers folder or a single safetensors file, read weight by weight."""
+"""Base models on disk, in whatever container they come, read weight by weight."""
 
 import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,18 +13,42 @@ from prolora_jax.architectures.known import identified
 from prolora_jax.architectures.placement import Placement, placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.io.flax_checkpoint import FlaxFile
+from prolora_jax.io.hub import fetch_base_model, is_hub_id
+from prolora_jax.io.model_files import UNET_STEMS, Part, model_parts
+from prolora_jax.io.msgpack_tree import MsgpackTree
+from prolora_jax.io.orbax_tree import OrbaxTree
 from prolora_jax.io.tensors import TensorFile
 from prolora_jax.layout import kernel_to_weight, weight_to_matrix
 
-_STEM = "diffusion_pytorch_model"
+_COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.")
 _FINGERPRINT_LENGTH = 32
+
+
+@runtime_checkable
+class WeightFile(Protocol):
+    """An open container whose tensors have torch keys and torch layout."""
+
+    keys: tuple[str, ...]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        ...
+
+    def tensor(self, key: str) -> np.ndarray:
+        """Read one tensor, in its stored dtype."""
+        ...
+
+    def require_weight(self, key: str) -> None:
+        """Raise unless its dtype is one for weights, without reading it."""
+        ...
 
 
 @dataclass(frozen=True)
 class Source:
     """Where one weight is: an open file, and the place in it."""
 
-    file: TensorFile
+    file: WeightFile
     placement: Placement
 
     def read(self) -> np.ndarray:
@@ -81,95 +105,58 @@ def load_base_model(path: str | Path) -> BaseModel:
     """Describe a base model and make its weights readable; no weight is read yet.
 
     Args:
-        path: a diffusers folder (the pipeline's or its `unet/`; one file or shards with an
-            index), or a single safetensors file in diffusers naming.
+        path: a single safetensors file in diffusers or LDM naming; a diffusers folder (the
+            pipeline's, with its text encoders, or its `unet/`; one file or shards with an index);
+            a Flax msgpack file or a folder with one; a folder that orbax wrote; or, where no such
+            path exists, the id of a model on the hub, `org/name`.
 
     Returns:
-        The model; its spec is named after the folder or file.
+        The model; its spec is named after the folder, file or id, and is the same whatever
+        container the weights came in.
 
     Raises:
         UsageError: there is nothing at `path`.
-        BaseModelError: what is there is not a UNet in diffusers naming, or is damaged.
+        BaseModelError: what is there is not a UNet of a known naming, is damaged, or could not
+            be fetched.
     """
-    path = Path(path)
-    if not path.exists():
+    origin, path = str(path), Path(path)
+    if path.exists():
+        name = _name(path)
+    elif is_hub_id(origin):
+        name, path = path.name, fetch_base_model(origin)
+    else:
         raise UsageError(
             f"{path}: no such file or folder; expected a base model; check the path",
             code=Refusal.MISSING_FILE,
         )
-    files = [TensorFile(file, error=BaseModelError) for file in _weight_files(path)]
-    files_of = {key: file for file in files for key in file.keys}
-    shapes = {key: file.shape(key) for key, file in files_of.items()}
+    tensors = {key: place for part in model_parts(path) for key, place in _open(part).items()}
+    shapes = {key: file.shape(stored) for key, (file, stored) in tensors.items()}
     placed = placements(shapes)
-    spec = identified(spec_from_placements(placed, shapes, name=_name(path), origin=str(path)))
-    sources = {module: Source(files_of[p.key], p) for module, p in placed.items()}
-    for source in sources.values():
-        source.file.require_weight(source.placement.key)
-    return BaseModel(spec, str(path), sources)
+    spec = identified(spec_from_placements(placed, shapes, name=name, origin=origin))
+    sources = {}
+    for module, placement in placed.items():
+        file, stored = tensors[placement.key]
+        file.require_weight(stored)
+        sources[module] = Source(file, replace(placement, key=stored))
+    return BaseModel(spec, origin, sources)
+
+
+def _open(part: Part) -> dict[str, tuple[WeightFile, str]]:
+    """Open file and key in it of every tensor, by its key with component."""
+    tensors = {}
+    for path in part.files:
+        if part.kind == "safetensors":
+            file: WeightFile = TensorFile(path, error=BaseModelError)
+        else:
+            file = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
+        for key in file.keys:
+            tensors[key if key.startswith(_COMPONENTS) else part.component + key] = file, key
+    return tensors
 
 
 def _name(path: Path) -> str:
     """The folder's or file's name; of `<pipeline>/unet` and files in it, the pipeline's."""
-    if path.is_file() and not path.stem.startswith(_STEM):
+    if path.is_file() and not path.name.startswith(UNET_STEMS):
         return path.stem
     folder = (path.parent if path.is_file() else path).resolve()
     return folder.parent.name if folder.name == "unet" else folder.name
-
-
-def _weight_files(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    folder = path / "unet" if (path / "unet").is_dir() else path
-    # Full precision first; a variant (fp16, bf16) only where nothing else is there. Averaged
-    # training weights (non_ema) are another model, never a stand-in.
-    index = _first(folder, f"{_STEM}.safetensors.index.json", f"{_STEM}.safetensors.index.*.json")
-    single = _first(folder, f"{_STEM}.safetensors", f"{_STEM}.*.safetensors")
-    if single is not None and (index is None or single.name == f"{_STEM}.safetensors"):
-        return [single]
-    if index is not None:
-        return _shards(index)
-    raise _no_weights(path, folder)
-
-
-def _first(folder: Path, exact: str, variants: str) -> Path | None:
-    if (folder / exact).is_file():
-        return folder / exact
-    found = sorted(p for p in folder.glob(variants) if "non_ema" not in p.name)
-    return found[0] if found else None
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        shards = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise BaseModelError(
-            f"{index}: found no readable weight_map; expected the index of a sharded "
-            f"checkpoint; fetch it again",
-            code=Refusal.UNREADABLE_BASE,
-        ) from failure
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise BaseModelError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}; "
-            f"fetch them",
-            code=Refusal.MISSING_FILE,
-        )
-    return shards
-
-
-def _no_weights(path: Path, folder: Path) -> BaseModelError:
-    expected = f"expected {_STEM}.safetensors, or its index, in {folder}"
-    pickles = sorted(folder.glob(f"{_STEM}*.bin"))
-    if pickles:
-        return BaseModelError(
-            f"{path}: found only {pickles[0].name}, a pickle, which may run code when opened; "
-            f"{expected}; convert it to safetensors in a sandbox",
-            code=Refusal.PICKLE,
-        )
-    names = sorted(entry.name for entry in folder.iterdir())
-    return BaseModelError(
-        f"{path}: found {', '.join(names[:5]) or 'an empty folder'}; {expected}; give a "
-        f"diffusers pipeline's folder or its unet/ folder",
-        code=Refusal.UNREADABLE_BASE,
-    )

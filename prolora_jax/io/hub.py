@@ -1,0 +1,63 @@
+"""Base models from the hub: the files that are read here, and no others."""
+
+import re
+from pathlib import Path
+
+from prolora_jax.errors import BaseModelError, Refusal
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# A path that was mistyped is no id.
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".msgpack", ".json")
+# Some models are a UNet alone, without a folder for it.
+_STEMS = {
+    "": "diffusion_pytorch_model",
+    "unet/": "diffusion_pytorch_model",
+    "text_encoder/": "model",
+    "text_encoder_2/": "model",
+}
+# Half the precision, in addition: fetched only where nothing else is.
+_VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
+_OTHER_MODELS = ("*non_ema*",)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` reads like `org/name`."""
+    return _ID.fullmatch(text) is not None and not text.lower().endswith(_FILES)
+
+
+def fetch_base_model(hub_id: str) -> Path:
+    """The local folder of a model on the hub, fetched if it is not there yet.
+
+    Args:
+        hub_id: `org/name`.
+
+    Returns:
+        A pipeline's folder with the UNet, and the text encoders where the model has them.
+
+    Raises:
+        BaseModelError: the hub cannot be reached or does not hand it out.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = [
+        f"{folder}{name}"
+        for folder, stem in _STEMS.items()
+        for name in ("config.json", f"{stem}*.safetensors", f"{stem}*.safetensors.index*.json")
+    ]
+
+    def fetch(ignored: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=list(ignored)))
+
+    try:
+        folder = fetch((*_VARIANTS, *_OTHER_MODELS))
+        if not any(folder.glob("**/diffusion_pytorch_model*.safetensors")):
+            folder = fetch(_OTHER_MODELS)
+    except Exception as failure:  # noqa: BLE001 (its HTTP libraries differ between versions)
+        reason = " ".join(str(failure).split())[:120]
+        raise BaseModelError(
+            f"{hub_id}: no such local path, and it could not be fetched from the hub "
+            f"({type(failure).__name__}: {reason}); give a local folder or file, or go online "
+            f"and sign in if the model asks for it",
+            code=Refusal.UNREADABLE_BASE,
+        ) from failure
+    return folder

@@ -1,0 +1,98 @@
+"""Orbax folders, read one array at a time, as NumPy arrays. Orbax is loaded when one is met."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.msgpack_tree import Leaf
+
+_METADATA = "_METADATA"
+
+
+def orbax_item(folder: Path) -> Path | None:
+    """The folder that has the arrays: `folder`, its only item, or its newest step's; else None.
+
+    Args:
+        folder: what a checkpointer wrote, a step of a checkpoint manager, or the manager's folder.
+    """
+    steps = [step for step in folder.iterdir() if step.is_dir() and step.name.isdecimal()]
+    newest = max(steps, key=lambda step: int(step.name), default=folder)
+    places = [folder, *sorted(folder.iterdir()), *sorted(newest.iterdir())]
+    return next((place for place in places if (place / _METADATA).is_file()), None)
+
+
+class OrbaxTree:
+    """The arrays of an orbax folder.
+
+    Attributes:
+        path: the folder.
+        leaves: arrays by their place in the tree.
+    """
+
+    def __init__(self, path: Path):
+        """Read the tree's metadata; no array is read.
+
+        Args:
+            path: a folder from `orbax_item`.
+
+        Raises:
+            BaseModelError: orbax cannot read it.
+        """
+        # Orbax brings JAX: whoever reads other files does not wait for it.
+        import orbax.checkpoint as ocp
+
+        self.path = path.absolute()  # orbax takes no relative ones
+        self._ocp = ocp
+        self._handler = ocp.PyTreeCheckpointHandler()
+        self.leaves: dict[tuple[str, ...], Leaf] = {}
+        try:
+            self._collect(self._handler.metadata(self._epath()).tree, ())
+        except Exception as failure:  # noqa: BLE001 (orbax, tensorstore and JSON each have their own)
+            raise self._bad(failure) from failure
+
+    def read(self, place: tuple[str, ...]) -> np.ndarray:
+        """One array, in its stored dtype.
+
+        Raises:
+            BaseModelError: its file is missing or damaged.
+        """
+        args = self._ocp.args.PyTreeRestore(
+            item=_nested(place, 0),
+            restore_args=_nested(place, self._ocp.RestoreArgs(restore_type=np.ndarray)),
+            partial_restore=True,
+        )
+        try:
+            node: Any = self._handler.restore(self._epath(), args=args)
+        except Exception as failure:  # noqa: BLE001 (as above)
+            raise self._bad(failure) from failure
+        for name in place:
+            node = node[name]
+        return np.asarray(node)
+
+    def _collect(self, node: Any, place: tuple[str, ...]) -> None:
+        if isinstance(node, dict):
+            for name, child in node.items():
+                self._collect(child, (*place, str(name)))
+        elif getattr(node, "shape", None) is not None:
+            self.leaves[place] = Leaf(tuple(node.shape), np.dtype(node.dtype).name, ())
+
+    def _epath(self) -> Any:
+        from etils import epath
+
+        return epath.Path(self.path)
+
+    def _bad(self, failure: Exception) -> BaseModelError:
+        reason = " ".join(str(failure).split())[:200]
+        return BaseModelError(
+            f"{self.path}: orbax cannot read it ({type(failure).__name__}: {reason}); expected a "
+            f"folder that orbax wrote; copy it again",
+            code=Refusal.UNREADABLE_BASE,
+        )
+
+
+def _nested(place: tuple[str, ...], leaf: Any) -> Any:
+    for name in reversed(place):
+        leaf = {name: leaf}
+    return leaf

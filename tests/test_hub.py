@@ -1,0 +1,115 @@
+"""Base models by hub id: which files are asked for, and what is said when none comes."""
+
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import builders
+import checkpoints
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.io.checkpoint import load_base_model
+from prolora_jax.io.hub import is_hub_id
+
+HUB_ID = "some-org/tiny-xl"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Path:
+    """A pipeline's folder with everything that hubs have."""
+    folder = tmp_path_factory.mktemp("hub") / "pipeline"
+    unet = builders.build_unet(builders.TINY_XL)
+    builders.save_folder(unet, folder)
+    builders.save_folder(unet.half(), folder, variant="fp16")
+    builders.save_folder(unet, folder, variant="non_ema")
+    checkpoints.text_encoder().save_pretrained(folder / "text_encoder")
+    for name in ("vae/diffusion_pytorch_model.safetensors", "unet/openvino_model.bin"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"large")
+    (folder / "tiny.safetensors").write_bytes(b"large")
+    return folder
+
+
+@pytest.fixture
+def hub(pipeline, tmp_path, monkeypatch) -> Path:
+    """Stands in for the hub; what has been fetched is in the folder."""
+    cache = tmp_path / "0123abcd"
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]):
+        assert repo == HUB_ID
+        for file in pipeline.rglob("*"):
+            name = file.relative_to(pipeline).as_posix()
+            wanted = any(fnmatch(name, pattern) for pattern in allow_patterns)
+            if file.is_file() and wanted and not any(fnmatch(name, p) for p in ignore_patterns):
+                (cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return cache
+
+
+def fetched(cache: Path) -> set[str]:
+    return {file.relative_to(cache).as_posix() for file in cache.rglob("*") if file.is_file()}
+
+
+def test_a_pipeline_is_fetched_without_what_nobody_reads(hub, pipeline):
+    model = load_base_model(HUB_ID)
+    assert (model.spec.name, model.location) == ("tiny-xl", HUB_ID)
+    assert fetched(hub) == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+    }
+    local = load_base_model(pipeline)
+    assert model.spec.modules == local.spec.modules
+    assert model.fingerprint("unet.conv_in") == local.fingerprint("unet.conv_in")
+
+
+def test_a_variant_is_fetched_where_nothing_else_is(hub, pipeline):
+    full = pipeline / "unet" / "diffusion_pytorch_model.safetensors"
+    content = full.read_bytes()
+    full.unlink()
+    try:
+        load_base_model(HUB_ID)
+    finally:
+        full.write_bytes(content)
+    assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(hub)
+    assert not any("non_ema" in name for name in fetched(hub))
+
+
+def test_offline_says_so_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    match = rf"{HUB_ID}: no such local path, and it could not be fetched .*; give a local folder"
+    with pytest.raises(BaseModelError, match=match) as caught:
+        load_base_model(HUB_ID)
+    assert caught.value.code is Refusal.UNREADABLE_BASE
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_a_local_path_is_never_asked_for(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(HUB_ID).mkdir(parents=True)
+    with pytest.raises(BaseModelError, match="found an empty folder"):
+        load_base_model(HUB_ID)
+    assert not fetched(hub)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "/a/b", "./a", "../a/b", "a/b/c", "a/b.safetensors", "a/b.CKPT", "a/", "a b/c"]
+)
+def test_paths_are_no_ids(text, hub):
+    assert not is_hub_id(text)
+    with pytest.raises(UsageError, match="no such file or folder; expected a base model"):
+        load_base_model(text)
+
+
+def test_ids():
+    assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
+    assert is_hub_id("segmind/SSD-1B")
