@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.cli.console import Common, Reporter, absolute, out
 
 COMMON = Common()
 bases = App(name="bases", help_format="plaintext")
@@ -42,7 +42,7 @@ def build(
     reporter = Reporter(common.quiet)
     results = []
     for location in models:
-        model = load_base_model(location.resolve())
+        model = load_base_model(absolute(location))
         paths = [path for path, module in model.spec.modules.items() if module.kind_is(modules)]
         with reporter.shown():
             done = compute_bases(model, paths, store, rule, reporter, common.processes)
@@ -93,7 +93,7 @@ def prune(
     store = common.basis_store()
     wanted = None
     if keep:
-        models = [load_base_model(location.resolve()) for location in keep]
+        models = [load_base_model(absolute(location)) for location in keep]
         wanted = {model.fingerprint(path) for model in models for path in model.spec.modules}
     files, size = store.prune(wanted, dry_run=dry_run)
     if common.json:

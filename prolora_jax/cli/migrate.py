@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.cli.convert import Format
 from prolora_jax.options import MigrationOptions
 
@@ -74,7 +74,7 @@ def migrate(
         refuse_existing(out_path, overwrite, folder=folder)
         refuse_existing(report_path(out_path), overwrite)
     # Absolute paths: the report names them, and `verify` may be called from elsewhere.
-    models = load_base_model(source.resolve()), load_base_model(target.resolve())
+    models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)
     adapter = load_adapter(
         input.resolve(), alpha_zero=options.alpha_zero, allow_pickle=allow_pickle

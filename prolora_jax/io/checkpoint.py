@@ -72,6 +72,7 @@ class BaseModel:
     spec: BaseModelSpec
     location: str
     sources: Mapping[str, Source] = field(repr=False)
+    _fingerprints: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def weight(self, path: str) -> np.ndarray:
         """The torch weight of a module, `(out, in)` or `(out, in, kh, kw)`, in its stored dtype.
@@ -93,7 +94,15 @@ class BaseModel:
         return weight_to_matrix(self.weight(path)).astype(np.float32)
 
     def fingerprint(self, path: str) -> str:
-        """32 hex digits that depend on the weight's dtype, shape and bytes, and on nothing else."""
+        """32 hex digits that depend on the weight's dtype, shape and bytes, and on nothing else.
+
+        The weight is read once; changes of the file after that are not seen.
+        """
+        if path not in self._fingerprints:
+            self._fingerprints[path] = self._digest(path)
+        return self._fingerprints[path]
+
+    def _digest(self, path: str) -> str:
         weight = self.weight(path)
         digest = hashlib.sha256(f"{weight.dtype.name} {weight.shape} ".encode())
         # As bytes first: NumPy hands out no buffer of bfloat16.
