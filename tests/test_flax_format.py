@@ -54,6 +54,7 @@ def at(tree: Any, *place: str) -> Any:
 # --- trees ---
 
 
+@pytest.mark.proves("flax", "write", "names by diffusers 0.39, axes by torch")
 @SPECS
 def test_names_and_transposes_are_those_of_diffusers(spec):
     # The update of each kernel, `down @ up`, against the dense update carried over by diffusers'
@@ -118,6 +119,7 @@ def test_several_adapters_in_one_tree():
 # --- files ---
 
 
+@pytest.mark.proves("flax", "write", "flax.serialization reads")
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
 def test_flax_reads_what_is_written(tmp_path, dtype):
     adapter = adapter_for(XL, dtype)
@@ -136,6 +138,7 @@ def test_flax_reads_what_is_written(tmp_path, dtype):
         assert again.module(module.path).up.tobytes() == module.up.tobytes()
 
 
+@pytest.mark.proves("flax", "read", "flax.serialization writes")
 def test_a_file_that_flax_wrote(tmp_path):
     adapter = adapter_for(SD15)
     tree = to_flax(adapter, SD15, name="style")
@@ -195,6 +198,7 @@ def test_one_rank_and_an_alpha_on_every_module(tmp_path, spec):
     assert_deltas(load_adapter(tmp_path / "out", spec), wanted(adapter))
 
 
+@pytest.mark.proves("maxdiffusion", "write", "diffusers loads and fuses")
 def test_diffusers_reads_files_for_maxdiffusion(tmp_path):
     # Of one scale: diffusers lends attention layers the commonest alpha (formats.md 0.3).
     modules = tuple(random_module(path, XL, rank=2 + i % 3) for i, path in enumerate(XL.modules))

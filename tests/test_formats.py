@@ -54,6 +54,7 @@ def net_with_lora(net: str, **options: Any) -> tuple[Any, dict[str, torch.Tensor
 # --- reading what others write ---
 
 
+@pytest.mark.proves("diffusers", "read", "diffusers writes, peft computes")
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize(
     "options",
@@ -81,6 +82,7 @@ def test_files_of_a_bare_unet(tmp_path):
     assert_deltas(adapter, builders.deltas_by_peft(unet))
 
 
+@pytest.mark.proves("diffusers, mixed suffixes", "read", "diffusers writes, peft computes")
 @pytest.mark.parametrize("net", NETS)
 def test_files_that_mix_two_suffixes(net, tmp_path):
     # Diffusers' own conversion writes `.lora.down` for attention and `.lora_A` for the rest, and
@@ -94,6 +96,7 @@ def test_files_that_mix_two_suffixes(net, tmp_path):
     assert_deltas(adapter, builders.deltas_by_peft(unet))
 
 
+@pytest.mark.proves("kohya-diffusers", "read", "diffusers writes, peft computes")
 @pytest.mark.parametrize("net", NETS)
 def test_kohya_keys_with_diffusers_blocks(net, tmp_path):
     unet, state = net_with_lora(net, targets=builders.EVERYTHING)
@@ -108,6 +111,7 @@ def test_kohya_keys_with_diffusers_blocks(net, tmp_path):
     assert_deltas(adapter, builders.deltas_by_peft(unet))
 
 
+@pytest.mark.proves("peft", "read", "peft writes and computes")
 def test_a_folder_of_peft(tmp_path):
     unet, state = net_with_lora("xl", alpha=6, **PATTERNS)
     file = tmp_path / "adapter_model.safetensors"
@@ -165,6 +169,10 @@ def test_the_oldest_keys_hide_the_output_projections_number():
 # --- writing what others read ---
 
 
+@pytest.mark.proves("kohya-ldm", "read", "diffusers computes")
+@pytest.mark.proves("kohya-ldm", "write", "diffusers loads and fuses")
+@pytest.mark.proves("kohya-diffusers", "write", "diffusers loads and fuses")
+@pytest.mark.proves("diffusers", "write", "diffusers loads and fuses")
 @pytest.mark.parametrize("format", READ_BY_DIFFUSERS)
 @pytest.mark.parametrize("net", NETS)
 def test_diffusers_reads_what_is_written(net, format, tmp_path):
@@ -197,6 +205,7 @@ def test_every_layer_of_a_real_net_comes_back(name, format):
     assert [module.path for module in again.modules] == list(spec.modules)
 
 
+@pytest.mark.proves("text encoders", "write", "diffusers loads and fuses")
 @pytest.mark.parametrize("format", READ_BY_DIFFUSERS)
 def test_text_encoders_come_along(format, tmp_path):
     config = CLIPTextConfig(

@@ -33,6 +33,7 @@ def quiet():
     logging.getLogger("LyCORIS").setLevel(logging.ERROR)
 
 
+@pytest.mark.proves("lycoris LoCon", "read", "lycoris-lora writes, diffusers computes")
 def test_files_of_lycoris(tmp_path):
     LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
     unet = builders.build_unet(TINY_XL)
@@ -69,6 +70,7 @@ def update_by_forward(unet: Any, path: str) -> np.ndarray:
     return found.numpy().T
 
 
+@pytest.mark.proves("kohya-diffusers", "write", "lycoris-lora loads")
 def test_lycoris_reads_what_is_written(tmp_path):
     modules = tuple(
         random_module(path, XL, rank=2 + i, alpha=(3.0, -2.0, 1.0)[i % 3], seed=i)

@@ -50,6 +50,7 @@ def migrate(pair: TorchPair, out: Path, *options: str) -> dict:
     return json.loads(Path(f"{out}.report.json").read_text())
 
 
+@pytest.mark.proves("diffusers", "migrate", "diffusers fuses, dense reference computes")
 @pytest.mark.parametrize("method", reference.ARMS)
 def test_each_arm_equals_the_reference(
     pair: TorchPair, given: dict[str, np.ndarray], tmp_path: Path, method: str
@@ -143,7 +144,10 @@ def test_planted_blocks_are_recovered(tmp_path: Path, planted: tuple[int, int]):
         assert alignment["margin"] > 0.5
 
 
-@pytest.mark.parametrize("format", ["kohya", "kohya-diffusers", "diffusers"])
+@pytest.mark.proves("kohya-ldm", "migrate", "diffusers fuses")
+@pytest.mark.proves("kohya-diffusers", "migrate", "diffusers fuses")
+@pytest.mark.proves("maxdiffusion", "migrate", "diffusers fuses")
+@pytest.mark.parametrize("format", ["kohya", "kohya-diffusers", "diffusers", "maxdiffusion"])
 def test_every_output_format_holds_the_same_update(
     pair: TorchPair, exact: dict[str, np.ndarray], tmp_path: Path, format: str
 ):

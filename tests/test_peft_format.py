@@ -71,6 +71,7 @@ def read_by_peft(folder: Path, net: dict[str, Any]) -> dict[str, np.ndarray]:
 # --- reading ---
 
 
+@pytest.mark.proves("peft", "read", "peft writes and computes")
 @pytest.mark.parametrize(
     "options",
     [
@@ -142,6 +143,7 @@ def mixed_modules(paths: list[str] | None = None) -> tuple[LoraModule, ...]:
     )
 
 
+@pytest.mark.proves("peft", "write", "peft loads")
 def test_peft_reads_what_is_written(tmp_path):
     adapter = Adapter(mixed_modules(), "kohya-ldm")
     save_adapter(adapter, tmp_path / "out", format="peft", base=XL)

@@ -57,3 +57,9 @@ def test_python(folder: Path, index: int):
     done = run([sys.executable, "-c", examples("python")[index]], folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
+
+
+def test_table_of_proofs_is_that_of_the_tests():
+    script = str(ROOT / "scripts" / "formats_table.py")
+    done = run([sys.executable, script, "--check"], ROOT)
+    assert (done.returncode, done.stdout) == (0, "")

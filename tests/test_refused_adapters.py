@@ -83,6 +83,11 @@ ALGORITHMS = {
 ENDS = [(name, end) for name, ends in ALGORITHMS.items() for end in ends]
 
 
+@pytest.mark.proves(
+    "LoHa, LoKr, OFT, IA3, GLoRA, full difference and others",
+    "refused",
+    "keys of their own writers",
+)
 @pytest.mark.parametrize(("name", "end"), ENDS, ids=[end for _, end in ENDS])
 @pytest.mark.parametrize("beside", [{}, GOOD], ids=["alone", "beside-lora"])
 def test_other_algorithms_are_refused_by_name(name, end, beside):
@@ -98,6 +103,7 @@ def test_orthogonal_blocks_are_told_apart_by_their_axes(axes, name):
     unparsed({key: np.ones((1,) * axes)}, Refusal.UNSUPPORTED_ALGORITHM, message)
 
 
+@pytest.mark.proves("DoRA", "refused", "peft writes")
 def test_peft_writes_dora_and_it_is_refused(tmp_path):
     unet = build_unet(TINY_XL)
     add_lora(unet, use_dora=True)
@@ -106,6 +112,7 @@ def test_peft_writes_dora_and_it_is_refused(tmp_path):
         load_adapter(file)
 
 
+@pytest.mark.proves("PiSSA, OLoRA, LoftQ, CorDA", "refused", "peft's configuration")
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "loftq", "corda"])
 def test_factors_relative_to_a_changed_base_are_refused(start):
     header = json.dumps({"unet.lora_alpha": 4, "unet.init_lora_weights": start})

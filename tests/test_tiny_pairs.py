@@ -183,6 +183,7 @@ def test_other_or_unknown_text_encoder_gets_nothing(tmp_path: Path, names):
     assert skipped.reason is Skip.TEXT_ENCODER
 
 
+@pytest.mark.proves("text encoders", "migrate", "dense float64 path (`verify`)")
 def test_text_encoder_on_disk_is_an_ordinary_module(tmp_path: Path):
     pair = make(tmp_path, SD, BK, bk_origin(0), noise=0.1)
     weight = np.random.default_rng(2).normal(size=(24, 6)).astype(np.float32)
