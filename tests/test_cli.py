@@ -215,6 +215,17 @@ def test_inspect(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "320 modules" in capsys.readouterr().out
 
 
+def test_header_strings_cannot_steer_the_terminal(
+    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    evil = tmp_path / "evil.safetensors"
+    save_file(load_file(files.adapter), evil, metadata={"ss_sd_model_name": "\x1b[2Jgone\nfake"})
+    assert run(["inspect", str(evil)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "gone\N{REPLACEMENT CHARACTER}fake" in printed
+
+
 def test_similarity(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bases = ["--source", str(files.source), "--target", str(files.target), "-q"]
     picture = tmp_path / "map.png"

@@ -83,9 +83,15 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def printable(text: str) -> str:
+    """One line of what a file says, without the control characters that steer terminals."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def show_error(message: str) -> None:
     """One line on stderr."""
-    err().print("error: " + " ".join(message.split()), markup=False, style="bold red")
+    line = printable(" ".join(message.split()))
+    err().print(f"error: {line}", markup=False, style="bold red")
 
 
 class Reporter:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.alignment import Alignment
+from prolora_jax.cli.console import printable
 from prolora_jax.comparison import Comparison
 from prolora_jax.inspection import Inspection
 from prolora_jax.io.basis_store import StoredBasis
@@ -196,13 +197,13 @@ def show_inspection(console: Console, found: Inspection) -> None:
     }
     for name, value in facts.items():
         if value:
-            console.print(f"  {name}: {value}", markup=False)
+            console.print(printable(f"  {name}: {value}"), markup=False)
     if found.base is not None:
         ids = ", ".join(found.base.architectures)
         verdict = f"{found.base.verdict}: {ids}" if ids else found.base.verdict
         console.print(f"  base model: {verdict}", markup=False)
         for line in found.base.evidence:
-            console.print(f"    {line}", markup=False)
+            console.print(printable(f"    {line}"), markup=False)
 
 
 def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ demo shows the machinery at work, it does not show that an arm makes better pict
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,7 @@ def planted_block(slot: str, index: int) -> int:
     return index if _depths(TARGET)[slot] == depth else PLANTED[depth][index]
 
 
+@cache
 def _depths(config: UNetConfig) -> dict[str, int]:
     found: dict[str, int] = {}
     for path in spec_from_config(config, name="demo").modules:
