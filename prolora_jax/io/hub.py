@@ -53,7 +53,7 @@ def fetch_base_model(hub_id: str) -> Path:
         if not any(folder.glob("**/diffusion_pytorch_model*.safetensors")):
             folder = fetch(_OTHER_MODELS)
     except Exception as failure:  # noqa: BLE001 (its HTTP libraries differ between versions)
-        reason = " ".join(str(failure).split())[:120]
+        reason = " ".join(str(failure).split()).split(". ")[0][:200]
         raise BaseModelError(
             f"{hub_id}: no such local path, and it could not be fetched from the hub "
             f"({type(failure).__name__}: {reason}); give a local folder or file, or go online "
