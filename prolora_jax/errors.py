@@ -30,7 +30,6 @@ class Refusal(StrEnum):
     WRONG_BASE = "wrong-base"
     BAD_PLAN = "bad-plan"
     NO_MATCHING_MODULE = "no-matching-module"
-    NOT_VERIFIED = "not-verified"
     UNREADABLE_BASE = "unreadable-base"
     OUTPUT_EXISTS = "output-exists"
     CANNOT_WRITE = "cannot-write"
