@@ -13,6 +13,7 @@ import numpy as np
 from prolora_jax.basis import STORED_ENERGY, Basis, Extent, Rule, choose_rank, compute_basis
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.checkpoint import BaseModel, load_base_model
+from prolora_jax.operator_store import MemoryOperators, OperatorStore
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -20,7 +21,12 @@ Progress = Callable[[str, int, int], None]
 
 @runtime_checkable
 class BasisStore(Protocol):
-    """Where bases are kept, by the fingerprint of their weight."""
+    """Where bases are kept, by the fingerprint of their weight; `operators` of pairs beside."""
+
+    @property
+    def operators(self) -> OperatorStore:
+        """Where what is computed from pairs of bases is kept."""
+        ...
 
     def get(self, fingerprint: str) -> Basis | None:
         """The basis of a weight, None when it is not there."""
@@ -40,6 +46,12 @@ class MemoryStore:
 
     def __init__(self):
         self._bases: dict[str, Basis] = {}
+        self._operators = MemoryOperators()
+
+    @property
+    def operators(self) -> OperatorStore:
+        """See `BasisStore`."""
+        return self._operators
 
     def get(self, fingerprint: str) -> Basis | None:
         """See `BasisStore`."""

@@ -1,10 +1,16 @@
-"""Steps of a plan on the device: modules of one shape in one jitted call, operators padded.
+"""Steps of plans on the device: the rank columns of many adapters as one block per module.
 
-The path of a module: factors and bases from the host -> F, G, c in float64 (`prepare_side`) ->
-a padded batch -> `project_batch` -> back on the host, padding removed, rank cut, rescaled.
+The path of a module: factors from the host -> rows of a block, with the rows of other adapters of
+its rank class -> both sides of the arm (`projection.apply_side`) -> singular form where a rank
+was asked for -> back on the host, padding removed, rank cut, rescaled.
+
+A block has one of the widths of `WIDTHS`, filled up with zero rows. Every row is on its own in
+all products, and the same row gives the same bits at each of these widths, whatever its place and
+its neighbours: so a file's numbers do not depend on the files it is migrated with.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, get_args
 
 import jax
@@ -15,27 +21,20 @@ from prolora_jax import encoding, layout, lora
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import Progress
 from prolora_jax.encoding import HostFactors
+from prolora_jax.operators import Method, ModuleOperators, Side, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.projection import (
-    Method,
-    Projected,
-    SideOperator,
-    effective_method,
-    prepare_side,
-    project_batch,
-    still_pairs,
-)
+from prolora_jax.projection import BlockEnergies, SideResult, apply_side, block_energies, compress
 
-WIDTH_STEP = 128
-"""Operators are padded to a multiple of this (or to full width), so that few shapes compile."""
+WIDTHS = (64, 512)
+"""Rows of a block. On CPU a matmul gives a row other bits below 64 rows (measured, and tested)."""
 
 RANK_STEP = 8
-"""Ranks are padded to a multiple of this inside a batch; zero columns change nothing."""
+"""The smallest rank class; the others are its doubles. Zero rows pad a rank to its class."""
 
-OPERATOR_BYTES = 512 * 2**20
-"""Operators held for one device call; a group that needs more is cut into several calls."""
+IN_FLIGHT = 3
+"""Blocks that the device works on while the host prepares and collects others."""
 
 
 class Moved(NamedTuple):
@@ -54,50 +53,83 @@ class Moved(NamedTuple):
     still: tuple[int, int] | None = None
 
 
-class Job(NamedTuple):
-    """One module to project."""
+class Work(NamedTuple):
+    """One adapter, resolved against the source's spec, and what is to be done with it."""
 
+    adapter: Adapter
+    plan: MigrationPlan
+
+
+class _Job(NamedTuple):
+    """One module of one adapter to project; `owner` is the adapter's place in the batch."""
+
+    owner: int
     step: PlanStep
+    module: LoraModule
+
+
+class _Block(NamedTuple):
+    """What the device works on: some jobs of one module, and the results that will be there."""
+
+    jobs: list[_Job]
     method: Method
-    factors: HostFactors
-    width: int
-    compressed: bool
-
-
-Group = tuple[Method, int, int, int, int, bool]
-"""What one compiled call needs to have in common: method, out, in, width, rank, compressed."""
+    operators: ModuleOperators
+    left: SideResult
+    right: SideResult
+    energies: BlockEnergies
+    spectrum: lora.Spectrum | None
 
 
 def move_all(
-    adapter: Adapter, pair: BasePair, plan: MigrationPlan, progress: Progress | None = None
-) -> dict[str, Moved]:
-    """New factors by target path; a module of which an arm leaves nothing is left out.
+    works: Sequence[Work],
+    pair: BasePair,
+    options: MigrationOptions,
+    progress: Progress | None = None,
+) -> list[dict[str, Moved]]:
+    """New factors of some adapters, by target path; what an arm leaves nothing of is left out.
 
     Args:
-        adapter: resolved against the source's spec.
-        pair: the pair that the plan was made for.
-        plan: its steps are run.
-        progress: called with ("projection", done, total).
+        works: adapters and their plans, all made for this pair and these options.
+        pair: source and target.
+        options: the options of the plans.
+        progress: called with ("projection", done, total); one module of one adapter counts 1.
 
     Returns:
-        One entry per step that has an update.
+        For each adapter one entry per step that has an update.
     """
-    sources = {module.path: host_factors(module) for module in adapter.modules}
-    moved: dict[str, Moved] = {}
-    groups: dict[Group, list[Job]] = {}
-    for step in plan.steps:
-        factors = sources[step.source_path]
-        if step.action is Action.COPY:
-            moved[step.path] = _copied(factors, plan.options)
-            continue
-        job = _job(step, factors, plan.options)
-        if job is not None:
-            groups.setdefault(_group(job), []).append(job)
-    for group, jobs in groups.items():
-        for batch in _batches(group, jobs):
-            moved.update(_run_batch(group, batch, pair, plan.options))
-            if progress is not None:
-                progress("projection", len(moved), len(plan.steps))
+    moved: list[dict[str, Moved]] = [{} for _ in works]
+    groups: dict[tuple[str, str], list[_Job]] = {}
+    for owner, (adapter, plan) in enumerate(works):
+        modules = {module.path: module for module in adapter.modules}
+        for step in plan.steps:
+            module = modules[step.source_path]
+            if step.action is Action.COPY:
+                moved[owner][step.path] = _copied(host_factors(module), options)
+            elif _method(step, module, options) is not None:
+                groups.setdefault((step.path, step.source_path), []).append(
+                    _Job(owner, step, module)
+                )
+    total = sum(len(plan.steps) for _, plan in works)
+    done = sum(map(len, moved))
+    pair.prepare_operators({path: source for path, source in groups}, options, progress)
+    running: deque[_Block] = deque()
+
+    def collect() -> None:
+        nonlocal done
+        block = running.popleft()
+        for owner, path, result in _collect(block, options):
+            moved[owner][path] = result
+        done += len(block.jobs)
+        if progress is not None:
+            progress("projection", done, total)
+
+    for jobs in groups.values():
+        for block in _start(jobs, pair, options):
+            running.append(block)
+            if len(running) > IN_FLIGHT:
+                collect()
+    while running:
+        collect()
     return moved
 
 
@@ -108,96 +140,128 @@ def host_factors(module: LoraModule) -> HostFactors:
     return HostFactors(down, up)
 
 
-def _job(step: PlanStep, factors: HostFactors, options: MigrationOptions) -> Job | None:
+def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Method | None:
     similarity = step.similarity
     if similarity is None:
         raise AssertionError(f"{step.path}: a projection step without a similarity")
-    out, width_in = factors.up.shape[0], factors.down.shape[1]
     method = next(m for m in get_args(Method) if m == options.method)
-    method = effective_method(method, similarity.k_source, similarity.k_target, (out, width_in))
-    if method is None:
-        return None
-    k = max(similarity.k_source, similarity.k_target)
-    width = min(_round_up(k, WIDTH_STEP), min(out, width_in))
-    full_rank = factors.rank * (2 if method == "prolora" else 1)
+    return effective_method(method, similarity.k_source, similarity.k_target, _shape(module))
+
+
+def _shape(module: LoraModule) -> tuple[int, int]:
+    return module.up.shape[0], int(np.prod(module.down.shape[1:]))
+
+
+def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Iterator[_Block]:
+    """Send the jobs of one module to the device, in blocks of one rank class."""
+    step = jobs[0].step
+    method = _method(step, jobs[0].module, options)
+    assert method is not None  # by move_all
+    operators = pair.operators(step.path, step.source_path, options)
+    on_device = [jax.tree.map(jnp.asarray, side.operator) for side in operators]
+    classes: dict[tuple[int, bool], list[_Job]] = {}
+    for job in jobs:
+        kind = rank_class(job.module.rank), _compressed(method, job.module, options)
+        classes.setdefault(kind, []).append(job)
+    for (rank, compressed), members in classes.items():
+        for start, count in split_rows(len(members), rank):
+            chosen = members[start : start + count]
+            left, right = (
+                apply_side(side.form, matrices, jnp.asarray(rows))
+                for side, matrices, rows in zip(
+                    operators, on_device, _rows(chosen, rank, count), strict=True
+                )
+            )
+            spectrum = None
+            if compressed:
+                parts = (
+                    tuple(x.reshape(count, rank, -1) for x in side.parts) for side in (left, right)
+                )
+                with jax.enable_x64(True):  # `lora.spectrum` works in float64 then
+                    spectrum = compress(*parts)
+            energies = block_energies(left, right)
+            yield _Block(chosen, method, operators, left, right, energies, spectrum)
+
+
+def rank_class(rank: int) -> int:
+    """The smallest of 8, 16, 32, ... that is not below a rank."""
+    size = RANK_STEP
+    while size < rank:
+        size *= 2
+    return size
+
+
+def split_rows(adapters: int, rank: int) -> Iterator[tuple[int, int]]:
+    """Blocks for some adapters of one rank class.
+
+    Args:
+        adapters: how many there are.
+        rank: their rank class.
+
+    Yields:
+        (first adapter, places): wide blocks as long as they are filled, narrow ones for the rest.
+        The last one may have more places than there are adapters left.
+    """
+    narrow, wide = (max(width // rank, 1) for width in WIDTHS)
+    start = 0
+    while start < adapters:
+        # A wide block that is more than half full costs less than narrow ones.
+        places = wide if 2 * (adapters - start) > wide else narrow
+        yield start, places
+        start += places
+
+
+def _rows(jobs: list[_Job], rank: int, places: int) -> tuple[np.ndarray, np.ndarray]:
+    """`up.T` with the scale, and `down`, of some adapters: `(places, rank, out)`, `(.., in)`."""
+    out, width = _shape(jobs[0].module)
+    left = np.zeros((places, rank, out), np.float32)
+    right = np.zeros((places, rank, width), np.float32)
+    for i, (_, _, module) in enumerate(jobs):
+        left[i, : module.rank] = layout.up_to_matrix(module.up).T
+        left[i, : module.rank] *= np.float32(module.scale)
+        right[i, : module.rank] = layout.down_to_matrix(module.down)
+    return left, right
+
+
+def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:
+    """Whether the singular form is needed: a rank was asked for that is not there already."""
+    full = module.rank * (2 if method == "prolora" else 1)
     wanted = output_rank(options.rank)
-    # Rank r or less is already there for the arms that keep the rank.
-    enough = wanted[0] == "exact" or (wanted[0] == "source" and full_rank == factors.rank)
-    compressed = not enough or full_rank > min(out, width_in)
-    return Job(step, method, factors, width, compressed)
+    enough = wanted[0] == "exact" or (wanted[0] == "source" and full == module.rank)
+    return not enough or full > min(_shape(module))
 
 
-def _group(job: Job) -> Group:
-    rank = _round_up(job.factors.rank, RANK_STEP)
-    out, width_in = job.factors.up.shape[0], job.factors.down.shape[1]
-    return job.method, out, width_in, job.width, rank, job.compressed
-
-
-def _batches(group: Group, jobs: list[Job]) -> Iterator[list[Job]]:
-    _, out, width_in, width, _, _ = group
-    size = max(1, OPERATOR_BYTES // (8 * width * (out + width_in)))
-    for start in range(0, len(jobs), size):
-        yield jobs[start : start + size]
-
-
-def _run_batch(
-    group: Group, jobs: list[Job], pair: BasePair, options: MigrationOptions
-) -> Mapping[str, Moved]:
-    method, _, _, width, rank, compressed = group
-    operators = [_operators(job, pair, options, width) for job in jobs]
-    left, right = (
-        SideOperator(*(jnp.asarray(np.stack(a)) for a in zip(*side, strict=True)))
-        for side in zip(*operators, strict=True)
-    )
-    padded = [encoding.pad_rank(job.factors, rank) for job in jobs]
-    factors = lora.Factors(
-        jnp.asarray(np.stack([f.down for f in padded])),
-        jnp.asarray(np.stack([f.up for f in padded])),
-    )
-    min_cos = options.rotation_min_cos
-    with jax.enable_x64(compressed):  # `lora.spectrum` works in float64 then
-        result = jax.device_get(
-            project_batch(method, left, right, factors, min_cos, compressed=compressed)
+def _collect(block: _Block, options: MigrationOptions) -> Iterator[tuple[int, str, Moved]]:
+    """Wait for a block and take it apart: padding off, rank cut, rescaled."""
+    energies = np.stack(jax.device_get(block.energies), axis=1).astype(np.float64)
+    left, right, spectrum = jax.device_get((block.left.parts, block.right.parts, block.spectrum))
+    places = len(energies)
+    up_rows = [part.reshape(places, -1, part.shape[1]) for part in left]
+    down_rows = [part.reshape(places, -1, part.shape[1]) for part in right]
+    sides: list[Side] = list(block.operators)
+    for i, (owner, step, module) in enumerate(block.jobs):
+        a, b, c, d = energies[i] / (energies[i].sum() or 1.0)
+        before = host_factors(module) if options.rescale == "norm" else None
+        kept = 1.0
+        if spectrum is None:
+            r = module.rank
+            up = np.concatenate([part[i, :r] for part in up_rows]).T
+            factors = HostFactors(np.concatenate([part[i, :r] for part in down_rows]), up)
+        else:
+            whole = HostFactors(spectrum.factors.down[i], spectrum.factors.up[i])
+            factors, kept = _cut(whole, spectrum.sigma[i], module.rank, options)
+        factors = encoding.drop_zero_columns(factors)
+        still = (sides[0].still, sides[1].still) if block.method == "rotation" else None
+        yield (
+            owner,
+            step.path,
+            Moved(
+                _rescaled(factors, before, options),
+                kept,
+                (float(a), float(b), float(c), float(d)),
+                still,
+            ),
         )
-    return {
-        job.step.path: _collect(job, result, index, operators[index], options)
-        for index, job in enumerate(jobs)
-    }
-
-
-def _operators(
-    job: Job, pair: BasePair, options: MigrationOptions, width: int
-) -> tuple[SideOperator, SideOperator]:
-    source, target, k_s, k_t = pair.spans(job.step.path, job.step.source_path, options)
-    return (
-        prepare_side(source.u[:, :k_s], target.u[:, :k_t], width),
-        prepare_side(source.v[:, :k_s], target.v[:, :k_t], width),
-    )
-
-
-def _collect(
-    job: Job,
-    result: Projected,
-    index: int,
-    operators: tuple[SideOperator, SideOperator],
-    options: MigrationOptions,
-) -> Moved:
-    """One module out of a batch: padding off, rank cut, rescaled."""
-    factors = HostFactors(*(np.asarray(a[index]) for a in result.factors))
-    energies = tuple(float(e[index]) for e in result.energies)
-    total = sum(energies) or 1.0
-    shares = (energies[0] / total, energies[1] / total, energies[2] / total, energies[3] / total)
-    still = None
-    similarity = job.step.similarity
-    if job.method == "rotation" and similarity is not None:
-        k_s, k_t = similarity.k_source, similarity.k_target
-        left, right = (still_pairs(op, k_s, k_t, options.rotation_min_cos) for op in operators)
-        still = (left, right)
-    kept = 1.0
-    if result.sigma is not None:
-        factors, kept = _cut(factors, np.asarray(result.sigma[index]), job.factors.rank, options)
-    factors = encoding.drop_zero_columns(factors)
-    return Moved(_rescaled(factors, job.factors, options), kept, shares, still)
 
 
 def _copied(factors: HostFactors, options: MigrationOptions) -> Moved:
@@ -221,14 +285,12 @@ def _cut(
     return HostFactors(factors.down[:keep], factors.up[:, :keep]), kept
 
 
-def _rescaled(factors: HostFactors, before: HostFactors, options: MigrationOptions) -> HostFactors:
-    """`--rescale norm` and `--scale`, into `up`."""
+def _rescaled(
+    factors: HostFactors, before: HostFactors | None, options: MigrationOptions
+) -> HostFactors:
+    """`--rescale norm` (to that of `before`) and `--scale`, into `up`."""
     scale = options.scale
-    if options.rescale == "norm":
+    if options.rescale == "norm" and before is not None:
         norm = encoding.update_norm(factors)
         scale *= encoding.update_norm(before) / norm if norm > 0.0 else 1.0
-    return HostFactors(factors.down, factors.up * np.float32(scale))
-
-
-def _round_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+    return factors if scale == 1.0 else HostFactors(factors.down, factors.up * np.float32(scale))

@@ -1,5 +1,6 @@
 """One adapter from a source to a target: match, measure, plan, run the plan, report."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from prolora_jax.bases import BasisStore, Progress
 from prolora_jax.detection import check_base
 from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.execute import Moved, move_all
+from prolora_jax.execute import Moved, Work, move_all
 from prolora_jax.formats import resolve
 from prolora_jax.formats.header import PROVENANCE, for_target
 from prolora_jax.io.checkpoint import BaseModel
@@ -88,7 +89,7 @@ def make_plan(
 def run_plan(
     adapter: Adapter, pair: BasePair, plan: MigrationPlan, progress: Progress | None = None
 ) -> tuple[Adapter, MigrationReport]:
-    """Project or copy every step of a plan and encode the result.
+    """Project or copy every step of a plan and encode the result: a batch of one.
 
     Args:
         adapter: resolved against the source's spec.
@@ -102,7 +103,27 @@ def run_plan(
     Raises:
         AdapterRefused: when no module moves, or a number does not fit the output's dtype.
     """
-    moved = move_all(adapter, pair, plan, progress)
+    (moved,) = move_all([Work(adapter, plan)], pair, plan.options, progress)
+    return encode(Work(adapter, plan), moved, pair)
+
+
+def encode(
+    work: Work, moved: Mapping[str, Moved], pair: BasePair
+) -> tuple[Adapter, MigrationReport]:
+    """New factors as an adapter in the input's format, and the report.
+
+    Args:
+        work: the adapter and its plan.
+        moved: new factors by target path, from `execute.move_all`.
+        pair: the pair that the plan was made for.
+
+    Returns:
+        The migrated adapter and the report.
+
+    Raises:
+        AdapterRefused: when no module moves, or a number does not fit the output's dtype.
+    """
+    adapter, plan = work
     steps = [step for step in plan.steps if step.path in moved]
     skipped = (
         *plan.skipped,

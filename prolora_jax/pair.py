@@ -1,19 +1,21 @@
 """A source and a target base model together: matching by weights, similarity, operators."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from typing import get_args
 
 import numpy as np
 
 from prolora_jax.architectures.correspondence import CORRESPONDENCES, source_paths
 from prolora_jax.bases import BasisStore, MemoryStore, Progress, compute_bases, load_or_compute
-from prolora_jax.basis import Basis, choose_rank, common_rank, cut_gap
+from prolora_jax.basis import Extent, Rule, choose_rank, common_rank
 from prolora_jax.evidence import cosines, similarities
 from prolora_jax.io.checkpoint import BaseModel
 from prolora_jax.matching import Matching, match_modules
+from prolora_jax.operator_store import Comparison, comparison_key, operator_key
+from prolora_jax.operators import Method, ModuleOperators, effective_method
 from prolora_jax.options import Match, MigrationOptions, basis_rule
+from prolora_jax.pair_work import WeightPair, compare_all, prepare_all
 from prolora_jax.plan import Measure, ModuleSimilarity
-from prolora_jax.similarity import side_similarity
 
 CLUSTERED_GAP = 1e-3
 """A cut with a smaller relative gap is flagged: the span depends on rounding (method.md 1)."""
@@ -44,6 +46,7 @@ class BasePair:
         self.target = target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
+        self._comparisons: dict[str, Comparison] = {}
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice.
@@ -59,20 +62,14 @@ class BasePair:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
             if options.match_score == "cosine":
                 return cosines(self.source, self.target, sources, targets)
-            rule = basis_rule(options.basis_rank)
-            for model, paths in ((self.source, sources), (self.target, targets)):
-                compute_bases(model, paths, self.store, rule, workers=self.workers)
-            return similarities(partial(self._mean_similarity, options), sources, targets)
+            pairs = [(path, source_path) for path in targets for source_path in sources]
+            compared = self._compared(pairs, options)
+            return similarities(
+                lambda path, source: _mean_similarity(compared[path, source]), sources, targets
+            )
 
         specs = self.source.spec, self.target.spec
         return match_modules(*specs, evidence, mode, source_paths(*specs, PUBLISHED))
-
-    def _mean_similarity(self, options: MigrationOptions, path: str, source_path: str) -> float:
-        """Mean of both sides, corrected for chance where that says something."""
-        found, _ = self._compare(path, source_path, options)
-        left = found.phi_left if found.phi_hat_left is None else found.phi_hat_left
-        right = found.phi_right if found.phi_hat_right is None else found.phi_hat_right
-        return (left + right) / 2
 
     def measure(
         self,
@@ -90,50 +87,142 @@ class BasePair:
         Returns:
             Measures by target path. `copy` needs none and computes none.
         """
-        if options.method != "copy":
-            self._prepare_bases(pairs, options, progress)
-        measures = {}
-        for done, (path, source_path) in enumerate(pairs.items(), start=1):
-            measures[path] = self._measure(path, source_path, options)
-            if progress is not None:
-                progress("similarity", done, len(pairs))
-        return measures
+        if options.method == "copy":
+            return dict.fromkeys(pairs, Measure())
+        compared = self._compared(
+            [pair for pair in pairs.items() if not self._copied(*pair, options)], options, progress
+        )
+        return {
+            pair[0]: _measure(compared[pair]) if pair in compared else Measure(identical=True)
+            for pair in pairs.items()
+        }
+
+    def _copied(self, path: str, source_path: str, options: MigrationOptions) -> bool:
+        return options.identical == "copy" and self._identical(path, source_path)
+
+    def _compared(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> dict[tuple[str, str], Comparison]:
+        """Comparisons of (target path, source path), from the store or computed."""
+        known = self._comparisons
+        keys = {pair: self._comparison_key(*pair, options) for pair in pairs}
+        for key in keys.values() - known.keys():
+            if (stored := self.store.operators.comparison(key)) is not None:
+                known[key] = stored
+        missing = {keys[pair]: pair for pair in pairs if keys[pair] not in known}
+        if missing:
+            self._prepare_bases(list(missing.values()), options, progress)
+            todo = {key: self._weights(*pair, options) for key, pair in missing.items()}
+            known |= compare_all(self.store, todo, self.workers, progress)
+        return {pair: known[key] for pair, key in keys.items()}
+
+    def _comparison_key(self, path: str, source_path: str, options: MigrationOptions) -> str:
+        source, target = self.source.fingerprint(source_path), self.target.fingerprint(path)
+        return comparison_key(source, target, options.basis_rank, options.pair_rank)
 
     def _prepare_bases(
-        self, pairs: Mapping[str, str], options: MigrationOptions, progress: Progress | None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        options: MigrationOptions,
+        progress: Progress | None,
     ) -> None:
         """Compute what the store lacks, in worker processes when there is much of it."""
-        wanted = {
-            path: source_path
-            for path, source_path in pairs.items()
-            if options.identical == "project" or not self._identical(path, source_path)
-        }
         rule = basis_rule(options.basis_rank)
-        for model, paths in ((self.source, wanted.values()), (self.target, wanted)):
+        for model, place in ((self.source, 1), (self.target, 0)):
+            paths = dict.fromkeys(pair[place] for pair in pairs)
             compute_bases(model, paths, self.store, rule, progress, self.workers)
 
-    def _measure(self, path: str, source_path: str, options: MigrationOptions) -> Measure:
-        if options.method == "copy":
-            return Measure()
-        if options.identical == "copy" and self._identical(path, source_path):
-            return Measure(identical=True)
-        similarity, gap = self._compare(path, source_path, options)
-        flags = ("clustered-cut",) if gap < CLUSTERED_GAP else ()
-        return Measure(similarity=similarity, flags=flags)
-
-    def _compare(
-        self, path: str, source_path: str, options: MigrationOptions
-    ) -> tuple[ModuleSimilarity, float]:
-        """Similarity of two weights, and the smaller of the gaps at their cuts."""
-        source, target, k_s, k_t = self.spans(path, source_path, options)
-        left = side_similarity(source.u[:, :k_s], target.u[:, :k_t])
-        right = side_similarity(source.v[:, :k_s], target.v[:, :k_t])
+    def _weights(self, path: str, source_path: str, options: MigrationOptions) -> WeightPair:
+        """Both weights with the ranks of the pair, for which the store then has enough columns."""
+        rule = basis_rule(options.basis_rank)
+        owners = (self.source, source_path), (self.target, path)
+        own = [choose_rank(self._extent(*owner, rule).s, rule) for owner in owners]
+        k_s, k_t = common_rank(own[0], own[1], options.pair_rank)
+        for owner, k in zip(owners, (k_s, k_t), strict=True):
+            self._extent(*owner, ("rank", k))
         shape = self.target.spec.modules[path].matrix_shape
-        gap = min(cut_gap(source.s, k_s, shape), cut_gap(target.s, k_t, shape))
-        similarity = ModuleSimilarity(
-            left.phi, right.phi, left.corrected, right.corrected, k_s, k_t
-        )
-        return similarity, gap
+        source, target = (model.fingerprint(p) for model, p in owners)
+        return WeightPair(source, target, k_s, k_t, shape)
+
+    def _extent(self, model: BaseModel, path: str, rule: Rule) -> Extent:
+        """What the store can serve, once it can serve this rule."""
+        extent = self.store.extent(model.fingerprint(path))
+        if extent is None or extent.columns < choose_rank(extent.s, rule):
+            extent = load_or_compute(model, path, self.store, rule).extent
+        return extent
+
+    def prepare_operators(
+        self,
+        pairs: Mapping[str, str],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> None:
+        """Prepare what `operators` will be asked for, in worker processes when it is much.
+
+        Args:
+            pairs: source path by target path.
+            options: arm, rank rule, pairing of ranks.
+            progress: called with ("operators", done, total).
+        """
+        compared = self._compared(list(pairs.items()), options, progress)
+        todo: dict[Method, dict[str, tuple[str, str]]] = {}
+        for pair, comparison in compared.items():
+            method = self._method(pair[0], comparison, options)
+            key = self._operator_key(pair, method, comparison, options)
+            if not self.store.operators.has(key):
+                todo.setdefault(method, {})[key] = pair
+        for method, missing in todo.items():
+            self._prepare_bases(list(missing.values()), options, progress)
+            weights = {key: self._weights(*pair, options) for key, pair in missing.items()}
+            min_cos = options.rotation_min_cos
+            prepare_all(self.store, weights, method, min_cos, self.workers, progress)
+
+    def operators(self, path: str, source_path: str, options: MigrationOptions) -> ModuleOperators:
+        """Prepared operators of a pair of modules.
+
+        Args:
+            path: target module.
+            source_path: source module.
+            options: arm, rank rule, pairing of ranks.
+
+        Returns:
+            The operators of `effective_method` for the ranks of the pair.
+
+        Raises:
+            LookupError: the store does not keep what it was given.
+        """
+        pair = path, source_path
+        comparison = self._compared([pair], options)[pair]
+        method = self._method(path, comparison, options)
+        key = self._operator_key(pair, method, comparison, options)
+        operators = self.store.operators.get(key)
+        if operators is None:  # not prepared yet, or its file is damaged
+            weights = {key: self._weights(*pair, options)}
+            prepare_all(self.store, weights, method, options.rotation_min_cos, 1)
+            operators = self.store.operators.get(key)
+        if operators is None:
+            raise LookupError(f"{path}: operators {key} were stored and are not there")
+        return operators
+
+    def _method(self, path: str, compared: Comparison, options: MigrationOptions) -> Method:
+        method = next(m for m in get_args(Method) if m == options.method)
+        shape = self.target.spec.modules[path].matrix_shape
+        found = effective_method(method, compared.k_source, compared.k_target, shape)
+        return method if found is None else found
+
+    def _operator_key(
+        self,
+        pair: tuple[str, str],
+        method: Method,
+        compared: Comparison,
+        options: MigrationOptions,
+    ) -> str:
+        source, target = self.source.fingerprint(pair[1]), self.target.fingerprint(pair[0])
+        ranks, min_cos = (compared.k_source, compared.k_target), options.rotation_min_cos
+        return operator_key(source, target, method, *ranks, min_cos)
 
     def _identical(self, path: str, source_path: str) -> bool:
         """Equal after casting both weights to the narrower of their dtypes."""
@@ -146,28 +235,16 @@ class BasePair:
         with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
             return np.array_equal(a.astype(narrower), b.astype(narrower))
 
-    def spans(
-        self, path: str, source_path: str, options: MigrationOptions
-    ) -> tuple[Basis, Basis, int, int]:
-        """Both bases of a pair of modules with enough columns for the common k.
 
-        Args:
-            path: target module.
-            source_path: source module.
-            options: rank rule and pairing of ranks.
+def _measure(compared: Comparison) -> Measure:
+    similarity = ModuleSimilarity(*compared[:6])
+    flags = ("clustered-cut",) if compared.gap < CLUSTERED_GAP else ()
+    return Measure(similarity=similarity, flags=flags)
 
-        Returns:
-            (source basis, target basis, k_source, k_target).
-        """
-        rule = basis_rule(options.basis_rank)
-        source = self._basis(self.source, source_path, rule)
-        target = self._basis(self.target, path, rule)
-        k_s, k_t = common_rank(
-            choose_rank(source.s, rule), choose_rank(target.s, rule), options.pair_rank
-        )
-        source = self._basis(self.source, source_path, ("rank", k_s))
-        target = self._basis(self.target, path, ("rank", k_t))
-        return source, target, k_s, k_t
 
-    def _basis(self, model: BaseModel, path: str, rule: tuple[str, float | None]) -> Basis:
-        return load_or_compute(model, path, self.store, rule)
+def _mean_similarity(compared: Comparison) -> float:
+    """Mean of both sides, corrected for chance where that says something."""
+    left, right = compared.phi_hat_left, compared.phi_hat_right
+    left = compared.phi_left if left is None else left
+    right = compared.phi_right if right is None else right
+    return (left + right) / 2

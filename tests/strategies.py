@@ -6,15 +6,15 @@ hypothesis draws the rest: spectra, relations of the two weights, scales, defici
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 
-from prolora_jax import projection
 from prolora_jax.lora import Factors
+from prolora_jax.operators import METHODS, ROTATION_MIN_COS, FormKind, Side, Span, prepare_side
+from prolora_jax.projection import apply_side
 
 laws = settings(
     max_examples=10,  # per case of the menu
@@ -189,25 +189,50 @@ def assert_close(got, wanted, scale, tolerance, what: str = "") -> None:
 # --- the package, compiled once per case ------------------------------------------------------
 
 
-@jax.jit
-def _all_arms(left, right, factors, min_cos):
-    return {m: projection.project(m, left, right, factors, min_cos) for m in projection.METHODS}
+def complement(columns: np.ndarray) -> np.ndarray:
+    """Orthonormal columns of the rest of the space, float32 like the ones given."""
+    whole, _ = np.linalg.qr(np.asarray(columns, np.float64), mode="complete")
+    return whole[:, columns.shape[1] :].astype(np.float32)
 
 
-def sides(pair: Bases) -> tuple[projection.SideOperator, projection.SideOperator]:
-    """Left and right operators of a pair."""
-    return projection.prepare_side(pair.u_s, pair.u_t), projection.prepare_side(pair.v_s, pair.v_t)
+def side(method, source, target, min_cos=ROTATION_MIN_COS, kind: FormKind | None = "thin") -> Side:
+    """One prepared side of an arm, from the columns of both spans."""
+    spans = [Span(columns, complement(columns)) for columns in (source, target)]
+    return prepare_side(method, *spans, min_cos, kind)
+
+
+def apply_arm(left: Side, right: Side, factors: Factors) -> tuple[Factors, ...]:
+    """Parts of an arm on one update, through the batched call."""
+    results = [
+        apply_side(prepared.form, prepared.operator, rows[None])
+        for prepared, rows in ((left, factors.up.T), (right, factors.down))
+    ]
+    ups, downs = (result.parts for result in results)
+    return tuple(Factors(down, up.T) for up, down in zip(ups, downs, strict=True))
 
 
 def all_arms(
-    pair: Bases, factors: Factors, min_cos: float = projection.ROTATION_MIN_COS
+    pair: Bases,
+    factors: Factors,
+    min_cos: float = ROTATION_MIN_COS,
+    kind: FormKind | None = "thin",
 ) -> dict[str, tuple[Factors, ...]]:
-    """Parts of every arm."""
-    return _all_arms(*sides(pair), factors, jnp.float32(min_cos))
+    """Parts of every arm that has this form (all have the thin one)."""
+    found: dict[str, tuple[Factors, ...]] = {"copy": (factors,)}
+    for method in METHODS[1:]:
+        if kind == "split" and method != "prolora" or kind == "dense" and method == "prolora":
+            continue
+        left = side(method, pair.u_s, pair.u_t, min_cos, kind)
+        right = side(method, pair.v_s, pair.v_t, min_cos, kind)
+        found[method] = apply_arm(left, right, factors)
+    return found
 
 
 def all_dense(
-    pair: Bases, factors: Factors, min_cos: float = projection.ROTATION_MIN_COS
+    pair: Bases,
+    factors: Factors,
+    min_cos: float = ROTATION_MIN_COS,
+    kind: FormKind | None = "thin",
 ) -> dict[str, np.ndarray]:
     """Dense float64 result of every arm."""
-    return {m: dense(*parts) for m, parts in all_arms(pair, factors, min_cos).items()}
+    return {m: dense(*parts) for m, parts in all_arms(pair, factors, min_cos, kind).items()}

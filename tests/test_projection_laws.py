@@ -1,6 +1,5 @@
 """The laws of method.md 6 on the arms, and the arms against the dense reference."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from strategies import EQUAL, TALL, UNEQUAL, Bases, Case, assert_close, dense, e
 from prolora_jax import lora, projection
 from prolora_jax.basis import compute_basis
 from prolora_jax.lora import Factors
+from prolora_jax.operators import METHODS, Side, Span, effective_method, prepare_side
 
 SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
 FROM_WEIGHTS = 1e-4  # law 8(ii): bases rounded to float32, cut no nearer than CLUSTERED
@@ -22,10 +22,9 @@ ORTHOGONAL = 1e-5  # float32 inner products of unit vectors, dimension <= 36
 MOVES = 0.11  # cosines above this are above --rotation-min-cos = 0.1 in any rounding
 THRESHOLD_BAND = 1e-3  # cosines this close to --rotation-min-cos may fall on either side of it
 EXACT = 1e-12  # float64 identities of the reference
+FORMS = ("thin", "complement", "split", "dense")
+ENERGY = 1e-6  # squares of float32 norms
 SMALL_ANGLE = 1e-6  # float64 knows c = 1 - 1e-15 only to an angle of 4e-8
-
-rotate = jax.jit(projection.rotate)
-block_energies = jax.jit(projection.block_energies)
 
 
 def reference_pair(bases: Bases) -> ref.Pair:
@@ -54,10 +53,14 @@ def test_arms_equal_dense_reference(case, data):
     min_cos = data.draw(st.sampled_from((0.1, 0.1, 0.5)))
     pair, delta = reference_pair(bases), dense(factors)
     assume_decided(pair, min_cos)
-    got = gen.all_dense(bases, factors, min_cos)
-    for method in ref.ARMS:
-        wanted = ref.project(method, pair, delta, min_cos)
-        assert_close(got[method], wanted, np.linalg.norm(delta), SAME_BASES, method)
+    seen = set()
+    for kind in FORMS:
+        for method, got in gen.all_dense(bases, factors, min_cos, kind).items():
+            wanted = ref.project(method, pair, delta, min_cos)
+            what = f"{method}, {kind}"
+            assert_close(got, wanted, np.linalg.norm(delta), SAME_BASES, what)
+            seen.add(what)
+    assert len(seen) == 6 + 6 + 2 + 5  # copy is counted with every form
 
 
 def gap_at_cut(weight, k: int) -> float:
@@ -127,18 +130,20 @@ def test_prolora_keeps_the_stated_share_of_an_isotropic_update(case):
     rng = np.random.default_rng(0)
     u = gen.orthonormal(rng, case.out, case.k_s).astype(np.float32)
     v = gen.orthonormal(rng, case.into, case.k_s).astype(np.float32)
-    left, right = gen.sides(Bases(u, v, u, v))
     i, j = np.unravel_index(np.arange(case.out * case.into), (case.out, case.into))
-    ups = jnp.asarray(np.eye(case.out, dtype=np.float32)[i][:, :, None])
-    downs = jnp.asarray(np.eye(case.into, dtype=np.float32)[j][:, None, :])
-
-    @jax.jit
-    @jax.vmap
-    def kept(up, down):
-        parts = projection.project("prolora", left, right, Factors(down, up))
-        return lora.norm(lora.concat(*parts)) ** 2
-
-    share = float(jnp.mean(kept(ups, downs)))
+    ups = np.eye(case.out, dtype=np.float32)[i][:, None, :]
+    downs = np.eye(case.into, dtype=np.float32)[j][:, None, :]
+    results = []
+    for columns, rows in ((u, ups), (v, downs)):
+        side = gen.side("prolora", columns, columns)
+        results.append(projection.apply_side(side.form, side.operator, jnp.asarray(rows)).parts)
+    # Rank one: the squared norm of a part is the product of its vectors' squared norms, and the
+    # parts are orthogonal to each other.
+    squared = [
+        np.sum(np.square(up), axis=1) * np.sum(np.square(down), axis=1)
+        for up, down in zip(*results, strict=True)
+    ]
+    share = float(np.mean(np.sum(squared, axis=0)))
     f_u, f_v = case.k_s / case.out, case.k_s / case.into
     assert share == pytest.approx(f_u * f_v + (1 - f_u) * (1 - f_v), rel=1e-5)
 
@@ -293,20 +298,29 @@ def test_rotation_carries_the_source_span_onto_the_target_span(case, data):
     for source, target in ((bases.u_s, bases.u_t), (bases.v_s, bases.v_t)):
         wanted = ref.split_basis(target)
         assume(ref.principal_vectors(ref.split_basis(source), wanted)[1].min() > MOVES)
-        moved = rotate(projection.prepare_side(source, target), jnp.asarray(source))
+        moved = moved_columns(gen.side("rotation", source, target), source)
         assert ref.projector_distance(ref.split_basis(moved), wanted) <= SPAN
 
 
-def test_still_pairs_counts_what_rotation_leaves():
+def moved_columns(side: Side, columns: np.ndarray) -> np.ndarray:
+    rows = jnp.asarray(np.ascontiguousarray(columns.T)[None])
+    (part,) = projection.apply_side(side.form, side.operator, rows).parts
+    return np.asarray(part).T
+
+
+@pytest.mark.parametrize("kind", ["thin", "complement", "dense"])
+def test_rotation_counts_what_it_leaves_still(kind):
     identity = np.eye(6, dtype=np.float32)
     slanted = identity.copy()
     slanted[:, 1] = [0, 0.05, 0, 0, np.sqrt(1 - 0.05**2), 0]
-    side = projection.prepare_side(identity[:, :4], slanted[:, [0, 1, 2]])
-    assert projection.still_pairs(side, 4, 3, 0.1) == 2  # one pair at 87 degrees, one unpaired
-    still = projection.rotate(side, jnp.asarray(identity[:, [1, 3]]))
+    spans = identity[:, :4], slanted[:, [0, 1, 2]]
+    side = gen.side("rotation", *spans, 0.1, kind)
+    assert side.still == 2  # one pair at 87 degrees, one unpaired
+    still = moved_columns(side, identity[:, [1, 3]])
     np.testing.assert_allclose(still, identity[:, [1, 3]], atol=ORTHOGONAL)
-    assert projection.still_pairs(side, 4, 3, 0.01) == 1
-    moved = rotate(side, jnp.asarray(identity[:, [1]]), 0.01)
+    side = gen.side("rotation", *spans, 0.01, kind)
+    assert side.still == 1
+    moved = moved_columns(side, identity[:, [1]])
     np.testing.assert_allclose(moved[:, 0], slanted[:, 1], atol=ORTHOGONAL)
 
 
@@ -318,11 +332,21 @@ def test_still_pairs_counts_what_rotation_leaves():
 @given(data=st.data())
 def test_block_energies_add_up_and_equal_the_reference(case, data):
     bases, factors = data.draw(gen.bases(case)), data.draw(gen.updates(case))
-    got = np.array(block_energies(*gen.sides(bases), factors), np.float64)
     delta, total = dense(factors), np.linalg.norm(dense(factors)) ** 2
-    assert abs(got.sum() - total) <= SAME_BASES * total
     wanted = ref.block_energies(reference_pair(bases), delta)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=float(SAME_BASES * total))
+    for method, kind in (("prolora", "thin"), ("prolora", "complement"), ("rotation", "dense")):
+        results = []
+        for source, target, rows in (
+            (bases.u_s, bases.u_t, factors.up.T),
+            (bases.v_s, bases.v_t, factors.down),
+        ):
+            side = gen.side(method, source, target, kind=kind)
+            results.append(projection.apply_side(side.form, side.operator, rows[None]))
+        got = np.array(projection.block_energies(*results), np.float64)[:, 0]
+        # Factors may be much larger than the update they make: squares of theirs are rounded.
+        scale = np.linalg.norm(factors.up) ** 2 * np.linalg.norm(factors.down) ** 2
+        assert abs(got.sum() - total) <= ENERGY * scale
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=float(ENERGY * scale))
 
 
 # --- what is built on the arms ----------------------------------------------------------------
@@ -348,42 +372,50 @@ def test_effective_method_leaves_out_only_zeros(case, data):
     bases, factors = data.draw(gen.bases(case, ("far",))), data.draw(gen.updates(case, ("full",)))
     got, scale = gen.all_dense(bases, factors), np.linalg.norm(dense(factors))
     zero = {m for m in ref.ARMS if np.linalg.norm(got[m]) <= SAME_BASES * scale}
-    for method in projection.METHODS:
-        simpler = projection.effective_method(method, case.k_s, case.k_t, case[:2])
+    for method in METHODS:
+        simpler = effective_method(method, case.k_s, case.k_t, case[:2])
         if method != "prolora-full":  # never a part of it alone, though it may be zero
             assert (simpler is None) == (method in zero), method
         if simpler is not None:
             assert_close(got[simpler], got[method], scale, SAME_BASES, method)
 
 
-@pytest.mark.parametrize("method", projection.METHODS)
-@pytest.mark.parametrize("compressed", [False, True])
-def test_batch_of_padded_layers_equals_one_by_one(method, compressed):
-    """Layers of one shape with different k and ranks: padded, stacked, one call."""
-    rng = np.random.default_rng(1)
-    cases = [Case(24, 24, 7, 7, 2), Case(24, 24, 6, 15, 4), Case(24, 24, 20, 16, 3)]
-    lefts, rights, updates, wanted = [], [], [], []
-    for case in cases:
-        frames = [gen.orthonormal(rng, 24, 24) for _ in range(4)]
-        ks = (case.k_s, case.k_s, case.k_t, case.k_t)
-        bases = Bases(*(q[:, :k].astype(np.float32) for q, k in zip(frames, ks, strict=True)))
-        lefts.append(projection.prepare_side(bases.u_s, bases.u_t, width=22))
-        rights.append(projection.prepare_side(bases.v_s, bases.v_t, width=22))
-        down, up = np.zeros((4, 24), np.float32), np.zeros((24, 4), np.float32)
-        down[: case.rank] = rng.standard_normal((case.rank, 24))
-        up[:, : case.rank] = rng.standard_normal((24, case.rank))
-        updates.append(gen.factors_of(down, up))
-        wanted.append(ref.project(method, reference_pair(bases), up @ down))
-    stacked = [
-        jax.tree.map(lambda *a: jnp.stack(a), *things) for things in (lefts, rights, updates)
-    ]
-    got = projection.project_batch(method, *stacked, compressed=compressed)
-    for i, update in enumerate(updates):
-        scale = np.linalg.norm(dense(update))
-        result = jax.tree.map(lambda a, i=i: a[i], got)
-        assert_close(dense(result.factors), wanted[i], scale, SAME_BASES)
-        assert_close(np.sum(result.energies), scale**2, scale**2, SAME_BASES)
-        if compressed:
-            sigma = np.linalg.svd(wanted[i], compute_uv=False)[: len(result.sigma)]
-            np.testing.assert_allclose(result.sigma, sigma, rtol=0, atol=float(SAME_BASES * scale))
-            assert_close(result.factors.up.T @ result.factors.up, np.diag(sigma), scale, SAME_BASES)
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_compressed_is_the_singular_form(method):
+    """Ranks padded with zero rows, several adapters in one call."""
+    rng, case = np.random.default_rng(1), Case(24, 20, 7, 9, 4)
+    frames = [gen.orthonormal(rng, dim, dim).astype(np.float32) for dim in (24, 20, 24, 20)]
+    ks = (case.k_s, case.k_s, case.k_t, case.k_t)
+    bases = Bases(*(frame[:, :k] for frame, k in zip(frames, ks, strict=True)))
+    ups, downs = np.zeros((3, 4, 24), np.float32), np.zeros((3, 4, 20), np.float32)
+    for i, rank in enumerate((2, 4, 3)):
+        ups[i, :rank], downs[i, :rank] = rng.normal(size=(rank, 24)), rng.normal(size=(rank, 20))
+    parts = []
+    for source, target, rows in ((bases.u_s, bases.u_t, ups), (bases.v_s, bases.v_t, downs)):
+        side = gen.side(method, source, target, kind=None)
+        result = projection.apply_side(side.form, side.operator, jnp.asarray(rows))
+        parts.append(tuple(part.reshape(3, 4, -1) for part in result.parts))
+    got = projection.compress(*parts)
+    for i in range(3):
+        delta = ups[i].T.astype(np.float64) @ downs[i]
+        wanted, scale = ref.project(method, reference_pair(bases), delta), np.linalg.norm(delta)
+        factors = Factors(got.factors.down[i], got.factors.up[i])
+        assert_close(dense(factors), wanted, scale, SAME_BASES)
+        sigma = np.linalg.svd(wanted, compute_uv=False)[: got.sigma.shape[1]]
+        np.testing.assert_allclose(got.sigma[i], sigma, rtol=0, atol=float(SAME_BASES * scale))
+        assert_close(factors.up.T @ factors.up, np.diag(sigma), scale, SAME_BASES)
+
+
+def test_the_cheapest_form_is_taken():
+    """Thin for narrow spans, complements for wide ones, a full basis in between."""
+    frame = np.eye(1280, dtype=np.float32)
+
+    def form(method, k, known=True):
+        span = Span(frame[:, :k], frame[:, k:] if known else None)
+        return prepare_side(method, span, span).form.kind
+
+    assert [form("prolora", k) for k in (256, 640, 1152)] == ["thin", "split", "complement"]
+    assert [form("prolora", k, known=False) for k in (256, 640, 1152)] == ["thin"] * 3
+    assert [form("rotation", k) for k in (256, 640, 1152)] == ["thin", "dense", "complement"]
+    with pytest.raises(ValueError, match="split"):
+        prepare_side("rotation", Span(frame[:, :4]), Span(frame[:, :4]), kind="split")

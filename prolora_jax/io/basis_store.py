@@ -16,6 +16,7 @@ from platformdirs import user_cache_path
 from prolora_jax.basis import Basis, Extent
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
+from prolora_jax.io.operator_folder import OperatorFolder
 from prolora_jax.io.tensors import TensorFile, write_tensors
 
 VERSION = 1
@@ -49,6 +50,7 @@ class FolderStore:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.operators = OperatorFolder(folder / "operators")
 
     def _path(self, fingerprint: str) -> Path:
         return self.folder / f"{fingerprint}{_SUFFIX}"
