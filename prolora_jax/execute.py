@@ -20,12 +20,13 @@ import numpy as np
 from prolora_jax import encoding, layout, lora
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import Progress
-from prolora_jax.encoding import HostFactors
-from prolora_jax.operators import Method, ModuleOperators, Side, effective_method
+from prolora_jax.encoding import DTYPES, HostFactors
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.operators import Method, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.projection import BlockEnergies, SideResult, apply_side, block_energies, compress
+from prolora_jax.projection import Columns, Measured, apply_side, compress, join, measure, store
 
 WIDTHS = (64, 512)
 """Rows of a block. On CPU a matmul gives a row other bits below 64 rows (measured, and tested)."""
@@ -41,23 +42,43 @@ class Moved(NamedTuple):
     """One module's new factors, on the host.
 
     Attributes:
-        factors: float32, scale folded in.
+        factors: in the output's dtype, scale folded in.
+        shape: of the weight that the update was trained on.
+        rank_in: rank of the input.
+        norm_in: Frobenius norm of the input's update.
+        norm_out: of the output's, before it is rounded to its dtype.
         kept: share of the projected update's squared norm that the chosen rank keeps.
         energies: shares of the input's squared norm in its four blocks; None for copies.
         still: directions that `rotation` left still, (left, right); None for other arms.
     """
 
     factors: HostFactors
+    shape: tuple[int, ...]
+    rank_in: int
+    norm_in: float
+    norm_out: float
     kept: float
     energies: tuple[float, float, float, float] | None = None
     still: tuple[int, int] | None = None
 
 
 class Work(NamedTuple):
-    """One adapter, resolved against the source's spec, and what is to be done with it."""
+    """One adapter, resolved against the source's spec, and what is to be done with it.
 
-    adapter: Adapter
+    Attributes:
+        modules: the modules that the plan's steps need, by path; `move_all` takes them out, so
+            that a batch does not hold inputs and outputs at the same time.
+        plan: for this pair.
+    """
+
+    modules: dict[str, LoraModule]
     plan: MigrationPlan
+
+    @staticmethod
+    def of(adapter: Adapter, plan: MigrationPlan) -> "Work":
+        """What the plan needs of an adapter."""
+        needed = {step.source_path for step in plan.steps}
+        return Work({m.path: m for m in adapter.modules if m.path in needed}, plan)
 
 
 class _Job(NamedTuple):
@@ -72,12 +93,14 @@ class _Block(NamedTuple):
     """What the device works on: some jobs of one module, and the results that will be there."""
 
     jobs: list[_Job]
-    method: Method
-    operators: ModuleOperators
-    left: SideResult
-    right: SideResult
-    energies: BlockEnergies
-    spectrum: lora.Spectrum | None
+    still: tuple[int, int] | None
+    columns: Columns
+    measured: Measured
+    keep: int
+
+
+Results = dict[str, Moved | AdapterRefused]
+"""By target path: new factors, or why the file has to be refused."""
 
 
 def move_all(
@@ -85,7 +108,7 @@ def move_all(
     pair: BasePair,
     options: MigrationOptions,
     progress: Progress | None = None,
-) -> list[dict[str, Moved]]:
+) -> list[Results]:
     """New factors of some adapters, by target path; what an arm leaves nothing of is left out.
 
     Args:
@@ -97,21 +120,20 @@ def move_all(
     Returns:
         For each adapter one entry per step that has an update.
     """
-    moved: list[dict[str, Moved]] = [{} for _ in works]
+    moved: list[Results] = [{} for _ in works]
     groups: dict[tuple[str, str], list[_Job]] = {}
-    for owner, (adapter, plan) in enumerate(works):
-        modules = {module.path: module for module in adapter.modules}
+    for owner, (modules, plan) in enumerate(works):
         for step in plan.steps:
             module = modules[step.source_path]
             if step.action is Action.COPY:
-                moved[owner][step.path] = _copied(host_factors(module), options)
+                moved[owner][step.path] = _copied(module, options)
             elif _method(step, module, options) is not None:
-                groups.setdefault((step.path, step.source_path), []).append(
-                    _Job(owner, step, module)
-                )
+                jobs = groups.setdefault((step.path, step.source_path), [])
+                jobs.append(_Job(owner, step, module))
+        modules.clear()
     total = sum(len(plan.steps) for _, plan in works)
     done = sum(map(len, moved))
-    pair.prepare_operators({path: source for path, source in groups}, options, progress)
+    pair.prepare_operators(list(groups), options, progress)
     running: deque[_Block] = deque()
 
     def collect() -> None:
@@ -123,8 +145,8 @@ def move_all(
         if progress is not None:
             progress("projection", done, total)
 
-    for jobs in groups.values():
-        for block in _start(jobs, pair, options):
+    for place in list(groups):
+        for block in _start(groups.pop(place), pair, options):
             running.append(block)
             if len(running) > IN_FLIGHT:
                 collect()
@@ -159,28 +181,41 @@ def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Itera
     assert method is not None  # by move_all
     operators = pair.operators(step.path, step.source_path, options)
     on_device = [jax.tree.map(jnp.asarray, side.operator) for side in operators]
-    classes: dict[tuple[int, bool], list[_Job]] = {}
+    still = (operators.left.still, operators.right.still) if method == "rotation" else None
+    kinds: dict[tuple[int, bool, np.dtype], list[_Job]] = {}
     for job in jobs:
-        kind = rank_class(job.module.rank), _compressed(method, job.module, options)
-        classes.setdefault(kind, []).append(job)
-    for (rank, compressed), members in classes.items():
-        for start, count in split_rows(len(members), rank):
-            chosen = members[start : start + count]
+        rank, compressed = rank_class(job.module.rank), _compressed(method, job.module, options)
+        kinds.setdefault((rank, compressed, _dtype(job.module, options)), []).append(job)
+    for (rank, compressed, _), members in kinds.items():
+        for start, places in split_rows(len(members), rank):
+            chosen = members[start : start + places]
             left, right = (
                 apply_side(side.form, matrices, jnp.asarray(rows))
                 for side, matrices, rows in zip(
-                    operators, on_device, _rows(chosen, rank, count), strict=True
+                    operators, on_device, _rows(chosen, rank, places), strict=True
                 )
             )
-            spectrum = None
-            if compressed:
-                parts = (
-                    tuple(x.reshape(count, rank, -1) for x in side.parts) for side in (left, right)
-                )
-                with jax.enable_x64(True):  # `lora.spectrum` works in float64 then
-                    spectrum = compress(*parts)
-            energies = block_energies(left, right)
-            yield _Block(chosen, method, operators, left, right, energies, spectrum)
+            measured = measure(left, right)
+            if not compressed:
+                columns = join(left, right)
+                yield _Block(chosen, still, columns, measured, columns.up.shape[1])
+                continue
+            with jax.enable_x64(True):  # `lora.spectrum` works in float64 then
+                columns = compress(left, right)
+            keep = _most_columns(columns.up.shape[1], rank, options)
+            yield _Block(chosen, still, columns, measured, keep)
+
+
+def _most_columns(columns: int, rank: int, options: MigrationOptions) -> int:
+    """How many leading columns any adapter of a block can need."""
+    kind, value = output_rank(options.rank)
+    if kind == "source":
+        return min(rank, columns)
+    return min(int(value), columns) if kind == "rank" and value is not None else columns
+
+
+def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
+    return module.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
 
 
 def rank_class(rank: int) -> int:
@@ -231,66 +266,88 @@ def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -
     return not enough or full > min(_shape(module))
 
 
-def _collect(block: _Block, options: MigrationOptions) -> Iterator[tuple[int, str, Moved]]:
-    """Wait for a block and take it apart: padding off, rank cut, rescaled."""
-    energies = np.stack(jax.device_get(block.energies), axis=1).astype(np.float64)
-    left, right, spectrum = jax.device_get((block.left.parts, block.right.parts, block.spectrum))
-    places = len(energies)
-    up_rows = [part.reshape(places, -1, part.shape[1]) for part in left]
-    down_rows = [part.reshape(places, -1, part.shape[1]) for part in right]
-    sides: list[Side] = list(block.operators)
+def _collect(
+    block: _Block, options: MigrationOptions
+) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
+    """Wait for a block, choose ranks and scales, have it cast, and take it apart."""
+    measured, sigma = jax.device_get((block.measured, block.columns.sigma))
+    energies = np.stack(measured.energies, axis=1).astype(np.float64)
+    before, after = np.sqrt(measured.before), np.sqrt(measured.after)
+    ranks, kept = [job.module.rank for job in block.jobs], np.ones(len(before))
+    if sigma is not None:
+        for i, job in enumerate(block.jobs):
+            ranks[i], kept[i] = _cut(sigma[i], job.module, options)
+        after = after * np.sqrt(kept).astype(np.float32)
+    scale = np.full_like(before, options.scale)
+    if options.rescale == "norm":
+        scale *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
+    dtype = _dtype(block.jobs[0].module, options)
+    stored = jax.device_get(store(block.columns, jnp.asarray(scale), block.keep, dtype.name))
     for i, (owner, step, module) in enumerate(block.jobs):
+        used = _used(stored.used[i], ranks[i], sigma is not None)
+        if not stored.finite[i]:
+            yield owner, step.path, _too_large(step.path, dtype)
+            continue
         a, b, c, d = energies[i] / (energies[i].sum() or 1.0)
-        before = host_factors(module) if options.rescale == "norm" else None
-        kept = 1.0
-        if spectrum is None:
-            r = module.rank
-            up = np.concatenate([part[i, :r] for part in up_rows]).T
-            factors = HostFactors(np.concatenate([part[i, :r] for part in down_rows]), up)
-        else:
-            whole = HostFactors(spectrum.factors.down[i], spectrum.factors.up[i])
-            factors, kept = _cut(whole, spectrum.sigma[i], module.rank, options)
-        factors = encoding.drop_zero_columns(factors)
-        still = (sides[0].still, sides[1].still) if block.method == "rotation" else None
         yield (
             owner,
             step.path,
             Moved(
-                _rescaled(factors, before, options),
-                kept,
+                HostFactors(stored.down[i][used], stored.up[i][:, used]),
+                (module.up.shape[0], *module.down.shape[1:]),
+                module.rank,
+                float(before[i]),
+                abs(float(after[i] * scale[i])),
+                float(kept[i]),
                 (float(a), float(b), float(c), float(d)),
-                still,
+                block.still,
             ),
         )
 
 
-def _copied(factors: HostFactors, options: MigrationOptions) -> Moved:
-    wanted = output_rank(options.rank)
-    if wanted[0] in ("exact", "source"):
-        return Moved(_rescaled(factors, factors, options), 1.0)
-    with jax.enable_x64(True):
-        whole = jax.device_get(lora.spectrum(lora.Factors(*map(jnp.asarray, factors))))
-    cut, kept = _cut(HostFactors(*whole.factors), whole.sigma, factors.rank, options)
-    return Moved(_rescaled(cut, factors, options), kept)
+def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
+    """Columns of one adapter to keep: of the rank chosen, without those that are zero."""
+    if singular:
+        used = used & (np.arange(len(used)) < rank)
+    if used.all():
+        return slice(None)  # a view: the numbers stay where the device has put them
+    return np.flatnonzero(used) if used.any() else np.array([0])
 
 
-def _cut(
-    factors: HostFactors, sigma: np.ndarray, rank_in: int, options: MigrationOptions
-) -> tuple[HostFactors, float]:
-    """The leading columns of a singular form, and the share of the squared norm they hold."""
-    limit = min(factors.up.shape[0], factors.down.shape[1])
-    keep = min(encoding.columns_for(sigma, output_rank(options.rank), rank_in), limit)
-    squared = np.square(sigma, dtype=np.float64)
-    kept = float(squared[:keep].sum() / squared.sum()) if squared.any() else 1.0
-    return HostFactors(factors.down[:keep], factors.up[:, :keep]), kept
+def _too_large(path: str, dtype: np.dtype) -> AdapterRefused:
+    return AdapterRefused(
+        f"{path}: a number of the update does not fit {dtype.name}. "
+        "Use --dtype bfloat16 or float32.",
+        code=Refusal.NON_FINITE,
+    )
 
 
-def _rescaled(
-    factors: HostFactors, before: HostFactors | None, options: MigrationOptions
-) -> HostFactors:
-    """`--rescale norm` (to that of `before`) and `--scale`, into `up`."""
+def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
+    """A module that is not projected: its rank is cut and its scale folded all the same."""
+    factors, kept = host_factors(module), 1.0
+    if output_rank(options.rank)[0] not in ("exact", "source"):
+        with jax.enable_x64(True):
+            whole = jax.device_get(lora.spectrum(lora.Factors(*map(jnp.asarray, factors))))
+        rank, kept = _cut(whole.sigma, module, options)
+        factors = HostFactors(whole.factors.down[:rank], whole.factors.up[:, :rank])
+    norm_in, norm_out = module.norm, encoding.update_norm(factors)
     scale = options.scale
-    if options.rescale == "norm" and before is not None:
-        norm = encoding.update_norm(factors)
-        scale *= encoding.update_norm(before) / norm if norm > 0.0 else 1.0
-    return factors if scale == 1.0 else HostFactors(factors.down, factors.up * np.float32(scale))
+    if options.rescale == "norm":
+        scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
+    if scale != 1.0:
+        factors = HostFactors(factors.down, factors.up * np.float32(scale))
+    dtype = _dtype(module, options)
+    try:
+        factors = encoding.cast(factors, dtype)
+    except OverflowError:
+        return _too_large(module.path, dtype)
+    shape = (module.up.shape[0], *module.down.shape[1:])
+    return Moved(factors, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
+
+
+def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:
+    """How many columns of a singular form to keep, and the share of the squared norm they hold."""
+    rank = encoding.columns_for(sigma, output_rank(options.rank), module.rank)
+    rank = min(rank, *_shape(module))
+    squared = np.square(sigma, dtype=np.float64)
+    return rank, float(squared[:rank].sum() / squared.sum()) if squared.any() else 1.0

@@ -1,10 +1,10 @@
 """One adapter from a source to a target: match, measure, plan, run the plan, report."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import PurePath
+from typing import NamedTuple
 
 import msgspec
 
@@ -12,9 +12,8 @@ from prolora_jax import encoding, layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import BasisStore, Progress
 from prolora_jax.detection import check_base
-from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.execute import Moved, Work, move_all
+from prolora_jax.execute import Moved, Results, Work, move_all
 from prolora_jax.formats import resolve
 from prolora_jax.formats.header import PROVENANCE, for_target
 from prolora_jax.io.checkpoint import BaseModel
@@ -103,18 +102,34 @@ def run_plan(
     Raises:
         AdapterRefused: when no module moves, or a number does not fit the output's dtype.
     """
-    (moved,) = move_all([Work(adapter, plan)], pair, plan.options, progress)
-    return encode(Work(adapter, plan), moved, pair)
+    header = Header.of(adapter)
+    (results,) = move_all([Work.of(adapter, plan)], pair, plan.options, progress)
+    return encode(header, plan, results, pair)
+
+
+class Header(NamedTuple):
+    """An adapter without its modules, and what the output needs to know of them."""
+
+    adapter: Adapter
+    fingerprint: str
+    uniform: bool
+
+    @staticmethod
+    def of(adapter: Adapter) -> "Header":
+        """The header of an adapter."""
+        bare = replace(adapter, modules=())
+        return Header(bare, adapter.fingerprint, len(adapter.ranks) == 1)
 
 
 def encode(
-    work: Work, moved: Mapping[str, Moved], pair: BasePair
+    header: Header, plan: MigrationPlan, results: Results, pair: BasePair
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 
     Args:
-        work: the adapter and its plan.
-        moved: new factors by target path, from `execute.move_all`.
+        header: of the input.
+        plan: what was done.
+        results: by target path, from `execute.move_all`.
         pair: the pair that the plan was made for.
 
     Returns:
@@ -123,7 +138,11 @@ def encode(
     Raises:
         AdapterRefused: when no module moves, or a number does not fit the output's dtype.
     """
-    adapter, plan = work
+    adapter, moved = header.adapter, {}
+    for path, result in results.items():
+        if isinstance(result, AdapterRefused):
+            raise result
+        moved[path] = result
     steps = [step for step in plan.steps if step.path in moved]
     skipped = (
         *plan.skipped,
@@ -141,23 +160,17 @@ def encode(
             "`prolora similarity` shows how close the two bases are.",
             code=Refusal.NO_MATCHING_MODULE,
         )
-    before = {module.path: module for module in adapter.modules}
-    uniform = plan.options.uniform_rank or len(adapter.ranks) == 1
-    width = max(moved[step.path].factors.rank for step in steps) if uniform else None
-    modules = tuple(
-        _encode(step, moved[step.path].factors, before[step.source_path], pair, plan.options, width)
-        for step in steps
-    )
-    reports = tuple(
-        _report(step, moved[step.path], before[step.source_path], module)
-        for step, module in zip(steps, modules, strict=True)
-    )
+    width = None
+    if plan.options.uniform_rank or header.uniform:
+        width = max(moved[step.path].factors.rank for step in steps)
+    modules = tuple(_encode(step, moved[step.path], pair, width) for step in steps)
+    reports = tuple(_report(step, moved[step.path]) for step in steps)
     report = MigrationReport(
         version("prolora_jax"),
         plan.options,
         _party(pair.source, [step.source_path for step in steps]),
         _party(pair.target, [step.path for step in steps]),
-        Party(adapter.origin, adapter.fingerprint),
+        Party(adapter.origin, header.fingerprint),
         reports,
         skipped,
         plan.alignments,
@@ -171,27 +184,14 @@ def encode(
     return replace(adapter, modules=modules, metadata=metadata), report
 
 
-def _encode(
-    step: PlanStep,
-    factors: HostFactors,
-    before: LoraModule,
-    pair: BasePair,
-    options: MigrationOptions,
-    width: int | None,
-) -> LoraModule:
-    """Factors as a module of the output file: uniform rank `width`, dtype, torch layout."""
-    if width is not None:
+def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> LoraModule:
+    """Factors as a module of the output file: uniform rank `width`, torch layout."""
+    factors = moved.factors
+    if width is not None and width > factors.rank:
         factors = encoding.pad_rank(factors, width)
-    dtype = before.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
-    try:
-        factors = encoding.cast(factors, dtype)
-    except OverflowError as error:
-        raise AdapterRefused(
-            f"{before.path}: {error}. Use --dtype bfloat16 or float32.", code=Refusal.NON_FINITE
-        ) from None
     spec = pair.target.spec.modules.get(step.path)
     # A text encoder that is passed through may not be on disk: its shape is the input's.
-    shape = (before.up.shape[0], *before.down.shape[1:]) if spec is None else spec.shape
+    shape = moved.shape if spec is None else spec.shape
     down = layout.matrix_to_down(factors.down, shape)
     up = layout.matrix_to_up(factors.up, shape)
     # With one rank everywhere alpha = rank says "scale 1" to every reader. With several ranks
@@ -199,7 +199,7 @@ def _encode(
     return LoraModule(step.path, down, up, None if width is None else float(width))
 
 
-def _report(step: PlanStep, moved: Moved, before: LoraModule, after: LoraModule) -> ModuleReport:
+def _report(step: PlanStep, moved: Moved) -> ModuleReport:
     s = step.similarity
     return ModuleReport(
         path=step.path,
@@ -211,10 +211,10 @@ def _report(step: PlanStep, moved: Moved, before: LoraModule, after: LoraModule)
         phi_hat_right=s and s.phi_hat_right,
         k_source=s and s.k_source,
         k_target=s and s.k_target,
-        rank_in=before.rank,
+        rank_in=moved.rank_in,
         rank_out=moved.factors.rank,
-        norm_in=before.norm,
-        norm_out=after.norm,
+        norm_in=moved.norm_in,
+        norm_out=moved.norm_out,
         kept=moved.kept,
         energies=moved.energies,
         still_left=moved.still and moved.still[0],

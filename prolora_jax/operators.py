@@ -45,8 +45,13 @@ FormKind = Literal["thin", "complement", "split", "dense"]
 ROTATION_MIN_COS = 0.1
 """Principal pairs with a smaller cosine are left still: near 90 degrees R is ill-conditioned."""
 
-WIDTH_STEP = 128
-"""Spans are padded with zero columns to a multiple of this (or to all), so few shapes compile."""
+WIDTH_STEPS = (64, 128)
+"""Spans are padded with zero columns to a multiple of this (or to all), so few shapes compile.
+
+The first for axes shorter than `LONG_AXIS`, where wasted columns weigh more.
+"""
+
+LONG_AXIS = 1024
 
 
 class Span(NamedTuple):
@@ -268,9 +273,10 @@ def _rotation(
 
 
 def _width(columns: np.ndarray) -> int:
-    """Columns of a span with its padding: a multiple of `WIDTH_STEP`, or all that fit."""
+    """Columns of a span with its padding: a multiple of a step, or all that fit."""
     dim, k = columns.shape
-    return min(max(-(-k // WIDTH_STEP), 1) * WIDTH_STEP, dim)
+    step = WIDTH_STEPS[dim >= LONG_AXIS]
+    return min(max(-(-k // step), 1) * step, dim)
 
 
 def _padded(columns: np.ndarray) -> np.ndarray:

@@ -156,18 +156,18 @@ class BasePair:
 
     def prepare_operators(
         self,
-        pairs: Mapping[str, str],
+        pairs: Sequence[tuple[str, str]],
         options: MigrationOptions,
         progress: Progress | None = None,
     ) -> None:
         """Prepare what `operators` will be asked for, in worker processes when it is much.
 
         Args:
-            pairs: source path by target path.
+            pairs: (target path, source path) of modules.
             options: arm, rank rule, pairing of ranks.
             progress: called with ("operators", done, total).
         """
-        compared = self._compared(list(pairs.items()), options, progress)
+        compared = self._compared(pairs, options, progress)
         todo: dict[Method, dict[str, tuple[str, str]]] = {}
         for pair, comparison in compared.items():
             method = self._method(pair[0], comparison, options)

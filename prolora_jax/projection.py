@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from prolora_jax import lora
 from prolora_jax.linalg import matmul
-from prolora_jax.lora import Factors, Spectrum
+from prolora_jax.lora import Factors
 from prolora_jax.operators import Form, SideOperator
 
 
@@ -22,12 +22,14 @@ class SideResult(NamedTuple):
     """One side of a batch.
 
     Attributes:
-        parts: `(rows, dim)` each: one per summand of the arm.
-        total: Gram matrices `(adapters, rank, rank)` of the block itself.
-        inside: the same of its projection onto the source's span.
+        parts: `(adapters, rank, dim)` each: one per summand of the arm.
+        grams: Gram matrices `(adapters, rank, rank)` of the parts.
+        total: of the block itself.
+        inside: of its projection onto the source's span.
     """
 
     parts: tuple[Array, ...]
+    grams: tuple[Array, ...]
     total: Float[Array, "adapters rank rank"]
     inside: Float[Array, "adapters rank rank"]
 
@@ -44,7 +46,7 @@ def apply_side(
         rows: `up` transposed, or `down`; zero rows pad ranks.
 
     Returns:
-        The parts, flattened to `(adapters * rank, dim)`, and what the block energies need.
+        The parts, and the Gram matrices that norms and block energies are made of.
     """
     block = rows.reshape(-1, rows.shape[-1])
     y = matmul(block, operator.analysis)
@@ -52,65 +54,128 @@ def apply_side(
     parts = []
     for part, synthesis in zip(form.parts, operator.synthesis, strict=True):
         x = matmul(taken[part.on], synthesis)
-        parts.append(block + x if part.keep else x)
-    measured = taken["first"].reshape(*rows.shape[:2], form.first)
-    total, inside = _gram(rows), _gram(measured)
-    return SideResult(tuple(parts), total, total - inside if form.outside else inside)
+        parts.append((block + x if part.keep else x).reshape(rows.shape))
+    total = _gram(rows)
+    inside = _gram(taken["first"].reshape(*rows.shape[:2], form.first))
+    inside = total - inside if form.outside else inside
+    return SideResult(tuple(parts), tuple(map(_gram, parts)), total, inside)
 
 
 def _gram(rows: Float[Array, "adapters rank dim"]) -> Float[Array, "adapters rank rank"]:
     return matmul(rows, jnp.swapaxes(rows, 1, 2))
 
 
-class BlockEnergies(NamedTuple):
-    """||block||_F^2 of an update under (P_s, Q_s); the four add up to ||update||_F^2.
+class Measured(NamedTuple):
+    """Squared norms of each update of a batch, `(adapters,)` each.
 
-    First word: left (out) side, second word: right (in) side.
+    Attributes:
+        energies: of its four blocks under (P_s, Q_s), left side first: along-along, along-across,
+            across-along, across-across. They add up to ||update||_F^2.
+        before: of the update itself.
+        after: of what the arm made of it. Parts are orthogonal, so theirs add up.
     """
 
-    along_along: Float[Array, "..."]
-    along_across: Float[Array, "..."]
-    across_along: Float[Array, "..."]
-    across_across: Float[Array, "..."]
+    energies: tuple[Array, Array, Array, Array]
+    before: Array
+    after: Array
 
 
 @jax.jit
-def block_energies(left: SideResult, right: SideResult) -> BlockEnergies:
-    """Squared norms of the four blocks of each update, `(adapters,)`."""
+def measure(left: SideResult, right: SideResult) -> Measured:
+    """Squared norms before and after, from rank x rank Gram matrices."""
 
-    def energy(a: Array, b: Array) -> Array:
+    def squared(a: Array, b: Array) -> Array:
         return jnp.maximum(jnp.sum(a * b, axis=(1, 2)), 0.0)
 
     up_out, down_out = left.total - left.inside, right.total - right.inside
-    return BlockEnergies(
-        energy(left.inside, right.inside),
-        energy(left.inside, down_out),
-        energy(up_out, right.inside),
-        energy(up_out, down_out),
+    energies = (
+        squared(left.inside, right.inside),
+        squared(left.inside, down_out),
+        squared(up_out, right.inside),
+        squared(up_out, down_out),
     )
+    after = [squared(a, b) for a, b in zip(left.grams, right.grams, strict=True)]
+    return Measured(energies, squared(left.total, right.total), sum(after[1:], after[0]))
+
+
+class Columns(NamedTuple):
+    """Factors of a batch as rows, and their singular values where they are in singular form."""
+
+    up: Float[Array, "adapters columns out"]
+    down: Float[Array, "adapters columns in"]
+    sigma: Float[Array, "adapters columns"] | None = None
 
 
 @jax.jit
-@jax.vmap
-def compress(
-    left: tuple[Float[Array, "rank out"], ...], right: tuple[Float[Array, "rank in"], ...]
-) -> Spectrum:
+def join(left: SideResult, right: SideResult) -> Columns:
+    """The sum of the parts: ranks add."""
+    return Columns(jnp.concatenate(left.parts, axis=1), jnp.concatenate(right.parts, axis=1))
+
+
+@jax.jit
+def compress(left: SideResult, right: SideResult) -> Columns:
     """Singular form of the sum of an arm's parts, columns in descending order.
 
     The two parts of `prolora` have orthogonal ranges on both sides (span of P_t and its
     complement), so the singular triplets of the sum are the union of theirs: two rank-r
     problems instead of one of rank 2r, and exact (method.md 4).
+    """
+    spectra = [
+        jax.vmap(lora.spectrum)(Factors(down, jnp.swapaxes(up, 1, 2)))
+        for up, down in zip(left.parts, right.parts, strict=True)
+    ]
+    sigma = jnp.concatenate([s.sigma for s in spectra], axis=1)
+    order = jnp.argsort(-sigma, axis=1)
+    up = jnp.concatenate([jnp.swapaxes(s.factors.up, 1, 2) for s in spectra], axis=1)
+    down = jnp.concatenate([s.factors.down for s in spectra], axis=1)
+    rows = order[:, :, None]
+    return Columns(
+        jnp.take_along_axis(up, rows, axis=1),
+        jnp.take_along_axis(down, rows, axis=1),
+        jnp.take_along_axis(sigma, order, axis=1),
+    )
+
+
+class Stored(NamedTuple):
+    """Factors of a batch as a file holds them.
+
+    Attributes:
+        up: `(adapters, out, columns)` in the file's dtype.
+        down: `(adapters, columns, in)`.
+        used: `(adapters, columns)`: columns that are not zero on either side.
+        finite: `(adapters,)`: whether every number fits the dtype.
+    """
+
+    up: Array
+    down: Array
+    used: Array
+    finite: Array
+
+
+@partial(jax.jit, static_argnames=("keep", "dtype"))
+def store(columns: Columns, scale: Float[Array, " adapters"], keep: int, dtype: str) -> Stored:
+    """The leading columns, scaled and cast.
+
+    Before a cast to 16 bits each column's norms on both sides are brought within a factor of 2
+    of each other, by powers of two, which rounds nothing (method.md 4).
 
     Args:
-        left: `(adapters, rank, out)` per part.
-        right: `(adapters, rank, in)` per part.
+        columns: from `join` or `compress`.
+        scale: of each adapter, goes into `up`.
+        keep: how many columns.
+        dtype: name of the file's dtype.
 
     Returns:
-        `down (adapters, columns, in)`, `up (adapters, out, columns)`, `sigma (adapters, columns)`.
+        What the file holds.
     """
-    spectra = [lora.spectrum(Factors(b, a.T)) for a, b in zip(left, right, strict=True)]
-    sigma = jnp.concatenate([s.sigma for s in spectra])
-    order = jnp.argsort(-sigma)
-    down = jnp.concatenate([s.factors.down for s in spectra], axis=0)[order]
-    up = jnp.concatenate([s.factors.up for s in spectra], axis=1)[:, order]
-    return Spectrum(Factors(down, up), sigma[order])
+    up, down = columns.up[:, :keep] * scale[:, None, None], columns.down[:, :keep]
+    up_norm, down_norm = (jnp.sum(jnp.square(rows), axis=2) for rows in (up, down))
+    used = (up_norm > 0) & (down_norm > 0)
+    if jnp.dtype(dtype).itemsize < 4:
+        ratio = jnp.where(used, down_norm, 1.0) / jnp.where(used, up_norm, 1.0)
+        # A quarter: squared norms, and half the way for either side.
+        power = jnp.rint(jnp.log2(ratio) / 4).astype(jnp.int32)[:, :, None]
+        up, down = jnp.ldexp(up, power), jnp.ldexp(down, -power)
+    up, down = jnp.swapaxes(up, 1, 2).astype(dtype), down.astype(dtype)
+    finite = jnp.isfinite(up).all(axis=(1, 2)) & jnp.isfinite(down).all(axis=(1, 2))
+    return Stored(up, down, used, finite)

@@ -31,7 +31,7 @@ class ModuleReport:
         rank_in: rank in the input file.
         rank_out: rank in the output file, before zero-padding to a uniform rank.
         norm_in: norm of the input's update.
-        norm_out: norm of the output's update, as stored.
+        norm_out: norm of the output's update, before it is rounded to the output's dtype.
         kept: share of the projected update's squared norm kept by `--rank`.
         energies: along-along, along-across, across-along, across-across.
         still_left: principal directions that `rotation` left still on the out side.

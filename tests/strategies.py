@@ -198,7 +198,7 @@ def complement(columns: np.ndarray) -> np.ndarray:
 def side(method, source, target, min_cos=ROTATION_MIN_COS, kind: FormKind | None = "thin") -> Side:
     """One prepared side of an arm, from the columns of both spans."""
     spans = [Span(columns, complement(columns)) for columns in (source, target)]
-    return prepare_side(method, *spans, min_cos, kind)
+    return prepare_side(method, spans[0], spans[1], min_cos, kind)
 
 
 def apply_arm(left: Side, right: Side, factors: Factors) -> tuple[Factors, ...]:
@@ -208,7 +208,7 @@ def apply_arm(left: Side, right: Side, factors: Factors) -> tuple[Factors, ...]:
         for prepared, rows in ((left, factors.up.T), (right, factors.down))
     ]
     ups, downs = (result.parts for result in results)
-    return tuple(Factors(down, up.T) for up, down in zip(ups, downs, strict=True))
+    return tuple(Factors(down[0], up[0].T) for up, down in zip(ups, downs, strict=True))
 
 
 def all_arms(

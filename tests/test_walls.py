@@ -15,7 +15,14 @@ PACKAGE = ROOT / "prolora_jax"
 MOST_LINES = 400
 
 # Top-level parts of the package, and the parts that each may import beside itself.
-HOST_NUMBERS = {"decomposition", "basis", "similarity"}  # a process that computes bases has no JAX
+HOST_NUMBERS = {
+    "decomposition",
+    "basis",
+    "similarity",
+    "operators",
+    "operator_store",
+    "workers",
+}  # a process that computes bases has no JAX
 LOW_NAMES = {"layout", "architectures", "adapter", "options", "encoding", "errors"}
 ALIGNING = {"alignment", "structure", "aligner", "matching"}
 NAMES = LOW_NAMES | ALIGNING | {"formats", "plan", "report"}
@@ -25,7 +32,10 @@ MAY_KNOW = {
     "lora": {"errors", "linalg"},
     "basis": {"errors", "decomposition"},
     "similarity": {"errors", "basis"},
-    "projection": {"errors", "linalg", "lora"},
+    "operators": {"errors"},
+    "operator_store": {"operators"},
+    "workers": set(),
+    "projection": {"errors", "linalg", "lora", "operators"},
     **dict.fromkeys(LOW_NAMES, LOW_NAMES),
     "formats": LOW_NAMES,
     **dict.fromkeys(ALIGNING, LOW_NAMES | ALIGNING),

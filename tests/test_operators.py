@@ -1,0 +1,86 @@
+"""Forms of an operator, and what is made of projected columns: singular form, cast."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference as ref
+import strategies as gen
+from strategies import Bases, Case, assert_close, dense
+
+from prolora_jax import encoding, projection
+from prolora_jax.lora import Factors
+from prolora_jax.operators import METHODS, Span, prepare_side
+
+SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_compressed_is_the_singular_form(method):
+    """Ranks padded with zero rows, several adapters in one call."""
+    rng, case = np.random.default_rng(1), Case(24, 20, 7, 9, 4)
+    frames = [gen.orthonormal(rng, dim, dim).astype(np.float32) for dim in (24, 20, 24, 20)]
+    ks = (case.k_s, case.k_s, case.k_t, case.k_t)
+    bases = Bases(*(frame[:, :k] for frame, k in zip(frames, ks, strict=True)))
+    ups, downs = np.zeros((3, 4, 24), np.float32), np.zeros((3, 4, 20), np.float32)
+    for i, rank in enumerate((2, 4, 3)):
+        ups[i, :rank], downs[i, :rank] = rng.normal(size=(rank, 24)), rng.normal(size=(rank, 20))
+    parts = []
+    for source, target, rows in ((bases.u_s, bases.u_t, ups), (bases.v_s, bases.v_t, downs)):
+        side = gen.side(method, source, target, kind=None)
+        result = projection.apply_side(side.form, side.operator, jnp.asarray(rows))
+        parts.append(result)
+    with jax.enable_x64(True):
+        got = projection.compress(*parts)
+    for i in range(3):
+        delta = ups[i].T.astype(np.float64) @ downs[i]
+        wanted, scale = ref.project(method, ref.pair_of_bases(*bases), delta), np.linalg.norm(delta)
+        factors = Factors(got.down[i], got.up[i].T)
+        assert_close(dense(factors), wanted, scale, SAME_BASES)
+        assert got.sigma is not None
+        sigma = np.linalg.svd(wanted, compute_uv=False)[: got.sigma.shape[1]]
+        np.testing.assert_allclose(got.sigma[i], sigma, rtol=0, atol=float(SAME_BASES * scale))
+        assert_close(factors.up.T @ factors.up, np.diag(sigma), scale, SAME_BASES)
+
+
+def test_the_cheapest_form_is_taken():
+    """Thin for narrow spans, complements for wide ones, a full basis in between."""
+    frame = np.eye(1280, dtype=np.float32)
+
+    def form(method, k, known=True):
+        span = Span(frame[:, :k], frame[:, k:] if known else None)
+        return prepare_side(method, span, span).form.kind
+
+    assert [form("prolora", k) for k in (256, 640, 1152)] == ["thin", "split", "complement"]
+    assert [form("prolora", k, known=False) for k in (256, 640, 1152)] == ["thin"] * 3
+    assert [form("rotation", k) for k in (256, 640, 1152)] == ["thin", "dense", "complement"]
+    with pytest.raises(ValueError, match="split"):
+        prepare_side("rotation", Span(frame[:, :4]), Span(frame[:, :4]), kind="split")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_stored_columns_are_those_of_the_host(dtype):
+    """The device casts and balances as `encoding.cast` does; exact, so that either may be used."""
+    rng = np.random.default_rng(2)
+    sizes = 10.0 ** rng.integers(-4, 4, size=(2, 5, 1))
+    up, down = rng.normal(size=(2, 5, 24)) * sizes, rng.normal(size=(2, 5, 20)) / sizes**2
+    up[1, 3] = 0.0
+    columns = projection.Columns(jnp.asarray(up, jnp.float32), jnp.asarray(down, jnp.float32))
+    stored = projection.store(columns, jnp.asarray([1.0, 0.5], jnp.float32), 4, dtype)
+    assert stored.finite.all()
+    assert stored.used.tolist() == [[True] * 4, [True, True, True, False]]
+    for i, scale in enumerate((1.0, 0.5)):
+        given = encoding.HostFactors(
+            down[i, :4].astype(np.float32), up[i, :4].astype(np.float32).T * np.float32(scale)
+        )
+        wanted = encoding.cast(given, encoding.DTYPES[dtype])
+        for got, expected in ((stored.up[i], wanted.up), (stored.down[i], wanted.down)):
+            found = np.asarray(got).astype(np.float32)
+            np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+def test_numbers_too_large_for_the_dtype_are_seen():
+    columns = projection.Columns(jnp.full((2, 1, 3), 1e6), jnp.full((2, 1, 2), 1e6))
+    scale = jnp.asarray([1.0, 1e-12], jnp.float32)
+    assert projection.store(columns, scale, 1, "float16").finite.tolist() == [False, True]
+    assert projection.store(columns, scale, 1, "bfloat16").finite.all()
