@@ -1,19 +1,16 @@
 """Bases of a base model's weights, computed when a store does not have them."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from functools import cache
-from multiprocessing import get_context
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
-from prolora_jax.basis import STORED_ENERGY, Basis, Extent, Rule, choose_rank, compute_basis
-from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
+from prolora_jax.basis import STORED_ENERGY, Basis, Extent, Rule, choose_rank
+from prolora_jax.basis_workers import Todo, compute_one, in_processes, in_turn, operations
+from prolora_jax.io.checkpoint import BaseModel
 from prolora_jax.operator_store import MemoryOperators, OperatorStore
+
+if TYPE_CHECKING:
+    import jax
 
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
@@ -68,7 +65,8 @@ class MemoryStore:
 
 
 POOL_WORTH = 2e10
-"""Floating-point operations from which starting worker processes pays (about 2 s of one core)."""
+"""Floating-point operations from which starting worker processes, or looking for accelerators,
+pays (about 2 s of one core)."""
 
 
 def load_or_compute(
@@ -96,22 +94,6 @@ def load_or_compute(
     return basis
 
 
-def compute_one(model: BaseModel, path: str, rule: Rule) -> Basis:
-    """The basis of one module, from its weight.
-
-    Raises:
-        BaseModelError: when the weight has NaN or infinite numbers.
-    """
-    matrix = model.matrix(path)
-    if not np.isfinite(matrix).all():
-        raise BaseModelError(
-            f"{model.location}: {path}: found NaN or infinite numbers; expected a finite weight. "
-            "Use another copy of this base model.",
-            code=Refusal.NON_FINITE,
-        )
-    return compute_basis(matrix, rule)
-
-
 def compute_bases(
     model: BaseModel,
     paths: Iterable[str],
@@ -119,6 +101,7 @@ def compute_bases(
     rule: Rule = ("energy", STORED_ENERGY),
     progress: Progress | None = None,
     workers: int = 1,
+    mesh: "jax.sharding.Mesh | None" = None,
 ) -> int:
     """Fill a store with the bases of some modules; what it already has is not done again.
 
@@ -134,6 +117,10 @@ def compute_bases(
         workers: processes, each with one BLAS thread and its own view of the checkpoint; they
             are started only when there is enough to do. A script that asks for more than one
             needs the usual `if __name__ == "__main__":`.
+        mesh: devices to compute on, one axis; weights of one shape are spread over them in
+            stacks, very large ones by their rows (see `basis_batches`). None: this process's
+            accelerators when it has any and there is enough to do, else the host. What the
+            devices cannot do safely is done on the host.
 
     Returns:
         How many bases were computed.
@@ -147,69 +134,40 @@ def compute_bases(
         extent = store.extent(fingerprint)
         if not _serves(extent, rule):
             todo[fingerprint] = path, _wider(extent, rule)
-    computed = _in_processes if workers > 1 and _work(model, todo) > POOL_WORTH else _in_turn
-    for done, (fingerprint, basis) in enumerate(computed(model, todo, workers), start=1):
-        store.put(fingerprint, basis)
-        if progress is not None:
-            progress("bases", done, len(todo))
+    with closing(_computed(model, todo, workers, mesh)) as computed:
+        for done, (fingerprint, basis) in enumerate(computed, start=1):
+            store.put(fingerprint, basis)
+            if progress is not None:
+                progress("bases", done, len(todo))
     return len(todo)
 
 
-Todo = dict[str, tuple[str, Rule]]
+def _computed(
+    model: BaseModel, todo: Todo, workers: int, mesh: "jax.sharding.Mesh | None"
+) -> Generator[tuple[str, Basis], None, None]:
+    """Bases by fingerprint: from devices where there are any, the rest on the host."""
+    if mesh is None and _work(model, todo) > POOL_WORTH:
+        from prolora_jax.basis_batches import accelerators
 
+        mesh = accelerators()
+    if mesh is not None and todo:
+        from prolora_jax.basis_batches import on_devices
 
-def _in_turn(model: BaseModel, todo: Todo, workers: int) -> Iterator[tuple[str, Basis]]:
-    for fingerprint, (path, rule) in todo.items():
-        yield fingerprint, compute_one(model, path, rule)
-
-
-def _in_processes(model: BaseModel, todo: Todo, workers: int) -> Iterator[tuple[str, Basis]]:
-    # Largest first: the last ones to finish are then small.
-    order = sorted(todo.items(), key=lambda item: -_operations(model, item[1][0]))
-    with _one_thread_each(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        waiting = {
-            pool.submit(_compute_in_worker, model.location, path, rule): fingerprint
-            for fingerprint, (path, rule) in order
-        }
-        try:
-            for future in as_completed(waiting):
-                yield waiting.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-@cache
-def _model_in_worker(location: str) -> BaseModel:
-    return load_base_model(location)
-
-
-def _compute_in_worker(location: str, path: str, rule: Rule) -> Basis:
-    return compute_one(_model_in_worker(location), path, rule)
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Environment of child processes: BLAS threads of several processes would fight for cores."""
-    names = [f"{library}_NUM_THREADS" for library in ("OPENBLAS", "OMP", "MKL")]
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+        unsafe: Todo = {}
+        for fingerprint, basis in on_devices(model, todo, mesh):
+            if basis is None:
+                unsafe[fingerprint] = todo[fingerprint]
             else:
-                os.environ[name] = value
-
-
-def _operations(model: BaseModel, path: str) -> float:
-    short, long = sorted(model.spec.modules[path].matrix_shape)
-    return 10.0 * long * short**2
+                yield fingerprint, basis
+        todo = unsafe
+    if workers > 1 and _work(model, todo) > POOL_WORTH:
+        yield from in_processes(model, todo, workers)
+    else:
+        yield from in_turn(model, todo)
 
 
 def _work(model: BaseModel, todo: Todo) -> float:
-    return sum(_operations(model, path) for path, _ in todo.values())
+    return sum(operations(model, path) for path, _ in todo.values())
 
 
 def _serves(extent: Extent | None, rule: Rule) -> bool:

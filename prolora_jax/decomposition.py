@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 GRAM_SAFE_RATIO = 1e-4
-"""Smallest wanted sigma_k / sigma_1 for which the Gram route is used (see `decompose`)."""
+"""Smallest wanted sigma_k / sigma_1 for which the Gram route is used (see `gram_is_safe`)."""
 
 
 class Decomposition(NamedTuple):
@@ -38,15 +38,31 @@ def gram_eigh(
     return np.sqrt(np.clip(eigenvalues[::-1], 0.0, None)), np.ascontiguousarray(vectors[:, ::-1])
 
 
+def gram_is_safe(s: Float[np.ndarray, " n"], k: int, ratio: float = GRAM_SAFE_RATIO) -> bool:
+    """Whether the leading k columns of the long side may come from the Gram route.
+
+    Safe means s_k / s_1 >= ratio: then the long-side columns W v_i / s_i are orthonormal to
+    eps * (s_1 / s_k)^2, which is 2.2e-8 for float64 and its ratio, below the float32 rounding
+    (6e-8) in which they are stored.
+
+    Args:
+        s: all singular values, descending.
+        k: how many columns are wanted; none is always safe.
+        ratio: the smallest safe s_k / s_1 of the arithmetic that was used.
+
+    Returns:
+        False also for columns of a zero matrix, of which only an SVD returns orthonormal ones.
+    """
+    return k == 0 or bool(s[k - 1] >= ratio * max(s[0], np.finfo(np.float64).tiny))
+
+
 def decompose(
     weight: Float[np.ndarray, "out in"], columns: Callable[[np.ndarray], int] = len
 ) -> Decomposition:
     """Singular value decomposition in float64: the full short side, leading columns of the long.
 
-    Gram matrix and symmetric eigensolver on the short side where that is safe, LAPACK's SVD
-    where it is not. Safe means s_k / s_1 >= GRAM_SAFE_RATIO for the last wanted column: then
-    the long-side columns W v_i / s_i are orthonormal to eps * (s_1 / s_k)^2 <= 2.2e-8, below
-    the float32 rounding (6e-8) in which they are stored.
+    Gram matrix and symmetric eigensolver on the short side where that is safe (`gram_is_safe`),
+    LAPACK's SVD where it is not.
 
     Args:
         weight: the matrix, any float dtype.
@@ -62,8 +78,7 @@ def decompose(
     tall = np.ascontiguousarray(matrix.T) if transposed else matrix
     s, short = gram_eigh(tall)
     k = min(columns(s), len(s))
-    # "not >=" also sends the zero matrix to the SVD, which returns orthonormal columns
-    if k and not s[k - 1] >= GRAM_SAFE_RATIO * max(s[0], np.finfo(np.float64).tiny):
+    if not gram_is_safe(s, k):
         long, s, short_t = np.linalg.svd(tall, full_matrices=False)
         short, k = short_t.T, min(columns(s), len(s))
         long = long[:, :k]

@@ -13,7 +13,7 @@ from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.operator_store import Comparison
 from prolora_jax.operators import Method, ModuleOperators, Span, prepare_side
 from prolora_jax.similarity import side_similarity
-from prolora_jax.workers import in_processes
+from prolora_jax.workers import run_in_processes
 
 
 class WeightPair(NamedTuple):
@@ -36,7 +36,7 @@ def compare_all(
     operations = sum(2.0 * w.k_source * w.k_target * sum(w.shape) for w in todo.values())
     tasks = [_Comparing(_folder(store), *item) for item in todo.items()]
     if _worth(store, operations, workers):
-        results = ((t.key, c) for t, c in in_processes(_compare_stored, tasks, workers))
+        results = ((t.key, c) for t, c in run_in_processes(_compare_stored, tasks, workers))
     else:
         results = ((key, compare(store, weights)) for key, weights in todo.items())
     found = {}
@@ -66,7 +66,7 @@ def prepare_all(
 
     tasks = [_Preparing(_folder(store), *item, method, min_cos) for item in todo.items()]
     pooled = _worth(store, operations, workers)
-    results = in_processes(_prepare_stored, tasks, workers) if pooled else here()
+    results = run_in_processes(_prepare_stored, tasks, workers) if pooled else here()
     for done, _ in enumerate(results, start=1):
         if progress is not None:
             progress("operators", done, len(todo))

@@ -16,10 +16,13 @@ from prolora_jax.bases import MemoryStore, compute_bases, load_or_compute
 from prolora_jax.basis import Basis
 from prolora_jax.cli import run
 from prolora_jax.errors import BaseModelError
+from prolora_jax.evaluation.demo import make_files
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.tensors import write_tensors
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
 
 SLOT = "down_blocks.0.attentions.0.transformer_blocks"
 
@@ -143,6 +146,42 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "12 bases" in capsys.readouterr().out
     assert run(["bases", "build", "--store", str(tmp_path / "store")]) == 2
     assert run([*build, "--workers", "0"]) == 2
+
+
+def test_build_for_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = make_files(tmp_path)
+    pair = BasePair(load_base_model(files.source), load_base_model(files.target))
+    pairs = pair.matching().pairs
+    folder = tmp_path / "store"
+    build = ["bases", "build", str(files.source), str(files.target)]
+    options = ["--for-pair", "--store", str(folder), "--json", "-q"]
+    assert run([*build, *options]) == 0
+    found = json.loads(capsys.readouterr().out)["models"]
+    assert [entry["model"] for entry in found] == [pair.source.location, pair.target.location]
+    # No module of this target is without a source; of the source, deeper blocks have no use.
+    used = {path for path in attention(pair.target) if path in pairs}
+    assert used == set(attention(pair.target))
+    sources = {pairs[path] for path in used}
+    assert sources < set(attention(pair.source))
+    assert [entry["modules"] for entry in found] == [len(sources), len(used)]
+    stored = {entry.fingerprint for entry in FolderStore(folder).entries()}
+    assert stored == {pair.source.fingerprint(path) for path in sources} | {
+        pair.target.fingerprint(path) for path in used
+    }
+    assert run([*build, *options]) == 0
+    assert [e["computed"] for e in json.loads(capsys.readouterr().out)["models"]] == [0, 0]
+    # A migration finds everything that it needs.
+    seen = []
+    store = FolderStore(folder)
+    moving = {path: pairs[path] for path in used}
+    BasePair(pair.source, pair.target, store).measure(
+        moving, MigrationOptions(), lambda *now: seen.append(now[0])
+    )
+    assert set(seen) == {"similarity"}
+    for models in ([], [str(files.source)], [str(files.source)] * 3):
+        assert run(["bases", "build", *models, *options]) == 2
+        message = capsys.readouterr().err
+        assert ("at least one" if not models else f"found {len(models)}") in message
 
 
 def test_killed_build_goes_on_where_it_was(tmp_path: Path):

@@ -1,12 +1,16 @@
 """`prolora bases build | list | prune`."""
 
 import sys
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from prolora_jax.cli.console import Common, Reporter, absolute, out
+
+if TYPE_CHECKING:
+    from prolora_jax.io.checkpoint import BaseModel
 
 COMMON = Common()
 bases = App(name="bases", help_format="plaintext")
@@ -17,6 +21,7 @@ def build(
     *models: Path,
     modules: Literal["attn", "linear", "all"] = "attn",
     basis_rank: str = "energy=0.95",
+    for_pair: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """Compute and store the bases of base models ahead of time.
@@ -27,6 +32,8 @@ def build(
         models: base models.
         modules: attn: attention layers; linear: all linear layers; all: convolutions, too.
         basis_rank: how many columns to keep at least: energy=0.95, rank=320, fraction=0.5.
+        for_pair: two models, source and target of a migration: only the modules of both that
+            it can use, by the default matching.
     """
     import msgspec
 
@@ -37,13 +44,19 @@ def build(
 
     if not models:
         raise UsageError("bases build needs at least one base model", code=Refusal.BAD_OPTION)
+    if for_pair and len(models) != 2:
+        raise UsageError(
+            f"--for-pair: expected two base models, source and target; found {len(models)}",
+            code=Refusal.BAD_OPTION,
+        )
     rule = basis_rule(basis_rank)
     store = common.basis_store()
     reporter = Reporter(common.quiet)
+    loaded = [load_base_model(absolute(location)) for location in models]
+    usable = _usable(*loaded) if for_pair else [model.spec.modules for model in loaded]
     results = []
-    for location in models:
-        model = load_base_model(absolute(location))
-        paths = [path for path, module in model.spec.modules.items() if module.kind_is(modules)]
+    for location, model, known in zip(models, loaded, usable, strict=True):
+        paths = [path for path in known if model.spec.modules[path].kind_is(modules)]
         with reporter.shown():
             done = compute_bases(model, paths, store, rule, reporter, common.processes)
         results.append({"model": model.location, "modules": len(paths), "computed": done})
@@ -54,6 +67,14 @@ def build(
         document = {"store": str(store.folder), "models": results}
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     return 0
+
+
+def _usable(source: "BaseModel", target: "BaseModel") -> tuple[Collection[str], Collection[str]]:
+    """Modules of both models that a migration from one to the other can use."""
+    from prolora_jax.pair import BasePair
+
+    pairs = BasePair(source, target).matching().pairs
+    return dict.fromkeys(pairs.values()), pairs
 
 
 @bases.command(name="list")
