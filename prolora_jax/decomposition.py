@@ -13,8 +13,8 @@ from scipy.linalg import get_blas_funcs, get_lapack_funcs
 GRAM_SAFE_RATIO = 1e-4
 """Smallest wanted sigma_k / sigma_1 for which the Gram route is used (see `decompose`)."""
 
-_syrk = get_blas_funcs("syrk", dtype=np.float64)
-_syevd = get_lapack_funcs("syevd", dtype=np.float64)
+(_syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
+(_syevd,) = get_lapack_funcs(("syevd",), dtype=np.float64)
 
 
 class Decomposition(NamedTuple):
