@@ -1,6 +1,7 @@
 """Benchmarks: the protocol, the baselines, one quick run from end to end. Speed is not tested."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import reference as ref
 import strategies as gen
 from rich.console import Console
 
-from prolora_jax.benchmarks import baselines, bases, peaks, timing
+from prolora_jax.benchmarks import bases, peaks, timing
 from prolora_jax.benchmarks.baselines import PaperLayer, Spans, ThinLayer, WideLayers
 from prolora_jax.cli import benchmark_tables as tables
 from prolora_jax.cli import run
@@ -150,10 +151,16 @@ def test_wide_baseline_computes_the_arm_for_every_module_and_adapter(shape, k):
             assert_best(lefts[i, n], rights[i, n], wanted, delta)
 
 
-def test_missing_pytorch_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(baselines.UsageError, match="need PyTorch.*extra `test`"):
-        baselines.library()
+def test_missing_pytorch_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    before = os.environ.get("PYTHONPATH")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{before}" if before else str(tmp_path))
+    assert run(["benchmark", "bases", "--quick"]) == 2
+    message = capfd.readouterr().err
+    assert message.startswith("error: The baselines of the benchmarks need PyTorch")
+    assert message.count("\n") == 1
 
 
 # --- from end to end ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from prolora_jax.benchmarks.cores import QUIET, pin
+from prolora_jax.errors import Refusal, UsageError
 
 ONE_THREAD = {
     **{f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")},
@@ -25,6 +26,9 @@ ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "JAX_PLATFORMS": "cpu",
 }
+
+REFUSED = "refused"
+"""In place of a result: why there is none."""
 
 
 def run(name: str, *, quiet: bool = False, **options: Any) -> dict[str, Any]:
@@ -36,6 +40,7 @@ def run(name: str, *, quiet: bool = False, **options: Any) -> dict[str, Any]:
         options: keyword arguments that JSON can carry.
 
     Raises:
+        UsageError: the benchmark cannot run here.
         ChildProcessError: the process failed; its own message is on stderr.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD['XLA_FLAGS']}".strip()
@@ -49,7 +54,10 @@ def run(name: str, *, quiet: bool = False, **options: Any) -> dict[str, Any]:
     )
     if child.returncode != 0:
         raise ChildProcessError(f"benchmark {name} failed (exit status {child.returncode})")
-    return json.loads(child.stdout)
+    result = json.loads(child.stdout)
+    if REFUSED in result:
+        raise UsageError(result[REFUSED], code=Refusal(result["code"]))
+    return result
 
 
 def _main() -> None:
@@ -57,7 +65,10 @@ def _main() -> None:
     if not name.isidentifier():
         raise SystemExit(f"{name}: no such benchmark")
     pin()
-    result = import_module(f"{__package__}.{name}").measure(**json.loads(options))
+    try:
+        result = import_module(f"{__package__}.{name}").measure(**json.loads(options))
+    except UsageError as error:
+        result = {REFUSED: str(error), "code": error.code}
     json.dump(result, sys.stdout)
 
 
