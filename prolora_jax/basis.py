@@ -58,7 +58,7 @@ def compute_basis(
         The basis. `s` stays float64: rank rules are decided on it.
     """
     u, s, v = decompose(weight, lambda s: choose_rank(s, rule))
-    return Basis(u.astype(np.float32), s, v.astype(np.float32))
+    return Basis(u.astype(np.float32, order="C"), s, v.astype(np.float32, order="C"))
 
 
 def choose_rank(s: Float[np.ndarray, " n"], rule: Rule) -> int:

@@ -1,4 +1,4 @@
-"""Singular value decomposition of one weight on the host: NumPy, float64, no JAX.
+"""Singular value decomposition of one weight on the host: LAPACK, float64, no JAX.
 
 Kept apart from the device code so that a process that only computes bases does not load JAX.
 """
@@ -8,9 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import get_blas_funcs, get_lapack_funcs
 
 GRAM_SAFE_RATIO = 1e-4
 """Smallest wanted sigma_k / sigma_1 for which the Gram route is used (see `gram_is_safe`)."""
+
+(_syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
+(_syevd,) = get_lapack_funcs(("syevd",), dtype=np.float64)
 
 
 class Decomposition(NamedTuple):
@@ -33,9 +37,17 @@ def gram_eigh(
     Squaring costs accuracy near sigma = 0: a singular value s_i carries an absolute error of
     about eps * s_1^2 / (2 s_i), at most about 3e-8 * s_1, and a span cut at k an angle of about
     eps * s_1^2 / (s_k^2 - s_{k+1}^2), eps being 2.2e-16.
+
+    Raises:
+        LinAlgError: the eigensolver did not converge.
     """
-    eigenvalues, vectors = np.linalg.eigh(tall.T @ tall)
-    return np.sqrt(np.clip(eigenvalues[::-1], 0.0, None)), np.ascontiguousarray(vectors[:, ::-1])
+    # BLAS and LAPACK by name: one triangle of the Gram matrix, turned into its eigenvectors in
+    # place. NumPy's own functions mirror and copy it and take 8 to 13 % longer. `tall.T` of a
+    # C-ordered matrix is what Fortran calls a matrix: nothing is copied on the way in either.
+    eigenvalues, vectors, failed = _syevd(_syrk(1.0, tall.T, lower=1), lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError(f"syevd did not converge (info {failed})")
+    return np.sqrt(np.clip(eigenvalues[::-1], 0.0, None)), np.asfortranarray(vectors[:, ::-1])
 
 
 def gram_is_safe(s: Float[np.ndarray, " n"], k: int, ratio: float = GRAM_SAFE_RATIO) -> bool:
@@ -75,7 +87,7 @@ def decompose(
     """
     matrix = np.asarray(weight, dtype=np.float64)
     transposed = matrix.shape[0] < matrix.shape[1]
-    tall = np.ascontiguousarray(matrix.T) if transposed else matrix
+    tall = np.ascontiguousarray(matrix.T if transposed else matrix)
     s, short = gram_eigh(tall)
     k = min(columns(s), len(s))
     if not gram_is_safe(s, k):
@@ -83,5 +95,6 @@ def decompose(
         short, k = short_t.T, min(columns(s), len(s))
         long = long[:, :k]
     else:
-        long = (tall @ short[:, :k]) / s[:k]
+        long = tall @ short[:, :k]
+        long /= s[:k]
     return Decomposition(short, s, long) if transposed else Decomposition(long, s, short)

@@ -37,6 +37,7 @@ for _name, _help in {
     "convert": "Write an adapter in another format; no base model's weights, no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
     "diff": "Two adapters module by module: norms, cosine, retained energy.",
+    "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
 }.items():
     app.command(f"prolora_jax.cli.{_name}:{_name}", name=_name, help=_help)
 

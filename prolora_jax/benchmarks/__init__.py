@@ -1,0 +1,1 @@
+"""What the package costs, measured beside baselines in the same run (`prolora benchmark`)."""

@@ -1,0 +1,56 @@
+"""`prolora benchmark bases`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from prolora_jax.cli.console import Common, out
+
+COMMON = Common()
+benchmark = App(name="benchmark", help_format="plaintext")
+
+
+@benchmark.command
+def bases(
+    *,
+    rounds: int = 5,
+    quick: Annotated[bool, Parameter(negative="")] = False,
+    out_path: Annotated[Path | None, Parameter(name="--out")] = None,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """Bases of weights, ours against torch.linalg.svd, on one core; takes about ten minutes.
+
+    Process CPU time, contestants in turn, medians. Needs PyTorch: install the extra `test`.
+
+    Args:
+        rounds: samples of each contestant and shape, 5 or more.
+        quick: tiny shapes, a few seconds: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    return _run("bases", rounds, quick, out_path, common)
+
+
+def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Common) -> int:
+    import json
+
+    from prolora_jax.benchmarks import isolated
+    from prolora_jax.benchmarks.timing import ROUNDS
+    from prolora_jax.cli.benchmark_tables import show_bases
+    from prolora_jax.errors import Refusal, UsageError
+    from prolora_jax.io import atomic
+
+    if rounds < ROUNDS:
+        raise UsageError(f"--rounds {rounds}: expected {ROUNDS} or more", code=Refusal.BAD_OPTION)
+    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet)
+    text = json.dumps(found)
+    if out_path is not None:
+        atomic.write_text(out_path, text + "\n")
+    if common.json:
+        sys.stdout.write(text + "\n")
+        return 0
+    show_bases(out(), found)
+    if out_path is not None:
+        out().print(f"Wrote {out_path}", markup=False)
+    return 0
