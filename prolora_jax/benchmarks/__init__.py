@@ -1,0 +1,1 @@
+"""Made models, adapters and measurements for timing the package at real size."""
