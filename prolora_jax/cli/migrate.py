@@ -16,8 +16,7 @@ OPTIONS = MigrationOptions()
 
 
 def migrate(
-    input: Path,
-    *,
+    *inputs: Path,
     source: Path,
     target: Path,
     out_path: Annotated[Path | None, Parameter(name="--out")] = None,
@@ -28,19 +27,20 @@ def migrate(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
+    fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
     options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
-    """Move an adapter from a source base model to a target base model.
+    """Move adapters from a source base model to a target base model.
 
     Writes OUT and, beside it, OUT.report.json with every module's similarity, ranks, norms and
-    reason.
+    reason. With several inputs, or a folder of adapters, OUT is a folder with the same tree.
 
     Args:
-        input: adapter file.
+        inputs: adapter files, or folders of them.
         source: base model the adapter was trained on: diffusers folder or single file.
         target: base model to move it to.
-        out_path: file to write; not needed with --dry-run.
+        out_path: file (or folder) to write; not needed with --dry-run.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         format: key convention of the output; kohya: what kohya's trainer writes for this base.
         strip_metadata: keep no header string but prolora and format.
@@ -48,8 +48,11 @@ def migrate(
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
+        fail_fast: of several adapters: stop at the first that is refused.
     """
+    from prolora_jax.bulk import Writing
     from prolora_jax.cli import tables
+    from prolora_jax.cli.migrate_many import is_one, migrate_many
     from prolora_jax.detection import check_base
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.formats import concrete_format, resolve
@@ -67,6 +70,17 @@ def migrate(
 
     if preset == "paper":
         options = replace(options, method="prolora", gate="phi", gate_sides="left")
+    if not inputs:
+        raise UsageError("migrate needs at least one adapter", code=Refusal.BAD_OPTION)
+    if not is_one(inputs):
+        writing = Writing(format, strip_metadata, overwrite, allow_pickle)
+        if out_path is None or dry_run or plan is not None:
+            raise UsageError(
+                "several adapters need --out FOLDER; --dry-run and --plan are for one adapter",
+                code=Refusal.BAD_OPTION,
+            )
+        return migrate_many(inputs, source, target, out_path, options, writing, fail_fast, common)
+    input = inputs[0]
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
     if out_path is not None and not dry_run:

@@ -1,0 +1,193 @@
+"""Many adapter files through the engine: read ahead, migrate in batches, write behind.
+
+One thread reads and plans the next batch while the device works on this one, another writes the
+last one. A batch is as many files as fill the engine's blocks (`BATCH_ROWS` rank columns); files
+of like rank come together. What concerns one file only, a refusal or a full disk, is that file's
+outcome, and the rest goes on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from prolora_jax.bases import Progress
+from prolora_jax.detection import check_base
+from prolora_jax.errors import BaseModelError, ProloraError
+from prolora_jax.execute import Results, Work, move_all, rank_class
+from prolora_jax.formats import concrete_format, resolve
+from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter, writes_folder
+from prolora_jax.io.inputs import likely_rank
+from prolora_jax.io.reports import report_path, write_report
+from prolora_jax.migrate import Header, encode, make_plan
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+from prolora_jax.plan import MigrationPlan
+from prolora_jax.prefetch import prefetch
+from prolora_jax.report import MigrationReport
+
+BATCH_ROWS = 512
+"""Rank columns of a batch per module: one wide block (`execute.WIDTHS`)."""
+
+
+class FileJob(NamedTuple):
+    """One adapter file (or folder) and where its output goes."""
+
+    source: Path
+    output: Path
+
+
+class Writing(NamedTuple):
+    """How files are read and written."""
+
+    format: str = "same"
+    strip_metadata: bool = False
+    overwrite: bool = False
+    allow_pickle: bool = False
+
+
+class Outcome(NamedTuple):
+    """What became of one file: a report, or an error."""
+
+    job: FileJob
+    report: MigrationReport | None = None
+    error: ProloraError | None = None
+
+
+class _Prepared(NamedTuple):
+    job: FileJob
+    header: Header
+    plan: MigrationPlan
+    work: Work
+    rows: int
+
+
+def migrate_files(
+    jobs: Sequence[FileJob],
+    pair: BasePair,
+    options: MigrationOptions,
+    writing: Writing | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Outcome]:
+    """Migrate files; each one's output and report are on the disk when its outcome comes.
+
+    Args:
+        jobs: what to do.
+        pair: source and target.
+        options: of every migration.
+        writing: formats, and what may be overwritten.
+        progress: called with ("files", done, total), and by the stages of the first batches.
+
+    Yields:
+        One outcome per job, in the order in which they are done.
+
+    Raises:
+        BaseModelError: a base model cannot be read; nothing can be migrated then.
+    """
+    writing = writing or Writing()
+    done = 0
+    ordered = sorted(jobs, key=lambda job: rank_class(likely_rank(job.source)))
+    batches = prefetch(_batches(ordered, pair, options, writing, progress))
+    with ThreadPoolExecutor(1, "write") as writer:
+        written: list[Future[Outcome]] = []
+
+        def outcomes() -> Iterator[Outcome]:
+            nonlocal done
+            for future in written:
+                done += 1
+                if progress is not None:
+                    progress("files", done, len(jobs))
+                yield future.result()
+            written.clear()
+
+        for batch in batches:
+            prepared = [item for item in batch if isinstance(item, _Prepared)]
+            results = move_all([item.work for item in prepared], pair, options)
+            # The batch before this one has had the time of a whole batch to be written.
+            yield from outcomes()
+            written += [writer.submit(_same, item) for item in batch if isinstance(item, Outcome)]
+            written += [
+                writer.submit(_write, item, result, pair, writing)
+                for item, result in zip(prepared, results, strict=True)
+            ]
+            del batch, prepared, results
+        yield from outcomes()
+
+
+def _same(outcome: Outcome) -> Outcome:
+    return outcome
+
+
+def _batches(
+    jobs: Sequence[FileJob],
+    pair: BasePair,
+    options: MigrationOptions,
+    writing: Writing,
+    progress: Progress | None,
+) -> Iterator[list[_Prepared | Outcome]]:
+    batch: list[_Prepared | Outcome] = []
+    rows = 0
+    for job in jobs:
+        item = _isolated(job, lambda job=job: _prepare(job, pair, options, writing, progress))
+        size = item.rows if isinstance(item, _Prepared) else 0
+        if rows + size > BATCH_ROWS and rows:
+            yield batch
+            batch, rows = [], 0
+        batch.append(item)
+        rows += size
+    if batch:
+        yield batch
+
+
+T = TypeVar("T")
+
+
+def _isolated(job: FileJob, run: Callable[[], T]) -> T | Outcome:
+    """The result, or the error as this file's outcome; a bad base model ends the whole run."""
+    try:
+        return run()
+    except BaseModelError:
+        raise
+    except ProloraError as error:
+        return Outcome(job, error=error)
+
+
+def _prepare(
+    job: FileJob,
+    pair: BasePair,
+    options: MigrationOptions,
+    writing: Writing,
+    progress: Progress | None,
+) -> _Prepared:
+    refuse_existing(job.output, writing.overwrite, folder=_is_folder(job, writing))
+    refuse_existing(report_path(job.output), writing.overwrite)
+    adapter = load_adapter(
+        job.source.resolve(), alpha_zero=options.alpha_zero, allow_pickle=writing.allow_pickle
+    )
+    check_base(adapter, pair.source.spec, options.assume_base)
+    adapter = resolve(adapter, pair.source.spec)
+    plan = make_plan(adapter, pair, options, progress)
+    rows = max(map(rank_class, adapter.ranks), default=0)
+    return _Prepared(job, Header.of(adapter), plan, Work.of(adapter, plan), rows)
+
+
+def _is_folder(job: FileJob, writing: Writing) -> bool:
+    same = job.source.is_dir() and writing.format == "same"
+    return writes_folder(job.output, "peft" if same else writing.format)
+
+
+def _write(item: _Prepared, results: Results, pair: BasePair, writing: Writing) -> Outcome:
+    def run() -> Outcome:
+        migrated, report = encode(item.header, item.plan, results, pair)
+        save_adapter(
+            migrated,
+            item.job.output,
+            format=concrete_format(writing.format, pair.target.spec),
+            base=pair.target.spec,
+            strip_metadata=writing.strip_metadata,
+            overwrite=writing.overwrite,
+        )
+        write_report(item.job.output, report)
+        return Outcome(item.job, report)
+
+    return _isolated(item.job, run)
