@@ -35,7 +35,11 @@ RANK_STEP = 8
 """The smallest rank class; the others are its doubles. Zero rows pad a rank to its class."""
 
 IN_FLIGHT = 3
-"""Blocks that the device works on while the host prepares and collects others."""
+"""Blocks that an accelerator works on while the host prepares and collects others.
+
+On CPU there is one at a time: the host's cores are the device, and programs that wait for each
+other in XLA's pool, one with a batched LAPACK call, hung for ever (seen in jaxlib 0.10.2).
+"""
 
 
 class Moved(NamedTuple):
@@ -135,6 +139,7 @@ def move_all(
     done = sum(map(len, moved))
     pair.prepare_operators(list(groups), options, progress)
     running: deque[_Block] = deque()
+    in_flight = 0 if jax.default_backend() == "cpu" else IN_FLIGHT
 
     def collect() -> None:
         nonlocal done
@@ -148,7 +153,7 @@ def move_all(
     for place in list(groups):
         for block in _start(groups.pop(place), pair, options):
             running.append(block)
-            if len(running) > IN_FLIGHT:
+            if len(running) > in_flight:
                 collect()
     while running:
         collect()
@@ -200,6 +205,8 @@ def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Itera
                 columns = join(left, right)
                 yield _Block(chosen, still, columns, measured, columns.up.shape[1])
                 continue
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(measured)  # see IN_FLIGHT
             with jax.enable_x64(True):  # `lora.spectrum` works in float64 then
                 columns = compress(left, right)
             keep = _most_columns(columns.up.shape[1], rank, options)

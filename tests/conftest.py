@@ -6,6 +6,10 @@ import os
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
+# XLA's pool has a thread per core; with few, programs with batched LAPACK calls can wait for each
+# other for ever (jaxlib 0.10.2 on 2 cores).
+os.environ.setdefault("NPROC", "16")
+
 import jax  # noqa: E402
 
 # Silent broadcasting between ranks and silent changes of dtype are mistakes in this package.

@@ -15,6 +15,10 @@ from prolora_jax.errors import ProloraError
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
+# XLA's pool has a thread per core; with few, programs with batched LAPACK calls can wait for each
+# other for ever (jaxlib 0.10.2 on 2 cores).
+os.environ.setdefault("NPROC", "16")
+
 app = App(
     name="prolora",
     help=(
