@@ -66,10 +66,9 @@ def migrated(files: Sequence[Path], out: Path, pair: BasePair, options: Migratio
     "options",
     [
         MigrationOptions(),
-        MigrationOptions(rank="source"),
         MigrationOptions(method="rotation", rescale="norm", dtype="float32"),
     ],
-    ids=["exact", "compressed", "rotation"],
+    ids=["exact", "rotation"],
 )
 def test_a_file_gets_the_same_bytes_alone_and_among_others(
     pair: BasePair, tmp_path: Path, options: MigrationOptions
@@ -118,12 +117,12 @@ def test_a_second_catalog_compiles_nothing(pair: BasePair, tmp_path: Path):
     )
     jax.clear_caches()
     first = [write(tmp_path / f"a{i}.safetensors", i, (4, 12, 40)[i % 3 :][:1]) for i in range(12)]
-    migrated(first, tmp_path / "first", pair, MigrationOptions(rank="source"))
+    migrated(first, tmp_path / "first", pair, MigrationOptions())
     # Shapes of the demo's nets: 4 of modules, 2 or 3 forms each, 3 rank classes, 2 widths at most.
     assert 0 < len(compiled) <= 150
     compiled.clear()
     other = [write(tmp_path / f"b{i}.safetensors", i, (7, 9, 33)[i % 3 :][:1]) for i in range(12)]
-    migrated(other, tmp_path / "second", pair, MigrationOptions(rank="source"))
+    migrated(other, tmp_path / "second", pair, MigrationOptions())
     assert compiled == []
 
 
