@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from prolora_jax.bases import Progress
+from prolora_jax.blocks import rank_class
 from prolora_jax.detection import check_base
 from prolora_jax.errors import BaseModelError, ProloraError
-from prolora_jax.execute import Results, Work, move_all, rank_class
+from prolora_jax.execute import Results, Work, move_all
 from prolora_jax.formats import concrete_format, resolve
 from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter, writes_folder
 from prolora_jax.io.inputs import likely_rank
@@ -27,7 +28,7 @@ from prolora_jax.prefetch import prefetch
 from prolora_jax.report import MigrationReport
 
 BATCH_ROWS = 512
-"""Rank columns of a batch per module: one wide block (`execute.WIDTHS`)."""
+"""Rank columns of a batch per module: one wide block (`blocks.WIDTHS`)."""
 
 
 class FileJob(NamedTuple):

@@ -3,10 +3,6 @@
 The path of a module: factors from the host -> rows of a block, with the rows of other adapters of
 its rank class -> both sides of the arm (`projection.apply_side`) -> singular form where a rank
 was asked for -> back on the host, padding removed, rank cut, rescaled.
-
-A block has one of the widths of `WIDTHS`, filled up with zero rows. Every row is on its own in
-all products, and the same row gives the same bits at each of these widths, whatever its place and
-its neighbours: so a file's numbers do not depend on the files it is migrated with.
 """
 
 from collections import deque
@@ -17,29 +13,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prolora_jax import encoding, layout, lora
+from prolora_jax import encoding, layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import Progress
+from prolora_jax.blocks import matrix_shape, rank_class, rows_of, split_rows
 from prolora_jax.encoding import DTYPES, HostFactors
+from prolora_jax.energies import measure
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.operators import Method, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.projection import Columns, Measured, apply_side, compress, join, measure, store
-
-WIDTHS = (64, 512)
-"""Rows of a block. On CPU a matmul gives a row other bits below 64 rows (measured, and tested)."""
-
-RANK_STEP = 8
-"""The smallest rank class; the others are its doubles. Zero rows pad a rank to its class."""
+from prolora_jax.projection import SideResult, apply_side, store
+from prolora_jax.singular import gauge, singular_form, union
 
 IN_FLIGHT = 3
-"""Blocks that an accelerator works on while the host prepares and collects others.
-
-On CPU there is one at a time: the host's cores are the device, and programs that wait for each
-other in XLA's pool, one with a batched LAPACK call, hung for ever (seen in jaxlib 0.10.2).
-"""
+"""Blocks that the device works on while the host prepares and collects others."""
 
 
 class Moved(NamedTuple):
@@ -98,9 +87,9 @@ class _Block(NamedTuple):
 
     jobs: list[_Job]
     still: tuple[int, int] | None
-    columns: Columns
-    measured: Measured
-    keep: int
+    compressed: bool
+    left: SideResult
+    right: SideResult
 
 
 Results = dict[str, Moved | AdapterRefused]
@@ -139,7 +128,6 @@ def move_all(
     done = sum(map(len, moved))
     pair.prepare_operators(list(groups), options, progress)
     running: deque[_Block] = deque()
-    in_flight = 0 if jax.default_backend() == "cpu" else IN_FLIGHT
 
     def collect() -> None:
         nonlocal done
@@ -153,7 +141,7 @@ def move_all(
     for place in list(groups):
         for block in _start(groups.pop(place), pair, options):
             running.append(block)
-            if len(running) > in_flight:
+            if len(running) > IN_FLIGHT:
                 collect()
     while running:
         collect()
@@ -172,11 +160,7 @@ def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Me
     if similarity is None:
         raise AssertionError(f"{step.path}: a projection step without a similarity")
     method = next(m for m in get_args(Method) if m == options.method)
-    return effective_method(method, similarity.k_source, similarity.k_target, _shape(module))
-
-
-def _shape(module: LoraModule) -> tuple[int, int]:
-    return module.up.shape[0], int(np.prod(module.down.shape[1:]))
+    return effective_method(method, similarity.k_source, similarity.k_target, matrix_shape(module))
 
 
 def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Iterator[_Block]:
@@ -194,75 +178,17 @@ def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Itera
     for (rank, compressed, _), members in kinds.items():
         for start, places in split_rows(len(members), rank):
             chosen = members[start : start + places]
-            left, right = (
-                apply_side(side.form, matrices, jnp.asarray(rows))
-                for side, matrices, rows in zip(
-                    operators, on_device, _rows(chosen, rank, places), strict=True
+            rows = rows_of([job.module for job in chosen], rank, places)
+            with jax.enable_x64(compressed):
+                left, right = (
+                    apply_side(side.form, matrices, jnp.asarray(block), compressed)
+                    for side, matrices, block in zip(operators, on_device, rows, strict=True)
                 )
-            )
-            measured = measure(left, right)
-            if not compressed:
-                columns = join(left, right)
-                yield _Block(chosen, still, columns, measured, columns.up.shape[1])
-                continue
-            if jax.default_backend() == "cpu":
-                jax.block_until_ready(measured)  # see IN_FLIGHT
-            with jax.enable_x64(True):  # `lora.spectrum` works in float64 then
-                columns = compress(left, right)
-            keep = _most_columns(columns.up.shape[1], rank, options)
-            yield _Block(chosen, still, columns, measured, keep)
-
-
-def _most_columns(columns: int, rank: int, options: MigrationOptions) -> int:
-    """How many leading columns any adapter of a block can need."""
-    kind, value = output_rank(options.rank)
-    if kind == "source":
-        return min(rank, columns)
-    return min(int(value), columns) if kind == "rank" and value is not None else columns
+            yield _Block(chosen, still, compressed, left, right)
 
 
 def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
     return module.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
-
-
-def rank_class(rank: int) -> int:
-    """The smallest of 8, 16, 32, ... that is not below a rank."""
-    size = RANK_STEP
-    while size < rank:
-        size *= 2
-    return size
-
-
-def split_rows(adapters: int, rank: int) -> Iterator[tuple[int, int]]:
-    """Blocks for some adapters of one rank class.
-
-    Args:
-        adapters: how many there are.
-        rank: their rank class.
-
-    Yields:
-        (first adapter, places): wide blocks as long as they are filled, narrow ones for the rest.
-        The last one may have more places than there are adapters left.
-    """
-    narrow, wide = (max(width // rank, 1) for width in WIDTHS)
-    start = 0
-    while start < adapters:
-        # A wide block that is more than half full costs less than narrow ones.
-        places = wide if 2 * (adapters - start) > wide else narrow
-        yield start, places
-        start += places
-
-
-def _rows(jobs: list[_Job], rank: int, places: int) -> tuple[np.ndarray, np.ndarray]:
-    """`up.T` with the scale, and `down`, of some adapters: `(places, rank, out)`, `(.., in)`."""
-    out, width = _shape(jobs[0].module)
-    left = np.zeros((places, rank, out), np.float32)
-    right = np.zeros((places, rank, width), np.float32)
-    for i, (_, _, module) in enumerate(jobs):
-        left[i, : module.rank] = layout.up_to_matrix(module.up).T
-        left[i, : module.rank] *= np.float32(module.scale)
-        right[i, : module.rank] = layout.down_to_matrix(module.down)
-    return left, right
 
 
 def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:
@@ -270,28 +196,36 @@ def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -
     full = module.rank * (2 if method == "prolora" else 1)
     wanted = output_rank(options.rank)
     enough = wanted[0] == "exact" or (wanted[0] == "source" and full == module.rank)
-    return not enough or full > min(_shape(module))
+    return not enough or full > min(matrix_shape(module))
 
 
 def _collect(
     block: _Block, options: MigrationOptions
 ) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
-    """Wait for a block, choose ranks and scales, have it cast, and take it apart."""
-    measured, sigma = jax.device_get((block.measured, block.columns.sigma))
-    energies = np.stack(measured.energies, axis=1).astype(np.float64)
+    """Wait for a block, choose ranks and scales, have it stored, and take it apart."""
+    grams = jax.device_get((block.left.grams, block.right.grams))
+    measured = measure(*grams)
+    energies = np.stack(measured.energies, axis=1)
     before, after = np.sqrt(measured.before), np.sqrt(measured.after)
     ranks, kept = [job.module.rank for job in block.jobs], np.ones(len(before))
-    if sigma is not None:
+    mixing = None
+    if block.compressed:
+        parts = zip(*(side.parts for side in grams), strict=True)
+        form = union([gauge(up, down) for up, down in parts])
         for i, job in enumerate(block.jobs):
-            ranks[i], kept[i] = _cut(sigma[i], job.module, options)
-        after = after * np.sqrt(kept).astype(np.float32)
+            ranks[i], kept[i] = _cut(form.sigma[i], job.module, options)
+        keep = _most_columns(form.sigma.shape[1], grams[0].total.shape[1], options)
+        mixing = (form.up[:, :keep].astype(np.float32), form.down[:, :keep].astype(np.float32))
+        after = after * np.sqrt(kept)
     scale = np.full_like(before, options.scale)
     if options.rescale == "norm":
         scale *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
     dtype = _dtype(block.jobs[0].module, options)
-    stored = jax.device_get(store(block.columns, jnp.asarray(scale), block.keep, dtype.name))
+    stored = jax.device_get(
+        store(block.left.parts, block.right.parts, mixing, scale.astype(np.float32), dtype.name)
+    )
     for i, (owner, step, module) in enumerate(block.jobs):
-        used = _used(stored.used[i], ranks[i], sigma is not None)
+        used = _used(stored.used[i], ranks[i], block.compressed)
         if not stored.finite[i]:
             yield owner, step.path, _too_large(step.path, dtype)
             continue
@@ -310,6 +244,14 @@ def _collect(
                 block.still,
             ),
         )
+
+
+def _most_columns(columns: int, rank: int, options: MigrationOptions) -> int:
+    """How many leading columns any adapter of a rank class can need, whoever else is there."""
+    kind, value = output_rank(options.rank)
+    if kind == "source":
+        return min(rank, columns)
+    return min(int(value), columns) if kind == "rank" and value is not None else columns
 
 
 def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
@@ -333,10 +275,9 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     """A module that is not projected: its rank is cut and its scale folded all the same."""
     factors, kept = host_factors(module), 1.0
     if output_rank(options.rank)[0] not in ("exact", "source"):
-        with jax.enable_x64(True):
-            whole = jax.device_get(lora.spectrum(lora.Factors(*map(jnp.asarray, factors))))
-        rank, kept = _cut(whole.sigma, module, options)
-        factors = HostFactors(whole.factors.down[:rank], whole.factors.up[:, :rank])
+        whole, sigma = singular_form(factors)
+        rank, kept = _cut(sigma, module, options)
+        factors = HostFactors(whole.down[:rank], whole.up[:, :rank])
     norm_in, norm_out = module.norm, encoding.update_norm(factors)
     scale = options.scale
     if options.rescale == "norm":
@@ -355,6 +296,6 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:
     """How many columns of a singular form to keep, and the share of the squared norm they hold."""
     rank = encoding.columns_for(sigma, output_rank(options.rank), module.rank)
-    rank = min(rank, *_shape(module))
+    rank = min(rank, *matrix_shape(module))
     squared = np.square(sigma, dtype=np.float64)
     return rank, float(squared[:rank].sum() / squared.sum()) if squared.any() else 1.0

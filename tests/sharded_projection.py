@@ -6,15 +6,16 @@ difference as a share of each update's norm, by arm, as JSON.
 
 import json
 import sys
-from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prolora_jax.energies import measure
 from prolora_jax.operators import METHODS, Method, Side, Span, prepare_side
-from prolora_jax.projection import Columns, apply_side, compress, join, measure
+from prolora_jax.projection import Stored, apply_side, store
+from prolora_jax.singular import gauge, union
 
 ADAPTERS, OUT, IN, RANK = 16, 40, 56, 8
 
@@ -26,10 +27,10 @@ def prepared(rng: np.random.Generator, method: Method, dim: int) -> Side:
     return prepare_side(method, Span(base[:, :17], base[:, 17:]), Span(turned[:, :13]))
 
 
-def dense(columns: Columns) -> np.ndarray:
+def dense(stored: Stored) -> np.ndarray:
     """Updates `(adapters, out, in)`, float64."""
-    up, down = (np.asarray(a, np.float64) for a in (columns.up, columns.down))
-    return np.swapaxes(up, 1, 2) @ down
+    up, down = (np.asarray(a, np.float64) for a in (stored.up, stored.down))
+    return up @ down
 
 
 def main() -> None:
@@ -37,20 +38,26 @@ def main() -> None:
     rng = np.random.default_rng(0)
     ups = jnp.asarray(rng.normal(size=(ADAPTERS, RANK, OUT)), jnp.float32)
     downs = jnp.asarray(rng.normal(size=(ADAPTERS, RANK, IN)), jnp.float32)
-    norms = np.linalg.norm(dense(Columns(ups, downs)), axis=(1, 2))
+    ones = jnp.ones(ADAPTERS, jnp.float32)
+    norms = np.linalg.norm(dense(store((ups,), (downs,), None, ones, "float32")), axis=(1, 2))
     mesh = Mesh(np.array(jax.devices()), ("adapters",))
     spread = NamedSharding(mesh, PartitionSpec("adapters"))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def run(sides: tuple[Side, Side], rows: tuple[jax.Array, jax.Array], compressed: bool):
-        # Device arrays stand in for the host's: jit takes either.
-        left, right = (
-            apply_side(side.form, side.operator, block)
-            for side, block in zip(sides, rows, strict=True)
-        )
-        with jax.enable_x64(True) if compressed else nullcontext():
-            columns = compress(left, right) if compressed else join(left, right)
-        return columns, measure(left, right)
+        with jax.enable_x64(compressed):
+            # Device arrays stand in for the host's: jit takes either.
+            left, right = (
+                apply_side(side.form, side.operator, block, compressed)
+                for side, block in zip(sides, rows, strict=True)
+            )
+        grams = jax.device_get((left.grams, right.grams))
+        mixing = None
+        if compressed:
+            parts = zip(grams[0].parts, grams[1].parts, strict=True)
+            form = union([gauge(up, down) for up, down in parts])
+            mixing = form.up.astype(np.float32), form.down.astype(np.float32)
+        return store(left.parts, right.parts, mixing, ones, "float32"), measure(*grams)
 
     found: dict[str, float] = {"devices": jax.device_count()}
     for method in METHODS[1:]:

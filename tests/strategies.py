@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
+from jax import Array
 
-from prolora_jax.lora import Factors
 from prolora_jax.operators import METHODS, ROTATION_MIN_COS, FormKind, Side, Span, prepare_side
 from prolora_jax.projection import apply_side
 
@@ -22,6 +22,13 @@ laws = settings(
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],  # seeds do not shrink
 )
+
+
+class Factors(NamedTuple):
+    """The update `up @ down` of a weight `(out, in)`, on the device."""
+
+    down: Array
+    up: Array
 
 
 class Case(NamedTuple):

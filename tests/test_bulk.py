@@ -13,11 +13,11 @@ from jax import monitoring
 
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.blocks import WIDTHS, rank_class, split_rows
 from prolora_jax.bulk import FileJob, migrate_files
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
 from prolora_jax.evaluation.demo import SOURCE, DemoFiles, make_files
-from prolora_jax.execute import WIDTHS, rank_class, split_rows
 from prolora_jax.io.adapters import save_adapter
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
@@ -66,9 +66,11 @@ def migrated(files: Sequence[Path], out: Path, pair: BasePair, options: Migratio
     "options",
     [
         MigrationOptions(),
+        MigrationOptions(rank="source"),
+        MigrationOptions(rank="energy=0.9", rescale="norm"),
         MigrationOptions(method="rotation", rescale="norm", dtype="float32"),
     ],
-    ids=["exact", "rotation"],
+    ids=["exact", "recompressed", "energy", "rotation"],
 )
 def test_a_file_gets_the_same_bytes_alone_and_among_others(
     pair: BasePair, tmp_path: Path, options: MigrationOptions

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import reference as ref
 import strategies as gen
-from strategies import Bases, Case, assert_close, dense
+from strategies import Bases, Case, Factors, assert_close, dense
 
-from prolora_jax import encoding, projection
-from prolora_jax.lora import Factors
+from prolora_jax import encoding
 from prolora_jax.operators import METHODS, Span, prepare_side
+from prolora_jax.projection import apply_side, store
+from prolora_jax.singular import gauge, union
 
 SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
 
@@ -25,21 +26,23 @@ def test_compressed_is_the_singular_form(method):
     ups, downs = np.zeros((3, 4, 24), np.float32), np.zeros((3, 4, 20), np.float32)
     for i, rank in enumerate((2, 4, 3)):
         ups[i, :rank], downs[i, :rank] = rng.normal(size=(rank, 24)), rng.normal(size=(rank, 20))
-    parts = []
+    sides = []
     for source, target, rows in ((bases.u_s, bases.u_t, ups), (bases.v_s, bases.v_t, downs)):
         side = gen.side(method, source, target, kind=None)
-        result = projection.apply_side(side.form, side.operator, jnp.asarray(rows))
-        parts.append(result)
-    with jax.enable_x64(True):
-        got = projection.compress(*parts)
+        with jax.enable_x64(True):
+            sides.append(apply_side(side.form, side.operator, jnp.asarray(rows), True))
+    left, right = sides
+    grams = zip(left.grams.parts, right.grams.parts, strict=True)
+    form = union([gauge(np.asarray(a), np.asarray(b)) for a, b in grams])
+    mixing = (form.up.astype(np.float32), form.down.astype(np.float32))
+    got = store(left.parts, right.parts, mixing, jnp.ones(3), "float32")
     for i in range(3):
         delta = ups[i].T.astype(np.float64) @ downs[i]
         wanted, scale = ref.project(method, ref.pair_of_bases(*bases), delta), np.linalg.norm(delta)
-        factors = Factors(got.down[i], got.up[i].T)
+        factors = Factors(got.down[i], got.up[i])
         assert_close(dense(factors), wanted, scale, SAME_BASES)
-        assert got.sigma is not None
-        sigma = np.linalg.svd(wanted, compute_uv=False)[: got.sigma.shape[1]]
-        np.testing.assert_allclose(got.sigma[i], sigma, rtol=0, atol=float(SAME_BASES * scale))
+        sigma = np.linalg.svd(wanted, compute_uv=False)[: form.sigma.shape[1]]
+        np.testing.assert_allclose(form.sigma[i], sigma, rtol=0, atol=float(SAME_BASES * scale))
         assert_close(factors.up.T @ factors.up, np.diag(sigma), scale, SAME_BASES)
 
 
@@ -65,8 +68,8 @@ def test_stored_columns_are_those_of_the_host(dtype):
     sizes = 10.0 ** rng.integers(-4, 4, size=(2, 5, 1))
     up, down = rng.normal(size=(2, 5, 24)) * sizes, rng.normal(size=(2, 5, 20)) / sizes**2
     up[1, 3] = 0.0
-    columns = projection.Columns(jnp.asarray(up, jnp.float32), jnp.asarray(down, jnp.float32))
-    stored = projection.store(columns, jnp.asarray([1.0, 0.5], jnp.float32), 4, dtype)
+    left, right = (jnp.asarray(a[:, :4], jnp.float32) for a in (up, down))
+    stored = store((left,), (right,), None, jnp.asarray([1.0, 0.5], jnp.float32), dtype)
     assert stored.finite.all()
     assert stored.used.tolist() == [[True] * 4, [True, True, True, False]]
     for i, scale in enumerate((1.0, 0.5)):
@@ -80,7 +83,7 @@ def test_stored_columns_are_those_of_the_host(dtype):
 
 
 def test_numbers_too_large_for_the_dtype_are_seen():
-    columns = projection.Columns(jnp.full((2, 1, 3), 1e6), jnp.full((2, 1, 2), 1e6))
+    sides = (jnp.full((2, 1, 3), 1e6),), (jnp.full((2, 1, 2), 1e6),)
     scale = jnp.asarray([1.0, 1e-12], jnp.float32)
-    assert projection.store(columns, scale, 1, "float16").finite.tolist() == [False, True]
-    assert projection.store(columns, scale, 1, "bfloat16").finite.all()
+    assert store(*sides, None, scale, "float16").finite.tolist() == [False, True]
+    assert store(*sides, None, scale, "bfloat16").finite.all()
