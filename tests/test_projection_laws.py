@@ -213,7 +213,7 @@ def test_every_arm_is_linear(case, data):
     """So merging adapters before or after gives the same (method.md 6, law 3)."""
     bases = data.draw(gen.bases(case))
     a, b = data.draw(gen.updates(case)), data.draw(gen.updates(case))
-    weight = data.draw(st.floats(-3, 3, width=32))
+    weight = data.draw(st.integers(-300, 300)) / 100  # none so small that float32 underflows
     merged = Factors(jnp.vstack([a.down, b.down]), jnp.hstack([a.up, b.up * weight]))
     first, second = gen.all_dense(bases, a), gen.all_dense(bases, b)
     scale = np.linalg.norm(dense(a)) + abs(weight) * np.linalg.norm(dense(b))
