@@ -5,6 +5,7 @@ SSD-1B adapter fits SDXL), so that absent modules are evidence, too, but only wh
 every module of the roles that it trains at all. What the header says is a hint and no more.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -173,7 +174,7 @@ def _candidate(modules: list[LoraModule], architecture: str) -> Candidate:
         if (path := _path(module.path, spec)) is not None and fits(module, spec.modules[path])
     }
     roles = {_role(path) for path in matched}
-    trainable = sum(_role(path) in roles for path in spec.modules)
+    trainable = sum(_role_counts(architecture)[role] for role in roles)
     return Candidate(architecture, len(matched), len(modules), len(matched), trainable)
 
 
@@ -186,6 +187,11 @@ def _path(name: str, spec: BaseModelSpec) -> str | None:
 def _role(path: str) -> tuple[str, str]:
     place = place_of(path)
     return ("", path) if place is None else (place.kind, place.role)
+
+
+@cache
+def _role_counts(architecture: str) -> Counter[tuple[str, str]]:
+    return Counter(map(_role, _spec(architecture).modules))
 
 
 @cache

@@ -9,9 +9,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from prolora_jax.operators import Method, ModuleOperators
 
-VERSION = 1
-"""Part of every key: raise it when the numbers change, and what was stored before is ignored."""
-
 
 class Comparison(NamedTuple):
     """How similar two weights are: both sides of method.md 2, ranks, and the gap at the cuts."""
@@ -25,27 +22,63 @@ class Comparison(NamedTuple):
     gap: float
 
 
+class ComparisonKey(NamedTuple):
+    """What a comparison depends on: the weights' fingerprints, and the rule for their ranks."""
+
+    source: str
+    target: str
+    basis_rank: str
+    pair_rank: str
+
+
+class OperatorKey(NamedTuple):
+    """What operators depend on: the weights' fingerprints, the arm and the ranks.
+
+    Attributes:
+        min_cos: of `rotation`; None for every other arm, so that it does not tell them apart.
+    """
+
+    source: str
+    target: str
+    method: Method
+    k_source: int
+    k_target: int
+    min_cos: float | None
+
+    @staticmethod
+    def of(
+        weights: tuple[str, str], method: Method, ranks: tuple[int, int], min_cos: float
+    ) -> "OperatorKey":
+        """The key for (source, target) weights and ranks."""
+        return OperatorKey(*weights, method, *ranks, min_cos if method == "rotation" else None)
+
+
+def digest(key: ComparisonKey | OperatorKey) -> str:
+    """32 hex digits for a key: a file name."""
+    return sha256(" ".join(map(str, (type(key).__name__, *key))).encode()).hexdigest()[:32]
+
+
 @runtime_checkable
 class OperatorStore(Protocol):
     """Keeps operators and comparisons by key."""
 
-    def has(self, key: str) -> bool:
+    def has(self, key: OperatorKey) -> bool:
         """Whether operators are there."""
         ...
 
-    def get(self, key: str) -> ModuleOperators | None:
-        """Operators; None when they are not there."""
+    def get(self, key: OperatorKey) -> ModuleOperators | None:
+        """Operators, read-only; None when they are not there."""
         ...
 
-    def put(self, key: str, operators: ModuleOperators) -> None:
+    def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
         """Keep operators."""
         ...
 
-    def comparison(self, key: str) -> Comparison | None:
+    def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there."""
         ...
 
-    def put_comparison(self, key: str, comparison: Comparison) -> None:
+    def put_comparison(self, key: ComparisonKey, comparison: Comparison) -> None:
         """Keep a comparison."""
         ...
 
@@ -54,42 +87,25 @@ class MemoryOperators:
     """Keeps operators for the life of the object."""
 
     def __init__(self):
-        self._operators: dict[str, ModuleOperators] = {}
-        self._comparisons: dict[str, Comparison] = {}
+        self._operators: dict[OperatorKey, ModuleOperators] = {}
+        self._comparisons: dict[ComparisonKey, Comparison] = {}
 
-    def has(self, key: str) -> bool:
+    def has(self, key: OperatorKey) -> bool:
         """See `OperatorStore`."""
         return key in self._operators
 
-    def get(self, key: str) -> ModuleOperators | None:
+    def get(self, key: OperatorKey) -> ModuleOperators | None:
         """See `OperatorStore`."""
         return self._operators.get(key)
 
-    def put(self, key: str, operators: ModuleOperators) -> None:
+    def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
         """See `OperatorStore`."""
         self._operators[key] = operators
 
-    def comparison(self, key: str) -> Comparison | None:
+    def comparison(self, key: ComparisonKey) -> Comparison | None:
         """See `OperatorStore`."""
         return self._comparisons.get(key)
 
-    def put_comparison(self, key: str, comparison: Comparison) -> None:
+    def put_comparison(self, key: ComparisonKey, comparison: Comparison) -> None:
         """See `OperatorStore`."""
         self._comparisons[key] = comparison
-
-
-def comparison_key(source: str, target: str, basis_rank: str, pair_rank: str) -> str:
-    """Key of a comparison, from the fingerprints of two weights and the rule for their ranks."""
-    return _key("comparison", source, target, basis_rank, pair_rank)
-
-
-def operator_key(
-    source: str, target: str, method: Method, k_source: int, k_target: int, min_cos: float
-) -> str:
-    """Key of operators, from the fingerprints of two weights and what else they depend on."""
-    limit = min_cos if method == "rotation" else None
-    return _key("operators", source, target, method, k_source, k_target, limit)
-
-
-def _key(*facts: object) -> str:
-    return sha256(" ".join(map(str, (VERSION, *facts))).encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
 """A source and a target base model together: matching by weights, similarity, operators."""
 
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from prolora_jax.basis import Extent, Rule, choose_rank, common_rank
 from prolora_jax.evidence import cosines, similarities
 from prolora_jax.io.checkpoint import BaseModel
 from prolora_jax.matching import Matching, match_modules
-from prolora_jax.operator_store import Comparison, comparison_key, operator_key
-from prolora_jax.operators import Method, ModuleOperators, effective_method
+from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey
+from prolora_jax.operators import ModuleOperators, effective_method
 from prolora_jax.options import Match, MigrationOptions, basis_rule
 from prolora_jax.pair_work import WeightPair, compare_all, prepare_all
 from prolora_jax.plan import Measure, ModuleSimilarity
@@ -21,18 +21,31 @@ CLUSTERED_GAP = 1e-3
 """A cut with a smaller relative gap is flagged: the span depends on rounding (method.md 1)."""
 
 OPTIONS = MigrationOptions()
+IDENTICAL = Measure(identical=True)
 # A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
 PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
+
+Modules = tuple[str, str]
+"""Path in the target, and in the source, of two modules of one shape."""
+
+
+class _Known(NamedTuple):
+    """What is known of two modules under one rule for their ranks."""
+
+    comparison: Comparison
+    measure: Measure
 
 
 class BasePair:
     """What can be known of two base models without any adapter.
 
+    Thousands of adapters ask for the same: what was found once is looked up after that.
+
     Args:
         source: base model that adapters were trained on.
         target: base model that they move to.
-        store: where bases are found and kept; memory when None.
-        workers: processes for bases that have to be computed (see `compute_bases`).
+        store: where bases and what comes of them are found and kept; memory when None.
+        workers: processes for what has to be computed (see `compute_bases`).
     """
 
     def __init__(
@@ -46,10 +59,13 @@ class BasePair:
         self.target = target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
-        self._comparisons: dict[str, Comparison] = {}
+        # By `basis_rank` and `pair_rank`, which all that is compared depends on.
+        self._known: dict[tuple[str, str], dict[Modules, _Known]] = {}
+        self._equal: dict[Modules, bool] = {}
+        self._matchings: dict[tuple[str, ...], Matching] = {}
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
-        """Match modules; reads weights only where shapes and order leave a choice.
+        """Match modules; reads weights only where shapes and order leave a choice, and only once.
 
         Args:
             mode: `auto`, `name`, `block` or `module` (see `match_modules`).
@@ -58,14 +74,21 @@ class BasePair:
         Returns:
             Source path by target path, and the alignments behind it.
         """
+        asked = (mode, options.match_score)
+        if options.match_score == "similarity":
+            asked += (options.basis_rank, options.pair_rank)
+        if asked not in self._matchings:
+            self._matchings[asked] = self._match(mode, options)
+        return self._matchings[asked]
 
+    def _match(self, mode: Match, options: MigrationOptions) -> Matching:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
             if options.match_score == "cosine":
                 return cosines(self.source, self.target, sources, targets)
             pairs = [(path, source_path) for path in targets for source_path in sources]
-            compared = self._compared(pairs, options)
+            known = self._compared(pairs, options)
             return similarities(
-                lambda path, source: _mean_similarity(compared[path, source]), sources, targets
+                lambda *pair: _mean_similarity(known[pair].comparison), sources, targets
             )
 
         specs = self.source.spec, self.target.spec
@@ -89,63 +112,65 @@ class BasePair:
         """
         if options.method == "copy":
             return dict.fromkeys(pairs, Measure())
-        compared = self._compared(
-            [pair for pair in pairs.items() if not self._copied(*pair, options)], options, progress
+        copied = options.identical == "copy"
+        equal = {pair for pair in pairs.items() if copied and self._identical(pair)}
+        known = self._compared(
+            [pair for pair in pairs.items() if pair not in equal], options, progress
         )
         return {
-            pair[0]: _measure(compared[pair]) if pair in compared else Measure(identical=True)
-            for pair in pairs.items()
+            pair[0]: IDENTICAL if pair in equal else known[pair].measure for pair in pairs.items()
         }
-
-    def _copied(self, path: str, source_path: str, options: MigrationOptions) -> bool:
-        return options.identical == "copy" and self._identical(path, source_path)
 
     def _compared(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Iterable[Modules],
         options: MigrationOptions,
         progress: Progress | None = None,
-    ) -> dict[tuple[str, str], Comparison]:
-        """Comparisons of (target path, source path), from the store or computed."""
-        known = self._comparisons
-        keys = {pair: self._comparison_key(*pair, options) for pair in pairs}
-        for key in keys.values() - known.keys():
-            if (stored := self.store.operators.comparison(key)) is not None:
-                known[key] = stored
-        missing = {keys[pair]: pair for pair in pairs if keys[pair] not in known}
+    ) -> Mapping[Modules, _Known]:
+        """All that is known under these options; of `pairs` at least, looked up or computed."""
+        ranks = options.basis_rank, options.pair_rank
+        known = self._known.setdefault(ranks, {})
+        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in pairs if p not in known}
+        if not keys:
+            return known
+        modules = {key: pair for pair, key in keys.items()}  # equal weights are compared once
+        stored = {key: self.store.operators.comparison(key) for key in modules}
+        found = {key: comparison for key, comparison in stored.items() if comparison is not None}
+        missing = {key: pair for key, pair in modules.items() if key not in found}
         if missing:
-            self._prepare_bases(list(missing.values()), options, progress)
-            todo = {key: self._weights(*pair, options) for key, pair in missing.items()}
-            known |= compare_all(self.store, todo, self.workers, progress)
-        return {pair: known[key] for pair, key in keys.items()}
+            self._prepare_bases(missing.values(), options, progress)
+            todo = {key: self._ranked(pair, options) for key, pair in missing.items()}
+            found |= compare_all(self.store, todo, self.workers, progress)
+        known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
+        return known
 
-    def _comparison_key(self, path: str, source_path: str, options: MigrationOptions) -> str:
-        source, target = self.source.fingerprint(source_path), self.target.fingerprint(path)
-        return comparison_key(source, target, options.basis_rank, options.pair_rank)
+    def _weights(self, pair: Modules) -> tuple[str, str]:
+        """Fingerprints of (source, target)."""
+        return self.source.fingerprint(pair[1]), self.target.fingerprint(pair[0])
 
     def _prepare_bases(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        options: MigrationOptions,
-        progress: Progress | None,
+        self, pairs: Iterable[Modules], options: MigrationOptions, progress: Progress | None
     ) -> None:
         """Compute what the store lacks, in worker processes when there is much of it."""
         rule = basis_rule(options.basis_rank)
-        for model, place in ((self.source, 1), (self.target, 0)):
-            paths = dict.fromkeys(pair[place] for pair in pairs)
+        targets, sources = map(dict.fromkeys, zip(*pairs, strict=True))
+        for model, paths in ((self.source, sources), (self.target, targets)):
             compute_bases(model, paths, self.store, rule, progress, self.workers)
 
-    def _weights(self, path: str, source_path: str, options: MigrationOptions) -> WeightPair:
-        """Both weights with the ranks of the pair, for which the store then has enough columns."""
-        rule = basis_rule(options.basis_rank)
-        owners = (self.source, source_path), (self.target, path)
-        own = [choose_rank(self._extent(*owner, rule).s, rule) for owner in owners]
-        k_s, k_t = common_rank(own[0], own[1], options.pair_rank)
-        for owner, k in zip(owners, (k_s, k_t), strict=True):
-            self._extent(*owner, ("rank", k))
+    def _ranked(self, pair: Modules, options: MigrationOptions) -> WeightPair:
+        """Both weights with their common ranks, for which the store then has enough columns."""
+        rule, (path, source_path) = basis_rule(options.basis_rank), pair
+        k_source = choose_rank(self._extent(self.source, source_path, rule).s, rule)
+        k_target = choose_rank(self._extent(self.target, path, rule).s, rule)
+        k_source, k_target = common_rank(k_source, k_target, options.pair_rank)
+        self._require_columns(pair, k_source, k_target)
         shape = self.target.spec.modules[path].matrix_shape
-        source, target = (model.fingerprint(p) for model, p in owners)
-        return WeightPair(source, target, k_s, k_t, shape)
+        return WeightPair(*self._weights(pair), k_source, k_target, shape)
+
+    def _require_columns(self, pair: Modules, k_source: int, k_target: int) -> None:
+        """Have the store serve so many columns of both bases."""
+        self._extent(self.source, pair[1], ("rank", k_source))
+        self._extent(self.target, pair[0], ("rank", k_target))
 
     def _extent(self, model: BaseModel, path: str, rule: Rule) -> Extent:
         """What the store can serve, once it can serve this rule."""
@@ -156,7 +181,7 @@ class BasePair:
 
     def prepare_operators(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[Modules],
         options: MigrationOptions,
         progress: Progress | None = None,
     ) -> None:
@@ -167,18 +192,12 @@ class BasePair:
             options: arm, rank rule, pairing of ranks.
             progress: called with ("operators", done, total).
         """
-        compared = self._compared(pairs, options, progress)
-        todo: dict[Method, dict[str, tuple[str, str]]] = {}
-        for pair, comparison in compared.items():
-            method = self._method(pair[0], comparison, options)
-            key = self._operator_key(pair, method, comparison, options)
-            if not self.store.operators.has(key):
-                todo.setdefault(method, {})[key] = pair
-        for method, missing in todo.items():
-            self._prepare_bases(list(missing.values()), options, progress)
-            weights = {key: self._weights(*pair, options) for key, pair in missing.items()}
-            min_cos = options.rotation_min_cos
-            prepare_all(self.store, weights, method, min_cos, self.workers, progress)
+        known = self._compared(pairs, options, progress)
+        keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
+        missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
+        if missing:
+            self._prepare_bases(missing.values(), options, progress)
+            self._prepare(missing, self.workers, progress)
 
     def operators(self, path: str, source_path: str, options: MigrationOptions) -> ModuleOperators:
         """Prepared operators of a pair of modules.
@@ -189,46 +208,50 @@ class BasePair:
             options: arm, rank rule, pairing of ranks.
 
         Returns:
-            The operators of `effective_method` for the ranks of the pair.
+            The operators of `effective_method` for the ranks of the pair; read-only.
 
         Raises:
             LookupError: the store does not keep what it was given.
         """
         pair = path, source_path
-        comparison = self._compared([pair], options)[pair]
-        method = self._method(path, comparison, options)
-        key = self._operator_key(pair, method, comparison, options)
+        comparison = self._compared([pair], options)[pair].comparison
+        key = self._operator_key(pair, comparison, options)
         operators = self.store.operators.get(key)
         if operators is None:  # not prepared yet, or its file is damaged
-            weights = {key: self._weights(*pair, options)}
-            prepare_all(self.store, weights, method, options.rotation_min_cos, 1)
+            self._prepare({key: pair}, 1)
             operators = self.store.operators.get(key)
         if operators is None:
             raise LookupError(f"{path}: operators {key} were stored and are not there")
         return operators
 
-    def _method(self, path: str, compared: Comparison, options: MigrationOptions) -> Method:
-        method = next(m for m in get_args(Method) if m == options.method)
-        shape = self.target.spec.modules[path].matrix_shape
-        found = effective_method(method, compared.k_source, compared.k_target, shape)
-        return method if found is None else found
-
     def _operator_key(
-        self,
-        pair: tuple[str, str],
-        method: Method,
-        compared: Comparison,
-        options: MigrationOptions,
-    ) -> str:
-        source, target = self.source.fingerprint(pair[1]), self.target.fingerprint(pair[0])
-        ranks, min_cos = (compared.k_source, compared.k_target), options.rotation_min_cos
-        return operator_key(source, target, method, *ranks, min_cos)
+        self, pair: Modules, comparison: Comparison, options: MigrationOptions
+    ) -> OperatorKey:
+        ranks = comparison.k_source, comparison.k_target
+        shape = self.target.spec.modules[pair[0]].matrix_shape
+        method = effective_method(options.method, *ranks, shape) or options.method
+        return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
 
-    def _identical(self, path: str, source_path: str) -> bool:
+    def _prepare(
+        self, todo: Mapping[OperatorKey, Modules], workers: int, progress: Progress | None = None
+    ) -> None:
+        for key, pair in todo.items():
+            self._require_columns(pair, key.k_source, key.k_target)
+        modules = self.target.spec.modules
+        shapes = {key: modules[path].matrix_shape for key, (path, _) in todo.items()}
+        prepare_all(self.store, shapes, workers, progress)
+
+    def _identical(self, pair: Modules) -> bool:
         """Equal after casting both weights to the narrower of their dtypes."""
-        if self.source.fingerprint(source_path) == self.target.fingerprint(path):
+        if pair not in self._equal:
+            self._equal[pair] = self._reads_equal(pair)
+        return self._equal[pair]
+
+    def _reads_equal(self, pair: Modules) -> bool:
+        source, target = self._weights(pair)
+        if source == target:
             return True
-        a, b = self.source.weight(source_path), self.target.weight(path)
+        a, b = self.source.weight(pair[1]), self.target.weight(pair[0])
         if a.dtype == b.dtype:
             return False
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from prolora_jax.bases import POOL_WORTH, BasisStore, Progress
 from prolora_jax.basis import Basis, cut_gap
 from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.operator_store import Comparison
-from prolora_jax.operators import Method, ModuleOperators, Span, prepare_side
+from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey
+from prolora_jax.operators import ROTATION_MIN_COS, ModuleOperators, Span, prepare_side
 from prolora_jax.similarity import side_similarity
 from prolora_jax.workers import run_in_processes
 
@@ -28,14 +28,14 @@ class WeightPair(NamedTuple):
 
 def compare_all(
     store: BasisStore,
-    todo: Mapping[str, WeightPair],
+    todo: Mapping[ComparisonKey, WeightPair],
     workers: int,
     progress: Progress | None = None,
-) -> dict[str, Comparison]:
-    """Compute comparisons, by key; each is stored as soon as it is there."""
+) -> dict[ComparisonKey, Comparison]:
+    """Compute comparisons; each is stored as soon as it is there."""
     operations = sum(2.0 * w.k_source * w.k_target * sum(w.shape) for w in todo.values())
-    tasks = [_Comparing(_folder(store), *item) for item in todo.items()]
-    if _worth(store, operations, workers):
+    if isinstance(store, FolderStore) and _worth(operations, workers):
+        tasks = [_Comparing(store.folder, *item) for item in todo.items()]
         results = ((t.key, c) for t, c in run_in_processes(_compare_stored, tasks, workers))
     else:
         results = ((key, compare(store, weights)) for key, weights in todo.items())
@@ -50,39 +50,35 @@ def compare_all(
 
 def prepare_all(
     store: BasisStore,
-    todo: Mapping[str, WeightPair],
-    method: Method,
-    min_cos: float,
+    todo: Mapping[OperatorKey, tuple[int, int]],
     workers: int,
     progress: Progress | None = None,
 ) -> None:
-    """Fill the store with operators, by key; each is stored as soon as it is there."""
-    operations = sum(2.0 * w.k_source * sum(d * d for d in w.shape) for w in todo.values())
+    """Fill the store with operators, by the shape of their weights; each as soon as it is there."""
+    operations = sum(2.0 * key.k_source * sum(d * d for d in todo[key]) for key in todo)
 
     def here() -> Iterator[None]:
-        for key, weights in todo.items():
-            store.operators.put(key, prepare(store, weights, method, min_cos))
+        for key in todo:
+            store.operators.put(key, prepare(store, key))
             yield
 
-    tasks = [_Preparing(_folder(store), *item, method, min_cos) for item in todo.items()]
-    pooled = _worth(store, operations, workers)
-    results = run_in_processes(_prepare_stored, tasks, workers) if pooled else here()
+    if isinstance(store, FolderStore) and _worth(operations, workers):
+        tasks = [_Preparing(store.folder, key) for key in todo]
+        results = run_in_processes(_prepare_stored, tasks, workers)
+    else:
+        results = here()
     for done, _ in enumerate(results, start=1):
         if progress is not None:
             progress("operators", done, len(todo))
 
 
-def _worth(store: BasisStore, operations: float, workers: int) -> bool:
-    return isinstance(store, FolderStore) and workers > 1 and operations > POOL_WORTH
-
-
-def _folder(store: BasisStore) -> Path:
-    return store.folder if isinstance(store, FolderStore) else Path()
+def _worth(operations: float, workers: int) -> bool:
+    return workers > 1 and operations > POOL_WORTH
 
 
 class _Comparing(NamedTuple):
     folder: Path
-    key: str
+    key: ComparisonKey
     weights: WeightPair
 
 
@@ -92,21 +88,18 @@ def _compare_stored(task: _Comparing) -> Comparison:
 
 class _Preparing(NamedTuple):
     folder: Path
-    key: str
-    weights: WeightPair
-    method: Method
-    min_cos: float
+    key: OperatorKey
 
 
 def _prepare_stored(task: _Preparing) -> None:
     # Written here: sending tens of megabytes to the parent costs more than preparing them.
     store = FolderStore(task.folder)
-    store.operators.put(task.key, prepare(store, task.weights, task.method, task.min_cos))
+    store.operators.put(task.key, prepare(store, task.key))
 
 
 def compare(store: BasisStore, weights: WeightPair) -> Comparison:
     """Similarity of two weights on both sides, and the smaller of the gaps at their cuts."""
-    source, target = _bases(store, weights)
+    source, target = _bases(store, weights.source, weights.target)
     k_s, k_t = weights.k_source, weights.k_target
     left = side_similarity(source.u[:, :k_s], target.u[:, :k_t])
     right = side_similarity(source.v[:, :k_s], target.v[:, :k_t])
@@ -115,24 +108,22 @@ def compare(store: BasisStore, weights: WeightPair) -> Comparison:
     return Comparison(left.phi, right.phi, left.corrected, right.corrected, k_s, k_t, gap)
 
 
-def prepare(
-    store: BasisStore, weights: WeightPair, method: Method, min_cos: float
-) -> ModuleOperators:
+def prepare(store: BasisStore, key: OperatorKey) -> ModuleOperators:
     """Operators of an arm for two weights."""
-    source, target = _bases(store, weights)
-    k_s, k_t = weights.k_source, weights.k_target
+    source, target = _bases(store, key.source, key.target)
+    min_cos = ROTATION_MIN_COS if key.min_cos is None else key.min_cos
     left, right = (
-        prepare_side(method, _span(a, k_s), _span(b, k_t), min_cos)
+        prepare_side(key.method, _span(a, key.k_source), _span(b, key.k_target), min_cos)
         for a, b in ((source.u, target.u), (source.v, target.v))
     )
     return ModuleOperators(left, right)
 
 
-def _bases(store: BasisStore, weights: WeightPair) -> tuple[Basis, Basis]:
-    source, target = store.get(weights.source), store.get(weights.target)
-    if source is None or target is None:
-        raise AssertionError(f"{weights}: bases are computed before they are compared")
-    return source, target
+def _bases(store: BasisStore, source: str, target: str) -> tuple[Basis, Basis]:
+    found = store.get(source), store.get(target)
+    if found[0] is None or found[1] is None:
+        raise AssertionError(f"{source}, {target}: bases are computed before they are compared")
+    return found[0], found[1]
 
 
 def _span(vectors, k: int) -> Span:

@@ -6,6 +6,7 @@ block 3 of the slot `attentions.0` of the stage `down_blocks.2`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -68,6 +69,7 @@ def split_block(path: str) -> tuple[str, int, str] | None:
     return (slot, int(index), role) if found and index.isdigit() else None
 
 
+@lru_cache(maxsize=2**15)  # all modules of all published models, asked for by every adapter
 def place_of(path: str) -> Place | None:
     """The place of a module in a UNet; None for modules outside of slots (`conv_in`)."""
     head = path.removeprefix(UNET)

@@ -1,11 +1,12 @@
 """Bases on disk: one safetensors file per weight, the weight's fingerprint in the name.
 
+In the folder `operators` beside them is what is computed from pairs of bases.
+
 Writing is atomic, so a killed run leaves whole files only; what is there is not computed again.
 """
 
 import os
 import re
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,14 @@ from platformdirs import user_cache_path
 
 from prolora_jax.basis import Basis, Extent
 from prolora_jax.errors import ProloraError, UsageError
-from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.operator_folder import OperatorFolder
+from prolora_jax.io.store_files import Keep, delete, mark_used
 from prolora_jax.io.tensors import TensorFile, write_tensors
 
 VERSION = 1
-"""Part of the file name: raise it when the numbers of a basis change, and old files are ignored."""
+"""Part of the file name: raise it when the numbers of a basis change, and old files are ignored.
+
+Operators come from bases: raise `operator_folder.VERSION`, too."""
 
 
 def default_store() -> Path:
@@ -31,8 +34,6 @@ def default_store() -> Path:
 
 _SUFFIX = f".v{VERSION}.safetensors"
 _BASIS = re.compile(r"[0-9a-f]{32}\.v\d+\.safetensors")
-_LEFTOVER_SECONDS = 3600.0
-"""Age from which a temporary file belongs to a run that was killed, not to one that goes on."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class FolderStore:
         path = self._path(fingerprint)
         if not path.is_file():
             return None
+        mark_used(path)
         try:
             file = TensorFile(path, error=UsageError)
             return Basis(file.tensor("u"), file.tensor("s"), file.tensor("v"))
@@ -97,28 +99,27 @@ class FolderStore:
                 found.append(StoredBasis(fingerprint, shape, extent.columns, path.stat().st_size))
         return sorted(found, key=lambda entry: (entry.shape, entry.fingerprint))
 
-    def prune(self, keep: Collection[str] | None, *, dry_run: bool = False) -> tuple[int, int]:
-        """Delete damaged files, leftovers of killed runs and other versions.
+    def prune(
+        self,
+        keep: Collection[str] | None,
+        older_than: float | None = None,
+        *,
+        dry_run: bool = False,
+    ) -> tuple[int, int]:
+        """Delete damaged files, leftovers of killed runs and other versions; operators', too.
 
         Args:
-            keep: fingerprints to keep; every other basis goes, too. None keeps all whole ones.
+            keep: fingerprints; whole files stay if all of their weights are among them.
+            older_than: days; whole files stay that were used since. With `keep`, either is
+                enough to stay; without both, every whole file does.
             dry_run: count only.
 
         Returns:
             Number of files and bytes. Files that are not the store's are never touched.
         """
-        whole = {entry.fingerprint for entry in self.entries()}
-        kept = {self._path(f) for f in (whole if keep is None else whole & set(keep))}
-        files = size = 0
-        for path in sorted(self.folder.glob("*")):
-            if path in kept or not (_BASIS.fullmatch(path.name) or _is_leftover(path)):
-                continue
-            files, size = files + 1, size + path.stat().st_size
-            if not dry_run:
-                path.unlink()
-        return files, size
-
-
-def _is_leftover(path: Path) -> bool:
-    old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
-    return path.name.endswith(TEMPORARY_SUFFIX) and old
+        rule = Keep(keep if keep is None else frozenset(keep), older_than)
+        whole = {entry.fingerprint: self._path(entry.fingerprint) for entry in self.entries()}
+        kept = {path for fingerprint, path in whole.items() if rule.stays(path, fingerprint)}
+        bases = delete(self.folder, _BASIS, kept, dry_run=dry_run)
+        operators = self.operators.prune(rule, dry_run=dry_run)
+        return bases[0] + operators[0], bases[1] + operators[1]

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.atomic import atomic_path, cannot_write
-from prolora_jax.io.header import BadHeader, Entry, Header, read_header
+from prolora_jax.io.header import BadHeader, Header, read_header
 from prolora_jax.io.signatures import signature
 
 # The library cannot hand these to NumPy: they are taken from the file's bytes.
@@ -23,6 +23,7 @@ _EIGHT_BIT_FLOATS = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+_VIEWED = {"F32": np.dtype(np.float32), **_EIGHT_BIT_FLOATS}
 WEIGHT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", *_EIGHT_BIT_FLOATS})
 READABLE_DTYPES = WEIGHT_DTYPES | {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 # Ends of names beside a weight in few bits: without them its numbers mean nothing.
@@ -78,9 +79,7 @@ class TensorFile:
             ) from failure
         self._entries = self._header.tensors
         self._refuse_quantised()
-        self._bytes = None
-        if any(entry.dtype in _EIGHT_BIT_FLOATS for entry in self._entries.values()):
-            self._bytes = np.memmap(self.path, np.uint8, mode="r")
+        self._bytes = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         self.keys: tuple[str, ...] = tuple(self._entries)
         self.metadata: dict[str, str] = dict(self._header.metadata)
 
@@ -133,8 +132,25 @@ class TensorFile:
         self._require_dtype(key, READABLE_DTYPES)
         entry = self._entries[key]
         if entry.dtype in _EIGHT_BIT_FLOATS:
-            return self._eight_bit_floats(entry)
+            return self.view(key).copy()
         return self._file.get_tensor(key)
+
+    def view(self, key: str) -> np.ndarray:
+        """One tensor without reading it: a read-only array over the mapped file.
+
+        It is read where it is touched, into memory that the system can take back. The file may
+        be removed or replaced meanwhile, but must not be written to in place.
+
+        Args:
+            key: of a float32 or 8-bit float tensor.
+
+        Raises:
+            ProloraError: (as the reader's error) its dtype is another one.
+        """
+        self._require_dtype(key, frozenset(_VIEWED))
+        entry, start = self._entries[key], self._header.body
+        raw = self._bytes[start + entry.start : start + entry.end]
+        return raw.view(_VIEWED[entry.dtype]).reshape(entry.shape)
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.
@@ -152,12 +168,6 @@ class TensorFile:
                 f"convert the file to one of these",
                 code=Refusal.UNSUPPORTED_DTYPE,
             )
-
-    def _eight_bit_floats(self, entry: Entry) -> np.ndarray:
-        assert self._bytes is not None  # mapped for entries like this one
-        start = self._header.body
-        raw = np.array(self._bytes[start + entry.start : start + entry.end])
-        return raw.view(_EIGHT_BIT_FLOATS[entry.dtype]).reshape(entry.shape)
 
 
 def read_tensors(

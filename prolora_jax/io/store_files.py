@@ -1,0 +1,81 @@
+"""The files of a store: when they were last used, and how those that are not needed go."""
+
+import os
+import re
+import time
+from collections.abc import Container
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from prolora_jax.io.atomic import TEMPORARY_SUFFIX
+
+DAY = 86400.0
+_LEFTOVER_SECONDS = 3600.0
+"""Age from which a temporary file belongs to a run that was killed, not to one that goes on."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which whole files of a store stay: all of them, unless something is said.
+
+    Attributes:
+        weights: fingerprints; files of these weights alone stay.
+        days: files stay that were used in so many days, whatever their weights.
+    """
+
+    weights: frozenset[str] | None = None
+    days: float | None = None
+
+    def stays(self, path: Path, *weights: str) -> bool:
+        """Whether a file of these weights stays."""
+        if self.weights is None and self.days is None:
+            return True
+        wanted = self.weights is not None and self.weights.issuperset(weights)
+        return wanted or (self.days is not None and days_unused(path) <= self.days)
+
+
+def mark_used(path: Path) -> None:
+    """Note that a file was used, by its modification time, at most once a day.
+
+    Access times would say it, but many file systems do not keep them, and listing the store
+    would count as a use.
+    """
+    with suppress(OSError):  # the store may be for reading only
+        if days_unused(path) > 1.0:
+            os.utime(path)
+
+
+def days_unused(path: Path) -> float:
+    """Days since a file was written or used, to the day."""
+    return (time.time() - path.stat().st_mtime) / DAY
+
+
+def delete(
+    folder: Path, names: re.Pattern[str], kept: Container[Path], *, dry_run: bool
+) -> tuple[int, int]:
+    """Delete a store's files, and what killed runs have left.
+
+    Args:
+        folder: where; its folders are left alone.
+        names: what the store's files are called, of any version; nothing else is touched.
+        kept: files that stay.
+        dry_run: count only.
+
+    Returns:
+        Number of files and bytes.
+    """
+    files = size = 0
+    for path in sorted(folder.glob("*")):
+        with suppress(FileNotFoundError):  # another process may delete it, too
+            if path in kept or not (names.fullmatch(path.name) or _is_leftover(path)):
+                continue
+            files, size = files + 1, size + path.stat().st_size
+            if not dry_run:
+                path.unlink()
+    return files, size
+
+
+def _is_leftover(path: Path) -> bool:
+    old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
+    return path.name.endswith(TEMPORARY_SUFFIX) and old
