@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.store_files import Keep, delete, mark_used
-from prolora_jax.io.tensors import TensorFile, write_tensors
+from prolora_jax.io.streamed import write_streamed
+from prolora_jax.io.tensors import TensorFile
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey, digest
 from prolora_jax.operators import Form, ModuleOperators, Part, Side, SideOperator
 
@@ -98,7 +100,8 @@ class OperatorFolder:
             for i, synthesis in enumerate(side.operator.synthesis):
                 tensors[f"{name}.synthesis.{i}"] = synthesis
             header[name] = msgspec.json.encode(_SideRecord(side.form, side.still)).decode()
-        write_tensors(self._path(key), tensors, header)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        write_streamed(self._path(key), shapes, np.dtype(np.float32), tensors.pop, header)
 
     def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there or its file is damaged."""

@@ -21,8 +21,12 @@ _CODES = {
     np.dtype(np.float16): "F16",
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
-_ALIGNMENT = 8
-"""The library pads its headers to this, so that numbers can be used where they are mapped."""
+_ALIGNMENT = 64
+"""Headers are padded to this, so that XLA takes numbers where they are mapped: it copies others.
+
+The library pads to 8. Tensors follow each other without gaps, so those behind one whose size is
+no multiple of this are copied all the same.
+"""
 
 
 def write_streamed(
