@@ -22,11 +22,13 @@ _CODES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
 _ALIGNMENT = 64
-"""Headers are padded to this, so that XLA takes numbers where they are mapped: it copies others.
+"""Numbers start at a multiple of this in the file: XLA takes such as they are mapped.
 
-The library pads to 8. Tensors follow each other without gaps, so those behind one whose size is
-no multiple of this are copied all the same.
+Others it copies; the library pads headers to 8 only. Tensors follow each other without gaps, so
+those behind one whose size is no multiple of this are copied all the same.
 """
+_LENGTH = 8
+"""Bytes before the header that say how long it is."""
 
 
 def write_streamed(
@@ -61,8 +63,8 @@ def _header(
     entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     entries |= _entries(shapes, dtype)
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(_LENGTH + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH, "little") + text
 
 
 def _entries(
