@@ -21,7 +21,7 @@ from prolora_jax.basis import choose_rank
 from prolora_jax.benchmarks import made_models
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.benchmarks.made_models import WEIGHTS_FILE, real_pair, source_tensor, target_tensor
-from prolora_jax.errors import OutputError
+from prolora_jax.errors import OutputError, UsageError
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.checkpoint import load_base_model
 from prolora_jax.io.streamed import write_streamed
@@ -188,7 +188,7 @@ def test_streamed_numbers_are_taken_by_the_device_where_they_are_mapped(tmp_path
     path = tmp_path / "f.safetensors"
     for name in ("a", "a longer name", "x" * 61):
         write_streamed(path, {name: (8, 16)}, np.dtype(np.float32), lambda _: np.ones((8, 16), "f"))
-        view = TensorFile(path).view(name)
+        view = TensorFile(path, error=UsageError).view(name)
         assert jax.device_put(view).unsafe_buffer_pointer() == view.ctypes.data
 
 
