@@ -102,9 +102,20 @@ def store(
     Returns:
         What the file holds.
     """
-    up, down = (
-        _mixed(parts, None if gauge is None else gauge[i]) for i, parts in enumerate((left, right))
+    if gauge is not None:
+        left, right = ((_mixed(mix, rows),) for mix, rows in zip(gauge, (left, right), strict=True))
+    stored = [_one_stored(*part, scale, dtype) for part in zip(left, right, strict=True)]
+    ups, downs, used, finite = zip(*stored, strict=True)
+    return Stored(
+        jnp.concatenate(ups, axis=2),
+        jnp.concatenate(downs, axis=1),
+        jnp.concatenate(used, axis=1),
+        jnp.stack(finite).all(axis=0),
     )
+
+
+def _one_stored(up: Array, down: Array, scale: Array, dtype: str) -> Stored:
+    """Rows of both sides, each row on its own. Whole parts are put together when they are small."""
     up = up * scale[:, None, None]
     up_norm, down_norm = (jnp.sum(jnp.square(rows), axis=2) for rows in (up, down))
     used = (up_norm > 0) & (down_norm > 0)
@@ -112,16 +123,16 @@ def store(
         ratio = jnp.where(used, down_norm, 1.0) / jnp.where(used, up_norm, 1.0)
         # A quarter: squared norms, and half the way for either side.
         power = jnp.rint(jnp.log2(ratio) / 4).astype(jnp.int32)[:, :, None]
-        up, down = jnp.ldexp(up, power), jnp.ldexp(down, -power)
-    up, down = jnp.swapaxes(up, 1, 2).astype(dtype), down.astype(dtype)
+        # One factor a row: `ldexp` of every number costs ten times the product, and is the same.
+        one = jnp.float32(1.0)
+        up, down = up * jnp.ldexp(one, power), down * jnp.ldexp(one, -power)
+    up, down = up.astype(dtype), down.astype(dtype)
     finite = jnp.isfinite(up).all(axis=(1, 2)) & jnp.isfinite(down).all(axis=(1, 2))
-    return Stored(up, down, used, finite)
+    return Stored(jnp.swapaxes(up, 1, 2), down, used, finite)
 
 
-def _mixed(parts: tuple[Array, ...], gauge: Array | None) -> Float[Array, "adapters columns dim"]:
+def _mixed(gauge: Array, parts: tuple[Array, ...]) -> Float[Array, "adapters columns dim"]:
     """New columns, each a sum of all parts' columns. The parts are not copied side by side."""
-    if gauge is None:
-        return jnp.concatenate(parts, axis=1)
     rank, total = parts[0].shape[1], None
     for i, part in enumerate(parts):
         term = matmul(gauge[:, :, i * rank : (i + 1) * rank], part)
