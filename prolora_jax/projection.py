@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from prolora_jax.energies import SideGrams
@@ -27,6 +28,26 @@ class SideResult(NamedTuple):
 
     parts: tuple[Array, ...]
     grams: SideGrams
+
+
+@jax.jit
+def rows_of(
+    up: Float[Array | np.ndarray, "adapters out rank"],
+    down: Float[Array | np.ndarray, "adapters rank width"],
+    scale: Float[Array | np.ndarray, " adapters"],
+) -> tuple[Array, Array]:
+    """The rank columns of some adapters as rows, float32, for `apply_side`.
+
+    Args:
+        up: as files have them, in any dtype.
+        down: the same.
+        scale: of each adapter, goes into the rows of `up`.
+
+    Returns:
+        `(adapters, rank, out)` and `(adapters, rank, width)`.
+    """
+    left = jnp.swapaxes(up, 1, 2).astype(jnp.float32) * scale[:, None, None]
+    return left, jnp.asarray(down, jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("form", "wide"))

@@ -17,13 +17,13 @@ from prolora_jax.adapter import LoraModule
 from prolora_jax.benchmarks import baselines
 from prolora_jax.benchmarks.baselines import PaperLayer, Spans, ThinLayer, WideLayers
 from prolora_jax.benchmarks.bases import orthonormal
-from prolora_jax.blocks import rank_class, rows_of, split_rows
+from prolora_jax.blocks import rank_class, split_rows, stacked
 from prolora_jax.execute import Moved, Work, move_all
 from prolora_jax.operators import ModuleOperators, Span, prepare_side
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, ModuleSimilarity, PlanStep
-from prolora_jax.projection import apply_side
+from prolora_jax.projection import apply_side, rows_of
 
 Shape = tuple[int, int]
 
@@ -142,8 +142,7 @@ class Updates:
     def block_rows(self) -> tuple[jax.Array, jax.Array]:
         """That block's rows on the device, left and right."""
         places, rank = self.places, rank_class(self.rank)
-        left, right = rows_of(self._loras[:places], rank, places)
-        return jnp.asarray(left), jnp.asarray(right)
+        return rows_of(*stacked(self._loras[:places], rank, places))
 
     def sides(self, *, wide: bool = False) -> Callable[[], list[Any]]:
         """Both sides of one block, device to device: products and Gram matrices."""
