@@ -15,7 +15,7 @@ import numpy as np
 from prolora_jax import encoding, layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import Progress
-from prolora_jax.blocks import matrix_shape, rank_class, rows_of, split_rows
+from prolora_jax.blocks import matrix_shape, rank_class, split_rows, stacked
 from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.energies import measure
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -23,7 +23,7 @@ from prolora_jax.operators import Method, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.projection import SideResult, apply_side, store
+from prolora_jax.projection import SideResult, apply_side, rows_of, store
 from prolora_jax.singular import gauge, singular_form, union
 
 IN_FLIGHT = 3
@@ -179,10 +179,10 @@ def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Itera
     for (rank, compressed, _), members in kinds.items():
         for start, places in split_rows(len(members), rank):
             chosen = members[start : start + places]
-            rows = rows_of([job.module for job in chosen], rank, places)
+            rows = rows_of(*stacked([job.module for job in chosen], rank, places))
             with jax.enable_x64(compressed):
                 left, right = (
-                    apply_side(side.form, matrices, jax.device_put(block), compressed)
+                    apply_side(side.form, matrices, block, compressed)
                     for side, matrices, block in zip(operators, on_device, rows, strict=True)
                 )
             yield _Block(chosen, still, compressed, left, right)

@@ -1,4 +1,4 @@
-"""`prolora benchmark bases`."""
+"""`prolora benchmark bases` and `prolora benchmark migrate`."""
 
 import sys
 from pathlib import Path
@@ -9,6 +9,10 @@ from cyclopts import App, Parameter
 from prolora_jax.cli.console import Common, out
 
 COMMON = Common()
+Quick = Annotated[bool, Parameter(negative="")]
+OutPath = Annotated[Path | None, Parameter(name="--out")]
+Shared = Annotated[Common, Parameter(name="*")]
+
 benchmark = App(name="benchmark", help_format="plaintext")
 
 
@@ -16,9 +20,9 @@ benchmark = App(name="benchmark", help_format="plaintext")
 def bases(
     *,
     rounds: int = 5,
-    quick: Annotated[bool, Parameter(negative="")] = False,
-    out_path: Annotated[Path | None, Parameter(name="--out")] = None,
-    common: Annotated[Common, Parameter(name="*")] = COMMON,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
 ) -> int:
     """Bases of weights, ours against torch.linalg.svd, on one core; takes about ten minutes.
 
@@ -32,12 +36,34 @@ def bases(
     return _run("bases", rounds, quick, out_path, common)
 
 
+@benchmark.command
+def migrate(
+    *,
+    rounds: int = 5,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Migration of adapters, ours against PyTorch, on one core; takes about five minutes.
+
+    Three baselines: the paper's formulas on dense updates, factors with cached overlaps, and many
+    adapters at once. Process CPU time, contestants in turn, medians. Needs PyTorch: install the
+    extra `test`.
+
+    Args:
+        rounds: samples of each contestant and shape, 5 or more.
+        quick: tiny shapes, a few seconds: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    return _run("migrate", rounds, quick, out_path, common)
+
+
 def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Common) -> int:
     import json
 
     from prolora_jax.benchmarks import isolated
     from prolora_jax.benchmarks.timing import ROUNDS
-    from prolora_jax.cli.benchmark_tables import show_bases
+    from prolora_jax.cli.benchmark_tables import SHOW
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io import atomic
 
@@ -50,7 +76,7 @@ def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Com
     if common.json:
         sys.stdout.write(text + "\n")
         return 0
-    show_bases(out(), found)
+    SHOW[name](out(), found)
     if out_path is not None:
         out().print(f"Wrote {out_path}", markup=False)
     return 0
