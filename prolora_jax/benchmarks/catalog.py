@@ -30,6 +30,7 @@ from prolora_jax.benchmarks.anonymous_memory import AnonymousPeak
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_catalog import write_catalog
 from prolora_jax.benchmarks.made_models import tiny_pair, write_models
+from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, interleaved
 from prolora_jax.bulk import FileJob, Prepared, Writing, migrate_files, read_job, write_job
 from prolora_jax.errors import Refusal, UsageError
@@ -43,7 +44,7 @@ from prolora_jax.plan import Action
 
 FILES, MOST = 64, 1024
 QUICK_FILES, QUICK_MOST = 4, 12
-TARGETS = {"share of the bound": 0.60, "I/O share": 0.15, "anonymous GiB": 4.0, "growth": 0.05}
+LEAST_SHARE, MOST_IO, MOST_GIB, MOST_GROWTH = 0.60, 0.15, 4.0, 0.05
 WRITING = Writing(overwrite=True)
 OPTIONS = MigrationOptions(rank="source", dtype="float16")
 
@@ -151,23 +152,20 @@ def _measured(
     }
 
 
-def judged(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Targets of the issue, what was found, met or not."""
-    memory = found["memory"]
-    rows: list[dict[str, Any]] = [
-        {"what": "share of the bound", "found": found["share_of_bound"], "at_least": 0.0},
-        {"what": "I/O share", "found": found["io_share"]},
+def judged(found: dict[str, Any]) -> list[Verdict]:
+    """Targets, what was found, met or not."""
+    memory, case = found["memory"], f"{found['files']} files"
+    verdicts = [
+        at_least(case, "share of the bound", LEAST_SHARE, found["share_of_bound"]),
+        at_most(case, "share of reading and writing", MOST_IO, found["io_share"]),
     ]
     if memory["once_bytes"] is not None:
-        rows.append({"what": "anonymous GiB", "found": memory["once_bytes"] / 2**30})
-        rows.append({"what": "growth", "found": memory["growth"]})
-    for row in rows:
-        aim = TARGETS[row["what"]]
-        if "at_least" in row:
-            row |= {"at_least": aim, "met": row["found"] >= aim}
-        else:
-            row |= {"at_most": aim, "met": row["found"] <= aim}
-    return rows
+        gib = memory["once_bytes"] / 2**30
+        verdicts += [
+            at_most(case, "anonymous memory, GiB", MOST_GIB, gib),
+            at_most(f"{memory['most']} files", "growth of it", MOST_GROWTH, memory["growth"]),
+        ]
+    return verdicts
 
 
 def _migrate(jobs: Sequence[FileJob], pair: BasePair) -> int:

@@ -1,12 +1,12 @@
-"""`prolora benchmark bases` and `prolora benchmark migrate`."""
+"""`prolora benchmark bases | migrate | catalog`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from prolora_jax.cli.console import Common, out
+from prolora_jax.cli.console import Common, absolute, out
 
 COMMON = Common()
 Quick = Annotated[bool, Parameter(negative="")]
@@ -58,7 +58,35 @@ def migrate(
     return _run("migrate", rounds, quick, out_path, common)
 
 
-def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Common) -> int:
+@benchmark.command
+def catalog(
+    *,
+    pair: Path | None = None,
+    files: int = 64,
+    most: int = 1024,
+    rounds: int = 5,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Files to files, and memory, on one core; at real size it takes about half an hour.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; outputs go there, too, and away.
+        files: of its catalog, how many.
+        most: adapters of the memory test.
+        rounds: samples of each part, 5 or more.
+        quick: tiny files, made on the spot: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    more = {"files": files, "most": most, "store": str(common.basis_store().folder)}
+    folder = None if pair is None else str(absolute(pair))
+    return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
+
+
+def _run(
+    name: str, rounds: int, quick: bool, out_path: Path | None, common: Common, **more: Any
+) -> int:
     import json
 
     from prolora_jax.benchmarks import isolated
@@ -69,7 +97,7 @@ def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Com
 
     if rounds < ROUNDS:
         raise UsageError(f"--rounds {rounds}: expected {ROUNDS} or more", code=Refusal.BAD_OPTION)
-    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet)
+    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet, **more)
     text = json.dumps(found)
     if out_path is not None:
         atomic.write_text(out_path, text + "\n")

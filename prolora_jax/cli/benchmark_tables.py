@@ -91,6 +91,32 @@ def show_migrate(console: Console, found: dict[str, Any]) -> None:
     show_targets(console, found)
 
 
+def show_catalog(console: Console, found: dict[str, Any]) -> None:
+    """Times of a file, bound, memory, targets."""
+    show_environment(console, found)
+    results = found["results"]
+    files = results["files"]
+    table = _table(f"{files} files, one of them (CPU s)", ("part", "median", "share"))
+    whole = results["samples"]["whole"]["median_s"]
+    for name, sample in results["samples"].items():
+        share = sample["median_s"] / whole
+        table.add_row(name, f"{sample['median_s'] / files:.3g}", f"{share:.0%}")
+    for name, seconds in results["floor_s"].items():
+        table.add_row(f"floor: {name}", f"{seconds / files:.3g}", f"{seconds / whole:.0%}")
+    console.print(table)
+    first, memory = results["first_pass"], results["memory"]
+    console.print(
+        f"First pass, with what was not stored yet and compilation: {first['wall_s']:.0f} s"
+    )
+    if memory["once_bytes"] is not None:
+        once, often = (memory[name] / 2**30 for name in ("once_bytes", "often_bytes"))
+        console.print(
+            f"Anonymous memory: {once:.2f} GiB with {memory['files']} files, {often:.2f} GiB with "
+            f"{memory['most']}"
+        )
+    show_targets(console, found)
+
+
 def _curve(heading: str, labels: Iterable[str], rows: list[dict[str, Any]]) -> Table:
     """Times of one adapter, and ours as a share of the peak."""
     names = list(rows[0]["seconds"])
@@ -153,5 +179,6 @@ def show_targets(console: Console, found: dict[str, Any]) -> None:
 SHOW: dict[str, Callable[[Console, dict[str, Any]], None]] = {
     "bases": show_bases,
     "migrate": show_migrate,
+    "catalog": show_catalog,
 }
 """By name of the benchmark."""
