@@ -115,6 +115,10 @@ def test_quick_benchmark_of_migrations_writes_every_sample(
     whole = results["set"]["seconds"]
     rounds = np.divide(whole["thin cut"]["cpu_s"], whole["ours cut"]["cpu_s"])
     assert results["set"]["gains"]["thin cut"] == pytest.approx(np.median(rounds))
+    for name, most in results["set"]["gains_at_peak"].items():
+        ours = "ours cut" if name.endswith("cut") else "ours"
+        times = whole[name]["median_s"] / whole[ours]["median_s"]
+        assert most * results["set"]["share_of_peak"][ours] == pytest.approx(times)
     assert max(max(row["differences"].values()) for row in results["modules"]) < EXACT
     for row in results["recompression"]["columns"].values():
         assert row["missed"]["ours"] == pytest.approx(row["missed"]["best"], rel=1e-3)

@@ -19,7 +19,9 @@ basis store knows them (`made_updates`). In the same run ours and the baselines 
 adapter per shape: exact updates to 1e-4, cut ones must miss as little as the best to 1e-4.
 
 The share of peak is the arithmetic of our own products, 2 rows x (analysis + synthesis), at the
-best float32 matmul of this process, over our time: everything that is not a product is loss.
+best float32 matmul of this process, over our time: everything that is not a product is loss. So
+`gains_at_peak`, what a baseline takes over what our products would take at the peak, is the most
+that a gain can be with this form of the arm.
 `products` is `projection.apply_side` alone, device to device, Gram matrices included.
 
 Recompression alone: from the two parts on the device to factors of rank 16, against QR and SVD of
@@ -260,6 +262,11 @@ def _figures(samples: Mapping[str, Samples], flops: float, peak: float) -> dict[
         "seconds": {name: found.to_dict() for name, found in samples.items()},
         "gains": {
             name: ratio(found, ours[name])
+            for name, found in samples.items()
+            if name.startswith(BASELINES)
+        },
+        "gains_at_peak": {
+            name: found.median / (flops / peak)
             for name, found in samples.items()
             if name.startswith(BASELINES)
         },

@@ -44,7 +44,7 @@ def migrate(
     out_path: OutPath = None,
     common: Shared = COMMON,
 ) -> int:
-    """Migration of adapters, ours against PyTorch, on one core; takes about five minutes.
+    """Migration of adapters, ours against PyTorch, on one core; takes about seven minutes.
 
     Three baselines: the paper's formulas on dense updates, factors with cached overlaps, and many
     adapters at once. Process CPU time, contestants in turn, medians. Needs PyTorch: install the

@@ -58,16 +58,19 @@ def show_migrate(console: Console, found: dict[str, Any]) -> None:
     for row in results["modules"]:
         table.add_row(_shape(row), *(_ms(row, name) for name in names))
     console.print(table)
-    columns = ("", "CPU s", "ours", "gain", "share of peak")
+    columns = ("", "CPU s", "ours", "gain", "gain at peak", "share of peak")
     table = _table(f"One adapter on all {whole['modules']} modules", columns)
     for name in names:
         ours = "ours cut" if name.endswith("cut") else "ours"
-        gain, share = (whole[key].get(name) for key in ("gains", "share_of_peak"))
+        gain, most, share = (
+            whole[key].get(name) for key in ("gains", "gains_at_peak", "share_of_peak")
+        )
         table.add_row(
             name,
             f"{whole['seconds'][name]['median_s']:.3g}",
             "" if gain is None else f"{whole['seconds'][ours]['median_s']:.3g}",
             "" if gain is None else f"{gain:.3g}",
+            "" if most is None else f"{most:.3g}",
             "" if share is None else f"{share:.0%}",
         )
     console.print(table)
