@@ -17,7 +17,7 @@ from prolora_jax.io.tensors import TensorFile, write_tensors
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey, digest
 from prolora_jax.operators import Form, ModuleOperators, Part, Side, SideOperator
 
-VERSION = 1
+VERSION = 2
 """Part of the file names: raise it when the numbers change, those of bases included."""
 
 _OPERATORS = f".v{VERSION}.operators.safetensors"
