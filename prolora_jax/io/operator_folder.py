@@ -19,7 +19,7 @@ from prolora_jax.io.tensors import TensorFile
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey, digest
 from prolora_jax.operators import Form, ModuleOperators, Part, Side, SideOperator
 
-VERSION = 1
+VERSION = 2
 """Part of the file names: raise it when the numbers change, those of bases included."""
 
 _OPERATORS = f".v{VERSION}.operators.safetensors"
@@ -79,18 +79,12 @@ class OperatorFolder:
             return None
         mark_used(path)
         while True:
-            try:
-                before = _identity(path)
-                file = TensorFile(path, error=UsageError)
-                if _key(file) != key:
-                    return None
-                found = ModuleOperators(*(_side(file, name) for name in _SIDES))
-                # The header and the numbers are opened one after the other: if the file was
-                # replaced in between, they may not belong together.
-                if _identity(path) == before:
-                    return found
-            except (ProloraError, KeyError, OSError, msgspec.MsgspecError):
-                return None  # prepared again and replaced: the store is only a cache
+            before = _identity(path)
+            found = None if before is None else _read(path, key)
+            # The header and the numbers are opened one after the other: if the file was replaced
+            # in between, they may not belong together.
+            if _identity(path) == before:
+                return found
 
     def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
         """Write operators; older ones of the same key are replaced."""
@@ -151,6 +145,21 @@ class OperatorFolder:
         return self.folder / f"{digest(key)}{_COMPARISON}"
 
 
+# A file that is not what it should be is as good as not there: it is prepared again and replaced.
+# `ValueError`: tensors of another number of axes, or that end behind the file's end.
+_DAMAGE = (ProloraError, KeyError, ValueError, OSError, msgspec.MsgspecError)
+
+
+def _read(path: Path, key: OperatorKey) -> ModuleOperators | None:
+    try:
+        file = TensorFile(path, error=UsageError)
+        if _key(file) != key:
+            return None
+        return ModuleOperators(*(_side(file, name) for name in _SIDES))
+    except _DAMAGE:
+        return None
+
+
 def _key(file: TensorFile) -> OperatorKey:
     return msgspec.json.decode(file.metadata["key"], type=OperatorKey)
 
@@ -162,7 +171,7 @@ def _side(file: TensorFile, name: str) -> Side:
     dim, measured = file.shape(analysis)
     for key, part in zip(synthesis, record.form.parts, strict=True):
         if file.shape(key) != (_rows(part, record.form, dim, measured), dim):
-            raise KeyError(key)  # not what the form says: as good as not there
+            raise KeyError(key)  # not what the form says
     operator = SideOperator(file.view(analysis), tuple(file.view(key) for key in synthesis))
     return Side(record.form, operator, record.still)
 
@@ -175,9 +184,9 @@ def _rows(part: Part, form: Form, dim: int, measured: int) -> int:
 def _stored(path: Path) -> StoredOperators | None:
     try:
         file = TensorFile(path, error=UsageError)
-        left, right = (file.shape(f"{name}.analysis")[0] for name in _SIDES)
+        (left, _), (right, _) = (file.shape(f"{name}.analysis") for name in _SIDES)
         return StoredOperators(_key(file), (left, right), path.stat().st_size)
-    except (ProloraError, KeyError, OSError, msgspec.MsgspecError):
+    except _DAMAGE:
         return None
 
 
@@ -188,6 +197,9 @@ def _comparison(path: Path) -> _ComparisonRecord | None:
         return None
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # removed meanwhile
+        return None
     return status.st_ino, status.st_mtime_ns, status.st_size
