@@ -19,7 +19,7 @@ from prolora_jax.blocks import matrix_shape, rank_class, split_rows, stacked
 from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.energies import measure
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.operators import Method, effective_method
+from prolora_jax.operators import Method, ModuleOperators, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
@@ -28,6 +28,10 @@ from prolora_jax.singular import gauge, singular_form, union
 
 IN_FLIGHT = 3
 """Blocks that the device works on while the host prepares and collects others."""
+
+
+AHEAD = 2
+"""Modules whose operators are asked for before their turn."""
 
 
 class Moved(NamedTuple):
@@ -137,8 +141,8 @@ def move_all(
         if progress is not None:
             progress("projection", done, total)
 
-    for place in list(groups):
-        for block in _start(groups.pop(place), pair, options):
+    for place, operators in _operators_ahead(list(groups), pair, options):
+        for block in _start(groups.pop(place), operators, options):
             running.append(block)
             if len(running) > IN_FLIGHT:
                 collect()
@@ -162,12 +166,26 @@ def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Me
     return effective_method(method, similarity.k_source, similarity.k_target, matrix_shape(module))
 
 
-def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Iterator[_Block]:
+def _operators_ahead(
+    places: list[tuple[str, str]], pair: BasePair, options: MigrationOptions
+) -> Iterator[tuple[tuple[str, str], ModuleOperators]]:
+    """Operators of each place, asked for `AHEAD` places early: a disk reads them meanwhile."""
+    asked: deque[tuple[tuple[str, str], ModuleOperators]] = deque()
+    for place in places:
+        asked.append((place, pair.operators(*place, options)))
+        if len(asked) > AHEAD:
+            yield asked.popleft()
+    while asked:
+        yield asked.popleft()
+
+
+def _start(
+    jobs: list[_Job], operators: ModuleOperators, options: MigrationOptions
+) -> Iterator[_Block]:
     """Send the jobs of one module to the device, in blocks of one rank class."""
     step = jobs[0].step
     method = _method(step, jobs[0].module, options)
     assert method is not None  # by move_all
-    operators = pair.operators(step.path, step.source_path, options)
     # Not `jnp.asarray`: on CPU, `device_put` takes the mapped pages of a stored operator as they
     # are, and 8 GB for a pair of SDXL's size are not copied for every batch.
     on_device = jax.device_put([side.operator for side in operators])

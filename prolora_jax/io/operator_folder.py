@@ -13,7 +13,7 @@ import numpy as np
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.atomic import write_bytes
-from prolora_jax.io.store_files import Keep, delete, mark_used
+from prolora_jax.io.store_files import Keep, delete, mark_used, will_be_read
 from prolora_jax.io.streamed import write_streamed
 from prolora_jax.io.tensors import TensorFile
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey, digest
@@ -73,11 +73,13 @@ class OperatorFolder:
         """Operators; None when they are not there or their file is damaged.
 
         The matrices are views of the mapped file, which stay good when it is replaced or removed.
+        What is not in memory is read in the background, from here on.
         """
         path = self._path(key)
         if not path.is_file():
             return None
         mark_used(path)
+        will_be_read(path)
         while True:
             before = _identity(path)
             found = None if before is None else _read(path, key)
