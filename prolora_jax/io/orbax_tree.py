@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.errors import BaseModelError, OutputError, Refusal
+from prolora_jax.io.atomic import cannot_write
 from prolora_jax.io.msgpack_tree import Leaf
 
 _METADATA = "_METADATA"
@@ -90,6 +91,27 @@ class OrbaxTree:
             f"folder that orbax wrote; copy it again",
             code=Refusal.UNREADABLE_BASE,
         )
+
+
+def write_orbax(folder: Path, tree: Any) -> None:
+    """Write named arrays as orbax's standard checkpointer does, whole or not at all.
+
+    Args:
+        folder: where to; it must not be there yet.
+        tree: nested dictionaries of arrays.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), tree)
+    except (OSError, ValueError) as failure:  # ValueError: the folder is there
+        raise OutputError(
+            cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
+        ) from failure
 
 
 def _nested(place: tuple[str, ...], leaf: Any) -> Any:
