@@ -13,6 +13,7 @@ from prolora_jax.architectures.placement import unet_keys
 from prolora_jax.errors import BaseModelError, OutputError, Refusal
 from prolora_jax.io import atomic
 from prolora_jax.io.checkpoint import open_tensors
+from prolora_jax.io.flax_checkpoint import FlaxFile
 from prolora_jax.io.flax_file import write_tree
 from prolora_jax.io.model_files import UNET_STEMS
 from prolora_jax.io.orbax_tree import write_orbax
@@ -42,6 +43,9 @@ def read_unet_tensors(path: Path) -> dict[str, np.ndarray]:
             f"LDM naming; give the UNet's folder or file",
             code=Refusal.UNREADABLE_BASE,
         )
+    for file in {id(file): file for file, _ in opened.values()}.values():
+        if isinstance(file, FlaxFile):
+            file.read_ahead()
     tensors = {}
     for name, key in keys.items():
         file, stored = opened[key]

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from prolora_jax.models.attention import Text, Transformer
 from prolora_jax.models.layers import Style
-from prolora_jax.models.resnet import Downsample, Picture, ResnetBlock, Upsample
+from prolora_jax.models.resnet import Downsample, NewPicture, Picture, ResnetBlock, Upsample
 
 Time = Float[Array, "batch time"]
 
@@ -95,7 +95,7 @@ class UpBlock(nn.Module):
         time: Time,
         text: Text,
         size: tuple[int, int] | None,
-    ) -> Float[Array, "batch out_height out_width out_channels"]:
+    ) -> NewPicture:
         """The picture, of `size` where that is given: the resolution of the next block."""
         style = self.style
         resnet = style.block(ResnetBlock)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from prolora_jax.models.layers import Style
 
 Picture = Float[Array, "batch height width channels"]
+NewPicture = Float[Array, "batch new_height new_width new_channels"]
 
 
 class ResnetBlock(nn.Module):
@@ -21,7 +22,7 @@ class ResnetBlock(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, hidden: Picture, time: Float[Array, "batch time"]) -> Picture:
+    def __call__(self, hidden: Picture, time: Float[Array, "batch time"]) -> NewPicture:
         """`(batch, height, width, in)` -> `(batch, height, width, channels)`."""
         style, skip = self.style, hidden
         hidden = nn.silu(style.group_norm("norm1")(hidden))
@@ -44,7 +45,7 @@ class Downsample(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, hidden: Picture) -> Picture:
+    def __call__(self, hidden: Picture) -> NewPicture:
         """`(batch, h, w, c)` -> `(batch, ceil(h / 2), ceil(w / 2), c)`."""
         return self.style.conv(hidden.shape[-1], "conv", stride=2)(hidden)
 
@@ -59,7 +60,7 @@ class Upsample(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, hidden: Picture, size: tuple[int, int]) -> Picture:
+    def __call__(self, hidden: Picture, size: tuple[int, int]) -> NewPicture:
         """`(batch, h, w, c)` -> `(batch, *size, c)`, `size` as it was before `Downsample`."""
         batch, height, width, channels = hidden.shape
         doubled = jnp.broadcast_to(
