@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.testing import assert_allclose, assert_array_equal
 
 import prolora_jax as pl
-from prolora_jax.architectures.flax_names import leaves, unet_from_flax, unet_to_flax
+from prolora_jax.architectures.flax_names import leaves, nested, unet_from_flax, unet_to_flax
 from prolora_jax.errors import BaseModelError, OutputError, Refusal, UsageError
 
 CONFIG = unets.SMALL["sdxl"]
@@ -148,16 +148,11 @@ def test_an_adapter_in_the_tree_does_what_peft_does(folder, given, loaded, tmp_p
         layer = place.removesuffix("/lora-default/down/kernel")
         down, up = factors[place], factors[f"{layer}/lora-default/up/kernel"]
         flat[f"{layer}/kernel"] += np.einsum("...r,ro->...o", down, up.reshape(up.shape[-2:]))
-    merged = unet_to_flax(unet_from_flax({"unet": _nested(flat)}))
-    found = unets.predicted(net, merged, given)
+    found = unets.predicted(net, nested(flat), given)
     assert np.abs(found - unets.predicted(net, params, given)).max() > 0.1
     assert_allclose(found, want, rtol=0, atol=1e-4)
     back = pl.from_flax(tree, spec)
     assert {m.path for m in back.modules} == {m.path for m in adapter.modules}
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def test_no_torch_is_needed(folder):

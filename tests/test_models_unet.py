@@ -105,7 +105,7 @@ def test_tree_and_predictions_equal_diffusers_flax(name):
     params["conv_out"]["kernel"] = initial_params(ours.config, seed=1)["conv_in"][
         "kernel"
     ].swapaxes(2, 3)
-    stock = FlaxUNet2DConditionModel(**config)
+    stock: Any = FlaxUNet2DConditionModel(**config)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         tree: Any = jax.eval_shape(stock.init_weights, jax.random.key(0))
         run = jax.jit(

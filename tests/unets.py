@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from prolora_jax.models.unet import UNet
-
 ATTENDED, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
 UP_ATTENDED, UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
 SD15: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
@@ -166,14 +164,14 @@ def predicted_by_torch(net: UNet2DConditionModel, given: Inputs) -> np.ndarray:
 
 
 @cache
-def _compiled(net: UNet) -> Any:
+def _compiled(net: Any) -> Any:
     return jax.jit(
         lambda params, *given: net.apply({"params": params}, *given),
         compiler_options=QUICK,
     )
 
 
-def predicted(net: UNet, params: Any, given: Inputs) -> np.ndarray:
+def predicted(net: Any, params: Any, given: Inputs) -> np.ndarray:
     """The prediction of our net, compiled once for each net."""
     return np.asarray(_compiled(net)(params, *given))
 
