@@ -163,10 +163,12 @@ class _Reader:
         embedded = self._choice("addition_embed_type", {None: False, "text_time": True})
         heads = self._per_block("attention_head_dim", 8)
         groups = self._one("norm_num_groups", 32)
+        mid = self._choice("mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn")
         for i, width in enumerate(widths):
             if width % groups:
                 self._refuse("block_out_channels", widths, f"multiples of {groups} groups")
-            attended = down[i] or up[-1 - i] or (i == self.blocks - 1 and mid_depth)
+            in_middle = mid == "attention" and i == self.blocks - 1
+            attended = down[i] or up[-1 - i] or in_middle
             if attended and width % heads[i]:
                 self._refuse("attention_head_dim", heads, f"a divisor of {widths} each")
         tensors = UNetTensors(
@@ -174,7 +176,7 @@ class _Reader:
             down_depths=down,
             up_depths=up,
             layers_per_block=layers,
-            mid=self._choice("mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn"),
+            mid=mid,
             mid_depth=mid_depth,
             cross_attention_dim=self._one("cross_attention_dim", 1280),
             add_embedding_dim=(
