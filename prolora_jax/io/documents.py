@@ -47,6 +47,14 @@ def write_json(path: Path, content: Any) -> None:
     atomic.write_bytes(path, encoded + b"\n")
 
 
+def read_lines(path: Path) -> list[Any]:
+    """Records of a file with one JSON document a line; none when it is not there or was damaged."""
+    try:
+        return msgspec.json.decode_lines(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return []
+
+
 def write_lines(path: Path, records: list[Any]) -> None:
     """Write records as JSON, one a line, whole or not at all."""
     atomic.write_bytes(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))

@@ -3,9 +3,9 @@
 The digits are scikit-learn's copy of the test part of "Optical Recognition of Handwritten Digits"
 (E. Alpaydin, C. Kaynak; UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0).
 
-Pictures are `(n, 8, 8)` in [-1, 1], paper -1 and ink 1. The nets see them as latents `(n, 4, 4, 4)`:
-each 2x2 patch becomes four channels, an exact stand-in for a VAE that makes attention over all
-places of a picture cheap.
+Pictures are `(n, 8, 8)` in [-1, 1], paper -1 and ink 1. The nets see them as latents
+`(n, 4, 4, 4)`: each 2x2 patch becomes four channels, an exact stand-in for a VAE that makes
+attention over all places of a picture cheap.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,11 +59,11 @@ def load_pictures(seed: int = 0, held_out: float = 0.3) -> tuple[Pictures, Pictu
     # Only training needs it (the extra `lab`); trained models are evaluated from their files.
     from sklearn.datasets import load_digits  # pyright: ignore[reportMissingImports]
 
-    digits = load_digits()
-    pixels = (digits.images / 8 - 1).astype(np.float32)
+    images, words = load_digits(return_X_y=True)
+    pixels = (np.asarray(images).reshape(-1, SIDE, SIDE) / 8 - 1).astype(np.float32)
     order = np.random.default_rng(seed).permutation(len(pixels))
     cut = round(len(pixels) * (1 - held_out))
-    every = Pictures(pixels, digits.target.astype(np.int32))
+    every = Pictures(pixels, np.asarray(words, np.int32))
     return every.taken(order[:cut]), every.taken(order[cut:])
 
 
@@ -139,6 +139,9 @@ def draw_concept(name: str, count: int, rng: np.random.Generator) -> np.ndarray:
 
     Returns:
         float32 in [-1, 1].
+
+    Raises:
+        KeyError: there is no such concept.
     """
     y, x = np.mgrid[:SIDE, :SIDE]
     centre = rng.uniform(2.7, 4.3, (2, count, 1, 1))

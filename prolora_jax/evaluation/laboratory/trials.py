@@ -6,6 +6,7 @@ made and run, and the factors of the adapter that comes out are merged into the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,26 @@ from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-CHOOSING = 160
+CHOOSING = 128
 """Pictures of the training part on which the best scale is chosen: never on the held-out part."""
 HELD_OUT_JUMPS = 512
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is measured; what is not measured is None in a `Result`.
+
+    Attributes:
+        pictures: held-out pictures; all when there are fewer.
+        repeats: noisy versions of each.
+        own: whether the loss on the target's own data is measured.
+        scales: whether arms are also judged at their best scale and at the source's norm.
+    """
+
+    pictures: int = 540
+    repeats: int = 4
+    own: bool = True
+    scales: bool = True
 
 
 @dataclass(frozen=True)
@@ -54,11 +72,11 @@ class Result:
 
     arrived: Share
     effect_loss: float
-    own_loss: float
+    own_loss: float | None
     norm: float
-    best_scale: float
-    arrived_at_best: Share
-    arrived_at_norm: Share
+    best_scale: float | None
+    arrived_at_best: Share | None
+    arrived_at_norm: Share | None
     moved: int
     skipped: int
     mean_phi: float | None
@@ -72,7 +90,7 @@ class Exams:
         effect: held-out rows with the effect.
         own: held-out rows of the target's own data.
         choosing: rows with the effect, of the training part.
-        repeats: rows of each picture in `effect` and `choosing`.
+        repeats: rows of each picture in `effect`; in `choosing` it is one.
     """
 
     effect: Batch
@@ -110,18 +128,19 @@ class Pair:
 
 
 class Contest:
-    """One adapter on one target: the exams, and the losses without adapter and with the target's own.
+    """One adapter on one target: the exams, and the losses to compare with.
 
     Args:
         pair: source and target.
         adapter: name of the adapter.
         seed: of the adapter.
+        depth: how much is measured.
     """
 
-    def __init__(self, pair: Pair, adapter: str, seed: int):
-        self.pair, self.adapter, self.seed = pair, adapter, seed
+    def __init__(self, pair: Pair, adapter: str, seed: int, depth: Depth | None = None):
+        self.pair, self.adapter, self.seed, self.depth = pair, adapter, seed, depth or Depth()
         workshop, target = pair.workshop, pair.target
-        self.exams = exams(workshop, target, adapter)
+        self.exams = exams(workshop, target, adapter, self.depth)
         self.trained = workshop.factors(target, adapter, seed)
         self.source_norm = total_norm(workshop.factors(pair.source, adapter, seed))
         self.none_losses = self.effect_losses({})
@@ -133,7 +152,8 @@ class Contest:
 
     def own_loss(self, factors: Mapping[str, Factors]) -> float:
         """Loss on the target's own held-out pictures."""
-        return float(losses(self._predict(factors, 1.0), self.exams.own).mean())
+        predict, repeats = self._predict(factors, 1.0), self.depth.repeats
+        return float(losses(predict, self.exams.own, repeats=repeats).mean())
 
     def best_scale(self, factors: Mapping[str, Factors]) -> float:
         """The scale with the least loss on pictures that are not held out."""
@@ -149,12 +169,12 @@ class Contest:
 
     def judge(self, factors: Mapping[str, Factors], report: Any = None) -> Result:
         """Everything that is measured of one arm."""
-        plain = self.effect_losses(factors)
-        best, norm = self.best_scale(factors), total_norm(factors)
-        at_best = plain if best == 1.0 else self.effect_losses(factors, best)
-        to_norm = self.source_norm / norm if norm else 1.0
-        even = abs(to_norm - 1) < 1e-3
-        at_norm = plain if even else self.effect_losses(factors, to_norm)
+        plain, norm = self.effect_losses(factors), total_norm(factors)
+        best = at_best = at_norm = None
+        if self.depth.scales:
+            best = self.best_scale(factors)
+            at_best = self._share_at(factors, best, plain)
+            at_norm = self._share_at(factors, self.source_norm / norm if norm else 1.0, plain)
         phis = [
             min(m.phi_left, m.phi_right)
             for m in (report.modules if report else ())
@@ -163,15 +183,31 @@ class Contest:
         return Result(
             arrived=self.share(plain),
             effect_loss=float(plain.mean()),
-            own_loss=self.own_loss(factors),
+            own_loss=self.own_loss(factors) if self.depth.own else None,
             norm=norm,
             best_scale=best,
-            arrived_at_best=self.share(at_best),
-            arrived_at_norm=self.share(at_norm),
+            arrived_at_best=at_best,
+            arrived_at_norm=at_norm,
             moved=len(factors),
             skipped=len(report.skipped) if report else 0,
             mean_phi=float(np.mean(phis)) if phis else None,
         )
+
+    @cached_property
+    def facts_of_none(self) -> dict[str, float]:
+        """Losses of the target without adapter."""
+        return {"effect_loss": float(self.none_losses.mean()), "own_loss": self.own_loss({})}
+
+    @cached_property
+    def facts_of_trained(self) -> dict[str, float]:
+        """Losses with the adapter that was trained on the target."""
+        effect, own = self.trained_losses.mean(), self.own_loss(self.trained)
+        return {"effect_loss": float(effect), "own_loss": own}
+
+    def _share_at(self, factors: Mapping[str, Factors], scale: float, plain: np.ndarray) -> Share:
+        """The share at a scale; `plain` are the losses at 1."""
+        even = abs(scale - 1) < 1e-3
+        return self.share(plain if even else self.effect_losses(factors, scale))
 
     def _predict(self, factors: Mapping[str, Factors], scale: float):
         workshop, target = self.pair.workshop, self.pair.target
@@ -179,21 +215,25 @@ class Contest:
         return predictor(workshop.config(target), params)
 
 
-def exams(workshop: Workshop, target: str, name: str) -> Exams:
+def exams(workshop: Workshop, target: str, name: str, depth: Depth) -> Exams:
     """What an adapter's effect on a target is judged on."""
     base, adapter = workshop.recipe.base(target), workshop.recipe.adapter(name)
-    held_out, train = workshop.split.held_out, workshop.split.train
+    train = workshop.split.train
+    held_out = workshop.split.held_out.taken(
+        np.arange(min(depth.pictures, len(workshop.split.held_out.words)))
+    )
+    repeats = depth.repeats
     few = Pictures(train.pixels[:CHOOSING], train.words[:CHOOSING])
-    own = exam(own_pictures(base, held_out))
+    own = exam(own_pictures(base, held_out), repeats=repeats)
     if adapter.kind == "speed":
         predict = workshop.predict(target)
         effect = jumps(predict, own_pictures(base, held_out), HELD_OUT_JUMPS, HELD_OUT_SEED)
         choosing = jumps(predict, own_pictures(base, few), CHOOSING, HELD_OUT_SEED + 1)
         return Exams(effect, own, choosing, repeats=1)
-    effect = exam(effect_pictures(base, adapter, held_out))
+    effect = exam(effect_pictures(base, adapter, held_out), repeats=repeats)
     if adapter.kind == "concept":
         shown = concept_pictures(adapter.name, CHOOSING, HELD_OUT_SEED + 1)
     else:
         shown = effect_pictures(base, adapter, few)
     choosing = exam(shown, repeats=1, seed=8)
-    return Exams(effect, own, choosing, repeats=4)
+    return Exams(effect, own, choosing, repeats)

@@ -205,6 +205,7 @@ class Curve:
         self.points: list[tuple[int, float]] = []
 
     def __call__(self, step: int, loss: float) -> None:
+        """One more point: a step, and the mean loss since the last one."""
         self.points.append((step, round(loss, 5)))
         self.say(f"{self.name}: step {step}, loss {loss:.4f}")
 
