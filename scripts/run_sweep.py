@@ -1,7 +1,6 @@
 """Run a sweep over trained laboratory models, and print its tables; what is done is kept.
 
-    python scripts/run_sweep.py configs/laboratory/digits.yaml configs/laboratory/first.yaml \
-        --out lab
+Usage: python scripts/run_sweep.py RECIPE.yaml SWEEP.yaml --out lab (see configs/laboratory).
 """
 
 import argparse

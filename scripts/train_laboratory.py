@@ -1,6 +1,6 @@
 """Train the laboratory: base models and adapters, each once; what is there already is kept.
 
-    python scripts/train_laboratory.py configs/laboratory/digits.yaml --out lab
+Usage: python scripts/train_laboratory.py RECIPE.yaml --out lab (see configs/laboratory).
 
 Several processes may share one folder when they are given different bases (`--only`). One core a
 process is fastest: set XLA_FLAGS="--xla_cpu_multi_thread_eigen=false" and bind each to a core.

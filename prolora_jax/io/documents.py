@@ -50,7 +50,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_lines(path: Path) -> list[Any]:
     """Records of a file with one JSON document a line; none when it is not there or was damaged."""
     try:
-        return msgspec.json.decode_lines(path.read_bytes())
+        return msgspec.json.Decoder().decode_lines(path.read_bytes())
     except (OSError, msgspec.DecodeError):
         return []
 

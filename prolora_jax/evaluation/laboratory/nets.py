@@ -26,8 +26,8 @@ def full_net(width: int = 64, depth: int = 2) -> UNetConfig:
     return UNetConfig(
         UNetTensors(
             block_out_channels=(width,),
-            down_depths=((depth,),),
-            up_depths=((depth, depth),),
+            down_depths=(depth,),
+            up_depths=(depth,),
             layers_per_block=1,
             mid_depth=depth,
             cross_attention_dim=TEXT_WIDTH,

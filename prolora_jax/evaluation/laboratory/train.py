@@ -38,11 +38,7 @@ def _optimizer(budget: Budget) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         0.0, budget.rate, min(budget.warm_up, budget.steps // 2), budget.steps
     )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(), _scaled(rate))
-
-
-def _scaled(rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.scale_by_learning_rate(rate)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
 @cache
@@ -62,7 +58,9 @@ def _update(budget: Budget) -> Any:
     optimizer = _optimizer(budget)
 
     def update(trained: Any, state: Any, gradient: Any) -> Any:
-        change, state = optimizer.update(gradient, state, trained)
+        # optax raises a Python number to the power of a counter.
+        with jax.numpy_dtype_promotion("standard"):
+            change, state = optimizer.update(gradient, state, trained)
         return optax.apply_updates(trained, change), state
 
     return jax.jit(update, donate_argnums=(0, 1))

@@ -121,7 +121,7 @@ class Workshop:
         )
         save_unet(self.base_folder(name), config, trained)
         held_out = own_pictures(recipe, self.split.held_out)
-        loss = losses(self.predict(name), exam(held_out)).mean()
+        loss = float(losses(self.predict(name), exam(held_out)).mean())
         seconds = round(time.perf_counter() - start, 1)
         write_json(
             note,
