@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from prolora_jax.evaluation.laboratory.adapters import Factors
 from prolora_jax.evaluation.laboratory.classifier import Classifier, train_classifier
@@ -16,7 +20,8 @@ from prolora_jax.evaluation.laboratory.lessons import (
     sampled_words,
 )
 from prolora_jax.evaluation.laboratory.measures import diversity, squared_mmd
-from prolora_jax.evaluation.laboratory.workshop import Workshop
+from prolora_jax.evaluation.laboratory.workshop import Workshop, picture_grid
+from prolora_jax.io import atomic
 
 COUNT, STEPS = 200, 20
 
@@ -96,3 +101,25 @@ def one_of_each(pixels: np.ndarray, words: np.ndarray) -> np.ndarray:
     if len(set(words.tolist())) < CLASSES:
         return pixels[:CLASSES]
     return np.stack([pixels[words == digit][0] for digit in range(CLASSES)])
+
+
+def write_grid(rows: Mapping[str, np.ndarray], path: Path) -> None:
+    """One row of pictures for each name, as a PNG.
+
+    Args:
+        rows: pictures `(n, 8, 8)` by name, `n` the same everywhere.
+        path: PNG to write.
+    """
+    grid = picture_grid(list(rows.values()), zoom=5)
+    height, width = grid.shape
+    figure = Figure(figsize=(width / 100 + 1.8, height / 100), dpi=100)
+    FigureCanvasAgg(figure)
+    share = width / (width + 180)
+    axis = figure.add_axes((1 - share, 0, share, 1))
+    axis.imshow(grid, cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest")
+    axis.axis("off")
+    for place, name in enumerate(rows):
+        figure.text(0.01, 1 - (place + 0.5) / len(rows), name, va="center", fontsize=9)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    atomic.write_bytes(path, buffer.getvalue())
