@@ -24,7 +24,7 @@ from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.report import MigrationReport
 
-MEASURES = 1
+MEASURES = 2
 """Raised when what is measured changes: all is then measured again."""
 
 Control = Literal["", "none", "trained", "random-subspace", "round-trip"]

@@ -44,7 +44,7 @@ class Depth:
         pictures: held-out pictures; all when there are fewer.
         repeats: noisy versions of each.
         own: whether the loss on the target's own data is measured.
-        scales: whether arms are also judged at their best scale and at the source's norm.
+        scales: whether arms are also judged at their best scale and at the norm of `copy`.
     """
 
     pictures: int = 540
@@ -64,7 +64,7 @@ class Result:
         norm: Frobenius norm of all updates together.
         best_scale: the scale out of `SCALES` with the least effect loss on pictures apart.
         arrived_at_best: `arrived` at that scale.
-        arrived_at_norm: `arrived` with the norm that the adapter had on its source.
+        arrived_at_norm: `arrived` with the norm that `copy` has on the target.
         moved: modules with an adapter.
         skipped: modules left without one.
         mean_phi: mean similarity (smaller side) of the modules it was computed for.
@@ -142,7 +142,9 @@ class Contest:
         workshop, target = pair.workshop, pair.target
         self.exams = exams(workshop, target, adapter, self.depth)
         self.trained = workshop.factors(target, adapter, seed)
-        self.source_norm = total_norm(workshop.factors(pair.source, adapter, seed))
+        # Of `copy`, not of the source's adapter: a pruned target has fewer modules to spread it on.
+        copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
+        self.copied_norm = total_norm(copied)
         self.none_losses = self.effect_losses({})
         self.trained_losses = self.effect_losses(self.trained)
 
@@ -174,7 +176,7 @@ class Contest:
         if self.depth.scales:
             best = self.best_scale(factors)
             at_best = self._share_at(factors, best, plain)
-            at_norm = self._share_at(factors, self.source_norm / norm if norm else 1.0, plain)
+            at_norm = self._share_at(factors, self.copied_norm / norm if norm else 1.0, plain)
         phis = [
             min(m.phi_left, m.phi_right)
             for m in (report.modules if report else ())
