@@ -1,5 +1,7 @@
 """The laboratory from end to end, with a few steps of training and pictures made on the spot."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -13,7 +15,11 @@ from prolora_jax.evaluation.laboratory.recipe import AdapterRecipe, BaseRecipe, 
 from prolora_jax.evaluation.laboratory.summary import table
 from prolora_jax.evaluation.laboratory.sweep import Arm, Sweep, results, run_sweep
 from prolora_jax.evaluation.laboratory.trials import Depth
+from prolora_jax.io.documents import read_yaml
 from prolora_jax.models.loading import initial_params
+from prolora_jax.options import MigrationOptions
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "laboratory"
 
 BASES = (
     BaseRecipe("source", "train", steps=2, rate=1e-3),
@@ -170,3 +176,20 @@ def test_random_subspace_keeps_the_diagonal_blocks_only():
     every = controls.random_subspace({"x": adapters.Factors(down, up)}, 1.0, seed=0)["x"]
     # On the short side a full span is everything; on the long side it is not.
     assert every.up.shape == (10, 4)
+
+
+@pytest.mark.parametrize("file", ["first", "headline", "sweep"])
+def test_shipped_sweeps_are_of_the_shipped_recipe(file):
+    recipe = read_yaml(CONFIGS / "digits.yaml", Recipe)
+    sweep = read_yaml(CONFIGS / f"{file}.yaml", Sweep)
+    assert all(recipe.base(name) for name in sweep.targets)
+    assert all(recipe.adapter(name) for name in sweep.adapters)
+    arms = sweep.arms()
+    assert len({arm.name for arm in arms}) == len(arms)
+    assert all(MigrationOptions(**arm.options) for arm in arms)
+    for base in recipe.bases:
+        assert base.data in data.TRANSFORMS
+        assert not base.parent or recipe.base_hash(base.parent) != recipe.base_hash(base.name)
+    for adapter in recipe.adapters:
+        known = {"style": data.TRANSFORMS, "concept": data.CONCEPTS, "speed": ["fast"]}
+        assert adapter.name in known[adapter.kind]
