@@ -28,9 +28,9 @@ def main() -> None:
         sweep = replace(sweep, targets=tuple(args.targets.split(",")))
     workshop = Workshop(args.out, read_yaml(args.recipe, Recipe))
     if not args.tables_only:
-        run_sweep(workshop, sweep, lambda line: print(line, flush=True))
-    rows = list(results(args.out / "results"))
-    write_lines(args.out / "results.jsonl", rows)
+        run_sweep(workshop, sweep, args.sweep.stem, lambda line: print(line, flush=True))
+    rows = list(results(args.out / "results" / args.sweep.stem))
+    write_lines(args.out / "results" / f"{args.sweep.stem}.jsonl", rows)
     for measure in ("arrived", "arrived_at_best", "arrived_at_norm", "own_change", "norm"):
         print(f"\n{table(rows, measure=measure, columns=('target', 'adapter'))}")
 

@@ -58,8 +58,8 @@ def test_trains_once_moves_and_judges(tmp_path, monkeypatch):
     assert not made.make_base("source")
 
     said = []
-    run_sweep(made, SWEEP, said.append)
-    rows = {row["arm"]: row for row in results(tmp_path / "results")}
+    run_sweep(made, SWEEP, "first", said.append)
+    rows = {row["arm"]: row for row in results(tmp_path / "results" / "first")}
     assert len(rows) == len(said) == 5
     assert rows["none"]["arrived"] == [0, 0, 0]
     assert rows["trained"]["arrived"] == [1, 1, 1]
@@ -68,7 +68,7 @@ def test_trains_once_moves_and_judges(tmp_path, monkeypatch):
     # Close relatives: what was dropped or turned is little.
     assert rows["prolora-full min_similarity=-1.0"]["norm"] <= copied["norm"] * (1 + 1e-6)
     assert rows["random-subspace 0.5"]["norm"] < copied["norm"]
-    run_sweep(made, SWEEP, said.append)
+    run_sweep(made, SWEEP, "first", said.append)
     assert len(said) == 5
     assert "| copy min_similarity=-1.0 |" in table(rows.values())
 

@@ -1,6 +1,6 @@
 """Arms x options x targets x adapters x seeds: what to try, as data, and a runner that resumes.
 
-Results stand in OUT/results/TARGET/ADAPTER-sSEED.jsonl, one arm a line. A line is kept for as long
+Results stand in OUT/results/SWEEP/TARGET/ADAPTER-sSEED.jsonl, one arm a line. A line is kept for as long
 as the base models, the adapters, the options and the measures it came from are the same.
 """
 
@@ -90,18 +90,19 @@ class Sweep:
         return list(found.values())
 
 
-def run_sweep(workshop: Workshop, sweep: Sweep, say: Say = lambda line: None) -> Path:
+def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda line: None) -> Path:
     """Try everything that was not tried yet.
 
     Args:
         workshop: with all base models and adapters trained.
         sweep: what to try.
+        name: of the sweep: of the folder of its results.
         say: called with a line for each arm.
 
     Returns:
         The folder of the results.
     """
-    folder = workshop.folder / "results"
+    folder = workshop.folder / "results" / name
     for target in sweep.targets:
         pair = Pair(workshop, target)
         for adapter, seed in product(sweep.adapters, sweep.seeds):
