@@ -1,7 +1,7 @@
 """Arms x options x targets x adapters x seeds: what to try, as data, and a runner that resumes.
 
-Results stand in OUT/results/SWEEP/TARGET/ADAPTER-sSEED.jsonl, one arm a line. A line is kept for as long
-as the base models, the adapters, the options and the measures it came from are the same.
+Results stand in OUT/results/SWEEP/TARGET/ADAPTER-sSEED.jsonl, one arm a line. A line is kept for as
+long as the base models, the adapters, the options and the measures it came from are the same.
 """
 
 from collections.abc import Iterator
