@@ -4,6 +4,7 @@ Three different ranks have three different functions: `numerical_rank`, `effecti
 `stable_rank`. The retained rank `k` of the method comes from `choose_rank`.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,9 @@ from prolora_jax.decomposition import decompose
 
 NUMERICAL_TOLERANCE = 1e-6
 """sigma_i counts when sigma_i > tolerance * sigma_1 (method.md 1)."""
+
+HALF_ROUNDING = 2.0**-10 / math.sqrt(12.0)
+"""Standard deviation of float16's rounding error over the size of the number, at most."""
 
 STORED_ENERGY = 0.95
 """Share of the squared norm that the stored columns of the long side hold by default."""
@@ -118,8 +122,11 @@ def stable_rank(s: Float[np.ndarray, " n"]) -> float:
     return float(np.sum(np.square(s, dtype=np.float64)) / float(s[0]) ** 2)
 
 
-def cut_gap(s: Float[np.ndarray, " n"], k: int, shape: tuple[int, int]) -> float:
-    """Relative gap (s_k - s_{k+1}) / s_1 at the cut: small means an ill-determined span.
+def cut_angle(s: Float[np.ndarray, " n"], k: int, shape: tuple[int, int]) -> float:
+    """Angle by which rounding the weight to float16 turns the span at its cut (docs/method.md 2).
+
+    The typical one, in radians: arctan(noise / gap), where the gap is s_k - s_{k+1} and the noise
+    what one rounding error has on average, `HALF_ROUNDING` times the weight's root mean square.
 
     Args:
         s: all singular values, descending.
@@ -128,12 +135,14 @@ def cut_gap(s: Float[np.ndarray, " n"], k: int, shape: tuple[int, int]) -> float
             side is cut against zero; a square weight is then not cut at all.
 
     Returns:
-        The gap, 1 when nothing is cut, 0 for a zero matrix that is cut.
+        The angle: 0 when nothing is cut, pi / 2 where the singular values are equal.
     """
     n = len(s)
     if k == 0 or (k == n and shape[0] == shape[1]):
-        return 1.0
-    if s[0] == 0.0:
         return 0.0
     below = float(s[k]) if k < n else 0.0
-    return (float(s[k - 1]) - below) / float(s[0])
+    gap = float(s[k - 1]) - below
+    if gap <= 0.0:
+        return math.pi / 2
+    noise = HALF_ROUNDING * float(np.linalg.norm(s)) / math.sqrt(shape[0] * shape[1])
+    return math.atan2(noise, gap)

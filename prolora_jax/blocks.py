@@ -6,6 +6,7 @@ its neighbours: so a file's numbers do not depend on the files it is migrated wi
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -47,25 +48,40 @@ def split_rows(adapters: int, rank: int) -> Iterator[tuple[int, int]]:
         start += places
 
 
-def rows_of(modules: Sequence[LoraModule], rank: int, places: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rank columns of the same module of some adapters as rows.
+class Factors(NamedTuple):
+    """The same module of some adapters, padded with zeros to a block; cast on the device.
+
+    Attributes:
+        up: `(places, out, rank)` in the modules' dtype where they share one of 16 bits.
+        down: `(places, rank, in)`.
+        scale: `(places,)` float32: `alpha / rank` of each adapter.
+    """
+
+    up: np.ndarray
+    down: np.ndarray
+    scale: np.ndarray
+
+
+def stacked(modules: Sequence[LoraModule], rank: int, places: int) -> Factors:
+    """The factors of the same module of some adapters, side by side.
 
     Args:
         modules: one per adapter.
         rank: their rank class.
         places: of the block.
-
-    Returns:
-        `up.T` with the scale `(places, rank, out)`, and `down` `(places, rank, in)`, float32.
     """
     out, width = matrix_shape(modules[0])
-    left = np.zeros((places, rank, out), np.float32)
-    right = np.zeros((places, rank, width), np.float32)
+    dtypes = {factor.dtype for module in modules for factor in (module.up, module.down)}
+    shared = dtypes.pop()
+    dtype = np.dtype(np.float32) if dtypes or shared.itemsize != 2 else shared
+    up = np.zeros((places, out, rank), dtype)
+    down = np.zeros((places, rank, width), dtype)
+    scale = np.zeros(places, np.float32)
     for i, module in enumerate(modules):
-        left[i, : module.rank] = layout.up_to_matrix(module.up).T
-        left[i, : module.rank] *= np.float32(module.scale)
-        right[i, : module.rank] = layout.down_to_matrix(module.down)
-    return left, right
+        up[i, :, : module.rank] = layout.up_to_matrix(module.up)
+        down[i, : module.rank] = layout.down_to_matrix(module.down)
+        scale[i] = module.scale
+    return Factors(up, down, scale)
 
 
 def matrix_shape(module: LoraModule) -> tuple[int, int]:

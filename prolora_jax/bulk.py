@@ -1,9 +1,9 @@
 """Many adapter files through the engine: read ahead, migrate in batches, write behind.
 
 One thread reads and plans the next batch while the device works on this one, another writes the
-last one. A batch is as many files as fill the engine's blocks (`BATCH_ROWS` rank columns); files
-of like rank come together. What concerns one file only, a refusal or a full disk, is that file's
-outcome, and the rest goes on.
+last one. A batch is as many files as fill the engine's blocks (`BATCH_ROWS` rank columns) and fit
+`BATCH_BYTES`; files of like rank come together. What concerns one file only, a refusal or a full
+disk, is that file's outcome, and the rest goes on.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +30,13 @@ from prolora_jax.report import MigrationReport
 BATCH_ROWS = 512
 """Rank columns of a batch per module: one wide block (`blocks.WIDTHS`)."""
 
+BATCH_BYTES = 3 * 2**28
+"""Of a batch's input: enough for a wide block of attention layers of SDXL's size at rank 16.
+
+Up to four times as much is held at once: this batch's input or output, the next one's input, and
+the output of the one that is being written, which may have twice the input's rank.
+"""
+
 
 class FileJob(NamedTuple):
     """One adapter file (or folder) and where its output goes."""
@@ -55,12 +62,15 @@ class Outcome(NamedTuple):
     error: ProloraError | None = None
 
 
-class _Prepared(NamedTuple):
+class Prepared(NamedTuple):
+    """One adapter read and planned: what `move_all` and `write_job` need of it."""
+
     job: FileJob
     header: Header
     plan: MigrationPlan
     work: Work
     rows: int
+    size: int
 
 
 def migrate_files(
@@ -102,13 +112,13 @@ def migrate_files(
             written.clear()
 
         for batch in batches:
-            prepared = [item for item in batch if isinstance(item, _Prepared)]
+            prepared = [item for item in batch if isinstance(item, Prepared)]
             results = move_all([item.work for item in prepared], pair, options)
             # The batch before this one has had the time of a whole batch to be written.
             yield from outcomes()
             written += [writer.submit(_same, item) for item in batch if isinstance(item, Outcome)]
             written += [
-                writer.submit(_write, item, result, pair, writing)
+                writer.submit(write_job, item, result, pair, writing)
                 for item, result in zip(prepared, results, strict=True)
             ]
             del batch, prepared, results
@@ -125,17 +135,17 @@ def _batches(
     options: MigrationOptions,
     writing: Writing,
     progress: Progress | None,
-) -> Iterator[list[_Prepared | Outcome]]:
-    batch: list[_Prepared | Outcome] = []
-    rows = 0
+) -> Iterator[list[Prepared | Outcome]]:
+    batch: list[Prepared | Outcome] = []
+    rows = size = 0
     for job in jobs:
-        item = _isolated(job, lambda job=job: _prepare(job, pair, options, writing, progress))
-        size = item.rows if isinstance(item, _Prepared) else 0
-        if rows + size > BATCH_ROWS and rows:
+        item = _isolated(job, lambda job=job: read_job(job, pair, options, writing, progress))
+        more = (item.rows, item.size) if isinstance(item, Prepared) else (0, 0)
+        if rows and (rows + more[0] > BATCH_ROWS or size + more[1] > BATCH_BYTES):
             yield batch
-            batch, rows = [], 0
+            batch, rows, size = [], 0, 0
         batch.append(item)
-        rows += size
+        rows, size = rows + more[0], size + more[1]
     if batch:
         yield batch
 
@@ -153,13 +163,25 @@ def _isolated(job: FileJob, run: Callable[[], T]) -> T | Outcome:
         return Outcome(job, error=error)
 
 
-def _prepare(
+def read_job(
     job: FileJob,
     pair: BasePair,
     options: MigrationOptions,
     writing: Writing,
-    progress: Progress | None,
-) -> _Prepared:
+    progress: Progress | None = None,
+) -> Prepared:
+    """Read one adapter and plan its migration.
+
+    Args:
+        job: what and where to.
+        pair: source and target.
+        options: of the migration.
+        writing: whether there may be an output already.
+        progress: called while bases are computed and compared.
+
+    Raises:
+        ProloraError: it cannot be migrated.
+    """
     refuse_existing(job.output, writing.overwrite, folder=_is_folder(job, writing))
     refuse_existing(report_path(job.output), writing.overwrite)
     adapter = load_adapter(
@@ -169,7 +191,9 @@ def _prepare(
     adapter = resolve(adapter, pair.source.spec)
     plan = make_plan(adapter, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
-    return _Prepared(job, Header.of(adapter), plan, Work.of(adapter, plan), rows)
+    work = Work.of(adapter, plan)
+    size = sum(m.up.nbytes + m.down.nbytes for m in work.modules.values())
+    return Prepared(job, Header.of(adapter), plan, work, rows, size)
 
 
 def _is_folder(job: FileJob, writing: Writing) -> bool:
@@ -177,7 +201,9 @@ def _is_folder(job: FileJob, writing: Writing) -> bool:
     return writes_folder(job.output, "peft" if same else writing.format)
 
 
-def _write(item: _Prepared, results: Results, pair: BasePair, writing: Writing) -> Outcome:
+def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing) -> Outcome:
+    """Write one adapter and its report; an error is its outcome."""
+
     def run() -> Outcome:
         migrated, report = encode(item.header, item.plan, results, pair)
         save_adapter(

@@ -17,11 +17,10 @@ from jaxtyping import Float
 Matrix = Float[np.ndarray, "out in"]
 Span = Float[np.ndarray, "dim k"]
 
-CLUSTERED_GAP = 1e-3
-"""A cut with a smaller relative gap must carry the flag `clustered-cut` (method.md 1)."""
-
 UNDETERMINED_GAP = 1e-9
-"""Below this even two float64 decompositions give different spans: nothing can be compared."""
+"""Below this even two float64 decompositions give different spans: nothing can be compared.
+
+Such a cut must carry the flag `clustered-cut` (docs/method.md 2)."""
 
 NUMERICAL_TOLERANCE = 1e-6
 """Rank rule `numerical`: sigma_i > 1e-6 sigma_1 (method.md 1)."""
@@ -52,11 +51,6 @@ class DenseResult:
     chance_right: float
     gap_source: float
     gap_target: float
-
-    @property
-    def clustered(self) -> bool:
-        """Whether a cut falls into a cluster of singular values."""
-        return min(self.gap_source, self.gap_target) < CLUSTERED_GAP
 
     @property
     def undetermined(self) -> bool:

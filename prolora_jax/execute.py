@@ -10,25 +10,28 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from prolora_jax import encoding, layout
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.bases import Progress
-from prolora_jax.blocks import matrix_shape, rank_class, rows_of, split_rows
+from prolora_jax.blocks import matrix_shape, rank_class, split_rows, stacked
 from prolora_jax.encoding import DTYPES, HostFactors
 from prolora_jax.energies import measure
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.operators import Method, effective_method
+from prolora_jax.operators import Method, ModuleOperators, effective_method
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.projection import SideResult, apply_side, store
+from prolora_jax.projection import SideResult, apply_side, rows_of, store
 from prolora_jax.singular import gauge, singular_form, union
 
 IN_FLIGHT = 3
 """Blocks that the device works on while the host prepares and collects others."""
+
+
+AHEAD = 2
+"""Modules whose operators are asked for before their turn."""
 
 
 class Moved(NamedTuple):
@@ -138,8 +141,8 @@ def move_all(
         if progress is not None:
             progress("projection", done, total)
 
-    for place in list(groups):
-        for block in _start(groups.pop(place), pair, options):
+    for place, operators in _operators_ahead(list(groups), pair, options):
+        for block in _start(groups.pop(place), operators, options):
             running.append(block)
             if len(running) > IN_FLIGHT:
                 collect()
@@ -163,13 +166,29 @@ def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Me
     return effective_method(method, similarity.k_source, similarity.k_target, matrix_shape(module))
 
 
-def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Iterator[_Block]:
+def _operators_ahead(
+    places: list[tuple[str, str]], pair: BasePair, options: MigrationOptions
+) -> Iterator[tuple[tuple[str, str], ModuleOperators]]:
+    """Operators of each place, asked for `AHEAD` places early: a disk reads them meanwhile."""
+    asked: deque[tuple[tuple[str, str], ModuleOperators]] = deque()
+    for place in places:
+        asked.append((place, pair.operators(*place, options)))
+        if len(asked) > AHEAD:
+            yield asked.popleft()
+    while asked:
+        yield asked.popleft()
+
+
+def _start(
+    jobs: list[_Job], operators: ModuleOperators, options: MigrationOptions
+) -> Iterator[_Block]:
     """Send the jobs of one module to the device, in blocks of one rank class."""
     step = jobs[0].step
     method = _method(step, jobs[0].module, options)
     assert method is not None  # by move_all
-    operators = pair.operators(step.path, step.source_path, options)
-    on_device = [jax.tree.map(jnp.asarray, side.operator) for side in operators]
+    # Not `jnp.asarray`: on CPU, `device_put` takes the mapped pages of a stored operator as they
+    # are, and 8 GB for a pair of SDXL's size are not copied for every batch.
+    on_device = jax.device_put([side.operator for side in operators])
     still = (operators.left.still, operators.right.still) if method == "rotation" else None
     kinds: dict[tuple[int, bool, np.dtype], list[_Job]] = {}
     for job in jobs:
@@ -178,10 +197,10 @@ def _start(jobs: list[_Job], pair: BasePair, options: MigrationOptions) -> Itera
     for (rank, compressed, _), members in kinds.items():
         for start, places in split_rows(len(members), rank):
             chosen = members[start : start + places]
-            rows = rows_of([job.module for job in chosen], rank, places)
+            rows = rows_of(*stacked([job.module for job in chosen], rank, places))
             with jax.enable_x64(compressed):
                 left, right = (
-                    apply_side(side.form, matrices, jnp.asarray(block), compressed)
+                    apply_side(side.form, matrices, block, compressed)
                     for side, matrices, block in zip(operators, on_device, rows, strict=True)
                 )
             yield _Block(chosen, still, compressed, left, right)

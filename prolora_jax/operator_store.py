@@ -11,7 +11,17 @@ from prolora_jax.operators import Method, ModuleOperators
 
 
 class Comparison(NamedTuple):
-    """How similar two weights are: both sides of method.md 2, ranks, and the gap at the cuts."""
+    """How similar two weights are: both sides of method.md 2, ranks, and how sure the cuts.
+
+    Attributes:
+        phi_left: similarity of the out-side spans.
+        phi_right: of the in-side spans.
+        phi_hat_left: corrected for chance; None where that says nothing.
+        phi_hat_right: the same of the in side.
+        k_source: retained rank of the source.
+        k_target: of the target.
+        cut_angle: `basis.cut_angle`, the larger of both weights'.
+    """
 
     phi_left: float
     phi_right: float
@@ -19,7 +29,7 @@ class Comparison(NamedTuple):
     phi_hat_right: float | None
     k_source: int
     k_target: int
-    gap: float
+    cut_angle: float
 
 
 class ComparisonKey(NamedTuple):

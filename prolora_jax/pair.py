@@ -17,8 +17,8 @@ from prolora_jax.options import Match, MigrationOptions, basis_rule
 from prolora_jax.pair_work import WeightPair, compare_all, prepare_all
 from prolora_jax.plan import Measure, ModuleSimilarity
 
-CLUSTERED_GAP = 1e-3
-"""A cut with a smaller relative gap is flagged: the span depends on rounding (method.md 1)."""
+CLUSTERED_ANGLE = 0.1
+"""A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""
 
 OPTIONS = MigrationOptions()
 IDENTICAL = Measure(identical=True)
@@ -261,7 +261,7 @@ class BasePair:
 
 def _measure(compared: Comparison) -> Measure:
     similarity = ModuleSimilarity(*compared[:6])
-    flags = ("clustered-cut",) if compared.gap < CLUSTERED_GAP else ()
+    flags = ("clustered-cut",) if compared.cut_angle > CLUSTERED_ANGLE else ()
     return Measure(similarity=similarity, flags=flags)
 
 

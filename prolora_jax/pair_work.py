@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.bases import POOL_WORTH, BasisStore, Progress
-from prolora_jax.basis import Basis, cut_gap
+from prolora_jax.basis import Basis, cut_angle
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.operators import ROTATION_MIN_COS, ModuleOperators, Span, prepare_side
@@ -98,14 +98,14 @@ def _prepare_stored(task: _Preparing) -> None:
 
 
 def compare(store: BasisStore, weights: WeightPair) -> Comparison:
-    """Similarity of two weights on both sides, and the smaller of the gaps at their cuts."""
+    """Similarity of two weights on both sides, and the larger of the angles at their cuts."""
     source, target = _bases(store, weights.source, weights.target)
     k_s, k_t = weights.k_source, weights.k_target
     left = side_similarity(source.u[:, :k_s], target.u[:, :k_t])
     right = side_similarity(source.v[:, :k_s], target.v[:, :k_t])
     shape = target.u.shape[0], target.v.shape[0]
-    gap = min(cut_gap(source.s, k_s, shape), cut_gap(target.s, k_t, shape))
-    return Comparison(left.phi, right.phi, left.corrected, right.corrected, k_s, k_t, gap)
+    angle = max(cut_angle(source.s, k_s, shape), cut_angle(target.s, k_t, shape))
+    return Comparison(left.phi, right.phi, left.corrected, right.corrected, k_s, k_t, angle)
 
 
 def prepare(store: BasisStore, key: OperatorKey) -> ModuleOperators:

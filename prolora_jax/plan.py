@@ -83,7 +83,7 @@ class Measure:
     Attributes:
         identical: the two weights are equal.
         similarity: None when it was not needed (identical weights, or `copy`).
-        flags: `clustered-cut`, when a cut falls into a cluster of singular values.
+        flags: `clustered-cut`, when the span at a cut depends on the rounding of the weight.
     """
 
     identical: bool = False

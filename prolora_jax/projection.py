@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from prolora_jax.energies import SideGrams
@@ -27,6 +28,26 @@ class SideResult(NamedTuple):
 
     parts: tuple[Array, ...]
     grams: SideGrams
+
+
+@jax.jit
+def rows_of(
+    up: Float[Array | np.ndarray, "adapters out rank"],
+    down: Float[Array | np.ndarray, "adapters rank width"],
+    scale: Float[Array | np.ndarray, " adapters"],
+) -> tuple[Array, Array]:
+    """The rank columns of some adapters as rows, float32, for `apply_side`.
+
+    Args:
+        up: as files have them, in any dtype.
+        down: the same.
+        scale: of each adapter, goes into the rows of `up`.
+
+    Returns:
+        `(adapters, rank, out)` and `(adapters, rank, width)`.
+    """
+    left = jnp.swapaxes(up, 1, 2).astype(jnp.float32) * scale[:, None, None]
+    return left, jnp.asarray(down, jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("form", "wide"))
@@ -102,9 +123,20 @@ def store(
     Returns:
         What the file holds.
     """
-    up, down = (
-        _mixed(parts, None if gauge is None else gauge[i]) for i, parts in enumerate((left, right))
+    if gauge is not None:
+        left, right = ((_mixed(mix, rows),) for mix, rows in zip(gauge, (left, right), strict=True))
+    stored = [_one_stored(*part, scale, dtype) for part in zip(left, right, strict=True)]
+    ups, downs, used, finite = zip(*stored, strict=True)
+    return Stored(
+        jnp.concatenate(ups, axis=2),
+        jnp.concatenate(downs, axis=1),
+        jnp.concatenate(used, axis=1),
+        jnp.stack(finite).all(axis=0),
     )
+
+
+def _one_stored(up: Array, down: Array, scale: Array, dtype: str) -> Stored:
+    """Rows of both sides, each row on its own. Whole parts are put together when they are small."""
     up = up * scale[:, None, None]
     up_norm, down_norm = (jnp.sum(jnp.square(rows), axis=2) for rows in (up, down))
     used = (up_norm > 0) & (down_norm > 0)
@@ -112,16 +144,16 @@ def store(
         ratio = jnp.where(used, down_norm, 1.0) / jnp.where(used, up_norm, 1.0)
         # A quarter: squared norms, and half the way for either side.
         power = jnp.rint(jnp.log2(ratio) / 4).astype(jnp.int32)[:, :, None]
-        up, down = jnp.ldexp(up, power), jnp.ldexp(down, -power)
-    up, down = jnp.swapaxes(up, 1, 2).astype(dtype), down.astype(dtype)
+        # One factor a row: `ldexp` of every number costs ten times the product, and is the same.
+        one = jnp.float32(1.0)
+        up, down = up * jnp.ldexp(one, power), down * jnp.ldexp(one, -power)
+    up, down = up.astype(dtype), down.astype(dtype)
     finite = jnp.isfinite(up).all(axis=(1, 2)) & jnp.isfinite(down).all(axis=(1, 2))
-    return Stored(up, down, used, finite)
+    return Stored(jnp.swapaxes(up, 1, 2), down, used, finite)
 
 
-def _mixed(parts: tuple[Array, ...], gauge: Array | None) -> Float[Array, "adapters columns dim"]:
+def _mixed(gauge: Array, parts: tuple[Array, ...]) -> Float[Array, "adapters columns dim"]:
     """New columns, each a sum of all parts' columns. The parts are not copied side by side."""
-    if gauge is None:
-        return jnp.concatenate(parts, axis=1)
     rank, total = parts[0].shape[1], None
     for i, part in enumerate(parts):
         term = matmul(gauge[:, :, i * rank : (i + 1) * rank], part)

@@ -51,6 +51,16 @@ def pair_ranks(s_source, s_target, rule: Rule, pair_rank: str = "max") -> tuple[
     return max(k_s, k_t), max(k_s, k_t)
 
 
+def rounding_angle(weight, k: int) -> float:
+    """By what angle float16's rounding turns the span cut at k (docs/method.md 2)."""
+    out, into = np.shape(weight)
+    s = np.append(svd(weight)[1], 0.0)  # a side wider than the matrix is cut against zero
+    if k == 0 or k == out == into:
+        return 0.0
+    noise = 2**-10 / np.sqrt(12) * np.sqrt(np.mean(np.square(weight, dtype=np.float64)))
+    return float(np.arctan(noise / (s[k - 1] - s[k]))) if s[k - 1] > s[k] else np.pi / 2
+
+
 class Split(NamedTuple):
     """A space in two: orthonormal columns of a span, and of its complement (method.md 1)."""
 

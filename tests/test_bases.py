@@ -148,6 +148,81 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run([*build, "--workers", "0"]) == 2
 
 
+def migrated_once(folder: Path) -> tuple[FolderStore, BaseModel, BaseModel]:
+    """A store with all that the migration of one adapter leaves there, and the base models."""
+    files, store = make_files(folder), FolderStore(folder / "store")
+    models = ["--source", str(files.source), "--target", str(files.target)]
+    command = ["migrate", str(files.adapter), *models, "--out", str(folder / "out.safetensors")]
+    assert run([*command, "--store", str(store.folder), "--json", "-q", "--workers", "1"]) == 0
+    return store, load_base_model(files.source), load_base_model(files.target)
+
+
+def test_list_and_prune_know_operators(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    store, source, target = migrated_once(tmp_path)
+    capsys.readouterr()
+    options = ["--store", str(store.folder), "--json"]
+
+    def answer(*command: str) -> dict:
+        assert run(["bases", *command, *options]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    listed = answer("list")
+    operators, compared = store.operators.entries(), store.operators.comparisons()
+    assert operators
+    assert compared
+    rows = {(row["method"], *row["shape"]): row for row in listed["operators"]}
+    assert len(rows) == len(listed["operators"])  # one row per arm and shape
+    assert set(rows) == {(entry.key.method, *entry.shape) for entry in operators}
+    assert sum(row["count"] for row in rows.values()) == len(operators)
+    assert sum(row["bytes"] for row in rows.values()) == sum(entry.size for entry in operators)
+    size = sum(path.stat().st_size for path in (store.folder / "operators").glob("*.json"))
+    assert listed["comparisons"] == {"count": len(compared), "bytes": size}
+    assert run(["bases", "list", *options[:2]]) == 0
+    table = capsys.readouterr().out
+    assert f"{len(operators)} operators, " in table
+    assert f"{len(compared)} comparisons, " in table
+    assert all(f"{out} x {into}" in table for _, out, into in rows)
+
+    both = ["--keep", source.location, "--keep", target.location]
+    assert answer("prune", *both)["files"] == answer("prune")["files"] == 0
+    assert answer("prune", "--older-than", "2.5")["files"] == 0
+    # Only one of a file's two weights is kept.
+    answer("prune", "--keep", source.location)
+    listed = answer("list")
+    assert listed["bases"]
+    assert listed["operators"] == []
+    assert listed["comparisons"]["count"] == 0
+
+
+def test_prune_by_age(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    store, source, _ = migrated_once(tmp_path)
+    files = sorted(store.folder.rglob("*.v*.*"))
+    days_ago = time.time() - 10 * 86400
+    for path in files[1:]:
+        os.utime(path, (days_ago, days_ago))
+    capsys.readouterr()
+    prune = ["bases", "prune", "--store", str(store.folder), "--older-than"]
+    assert run([*prune, "3", "--dry-run"]) == 0
+    assert f"Would delete {len(files) - 1} files" in capsys.readouterr().out
+    assert run([*prune, "10.5"]) == 0
+    assert "Deleted 0 files of bases, operators and comparisons" in capsys.readouterr().out
+    # With --keep, either is enough to stay.
+    assert run([*prune, "3", "--keep", source.location]) == 0
+    kept = {entry.fingerprint for entry in store.entries()}
+    assert kept - {files[0].name[:32]} <= {source.fingerprint(p) for p in source.spec.modules}
+    assert kept
+    assert run([*prune, "3"]) == 0
+    assert sorted(store.folder.rglob("*.v*.*")) == files[:1]
+
+
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "week"])
+def test_prune_refuses_days_that_are_none(
+    days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["bases", "prune", "--store", str(tmp_path), f"--older-than={days}"]) == 2
+    assert "--older-than" in capsys.readouterr().err
+
+
 def test_build_for_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     files = make_files(tmp_path)
     pair = BasePair(load_base_model(files.source), load_base_model(files.target))

@@ -14,7 +14,7 @@ from prolora_jax.basis import (
     choose_rank,
     common_rank,
     compute_basis,
-    cut_gap,
+    cut_angle,
     effective_rank,
     numerical_rank,
     stable_rank,
@@ -26,8 +26,8 @@ SHAPES = ((24, 24), (36, 14), (14, 36), (1, 18), (18, 1), (1, 1), (96, 64))
 ORTHONORMAL = 1e-6  # float32 rounding of unit columns, dimension <= 96
 SIGMA = 5e-8  # absolute, of sigma_1: a Gram matrix knows sigma only to sqrt(float64 eps)
 RECONSTRUCTED = 1e-6  # U diag(s) V^T against W, relative: float32 rounding of U and V
-SPAN = 5e-6  # spectral norm between projectors, float32 columns cut at a gap above CLUSTERED
-CLUSTERED = 1e-3  # method.md 1
+SPAN = 5e-6  # spectral norm between projectors, float32 columns of a cut below CLUSTERED
+CLUSTERED = 0.1  # docs/method.md 2: angle of rounding above which a span is not determined
 DECIDED = 1e-2  # relative distance of a singular value from the numerical threshold
 FLOAT64 = 1e-12  # formulas evaluated twice in float64
 
@@ -66,9 +66,8 @@ def test_leading_columns_span_what_the_reference_says(shape, data):
     weight = data.draw(gen.weights(*shape))
     k = data.draw(st.integers(1, min(shape)))
     basis = compute_basis(weight, ("rank", k))
-    u, sigma, v = ref.svd(weight)
-    below = np.append(sigma, 0.0)[k]
-    assume(sigma[k - 1] - below > CLUSTERED * sigma[0])
+    u, _, v = ref.svd(weight)
+    assume(ref.rounding_angle(weight, k) < CLUSTERED)
     for got, wanted in ((basis.u, u), (basis.v, v)):
         assert_orthonormal(got[:, :k])
         a, b = ref.split_basis(got[:, :k]), ref.split_vectors(wanted, k)
@@ -212,14 +211,48 @@ def test_effective_and_stable_rank_by_hand():
         assert [effective_rank(nothing), stable_rank(nothing), numerical_rank(nothing)] == [0, 0, 0]
 
 
-def test_cut_gap_is_relative_and_knows_what_is_not_cut():
-    sigma = np.array([4.0, 3.0, 1.0])
-    assert cut_gap(sigma, 1, (3, 3)) == pytest.approx(0.25)
-    assert cut_gap(sigma, 2, (3, 3)) == pytest.approx(0.5)
-    assert cut_gap(sigma, 3, (3, 3)) == 1.0  # square: nothing is cut
-    assert cut_gap(sigma, 3, (3, 7)) == pytest.approx(0.25)  # long side: cut against zero
-    assert cut_gap(sigma, 0, (3, 7)) == 1.0
-    assert cut_gap(np.zeros(3), 2, (3, 3)) == 0.0
+def test_cut_angle_by_hand():
+    sigma, noise = np.array([4.0, 3.0, 1.0]), 2**-10 * np.sqrt(26 / 12)  # squares add up to 26
+    square, wide = 3.0, np.sqrt(3 * 7)
+    for k, gap in ((1, 1.0), (2, 2.0)):
+        assert cut_angle(sigma, k, (3, 3)) == pytest.approx(noise / square / gap, rel=1e-5)
+    assert cut_angle(sigma, 3, (3, 3)) == 0.0  # square: nothing is cut
+    # Of a wide one the long side is cut against zero.
+    assert cut_angle(sigma, 3, (3, 7)) == pytest.approx(noise / wide, rel=1e-5)
+    assert cut_angle(sigma, 0, (3, 7)) == 0.0
+    equal = np.array([4.0, 3.0, 3.0, 1.0])
+    for nothing_between in (equal, np.zeros(4)):
+        assert cut_angle(nothing_between, 2, (4, 4)) == np.pi / 2
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (40, 90)], ids=str)
+def test_cut_angle_is_what_rounding_does(shape):
+    """Spans of a weight and of its float16 copy, at every cut, half of the gaps small."""
+    rng = np.random.default_rng(5)
+    n = min(shape)
+    sigma = np.repeat(np.arange(n, 0, -2.0), 2)[:n]
+    sigma[1::2] -= 10.0 ** -(np.arange(1.0, n // 2 + 1)[: n // 2] ** 0.5)
+    weight = (gen.orthonormal(rng, shape[0], n) * sigma) @ gen.orthonormal(rng, shape[1], n).T
+    (u, _, _), (u_half, _, _) = ref.svd(weight), ref.svd(weight.astype(np.float16))
+    told, seen = [], []
+    for k in range(1, n):
+        told.append(np.sin(cut_angle(sigma, k, shape)))
+        seen.append(np.linalg.norm(u[:, k:].T @ u_half[:, :k], 2))
+    ratio = np.array(seen) / told
+    assert 0.5 < np.median(ratio) < 2.0
+    assert ratio.max() < 10.0
+
+
+def test_few_cuts_of_a_large_random_weight_are_clustered():
+    """With 1280 singular values most gaps are below a thousandth of the largest one."""
+    sigma = np.linalg.svd(np.random.default_rng(6).normal(size=(1280, 1280)), compute_uv=False)
+    assert np.median(sigma[:-1] - sigma[1:]) < 1e-3 * sigma[0]
+    flagged = [cut_angle(sigma, k, (1280, 1280)) > CLUSTERED for k in range(1, 1280)]
+    assert np.mean(flagged) < 0.01
+    # Values in pairs: each cut within a pair is flagged, none between pairs is.
+    paired = np.repeat(np.linspace(2.0, 1.0, 640), 2)
+    flagged = [cut_angle(paired, k, (1280, 1280)) > CLUSTERED for k in range(1, 1280)]
+    assert flagged == [k % 2 == 1 for k in range(1, 1280)]
 
 
 def test_columns_is_what_both_sides_can_serve():

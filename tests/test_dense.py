@@ -57,7 +57,7 @@ def test_ranks_really_differ_in_some_cases():
 def test_gap_at_the_cut(spectrum, rule, gap):
     found = recompute("prolora", np.diag(spectrum), np.diag(spectrum), np.eye(3), rule)
     assert found.gap_source == found.gap_target == pytest.approx(gap, abs=EXACT)
-    assert found.clustered == found.undetermined == (gap == 0.0)
+    assert found.undetermined == (gap == 0.0)
 
 
 def test_whole_wide_weight_is_cut_at_zero():

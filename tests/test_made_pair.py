@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from prolora_jax.basis import choose_rank
 from prolora_jax.benchmarks import made_models
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.benchmarks.made_models import WEIGHTS_FILE, real_pair, source_tensor, target_tensor
-from prolora_jax.errors import OutputError
+from prolora_jax.errors import OutputError, UsageError
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.checkpoint import load_base_model
 from prolora_jax.io.streamed import write_streamed
+from prolora_jax.io.tensors import TensorFile
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 
@@ -179,6 +181,15 @@ def test_streamed_file_is_read_by_the_library(tmp_path, dtype):
         for key, array in tensors.items():
             np.testing.assert_array_equal(file.get_tensor(key), array)
     assert (path.stat().st_size - sum(a.nbytes for a in tensors.values())) % 8 == 0
+
+
+def test_streamed_numbers_are_taken_by_the_device_where_they_are_mapped(tmp_path):
+    """What a batch over a large pair rests on: gigabytes of operators are not copied."""
+    path = tmp_path / "f.safetensors"
+    for name in ("a", "a longer name", "x" * 61):
+        write_streamed(path, {name: (8, 16)}, np.dtype(np.float32), lambda _: np.ones((8, 16), "f"))
+        view = TensorFile(path, error=UsageError).view(name)
+        assert jax.device_put(view).unsafe_buffer_pointer() == view.ctypes.data
 
 
 def test_streamed_file_appears_whole_or_not_at_all(tmp_path):

@@ -22,6 +22,7 @@ HOST_NUMBERS = {"decomposition", "basis", "similarity", "operators", "operator_s
     "blocks",
     "workers",
     "basis_workers",
+    "pair_work",
 }
 LOW_NAMES = {"layout", "architectures", "adapter", "options", "encoding", "errors"}
 ALIGNING = {"alignment", "structure", "aligner", "matching"}

@@ -150,13 +150,25 @@ class ThinLayer:
 
     def migrate(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         """`project`, then QR and a small SVD back to the rank that came in."""
-        torch = library()
-        rank = down.shape[0]
-        left, right = self.project(up, down)
-        q_left, r_left = torch.linalg.qr(left)
-        q_right, r_right = torch.linalg.qr(right.T)
-        u, s, vh = torch.linalg.svd(r_left @ r_right.T)
-        return q_left @ (u[:, :rank] * s[:rank]), vh[:rank] @ q_right.T
+        return cut_by_qr(*self.project(up, down), rank=down.shape[0])
+
+
+def cut_by_qr(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best factors of a rank, by QR of both sides and the SVD of what is between; batched.
+
+    Args:
+        up: `(..., out, columns)`.
+        down: `(..., columns, in)`.
+        rank: columns to keep.
+    """
+    torch = library()
+    q_left, r_left = torch.linalg.qr(up)
+    q_right, r_right = torch.linalg.qr(down.mT)
+    u, s, vh = torch.linalg.svd(r_left @ r_right.mT)
+    return (
+        q_left @ (u[..., :rank] * s[..., None, :rank]),
+        vh[..., :rank, :] @ q_right.mT,
+    )
 
 
 # --- many modules of one shape, many adapters ---------------------------------------------------

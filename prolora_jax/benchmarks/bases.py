@@ -35,6 +35,7 @@ from prolora_jax.architectures.known import published_spec
 from prolora_jax.basis import STORED_ENERGY, compute_basis
 from prolora_jax.benchmarks import baselines, environment, peaks
 from prolora_jax.benchmarks.cores import all_cores, pin, progress, unpin
+from prolora_jax.benchmarks.targets import at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio, total
 
 Shape = tuple[int, int]
@@ -157,11 +158,12 @@ def weight_of(shape: Shape, kind: str, seed: int = 0) -> np.ndarray:
             # A run of five: the cut may move by one, now that the energies have changed.
             k = _cut(sigma, cut)
             sigma[k - 2 : k + 3] = sigma[k] - DEGENERATE_GAP * sigma[0] * np.arange(-2, 3)
-    tall = _orthonormal(rng, long, short) * sigma @ _orthonormal(rng, short, short).T
+    tall = orthonormal(rng, long, short) * sigma @ orthonormal(rng, short, short).T
     return np.ascontiguousarray(tall if shape[0] == long else tall.T, np.float32)
 
 
-def _orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+def orthonormal(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """Random orthonormal columns, float64."""
     return np.linalg.qr(rng.standard_normal((rows, columns)))[0]
 
 
@@ -272,18 +274,8 @@ def _sets(
 
 def _judged(kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     sets = found["sets"]
-    gains = [
-        {
-            "weights": kind,
-            "what": f"gain, {name}",
-            "at_least": TARGETS[name],
-            "found": sets[name]["gain"],
-            "met": sets[name]["gain"] >= TARGETS[name],
-        }
-        for name in sets
-    ]
     return [
-        *gains,
+        *(at_least(kind, f"gain, {name}", TARGETS[name], sets[name]["gain"]) for name in sets),
         _at_most(kind, "projector error", _worst_ours(found["shapes"])),
         _at_most(kind, "over the floor", sets["attention"]["over_floor"]),
     ]
@@ -294,14 +286,7 @@ def _worst_ours(shapes: Iterable[dict[str, Any]]) -> float:
 
 
 def _at_most(kind: str, name: str, found: float) -> dict[str, Any]:
-    limit = TARGETS[name]
-    return {
-        "weights": kind,
-        "what": name,
-        "at_most": limit,
-        "found": found,
-        "met": found <= limit,
-    }
+    return at_most(kind, name, TARGETS[name], found)
 
 
 # --- two workers ----------------------------------------------------------------------------------

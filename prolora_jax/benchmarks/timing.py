@@ -38,6 +38,10 @@ class Samples:
         """Median CPU seconds."""
         return float(np.median(self.cpu))
 
+    def per(self, parts: int) -> "Samples":
+        """One of so many equal parts of the job."""
+        return Samples(tuple(t / parts for t in self.cpu), tuple(t / parts for t in self.wall))
+
     def to_dict(self) -> dict[str, Any]:
         """Statistics, and the samples that they come from."""
         low, mid, high = (float(q) for q in np.quantile(self.cpu, (0.25, 0.5, 0.75)))

@@ -1,5 +1,6 @@
 """`prolora bases build | list | prune`."""
 
+import math
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -79,18 +80,21 @@ def _usable(source: "BaseModel", target: "BaseModel") -> tuple[Collection[str], 
 
 @bases.command(name="list")
 def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
-    """What the basis store holds: bases and bytes by shape of the weight."""
+    """What the store holds: bases by shape of the weight, operators by arm and shape, comparisons.
+
+    Operators and comparisons are what is computed from two bases; each serves every adapter that
+    is moved between these weights.
+    """
     import msgspec
 
-    from prolora_jax.cli import tables
+    from prolora_jax.cli import store_tables
 
     store = common.basis_store()
-    entries = store.entries()
     if common.json:
-        document = {"store": str(store.folder), "bases": entries}
+        document = store_tables.store_document(store)
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     else:
-        tables.show_store(out(), store.folder, entries)
+        store_tables.show_store(out(), store)
     return 0
 
 
@@ -98,29 +102,42 @@ def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
 def prune(
     *,
     keep: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    older_than: float | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
-    """Delete what the basis store does not need: damaged files, leftovers, other versions.
+    """Delete what the store does not need: damaged files, leftovers of killed runs, old versions.
+
+    Whole bases, operators and comparisons are deleted only with --keep or --older-than. With
+    both, either is enough to stay.
 
     Args:
-        keep: base models; with them, the bases of all other models are deleted, too.
+        keep: base models; what belongs to other weights goes. Operators and comparisons belong to
+            a source and a target, and stay when both are kept.
+        older_than: days; what was not used for so long goes. A use is noted once a day.
         dry_run: only say what would be deleted.
     """
     import msgspec
 
+    from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io.checkpoint import load_base_model
 
+    if older_than is not None and not 0.0 <= older_than < math.inf:
+        raise UsageError(
+            f"--older-than {older_than}: expected a number of days, 0 or more",
+            code=Refusal.BAD_OPTION,
+        )
     store = common.basis_store()
     wanted = None
     if keep:
         models = [load_base_model(absolute(location)) for location in keep]
         wanted = {model.fingerprint(path) for model in models for path in model.spec.modules}
-    files, size = store.prune(wanted, dry_run=dry_run)
+    files, size = store.prune(wanted, older_than, dry_run=dry_run)
     if common.json:
         document = {"store": str(store.folder), "files": files, "bytes": size, "dry_run": dry_run}
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     else:
         verb = "Would delete" if dry_run else "Deleted"
-        out().print(f"{verb} {files} files, {size / 1e6:.1f} MB, in {store.folder}")
+        what = f"{files} files of bases, operators and comparisons, {size / 1e6:.1f} MB"
+        out().print(f"{verb} {what}, in {store.folder}")
     return 0

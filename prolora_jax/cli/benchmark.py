@@ -1,14 +1,18 @@
-"""`prolora benchmark bases`."""
+"""`prolora benchmark bases | migrate | catalog`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from prolora_jax.cli.console import Common, out
+from prolora_jax.cli.console import Common, absolute, out
 
 COMMON = Common()
+Quick = Annotated[bool, Parameter(negative="")]
+OutPath = Annotated[Path | None, Parameter(name="--out")]
+Shared = Annotated[Common, Parameter(name="*")]
+
 benchmark = App(name="benchmark", help_format="plaintext")
 
 
@@ -16,9 +20,9 @@ benchmark = App(name="benchmark", help_format="plaintext")
 def bases(
     *,
     rounds: int = 5,
-    quick: Annotated[bool, Parameter(negative="")] = False,
-    out_path: Annotated[Path | None, Parameter(name="--out")] = None,
-    common: Annotated[Common, Parameter(name="*")] = COMMON,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
 ) -> int:
     """Bases of weights, ours against torch.linalg.svd, on one core; takes about ten minutes.
 
@@ -32,25 +36,75 @@ def bases(
     return _run("bases", rounds, quick, out_path, common)
 
 
-def _run(name: str, rounds: int, quick: bool, out_path: Path | None, common: Common) -> int:
+@benchmark.command
+def migrate(
+    *,
+    rounds: int = 5,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Migration of adapters, ours against PyTorch, on one core; takes about seven minutes.
+
+    Three baselines: the paper's formulas on dense updates, factors with cached overlaps, and many
+    adapters at once. Process CPU time, contestants in turn, medians. Needs PyTorch: install the
+    extra `test`.
+
+    Args:
+        rounds: samples of each contestant and shape, 5 or more.
+        quick: tiny shapes, a few seconds: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    return _run("migrate", rounds, quick, out_path, common)
+
+
+@benchmark.command
+def catalog(
+    *,
+    pair: Path | None = None,
+    files: int = 64,
+    most: int = 1024,
+    rounds: int = 5,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Files to files, and memory, on one core; at real size it takes about half an hour.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; outputs go there, too, and away.
+        files: of its catalog, how many.
+        most: adapters of the memory test.
+        rounds: samples of each part, 5 or more.
+        quick: tiny files, made on the spot: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    more = {"files": files, "most": most, "store": str(common.basis_store().folder)}
+    folder = None if pair is None else str(absolute(pair))
+    return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
+
+
+def _run(
+    name: str, rounds: int, quick: bool, out_path: Path | None, common: Common, **more: Any
+) -> int:
     import json
 
     from prolora_jax.benchmarks import isolated
     from prolora_jax.benchmarks.timing import ROUNDS
-    from prolora_jax.cli.benchmark_tables import show_bases
+    from prolora_jax.cli.benchmark_tables import SHOW
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io import atomic
 
     if rounds < ROUNDS:
         raise UsageError(f"--rounds {rounds}: expected {ROUNDS} or more", code=Refusal.BAD_OPTION)
-    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet)
+    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet, **more)
     text = json.dumps(found)
     if out_path is not None:
         atomic.write_text(out_path, text + "\n")
     if common.json:
         sys.stdout.write(text + "\n")
         return 0
-    show_bases(out(), found)
+    SHOW[name](out(), found)
     if out_path is not None:
         out().print(f"Wrote {out_path}", markup=False)
     return 0

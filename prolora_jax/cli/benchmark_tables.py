@@ -1,5 +1,6 @@
 """Results of benchmarks as tables for people; every sample is in the JSON."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.console import Console
@@ -46,6 +47,105 @@ def show_bases(console: Console, found: dict[str, Any]) -> None:
     show_targets(console, found)
 
 
+def show_migrate(console: Console, found: dict[str, Any]) -> None:
+    """Times by shape and of the whole set, recompression, curves, targets."""
+    show_environment(console, found)
+    results, protocol = found["results"], found["protocol"]
+    whole = results["set"]
+    names = list(whole["seconds"])
+    setting = f"rank {protocol['rank']}, {protocol['adapters']} adapters at once"
+    table = _table(f"One adapter on one module, {setting} (CPU ms)", ("out x in", *names))
+    for row in results["modules"]:
+        table.add_row(_shape(row), *(_ms(row, name) for name in names))
+    console.print(table)
+    columns = ("", "CPU s", "ours", "gain", "gain at peak", "share of peak")
+    table = _table(f"One adapter on all {whole['modules']} modules", columns)
+    for name in names:
+        ours = "ours cut" if name.endswith("cut") else "ours"
+        gain, most, share = (
+            whole[key].get(name) for key in ("gains", "gains_at_peak", "share_of_peak")
+        )
+        table.add_row(
+            name,
+            f"{whole['seconds'][name]['median_s']:.3g}",
+            "" if gain is None else f"{whole['seconds'][ours]['median_s']:.3g}",
+            "" if gain is None else f"{gain:.3g}",
+            "" if most is None else f"{most:.3g}",
+            "" if share is None else f"{share:.0%}",
+        )
+    console.print(table)
+    worst = max(max(row["differences"].values()) for row in results["modules"])
+    console.print(f"Ours and the baselines agree on one adapter per shape to {worst:.1e}.")
+    recompressed = results["recompression"]
+    out, width = recompressed["shape"]
+    title = f"Recompression alone, {out} x {width} (CPU ms per adapter)"
+    table = _table(title, ("columns", "ours", "QR + SVD", "gain", "missed", "QR + SVD", "best"))
+    for name, row in recompressed["columns"].items():
+        times = (f"{1e3 * row[who]['median_s']:.3g}" for who in ("ours", "qr"))
+        missed = (f"{row['missed'][who]:.4e}" for who in ("ours", "qr", "best"))
+        table.add_row(name, *times, f"{row['gain']:.2f}", *missed)
+    console.print(table)
+    for name, heading in (("rank", "rank"), ("adapters", "adapters"), ("shape", "out x in")):
+        rows = results["curves"][name]
+        labels = [_shape(row) if name == "shape" else str(row[name]) for row in rows]
+        console.print(_curve(heading, labels, rows))
+    devices = results["curves"]["devices"]
+    console.print(f"Devices: {devices['found']} ({devices['reason']})")
+    show_targets(console, found)
+
+
+def show_catalog(console: Console, found: dict[str, Any]) -> None:
+    """Times of a file, bound, memory, targets."""
+    show_environment(console, found)
+    results = found["results"]
+    files = results["files"]
+    table = _table(f"{files} files, one of them (CPU s)", ("part", "median", "share"))
+    whole = results["samples"]["whole"]["median_s"]
+    for name, sample in results["samples"].items():
+        share = sample["median_s"] / whole
+        table.add_row(name, f"{sample['median_s'] / files:.3g}", f"{share:.0%}")
+    for name, seconds in results["floor_s"].items():
+        table.add_row(f"floor: {name}", f"{seconds / files:.3g}", f"{seconds / whole:.0%}")
+    console.print(table)
+    first, memory = results["first_pass"], results["memory"]
+    console.print(
+        f"First pass, with what was not stored yet and compilation: {first['wall_s']:.0f} s"
+    )
+    if memory["once_bytes"] is not None:
+        once, often = (memory[name] / 2**30 for name in ("once_bytes", "often_bytes"))
+        console.print(
+            f"Anonymous memory: {once:.2f} GiB with {memory['files']} files, {often:.2f} GiB with "
+            f"{memory['most']}"
+        )
+    show_targets(console, found)
+
+
+def _curve(heading: str, labels: Iterable[str], rows: list[dict[str, Any]]) -> Table:
+    """Times of one adapter, and ours as a share of the peak."""
+    names = list(rows[0]["seconds"])
+    title = f"One adapter on one module by {heading} (CPU ms)"
+    table = _table(title, (heading, *names, "share", "share, cut"))
+    for label, row in zip(labels, rows, strict=True):
+        shares = (f"{row['share_of_peak'][name]:.0%}" for name in ("ours", "ours cut"))
+        table.add_row(label, *(_ms(row, name) for name in names), *shares)
+    return table
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _shape(row: dict[str, Any]) -> str:
+    return " x ".join(map(str, row["shape"]))
+
+
+def _ms(row: dict[str, Any], name: str) -> str:
+    return f"{1e3 * row['seconds'][name]['median_s']:.3g}"
+
+
 def show_environment(console: Console, found: dict[str, Any]) -> None:
     """Machine and peaks, one line each."""
     machine, peaks = found["environment"], found["peaks"]
@@ -67,10 +167,21 @@ def show_targets(console: Console, found: dict[str, Any]) -> None:
         console.print("Quick run on tiny shapes: targets are not judged by it.")
         return
     table = Table(title="Targets")
-    for name in ("weights", "what", "aim", "found", ""):
+    for name in ("on", "what", "aim", "found", ""):
         table.add_column(name, justify="right" if name in ("aim", "found") else "left")
     for row in found["targets"]:
         aim = f">= {row['at_least']:g}" if "at_least" in row else f"<= {row['at_most']:g}"
         verdict = "met" if row["met"] else "MISSED"
-        table.add_row(row["weights"], row["what"], aim, f"{row['found']:.3g}", verdict)
+        if "stretch" in row:
+            aim += f" ({row['stretch']:g})"
+            verdict += ", stretch met" if row["stretch_met"] else ", stretch missed"
+        table.add_row(row["case"], row["what"], aim, f"{row['found']:.3g}", verdict)
     console.print(table)
+
+
+SHOW: dict[str, Callable[[Console, dict[str, Any]], None]] = {
+    "bases": show_bases,
+    "migrate": show_migrate,
+    "catalog": show_catalog,
+}
+"""By name of the benchmark."""

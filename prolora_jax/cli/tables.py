@@ -13,7 +13,6 @@ from prolora_jax.alignment import Alignment
 from prolora_jax.cli.console import printable
 from prolora_jax.comparison import Comparison
 from prolora_jax.inspection import Inspection
-from prolora_jax.io.basis_store import StoredBasis
 from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
 from prolora_jax.report import MigrationReport
 from prolora_jax.structure import split_block
@@ -279,21 +278,3 @@ def show_verification(console: Console, checked: "VerifyReport") -> None:
     for problem in checked.problems[:SHOWN]:
         console.print(f"  {problem}", markup=False)
     console.print("Verified." if checked.ok else "NOT verified.")
-
-
-def show_store(console: Console, folder: Path, entries: list[StoredBasis]) -> None:
-    """Number and size of stored bases by shape of the weight."""
-    rows: dict[tuple[int, int], list[StoredBasis]] = {}
-    for entry in entries:
-        rows.setdefault(entry.shape, []).append(entry)
-    table = Table(title=f"Basis store {folder}")
-    for name in ("out x in", "bases", "columns (min .. median .. max)", "MB"):
-        table.add_column(name, justify="right")
-    for shape, found in rows.items():
-        columns = [float(entry.columns) for entry in found]
-        size = sum(entry.size for entry in found) / 1e6
-        spread_text = f"{min(columns):.0f} .. {np.median(columns):.0f} .. {max(columns):.0f}"
-        table.add_row(f"{shape[0]} x {shape[1]}", str(len(found)), spread_text, f"{size:.1f}")
-    console.print(table)
-    total = sum(entry.size for entry in entries) / 1e6
-    console.print(f"{len(entries)} bases, {total:.1f} MB")

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.atomic import write_bytes
-from prolora_jax.io.store_files import Keep, delete, mark_used
-from prolora_jax.io.tensors import TensorFile, write_tensors
+from prolora_jax.io.store_files import Keep, delete, mark_used, will_be_read
+from prolora_jax.io.streamed import write_streamed
+from prolora_jax.io.tensors import TensorFile
 from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey, digest
 from prolora_jax.operators import Form, ModuleOperators, Part, Side, SideOperator
 
-VERSION = 1
+VERSION = 2
 """Part of the file names: raise it when the numbers change, those of bases included."""
 
 _OPERATORS = f".v{VERSION}.operators.safetensors"
@@ -71,24 +73,20 @@ class OperatorFolder:
         """Operators; None when they are not there or their file is damaged.
 
         The matrices are views of the mapped file, which stay good when it is replaced or removed.
+        What is not in memory is read in the background, from here on.
         """
         path = self._path(key)
         if not path.is_file():
             return None
         mark_used(path)
+        will_be_read(path)
         while True:
-            try:
-                before = _identity(path)
-                file = TensorFile(path, error=UsageError)
-                if _key(file) != key:
-                    return None
-                found = ModuleOperators(*(_side(file, name) for name in _SIDES))
-                # The header and the numbers are opened one after the other: if the file was
-                # replaced in between, they may not belong together.
-                if _identity(path) == before:
-                    return found
-            except (ProloraError, KeyError, OSError, msgspec.MsgspecError):
-                return None  # prepared again and replaced: the store is only a cache
+            before = _identity(path)
+            found = None if before is None else _read(path, key)
+            # The header and the numbers are opened one after the other: if the file was replaced
+            # in between, they may not belong together.
+            if _identity(path) == before:
+                return found
 
     def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
         """Write operators; older ones of the same key are replaced."""
@@ -98,7 +96,8 @@ class OperatorFolder:
             for i, synthesis in enumerate(side.operator.synthesis):
                 tensors[f"{name}.synthesis.{i}"] = synthesis
             header[name] = msgspec.json.encode(_SideRecord(side.form, side.still)).decode()
-        write_tensors(self._path(key), tensors, header)
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        write_streamed(self._path(key), shapes, np.dtype(np.float32), tensors.pop, header)
 
     def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there or its file is damaged."""
@@ -148,6 +147,21 @@ class OperatorFolder:
         return self.folder / f"{digest(key)}{_COMPARISON}"
 
 
+# A file that is not what it should be is as good as not there: it is prepared again and replaced.
+# `ValueError`: tensors of another number of axes, or that end behind the file's end.
+_DAMAGE = (ProloraError, KeyError, ValueError, OSError, msgspec.MsgspecError)
+
+
+def _read(path: Path, key: OperatorKey) -> ModuleOperators | None:
+    try:
+        file = TensorFile(path, error=UsageError)
+        if _key(file) != key:
+            return None
+        return ModuleOperators(*(_side(file, name) for name in _SIDES))
+    except _DAMAGE:
+        return None
+
+
 def _key(file: TensorFile) -> OperatorKey:
     return msgspec.json.decode(file.metadata["key"], type=OperatorKey)
 
@@ -159,7 +173,7 @@ def _side(file: TensorFile, name: str) -> Side:
     dim, measured = file.shape(analysis)
     for key, part in zip(synthesis, record.form.parts, strict=True):
         if file.shape(key) != (_rows(part, record.form, dim, measured), dim):
-            raise KeyError(key)  # not what the form says: as good as not there
+            raise KeyError(key)  # not what the form says
     operator = SideOperator(file.view(analysis), tuple(file.view(key) for key in synthesis))
     return Side(record.form, operator, record.still)
 
@@ -172,9 +186,9 @@ def _rows(part: Part, form: Form, dim: int, measured: int) -> int:
 def _stored(path: Path) -> StoredOperators | None:
     try:
         file = TensorFile(path, error=UsageError)
-        left, right = (file.shape(f"{name}.analysis")[0] for name in _SIDES)
+        (left, _), (right, _) = (file.shape(f"{name}.analysis") for name in _SIDES)
         return StoredOperators(_key(file), (left, right), path.stat().st_size)
-    except (ProloraError, KeyError, OSError, msgspec.MsgspecError):
+    except _DAMAGE:
         return None
 
 
@@ -185,6 +199,9 @@ def _comparison(path: Path) -> _ComparisonRecord | None:
         return None
 
 
-def _identity(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:  # removed meanwhile
+        return None
     return status.st_ino, status.st_mtime_ns, status.st_size

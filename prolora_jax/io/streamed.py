@@ -21,8 +21,14 @@ _CODES = {
     np.dtype(np.float16): "F16",
     np.dtype(ml_dtypes.bfloat16): "BF16",
 }
-_ALIGNMENT = 8
-"""The library pads its headers to this, so that numbers can be used where they are mapped."""
+_ALIGNMENT = 64
+"""Numbers start at a multiple of this in the file: XLA takes such as they are mapped.
+
+Others it copies; the library pads headers to 8 only. Tensors follow each other without gaps, so
+those behind one whose size is no multiple of this are copied all the same.
+"""
+_LENGTH = 8
+"""Bytes before the header that say how long it is."""
 
 
 def write_streamed(
@@ -57,8 +63,8 @@ def _header(
     entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
     entries |= _entries(shapes, dtype)
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(_LENGTH + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(_LENGTH, "little") + text
 
 
 def _entries(
