@@ -25,6 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(files.source, place / "sdxl")
     shutil.copytree(files.target, place / "ssd-1b")
     shutil.copy(files.adapter, place / "style.safetensors")
+    for name in ("a", "b/c"):
+        (place / "loras" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files.adapter, place / "loras" / f"{name}.safetensors")
     return place
 
 
@@ -50,6 +53,7 @@ def test_commands(folder: Path):
         assert (done.returncode, done.stderr) == (0, ""), f"{line}\n{done.stderr}"
     assert (folder / "similarity.png").stat().st_size > 10_000
     assert (folder / "style.ssd-1b.safetensors.report.json").is_file()
+    assert (folder / "loras-ssd-1b" / "b" / "c.safetensors").is_file()
 
 
 @pytest.mark.parametrize("index", range(len(examples("python"))))

@@ -191,6 +191,8 @@ def _require_one_adapter(keys: Iterable[Key | None], origin: str) -> None:
 
 def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:
     for key, array in tensors.items():
+        if _all_finite(array):
+            continue
         with np.errstate(invalid="ignore"):  # signalling NaNs of bfloat16 warn
             finite = np.isfinite(array)
         if not finite.all():
@@ -200,3 +202,18 @@ def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:
                 f"infinite; expected finite numbers; fetch or train the adapter again",
                 code=Refusal.NON_FINITE,
             )
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether every number is finite, for dtypes whose bits say it faster than `isfinite` does.
+
+    False may also mean that it has to be looked at. Every file is checked, and for float16 the
+    bits take a fifth of the time: infinite and NaN are the numbers with the largest exponent.
+    """
+    largest = _INFINITE_BITS.get(array.dtype)
+    if largest is None or array.size == 0:
+        return False
+    return int((array.view(np.uint16) & 0x7FFF).max()) < largest
+
+
+_INFINITE_BITS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
