@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from prolora_jax.adapter import Adapter as Adapter
     from prolora_jax.adapter import LoraModule as LoraModule
     from prolora_jax.adapter import delta as delta
+    from prolora_jax.architectures.flax_names import unet_from_flax as unet_from_flax
+    from prolora_jax.architectures.flax_names import unet_to_flax as unet_to_flax
     from prolora_jax.bases import MemoryStore as MemoryStore
     from prolora_jax.bases import compute_bases as compute_bases
     from prolora_jax.errors import AdapterRefused as AdapterRefused
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from prolora_jax.migrate import make_plan as make_plan
     from prolora_jax.migrate import migrate as migrate
     from prolora_jax.migrate import run_plan as run_plan
+    from prolora_jax.models.loading import load_unet as load_unet
+    from prolora_jax.models.loading import save_unet as save_unet
     from prolora_jax.options import MigrationOptions as MigrationOptions
     from prolora_jax.pair import BasePair as BasePair
     from prolora_jax.plan import MigrationPlan as MigrationPlan
@@ -48,6 +52,11 @@ _HOME = {
     "FolderStore": "io.basis_store",
     "MemoryStore": "bases",
     "compute_bases": "bases",
+    # the same as nets that run
+    "load_unet": "models.loading",
+    "save_unet": "models.loading",
+    "unet_from_flax": "architectures.flax_names",
+    "unet_to_flax": "architectures.flax_names",
     # migration
     "BasePair": "pair",
     "MigrationOptions": "options",

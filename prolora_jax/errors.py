@@ -31,6 +31,7 @@ class Refusal(StrEnum):
     BAD_PLAN = "bad-plan"
     NO_MATCHING_MODULE = "no-matching-module"
     UNREADABLE_BASE = "unreadable-base"
+    UNSUPPORTED_CONFIG = "unsupported-config"
     OUTPUT_EXISTS = "output-exists"
     CANNOT_WRITE = "cannot-write"
     MISSING_LIBRARY = "missing-library"

@@ -2,81 +2,16 @@
 
 import hashlib
 from dataclasses import replace
-from typing import Any
 
 import builders
 import pytest
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from unets import PUBLISHED
 
 from prolora_jax.architectures.configs import CONFIGS
 from prolora_jax.architectures.unet_table import spec_from_config, unet_table
 
-ATTENDED, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
-UP_ATTENDED, UP_PLAIN = "CrossAttnUpBlock2D", "UpBlock2D"
-SD15: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "block_out_channels": (320, 640, 1280),
-    "cross_attention_dim": 2048,
-    "attention_head_dim": (5, 10, 20),
-    "down_block_types": (PLAIN, ATTENDED, ATTENDED),
-    "up_block_types": (UP_ATTENDED, UP_ATTENDED, UP_PLAIN),
-    "transformer_layers_per_block": (1, 2, 10),
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-
-
-def pruned(down: list, up: list) -> dict[str, Any]:
-    return SDXL | {
-        "transformer_layers_per_block": [0, *down],
-        "reverse_transformer_layers_per_block": [*up, 1],
-        "mid_block_type": "UNetMidBlock2D",
-    }
-
-
-# The published configurations, in diffusers' words.
-PUBLISHED = {
-    "sd15": SD15,
-    "sd21": SD15
-    | {
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-        "attention_head_dim": (5, 10, 20, 20),
-    },
-    "sdxl": SDXL,
-    "sdxl-refiner": SDXL
-    | {
-        "block_out_channels": (384, 768, 1536, 1536),
-        "cross_attention_dim": 1280,
-        "attention_head_dim": (6, 12, 24, 24),
-        "down_block_types": (PLAIN, ATTENDED, ATTENDED, PLAIN),
-        "up_block_types": (UP_PLAIN, UP_ATTENDED, UP_ATTENDED, UP_PLAIN),
-        "transformer_layers_per_block": 4,
-        "projection_class_embeddings_input_dim": 2560,
-    },
-    "ssd-1b": pruned([[2, 2], [4, 4]], [[4, 4, 10], [2, 1, 1]]),
-    "vega": pruned([[1, 1], [2, 2]], [[2, 2, 2], [1, 1, 1]]),
-    "koala-700m": SDXL
-    | {
-        "layers_per_block": 1,
-        "transformer_layers_per_block": (1, 2, 5),
-        "mid_block_type": None,
-    },
-    "koala-1b": SDXL | {"layers_per_block": 1, "transformer_layers_per_block": (1, 2, 6)},
-    "bk-sdm-base": SD15 | {"layers_per_block": 1},
-    "bk-sdm-small": SD15 | {"layers_per_block": 1, "mid_block_type": None},
-    "bk-sdm-tiny": SD15
-    | {
-        "block_out_channels": (320, 640, 1280),
-        "layers_per_block": 1,
-        "mid_block_type": None,
-        "down_block_types": (ATTENDED,) * 3,
-        "up_block_types": (UP_ATTENDED,) * 3,
-    },
-}
 # SHA-256 of the sorted lines "key<TAB>[shape]".
 DIGESTS = {
     "sd15": "a8bce8cf1359c1f63f505d80a5f2a06669b2259b1a3c4c28b465c724a5bc9999",

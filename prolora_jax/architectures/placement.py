@@ -56,26 +56,38 @@ def placements(shapes: Shapes) -> dict[str, Placement]:
     return dict(sorted(found))
 
 
-def _unet(shapes: Shapes) -> Iterator[tuple[str, Placement]]:
+def unet_keys(shapes: Shapes) -> dict[str, str]:
+    """Which tensor of a file is which of the UNet's: weights, biases and norms.
+
+    Args:
+        shapes: as for `placements`.
+
+    Returns:
+        Key in the file by path with `unet.` and `.weight` or `.bias`; empty without a UNet.
+    """
     prefix = _diffusers_prefix(shapes)
     if prefix is not None:
-        for key, shape in shapes.items():
-            if key.startswith(prefix) and _is_module(key, shape):
-                path = UNET + key.removeprefix(prefix).removesuffix(_WEIGHT)
-                yield path, Placement(key, shape)
-        return
+        inside = (key for key in shapes if key.startswith(prefix))
+        return {UNET + key.removeprefix(prefix): key for key in inside}
     prefix = ldm_prefix(shapes)
     if prefix is None:
-        return
+        return {}
     inside = tuple(prefix + part for part in LDM_PARTS)
-    keys = {
-        key.removeprefix(prefix).removesuffix(_WEIGHT): key
-        for key in shapes
-        if key.startswith(inside) and key.endswith(_WEIGHT)
-    }
-    for name, path in (paths_of_ldm_names(keys.keys()) or {}).items():
-        if _is_module(keys[name], shapes[keys[name]]):
-            yield path, Placement(keys[name], shapes[keys[name]])
+    keys = {key.removeprefix(prefix): key for key in shapes if key.startswith(inside)}
+    modules = {key.removesuffix(_WEIGHT) for key in keys if key.endswith(_WEIGHT)}
+    paths = paths_of_ldm_names(modules) or {}
+    found = {}
+    for name, key in keys.items():
+        module, _, leaf = name.rpartition(".")
+        if module in paths:
+            found[f"{paths[module]}.{leaf}"] = key
+    return found
+
+
+def _unet(shapes: Shapes) -> Iterator[tuple[str, Placement]]:
+    for path, key in unet_keys(shapes).items():
+        if _is_module(key, shapes[key]):
+            yield path.removesuffix(_WEIGHT), Placement(key, shapes[key])
 
 
 def _diffusers_prefix(shapes: Shapes) -> str | None:

@@ -81,7 +81,7 @@ def spec_from_config(config: UNetConfig, *, name: str) -> BaseModelSpec:
 def _down_blocks(config: UNetConfig) -> Entries:
     width = config.block_out_channels[0]
     for i, out in enumerate(config.block_out_channels):
-        depths = _per_attention(config.down_depths[i], config.layers_per_block)
+        depths = per_attention(config.down_depths[i], config.layers_per_block)
         for j in range(config.layers_per_block):
             yield from _resnet(f"down_blocks.{i}.resnets.{j}", width, out, config)
             width = out
@@ -108,7 +108,7 @@ def _up_blocks(config: UNetConfig) -> Entries:
         skips += [out] * (config.layers_per_block + (i < len(widths) - 1))
     width = widths[-1]
     for i, out in enumerate(reversed(widths)):
-        depths = _per_attention(config.up_depths[i], config.layers_per_block + 1)
+        depths = per_attention(config.up_depths[i], config.layers_per_block + 1)
         for j in range(config.layers_per_block + 1):
             yield from _resnet(f"up_blocks.{i}.resnets.{j}", width + skips.pop(), out, config)
             width = out
@@ -118,7 +118,8 @@ def _up_blocks(config: UNetConfig) -> Entries:
             yield from _conv(f"up_blocks.{i}.upsamplers.0.conv", out, out, 3)
 
 
-def _per_attention(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+def per_attention(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
+    """Transformer blocks of each attention in a block of so many layers; () for none."""
     if isinstance(depth, tuple):
         return depth
     return (depth,) * layers if depth else ()

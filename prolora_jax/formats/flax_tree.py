@@ -5,19 +5,19 @@ MaxDiffusion's. Kernels are in Flax layout, so the update of a kernel `(in, out)
 Here a tree is flat, with `/` between its levels; `to_flax` and `from_flax` have it nested.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from prolora_jax.adapter import Adapter
+from prolora_jax.architectures.flax_names import Tree, leaves, nested
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.formats.dumping import dump, fold_scales
 from prolora_jax.formats.flax_keys import DEFAULT_NAME, LORA
 from prolora_jax.formats.parsing import parse
 from prolora_jax.formats.resolution import resolve
 
-Tree = dict[str, Any]
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 
 
@@ -60,24 +60,3 @@ def from_flax(tree: Mapping[str, Any], spec: BaseModelSpec, *, name: str | None 
     wanted = LORA if name is None else f"{LORA}{name}/"
     tensors = {key: np.asarray(leaf) for key, leaf in leaves(tree) if f"/{wanted}" in key}
     return resolve(parse(tensors, {}, "Flax tree"), spec)
-
-
-def nested(tensors: Mapping[str, Any]) -> Tree:
-    """The tree of keys with `/` between the levels."""
-    tree: Tree = {}
-    for key, array in tensors.items():
-        *places, last = key.split("/")
-        level = tree
-        for place in places:
-            level = level.setdefault(place, {})
-        level[last] = array
-    return tree
-
-
-def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of a tree by key, with `/` between the levels."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{above}{name}/")
-        else:
-            yield f"{above}{name}", value

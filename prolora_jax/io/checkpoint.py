@@ -128,26 +128,44 @@ def load_base_model(path: str | Path) -> BaseModel:
         BaseModelError: what is there is not a UNet of a known naming, is damaged, or could not
             be fetched.
     """
-    origin, path = str(path), Path(path)
-    if path.exists():
-        name = _name(path)
-    elif is_hub_id(origin):
-        name, path = path.name, fetch_base_model(origin)
-    else:
-        raise UsageError(
-            f"{path}: no such file or folder; expected a base model; check the path",
-            code=Refusal.MISSING_FILE,
-        )
-    tensors = {key: place for part in model_parts(path) for key, place in _open(part).items()}
+    origin, path = str(path), located(path)
+    tensors = open_tensors(path)
     shapes = {key: file.shape(stored) for key, (file, stored) in tensors.items()}
     placed = placements(shapes)
-    spec = identified(spec_from_placements(placed, shapes, name=name, origin=origin))
+    spec = identified(spec_from_placements(placed, shapes, name=_name(path, origin), origin=origin))
     sources = {}
     for module, placement in placed.items():
         file, stored = tensors[placement.key]
         file.require_weight(stored)
         sources[module] = Source(file, replace(placement, key=stored))
     return BaseModel(spec, origin, sources)
+
+
+def located(path: str | Path) -> Path:
+    """The local file or folder of a base model, fetched from the hub where `path` is an id.
+
+    Raises:
+        UsageError: there is nothing at `path`.
+        BaseModelError: it could not be fetched.
+    """
+    origin, path = str(path), Path(path)
+    if path.exists():
+        return path
+    if is_hub_id(origin):
+        return fetch_base_model(origin)
+    raise UsageError(
+        f"{path}: no such file or folder; expected a base model; check the path",
+        code=Refusal.MISSING_FILE,
+    )
+
+
+def open_tensors(path: Path) -> dict[str, tuple[WeightFile, str]]:
+    """Open file and key in it of every tensor at a local path, by its key with component.
+
+    Raises:
+        BaseModelError: no weights are there, or damaged ones.
+    """
+    return {key: place for part in model_parts(path) for key, place in _open(part).items()}
 
 
 def _open(part: Part) -> dict[str, tuple[WeightFile, str]]:
@@ -163,8 +181,10 @@ def _open(part: Part) -> dict[str, tuple[WeightFile, str]]:
     return tensors
 
 
-def _name(path: Path) -> str:
+def _name(path: Path, origin: str) -> str:
     """The folder's or file's name; of `<pipeline>/unet` and files in it, the pipeline's."""
+    if not Path(origin).exists():  # an id of the hub, fetched to a folder named by a hash
+        return Path(origin).name
     if path.is_file() and not path.name.startswith(UNET_STEMS):
         return path.stem
     folder = (path.parent if path.is_file() else path).resolve()

@@ -6,10 +6,10 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from prolora_jax.architectures.flax_names import torch_key
+from prolora_jax.architectures.flax_names import in_torch_layout, torch_key
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.msgpack_tree import Leaf
-from prolora_jax.layout import kernel_to_weight
+from prolora_jax.io.orbax_tree import OrbaxTree
 
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 
@@ -50,12 +50,17 @@ class FlaxFile:
         """Shape of a tensor in torch layout."""
         place = self._places[key]
         # A scalar spread over the shape: axes are permuted, and nothing is allocated.
-        return _in_torch_layout(place, np.broadcast_to(0, self._tree.leaves[place].shape)).shape
+        return in_torch_layout(place[-1], np.broadcast_to(0, self._tree.leaves[place].shape)).shape
 
     def tensor(self, key: str) -> np.ndarray:
         """Read one tensor, in torch layout and its stored dtype."""
         place = self._places[key]
-        return _in_torch_layout(place, self._tree.read(place))
+        return in_torch_layout(place[-1], self._tree.read(place))
+
+    def read_ahead(self) -> None:
+        """Say that all arrays will be read, to a container that is slow to look for each."""
+        if isinstance(self._tree, OrbaxTree):
+            self._tree.read_ahead()
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.
@@ -70,8 +75,3 @@ class FlaxFile:
                 f"float16, bfloat16, float32 or float64; convert the file to one of these",
                 code=Refusal.UNSUPPORTED_DTYPE,
             )
-
-
-def _in_torch_layout(place: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    is_kernel = place[-1] == "kernel" and array.ndim in {2, 4}
-    return kernel_to_weight(array) if is_kernel else array

@@ -1,4 +1,4 @@
-"""Adapters in Flax's msgpack: the same bytes as `flax.serialization` writes, without Flax.
+"""Adapters and parameters in msgpack: the bytes of `flax.serialization`, without Flax.
 
 The format is small: maps of names, and arrays as extension 1 with shape, dtype and bytes. Writing
 and reading it here means that no file of somebody else's is handed to a reader without limits,
@@ -14,9 +14,9 @@ import ml_dtypes  # noqa: F401 (imported for its effect: NumPy cannot name bfloa
 import msgspec
 import numpy as np
 
+from prolora_jax.architectures.flax_names import leaves, nested
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.formats.flax_keys import LORA
-from prolora_jax.formats.flax_tree import leaves, nested
 from prolora_jax.io import atomic
 
 _NDARRAY = 1
@@ -82,11 +82,21 @@ def write_flax(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[
     extras = {key: array for key, array in tensors.items() if f"/{LORA}" not in key}
     tree |= {_EXTRAS: extras} if extras else {}
     tree |= {_METADATA: dict(metadata)} if metadata else {}
+    write_tree(path, tree)
+
+
+def write_tree(path: Path, tree: Mapping[str, Any]) -> None:
+    """Write named arrays as msgpack, byte for byte as `flax.serialization.to_bytes` does.
+
+    Args:
+        path: where to.
+        tree: nested dictionaries of arrays of less than 1 GB each, which Flax would cut, and texts.
+    """
     atomic.write_bytes(path, msgspec.msgpack.encode(_packed(tree)))
 
 
 def _packed(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _packed(value[key]) for key in sorted(value)}  # as Flax does
     if isinstance(value, np.ndarray):
         content = (value.shape, value.dtype.name, value.tobytes("C"))

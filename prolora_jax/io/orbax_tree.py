@@ -1,11 +1,14 @@
 """Orbax folders, read one array at a time, as NumPy arrays. Orbax is loaded when one is met."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.architectures.flax_names import nested
+from prolora_jax.errors import BaseModelError, OutputError, Refusal
+from prolora_jax.io.atomic import cannot_write
 from prolora_jax.io.msgpack_tree import Leaf
 
 _METADATA = "_METADATA"
@@ -47,6 +50,7 @@ class OrbaxTree:
         self._ocp = ocp
         self._handler = ocp.PyTreeCheckpointHandler()
         self.leaves: dict[tuple[str, ...], Leaf] = {}
+        self._whole: dict[str, Any] | None = None
         try:
             self._collect(self._handler.metadata(self._epath()).tree, ())
         except Exception as failure:  # noqa: BLE001 (orbax, tensorstore and JSON each have their own)
@@ -58,18 +62,32 @@ class OrbaxTree:
         Raises:
             BaseModelError: its file is missing or damaged.
         """
-        args = self._ocp.args.PyTreeRestore(
-            item=_nested(place, 0),
-            restore_args=_nested(place, self._ocp.RestoreArgs(restore_type=np.ndarray)),
-            partial_restore=True,
-        )
-        try:
-            node: Any = self._handler.restore(self._epath(), args=args)
-        except Exception as failure:  # noqa: BLE001 (as above)
-            raise self._bad(failure) from failure
+        node = self._restore([place]) if self._whole is None else self._whole
         for name in place:
             node = node[name]
         return np.asarray(node)
+
+    def read_ahead(self) -> None:
+        """Read all arrays now: one by one, orbax looks through its whole index for each.
+
+        Raises:
+            BaseModelError: a file is missing or damaged.
+        """
+        self._whole = self._restore(self.leaves)
+
+    def _restore(self, places: Iterable[tuple[str, ...]]) -> Any:
+        """A tree of the arrays at these places."""
+        keys = ["/".join(place) for place in places]
+        as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
+        args = self._ocp.args.PyTreeRestore(
+            item=nested(dict.fromkeys(keys, 0)),
+            restore_args=nested(dict.fromkeys(keys, as_numpy)),
+            partial_restore=True,
+        )
+        try:
+            return self._handler.restore(self._epath(), args=args)
+        except Exception as failure:  # noqa: BLE001 (as above)
+            raise self._bad(failure) from failure
 
     def _collect(self, node: Any, place: tuple[str, ...]) -> None:
         if isinstance(node, dict):
@@ -92,7 +110,22 @@ class OrbaxTree:
         )
 
 
-def _nested(place: tuple[str, ...], leaf: Any) -> Any:
-    for name in reversed(place):
-        leaf = {name: leaf}
-    return leaf
+def write_orbax(folder: Path, tree: Any) -> None:
+    """Write named arrays as orbax's standard checkpointer does, whole or not at all.
+
+    Args:
+        folder: where to; it must not be there yet.
+        tree: nested dictionaries of arrays.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder.absolute(), tree)
+    except (OSError, ValueError) as failure:  # ValueError: the folder is there
+        raise OutputError(
+            cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
+        ) from failure

@@ -1,0 +1,105 @@
+"""What the laboratory trains, as data: base models, adapters, budgets (configs/laboratory)."""
+
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from typing import Literal
+
+import msgspec
+
+FORMAT = 1
+"""Raised when training itself changes: what was trained before is then trained again."""
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """One base model.
+
+    Attributes:
+        name: of its folder.
+        kind: `train` from nothing, `tune` the parent on other data, `prune` and distil it, or
+            `hasten` it: distil several of its steps into one.
+        parent: base model it starts from; empty for `train`.
+        data: transform of the digits that it is trained on (`data.TRANSFORMS`).
+        steps: number of updates.
+        rate: highest learning rate.
+        seed: of initial parameters and batches.
+    """
+
+    name: str
+    kind: Literal["train", "tune", "prune", "hasten"]
+    steps: int
+    rate: float
+    parent: str = ""
+    data: str = "none"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AdapterRecipe:
+    """One adapter, trained on every base model.
+
+    Attributes:
+        name: of its file, and of what it teaches: a transform, a concept, or anything for `speed`.
+        kind: `style`, `concept`, or `speed` (pictures in few steps).
+        rank: of every module.
+        steps: number of updates.
+        rate: highest learning rate.
+        modules: `attn`, or `linear` for all linear layers of the net.
+    """
+
+    name: str
+    kind: Literal["style", "concept", "speed"]
+    rank: int
+    steps: int
+    rate: float
+    modules: Literal["attn", "linear"] = "attn"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole laboratory.
+
+    Attributes:
+        bases: in an order in which parents come first; the first one is the source.
+        adapters: each trained on every base with every seed.
+        seeds: of the adapters.
+        batch: pictures of a training step.
+        width: channels of the nets.
+        depth: transformer blocks of each of the source's attentions.
+    """
+
+    bases: tuple[BaseRecipe, ...]
+    adapters: tuple[AdapterRecipe, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    batch: int = 64
+    width: int = 64
+    depth: int = 2
+
+    def base(self, name: str) -> BaseRecipe:
+        """The base model of a name; `KeyError` lists the names there are."""
+        for base in self.bases:
+            if base.name == name:
+                return base
+        raise KeyError(f"no base {name!r}; there are {', '.join(b.name for b in self.bases)}")
+
+    def adapter(self, name: str) -> AdapterRecipe:
+        """The adapter of a name; `KeyError` lists the names there are."""
+        for adapter in self.adapters:
+            if adapter.name == name:
+                return adapter
+        names = ", ".join(a.name for a in self.adapters)
+        raise KeyError(f"no adapter {name!r}; there are {names}")
+
+    def base_hash(self, name: str) -> str:
+        """Changes with all that the base's parameters depend on, its ancestors included."""
+        base = self.base(name)
+        above = self.base_hash(base.parent) if base.parent else ""
+        return _hash(asdict(base), above, self.batch, self.width, self.depth, FORMAT)
+
+    def adapter_hash(self, base: str, name: str, seed: int) -> str:
+        """Changes with all that the adapter's factors depend on, its base included."""
+        return _hash(asdict(self.adapter(name)), self.base_hash(base), seed)
+
+
+def _hash(*parts: object) -> str:
+    return sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]

@@ -1,0 +1,185 @@
+"""Arms x options x targets x adapters x seeds: what to try, as data, and a runner that resumes.
+
+Results stand in OUT/results/SWEEP/TARGET/ADAPTER-sSEED.jsonl, one arm a line. A line is kept for as
+long as the base models, the adapters, the options and the measures it came from are the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
+from prolora_jax.evaluation.laboratory.controls import random_subspace
+from prolora_jax.evaluation.laboratory.trials import Contest, Depth, Pair
+from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
+from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.documents import read_lines, write_lines
+from prolora_jax.migrate import make_plan, run_plan
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+from prolora_jax.report import MigrationReport
+
+MEASURES = 2
+"""Raised when what is measured changes: all is then measured again."""
+
+Control = Literal["", "none", "trained", "random-subspace", "round-trip"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to move an adapter.
+
+    Attributes:
+        options: of the migration, those that differ from the defaults.
+        control: instead of a migration: `none` (no adapter), `trained` (on the target),
+            `random-subspace` (with `fraction`); or `round-trip`: there and back again, judged on
+            the source.
+        fraction: size of the random spans.
+    """
+
+    options: dict[str, Any] = field(default_factory=dict)
+    control: Control = ""
+    fraction: float = 0.5
+
+    @property
+    def name(self) -> str:
+        """Short and unique: `prolora basis_rank=fraction=0.5`."""
+        rest = {name: value for name, value in self.options.items() if name != "method"}
+        shown = " ".join(f"{name}={value}" for name, value in sorted(rest.items()))
+        head = self.options.get("method", "") or ("prolora" if self.options else "")
+        if self.control == "random-subspace":
+            head = f"{self.control} {self.fraction}"
+        elif self.control:
+            head = f"{self.control} {head}".strip()
+        return f"{head} {shown}".strip()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to try.
+
+    Attributes:
+        grids: each a list of values by option; all combinations of a grid are tried.
+        controls: arms beside them.
+        targets: names of base models; the source itself shows what an arm does to an adapter that
+            need not have moved.
+        adapters: names.
+        seeds: of the adapters.
+        depth: how much is measured of each.
+    """
+
+    grids: tuple[dict[str, list[Any]], ...]
+    targets: tuple[str, ...]
+    adapters: tuple[str, ...]
+    controls: tuple[Arm, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    depth: Depth = field(default_factory=Depth)
+
+    def arms(self) -> list[Arm]:
+        """All arms, each once."""
+        found = {arm.name: arm for arm in self.controls}
+        for grid in self.grids:
+            for values in product(*grid.values()):
+                arm = Arm(dict(zip(grid, values, strict=True)))
+                found.setdefault(arm.name, arm)
+        return list(found.values())
+
+
+def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda line: None) -> Path:
+    """Try everything that was not tried yet.
+
+    Args:
+        workshop: with all base models and adapters trained.
+        sweep: what to try.
+        name: of the sweep: of the folder of its results.
+        say: called with a line for each arm.
+
+    Returns:
+        The folder of the results.
+    """
+    folder = workshop.folder / "results" / name
+    for target in sweep.targets:
+        pair = Pair(workshop, target)
+        for adapter, seed in product(sweep.adapters, sweep.seeds):
+            _run_contest(pair, adapter, seed, sweep, folder, say)
+    return folder
+
+
+def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path, say: Say) -> None:
+    file = folder / pair.target / f"{adapter}-s{seed}.jsonl"
+    known = {row["key"]: row for row in read_lines(file)}
+    todo = {_key(pair, adapter, seed, arm, sweep.depth): arm for arm in sweep.arms()}
+    rows = {key: row for key, row in known.items() if key in todo}
+    if rows.keys() == todo.keys():
+        return
+    contest = Contest(pair, adapter, seed, sweep.depth)
+    home: Contest | None = None
+    for key, arm in todo.items():
+        if key in rows:
+            continue
+        judge = contest
+        if arm.control == "round-trip":
+            home = home or Contest(Pair(pair.workshop, pair.source), adapter, seed, sweep.depth)
+            judge = home
+        factors, report = factors_of_arm(contest, arm)
+        result = judge.judge(factors, report)
+        rows[key] = {
+            "key": key,
+            "target": pair.target,
+            "adapter": adapter,
+            "kind": pair.workshop.recipe.adapter(adapter).kind,
+            "seed": seed,
+            "arm": arm.name,
+            "options": arm.options,
+            "control": arm.control,
+            "none": judge.facts_of_none,
+            "trained": judge.facts_of_trained,
+            **asdict(result),
+        }
+        write_lines(file, list(rows.values()))
+        value, low, high = result.arrived
+        say(f"{pair.target} {adapter}-s{seed} {arm.name}: {value:.3f} [{low:.3f}, {high:.3f}]")
+
+
+def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], MigrationReport | None]:
+    """The adapter that an arm puts beside the target, and the report if it was migrated."""
+    pair, adapter, seed = contest.pair, contest.adapter, contest.seed
+    if arm.control == "none":
+        return {}, None
+    if arm.control == "trained":
+        return contest.trained, None
+    if arm.control == "random-subspace":
+        copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
+        return random_subspace(copied, arm.fraction, seed), None
+    if arm.control == "round-trip":
+        return _there_and_back(pair, adapter, seed, MigrationOptions(**arm.options))
+    return pair.moved(adapter, seed, MigrationOptions(**arm.options))
+
+
+def _there_and_back(
+    pair: Pair, adapter: str, seed: int, options: MigrationOptions
+) -> tuple[dict[str, Factors], MigrationReport]:
+    file = pair.workshop.adapter_file(pair.source, adapter, seed)
+    loaded = load_adapter(file, pair.bases.source.spec)
+    there, _ = run_plan(loaded, pair.bases, make_plan(loaded, pair.bases, options))
+    back_pair = BasePair(pair.bases.target, pair.bases.source, pair.bases.store)
+    back, report = run_plan(there, back_pair, make_plan(there, back_pair, options))
+    return factors_of(back), report
+
+
+def _key(pair: Pair, adapter: str, seed: int, arm: Arm, depth: Depth) -> str:
+    recipe = pair.workshop.recipe
+    hashes = [recipe.adapter_hash(base, adapter, seed) for base in (pair.source, pair.target)]
+    parts = (MEASURES, hashes, asdict(arm), asdict(depth))
+    return sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
+
+
+def results(folder: Path) -> Iterator[dict[str, Any]]:
+    """All results under a folder."""
+    for file in sorted(folder.rglob("*.jsonl")):
+        yield from read_lines(file)

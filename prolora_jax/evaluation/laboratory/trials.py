@@ -1,0 +1,241 @@
+"""One adapter moved to one target, in every way that is asked for, and what came of it.
+
+The adapter goes the way a user's does: files of base models and adapters are loaded, a plan is
+made and run, and the factors of the adapter that comes out are merged into the target.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
+from prolora_jax.evaluation.laboratory.data import Pictures, concept_pictures
+from prolora_jax.evaluation.laboratory.diffusion import Batch
+from prolora_jax.evaluation.laboratory.distillation import jumps
+from prolora_jax.evaluation.laboratory.lessons import (
+    HELD_OUT_SEED,
+    effect_pictures,
+    own_pictures,
+)
+from prolora_jax.evaluation.laboratory.losses import exam, losses
+from prolora_jax.evaluation.laboratory.measures import Share, gap_share
+from prolora_jax.evaluation.laboratory.nets import predictor
+from prolora_jax.evaluation.laboratory.workshop import Workshop
+from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.checkpoint import load_base_model
+from prolora_jax.migrate import make_plan, run_plan
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+CHOOSING = 128
+"""Pictures of the training part on which the best scale is chosen: never on the held-out part."""
+HELD_OUT_JUMPS = 512
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How much is measured; what is not measured is None in a `Result`.
+
+    Attributes:
+        pictures: held-out pictures; all when there are fewer.
+        repeats: noisy versions of each.
+        own: whether the loss on the target's own data is measured.
+        scales: whether arms are also judged at their best scale and at the norm of `copy`.
+    """
+
+    pictures: int = 540
+    repeats: int = 4
+    own: bool = True
+    scales: bool = True
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an arm did on a target.
+
+    Attributes:
+        arrived: share of the effect's loss gap that it closed on held-out pictures.
+        effect_loss: loss on pictures with the effect.
+        own_loss: loss on the target's own pictures: a concept must leave it where it was.
+        norm: Frobenius norm of all updates together.
+        best_scale: the scale out of `SCALES` with the least effect loss on pictures apart.
+        arrived_at_best: `arrived` at that scale.
+        arrived_at_norm: `arrived` with the norm that `copy` has on the target.
+        moved: modules with an adapter.
+        skipped: modules left without one.
+        mean_phi: mean similarity (smaller side) of the modules it was computed for.
+    """
+
+    arrived: Share
+    effect_loss: float
+    own_loss: float | None
+    norm: float
+    best_scale: float | None
+    arrived_at_best: Share | None
+    arrived_at_norm: Share | None
+    moved: int
+    skipped: int
+    mean_phi: float | None
+
+
+@dataclass(frozen=True)
+class Exams:
+    """What an effect is judged on.
+
+    Attributes:
+        effect: held-out rows with the effect.
+        own: held-out rows of the target's own data.
+        choosing: rows with the effect, of the training part.
+        repeats: rows of each picture in `effect`; in `choosing` it is one.
+    """
+
+    effect: Batch
+    own: Batch
+    choosing: Batch
+    repeats: int
+
+
+class Pair:
+    """The source and one target, with what is known of them without any adapter.
+
+    Args:
+        workshop: where both were trained.
+        target: name of the target.
+        source: name of the source; the recipe's first base if empty.
+    """
+
+    def __init__(self, workshop: Workshop, target: str, source: str = ""):
+        self.workshop, self.target = workshop, target
+        self.source = source or workshop.recipe.bases[0].name
+        self.bases = BasePair(
+            load_base_model(workshop.base_folder(self.source)),
+            load_base_model(workshop.base_folder(target)),
+        )
+
+    def moved(
+        self, adapter: str, seed: int, options: MigrationOptions
+    ) -> tuple[dict[str, Factors], Any]:
+        """The source's adapter on the target, and the report of the migration."""
+        file = self.workshop.adapter_file(self.source, adapter, seed)
+        loaded = load_adapter(file, self.bases.source.spec)
+        plan = make_plan(loaded, self.bases, options)
+        out, report = run_plan(loaded, self.bases, plan)
+        return factors_of(out), report
+
+
+class Contest:
+    """One adapter on one target: the exams, and the losses to compare with.
+
+    Args:
+        pair: source and target.
+        adapter: name of the adapter.
+        seed: of the adapter.
+        depth: how much is measured.
+    """
+
+    def __init__(self, pair: Pair, adapter: str, seed: int, depth: Depth | None = None):
+        self.pair, self.adapter, self.seed, self.depth = pair, adapter, seed, depth or Depth()
+        workshop, target = pair.workshop, pair.target
+        self.exams = exams(workshop, target, adapter, self.depth)
+        self.trained = workshop.factors(target, adapter, seed)
+        # Of `copy`, not of the source's adapter: a pruned target has fewer modules to spread it on.
+        copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
+        self.copied_norm = total_norm(copied)
+        self.none_losses = self.effect_losses({})
+        self.trained_losses = self.effect_losses(self.trained)
+
+    def effect_losses(self, factors: Mapping[str, Factors], scale: float = 1.0) -> np.ndarray:
+        """Losses on the effect's held-out pictures, `(n,)`."""
+        return losses(self._predict(factors, scale), self.exams.effect, repeats=self.exams.repeats)
+
+    def own_loss(self, factors: Mapping[str, Factors]) -> float:
+        """Loss on the target's own held-out pictures."""
+        predict, repeats = self._predict(factors, 1.0), self.depth.repeats
+        return float(losses(predict, self.exams.own, repeats=repeats).mean())
+
+    def best_scale(self, factors: Mapping[str, Factors]) -> float:
+        """The scale with the least loss on pictures that are not held out."""
+        found = {
+            scale: losses(self._predict(factors, scale), self.exams.choosing, repeats=1).mean()
+            for scale in SCALES
+        }
+        return min(found, key=lambda scale: found[scale])
+
+    def share(self, arm_losses: np.ndarray) -> Share:
+        """Share of the loss gap to the target's own adapter."""
+        return gap_share(self.none_losses, arm_losses, self.trained_losses)
+
+    def judge(self, factors: Mapping[str, Factors], report: Any = None) -> Result:
+        """Everything that is measured of one arm."""
+        plain, norm = self.effect_losses(factors), total_norm(factors)
+        best = at_best = at_norm = None
+        if self.depth.scales:
+            best = self.best_scale(factors)
+            at_best = self._share_at(factors, best, plain)
+            at_norm = self._share_at(factors, self.copied_norm / norm if norm else 1.0, plain)
+        phis = [
+            min(m.phi_left, m.phi_right)
+            for m in (report.modules if report else ())
+            if m.phi_left is not None and m.phi_right is not None
+        ]
+        return Result(
+            arrived=self.share(plain),
+            effect_loss=float(plain.mean()),
+            own_loss=self.own_loss(factors) if self.depth.own else None,
+            norm=norm,
+            best_scale=best,
+            arrived_at_best=at_best,
+            arrived_at_norm=at_norm,
+            moved=len(factors),
+            skipped=len(report.skipped) if report else 0,
+            mean_phi=float(np.mean(phis)) if phis else None,
+        )
+
+    @cached_property
+    def facts_of_none(self) -> dict[str, float]:
+        """Losses of the target without adapter."""
+        return {"effect_loss": float(self.none_losses.mean()), "own_loss": self.own_loss({})}
+
+    @cached_property
+    def facts_of_trained(self) -> dict[str, float]:
+        """Losses with the adapter that was trained on the target."""
+        effect, own = self.trained_losses.mean(), self.own_loss(self.trained)
+        return {"effect_loss": float(effect), "own_loss": own}
+
+    def _share_at(self, factors: Mapping[str, Factors], scale: float, plain: np.ndarray) -> Share:
+        """The share at a scale; `plain` are the losses at 1."""
+        even = abs(scale - 1) < 1e-3
+        return self.share(plain if even else self.effect_losses(factors, scale))
+
+    def _predict(self, factors: Mapping[str, Factors], scale: float):
+        workshop, target = self.pair.workshop, self.pair.target
+        params = merged(workshop.params(target), factors, scale)
+        return predictor(workshop.config(target), params)
+
+
+def exams(workshop: Workshop, target: str, name: str, depth: Depth) -> Exams:
+    """What an adapter's effect on a target is judged on."""
+    base, adapter = workshop.recipe.base(target), workshop.recipe.adapter(name)
+    train = workshop.split.train
+    held_out = workshop.split.held_out.taken(
+        np.arange(min(depth.pictures, len(workshop.split.held_out.words)))
+    )
+    repeats = depth.repeats
+    few = Pictures(train.pixels[:CHOOSING], train.words[:CHOOSING])
+    own = exam(own_pictures(base, held_out), repeats=repeats)
+    if adapter.kind == "speed":
+        predict = workshop.predict(target)
+        effect = jumps(predict, own_pictures(base, held_out), HELD_OUT_JUMPS, HELD_OUT_SEED)
+        choosing = jumps(predict, own_pictures(base, few), CHOOSING, HELD_OUT_SEED + 1)
+        return Exams(effect, own, choosing, repeats=1)
+    effect = exam(effect_pictures(base, adapter, held_out), repeats=repeats)
+    if adapter.kind == "concept":
+        shown = concept_pictures(adapter.name, CHOOSING, HELD_OUT_SEED + 1)
+    else:
+        shown = effect_pictures(base, adapter, few)
+    choosing = exam(shown, repeats=1, seed=8)
+    return Exams(effect, own, choosing, repeats)
