@@ -38,6 +38,7 @@ class Refusal(StrEnum):
     BAD_OPTION = "bad-option"
     BAD_REPORT = "bad-report"
     ARCHIVE = "archive"
+    BAD_NAME = "bad-name"
     CHANGED = "changed-while-read"
     LOCKED = "locked"
     INTERNAL = "internal-error"
