@@ -15,7 +15,8 @@ import msgspec
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
 from prolora_jax.evaluation.laboratory.controls import random_subspace
-from prolora_jax.evaluation.laboratory.trials import Contest, Depth, Pair
+from prolora_jax.evaluation.laboratory.exams import Depth
+from prolora_jax.evaluation.laboratory.trials import Contest, Pair
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.documents import read_lines, write_lines
@@ -24,7 +25,7 @@ from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.report import MigrationReport
 
-MEASURES = 2
+MEASURES = 3
 """Raised when what is measured changes: all is then measured again."""
 
 Control = Literal["", "none", "trained", "random-subspace", "round-trip"]
@@ -106,6 +107,8 @@ def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda lin
     for target in sweep.targets:
         pair = Pair(workshop, target)
         for adapter, seed in product(sweep.adapters, sweep.seeds):
+            if not workshop.recipe.teaches(target, adapter):
+                continue
             _run_contest(pair, adapter, seed, sweep, folder, say)
     return folder
 
@@ -137,6 +140,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
             "arm": arm.name,
             "options": arm.options,
             "control": arm.control,
+            "phi_half": pair.phi_half,
             "none": judge.facts_of_none,
             "trained": judge.facts_of_trained,
             **asdict(result),

@@ -12,17 +12,11 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
-from prolora_jax.evaluation.laboratory.data import Pictures, concept_pictures
-from prolora_jax.evaluation.laboratory.diffusion import Batch
-from prolora_jax.evaluation.laboratory.distillation import jumps
-from prolora_jax.evaluation.laboratory.lessons import (
-    HELD_OUT_SEED,
-    effect_pictures,
-    own_pictures,
-)
-from prolora_jax.evaluation.laboratory.losses import exam, losses
+from prolora_jax.evaluation.laboratory.exams import Depth, exams
+from prolora_jax.evaluation.laboratory.losses import losses
 from prolora_jax.evaluation.laboratory.measures import Share, gap_share
 from prolora_jax.evaluation.laboratory.nets import predictor
+from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.checkpoint import load_base_model
@@ -31,26 +25,6 @@ from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-CHOOSING = 128
-"""Pictures of the training part on which the best scale is chosen: never on the held-out part."""
-HELD_OUT_JUMPS = 512
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How much is measured; what is not measured is None in a `Result`.
-
-    Attributes:
-        pictures: held-out pictures; all when there are fewer.
-        repeats: noisy versions of each.
-        own: whether the loss on the target's own data is measured.
-        scales: whether arms are also judged at their best scale and at the norm of `copy`.
-    """
-
-    pictures: int = 540
-    repeats: int = 4
-    own: bool = True
-    scales: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +42,7 @@ class Result:
         moved: modules with an adapter.
         skipped: modules left without one.
         mean_phi: mean similarity (smaller side) of the modules it was computed for.
+        samples: what pictures made with it are like.
     """
 
     arrived: Share
@@ -80,23 +55,7 @@ class Result:
     moved: int
     skipped: int
     mean_phi: float | None
-
-
-@dataclass(frozen=True)
-class Exams:
-    """What an effect is judged on.
-
-    Attributes:
-        effect: held-out rows with the effect.
-        own: held-out rows of the target's own data.
-        choosing: rows with the effect, of the training part.
-        repeats: rows of each picture in `effect`; in `choosing` it is one.
-    """
-
-    effect: Batch
-    own: Batch
-    choosing: Batch
-    repeats: int
+    samples: SampleResult | None
 
 
 class Pair:
@@ -115,6 +74,15 @@ class Pair:
             load_base_model(workshop.base_folder(self.source)),
             load_base_model(workshop.base_folder(target)),
         )
+
+    @cached_property
+    def phi_half(self) -> float:
+        """Mean similarity (smaller side) of all linear layers at k = half: the pair's distance."""
+        kinds, matching = self.bases.target.spec.modules, self.bases.matching()
+        wanted = {p: s for p, s in matching.pairs.items() if kinds[p].kind_is("linear")}
+        options = MigrationOptions(basis_rank="fraction=0.5", identical="project")
+        found = (m.similarity for m in self.bases.measure(wanted, options).values())
+        return float(np.mean([min(s.phi_left, s.phi_right) for s in found if s is not None]))
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
@@ -140,7 +108,7 @@ class Contest:
     def __init__(self, pair: Pair, adapter: str, seed: int, depth: Depth | None = None):
         self.pair, self.adapter, self.seed, self.depth = pair, adapter, seed, depth or Depth()
         workshop, target = pair.workshop, pair.target
-        self.exams = exams(workshop, target, adapter, self.depth)
+        self.exams = exams(workshop, target, adapter, seed, self.depth)
         self.trained = workshop.factors(target, adapter, seed)
         # Of `copy`, not of the source's adapter: a pruned target has fewer modules to spread it on.
         copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
@@ -154,8 +122,8 @@ class Contest:
 
     def own_loss(self, factors: Mapping[str, Factors]) -> float:
         """Loss on the target's own held-out pictures."""
-        predict, repeats = self._predict(factors, 1.0), self.depth.repeats
-        return float(losses(predict, self.exams.own, repeats=repeats).mean())
+        predict = self._predict(factors, 1.0)
+        return float(losses(predict, self.exams.own, repeats=self.exams.own_repeats).mean())
 
     def best_scale(self, factors: Mapping[str, Factors]) -> float:
         """The scale with the least loss on pictures that are not held out."""
@@ -193,7 +161,13 @@ class Contest:
             moved=len(factors),
             skipped=len(report.skipped) if report else 0,
             mean_phi=float(np.mean(phis)) if phis else None,
+            samples=self.sample_exam.judge(factors) if self.depth.samples else None,
         )
+
+    @cached_property
+    def sample_exam(self) -> SampleExam:
+        """How pictures are judged; its classifier is trained when it is first needed."""
+        return SampleExam(self.pair.workshop, self.pair.target, self.adapter)
 
     @cached_property
     def facts_of_none(self) -> dict[str, float]:
@@ -215,27 +189,3 @@ class Contest:
         workshop, target = self.pair.workshop, self.pair.target
         params = merged(workshop.params(target), factors, scale)
         return predictor(workshop.config(target), params)
-
-
-def exams(workshop: Workshop, target: str, name: str, depth: Depth) -> Exams:
-    """What an adapter's effect on a target is judged on."""
-    base, adapter = workshop.recipe.base(target), workshop.recipe.adapter(name)
-    train = workshop.split.train
-    held_out = workshop.split.held_out.taken(
-        np.arange(min(depth.pictures, len(workshop.split.held_out.words)))
-    )
-    repeats = depth.repeats
-    few = Pictures(train.pixels[:CHOOSING], train.words[:CHOOSING])
-    own = exam(own_pictures(base, held_out), repeats=repeats)
-    if adapter.kind == "speed":
-        predict = workshop.predict(target)
-        effect = jumps(predict, own_pictures(base, held_out), HELD_OUT_JUMPS, HELD_OUT_SEED)
-        choosing = jumps(predict, own_pictures(base, few), CHOOSING, HELD_OUT_SEED + 1)
-        return Exams(effect, own, choosing, repeats=1)
-    effect = exam(effect_pictures(base, adapter, held_out), repeats=repeats)
-    if adapter.kind == "concept":
-        shown = concept_pictures(adapter.name, CHOOSING, HELD_OUT_SEED + 1)
-    else:
-        shown = effect_pictures(base, adapter, few)
-    choosing = exam(shown, repeats=1, seed=8)
-    return Exams(effect, own, choosing, repeats)
