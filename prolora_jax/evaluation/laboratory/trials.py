@@ -7,10 +7,11 @@ made and run, and the factors of the adapter that comes out are merged into the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from prolora_jax.adapter import Adapter
+from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
 from prolora_jax.evaluation.laboratory.exams import Depth, exams
 from prolora_jax.evaluation.laboratory.losses import losses
@@ -58,6 +59,47 @@ class Result:
     samples: SampleResult | None
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a migration said.
+
+    Attributes:
+        skipped: modules left without adapter.
+        phis: similarity (smaller side) of each module that moved and was compared.
+    """
+
+    skipped: int
+    phis: tuple[float, ...]
+
+
+def move(
+    adapter: Adapter, bases: BasePair, options: MigrationOptions
+) -> tuple[Adapter | None, Outcome]:
+    """Migrate; an adapter of which nothing can move is a result here, not an error.
+
+    Args:
+        adapter: of the source.
+        bases: source and target.
+        options: of the migration.
+
+    Returns:
+        The adapter on the target, None when nothing moved; and what the migration said.
+    """
+    plan = make_plan(adapter, bases, options)
+    try:
+        out, report = run_plan(adapter, bases, plan)
+    except AdapterRefused as refusal:
+        if refusal.code != Refusal.NO_MATCHING_MODULE:
+            raise
+        return None, Outcome(len(plan.steps) + len(plan.skipped), ())
+    phis = tuple(
+        min(m.phi_left, m.phi_right)
+        for m in report.modules
+        if m.phi_left is not None and m.phi_right is not None
+    )
+    return out, Outcome(len(report.skipped), phis)
+
+
 class Pair:
     """The source and one target, with what is known of them without any adapter.
 
@@ -86,13 +128,12 @@ class Pair:
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
-    ) -> tuple[dict[str, Factors], Any]:
-        """The source's adapter on the target, and the report of the migration."""
+    ) -> tuple[dict[str, Factors], Outcome]:
+        """The source's adapter on the target, and what the migration said of it."""
         file = self.workshop.adapter_file(self.source, adapter, seed)
         loaded = load_adapter(file, self.bases.source.spec)
-        plan = make_plan(loaded, self.bases, options)
-        out, report = run_plan(loaded, self.bases, plan)
-        return factors_of(out), report
+        out, outcome = move(loaded, self.bases, options)
+        return (factors_of(out) if out else {}), outcome
 
 
 class Contest:
@@ -137,7 +178,7 @@ class Contest:
         """Share of the loss gap to the target's own adapter."""
         return gap_share(self.none_losses, arm_losses, self.trained_losses)
 
-    def judge(self, factors: Mapping[str, Factors], report: Any = None) -> Result:
+    def judge(self, factors: Mapping[str, Factors], outcome: Outcome | None = None) -> Result:
         """Everything that is measured of one arm."""
         plain, norm = self.effect_losses(factors), total_norm(factors)
         best = at_best = at_norm = None
@@ -145,11 +186,6 @@ class Contest:
             best = self.best_scale(factors)
             at_best = self._share_at(factors, best, plain)
             at_norm = self._share_at(factors, self.copied_norm / norm if norm else 1.0, plain)
-        phis = [
-            min(m.phi_left, m.phi_right)
-            for m in (report.modules if report else ())
-            if m.phi_left is not None and m.phi_right is not None
-        ]
         return Result(
             arrived=self.share(plain),
             effect_loss=float(plain.mean()),
@@ -159,8 +195,8 @@ class Contest:
             arrived_at_best=at_best,
             arrived_at_norm=at_norm,
             moved=len(factors),
-            skipped=len(report.skipped) if report else 0,
-            mean_phi=float(np.mean(phis)) if phis else None,
+            skipped=outcome.skipped if outcome else 0,
+            mean_phi=float(np.mean(outcome.phis)) if outcome and outcome.phis else None,
             samples=self.sample_exam.judge(factors) if self.depth.samples else None,
         )
 
