@@ -84,6 +84,9 @@ def move(
 
     Returns:
         The adapter on the target, None when nothing moved; and what the migration said.
+
+    Raises:
+        AdapterRefused: for any other reason.
     """
     plan = make_plan(adapter, bases, options)
     try:
