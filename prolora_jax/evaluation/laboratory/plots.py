@@ -102,7 +102,7 @@ def share_by_rank(
                 np.mean(_values(chosen, lambda r, name=name: r["arm"] == name)) for name in names
             ]
             axis.plot(means, "o-", color=_colour(method), lw=1.2, ms=3, label=method)
-        copied = float(np.mean(_values(chosen, lambda r: r["control"] == "" and _is_copy(r))))
+        copied = float(np.mean(_values(chosen, _is_copy)))
         axis.axhline(copied, color=COLOURS["copy"], lw=0.8, ls=":", label="copy")
         axis.set_xticks(range(len(rules)), list(rules), fontsize=6, rotation=45, ha="right")
     axes[0].set_ylabel("share of the gap closed", fontsize=8)
@@ -111,7 +111,7 @@ def share_by_rank(
 
 
 def _is_copy(row: Row) -> bool:
-    return row["options"].get("method") == "copy" and "match" not in row["options"]
+    return row["options"].get("method") == "copy" and row["options"].get("match", "name") == "name"
 
 
 def _values(rows: Sequence[Row], wanted: Callable[[Row], bool]) -> list[float]:
