@@ -194,7 +194,8 @@ def gates(
     for name, arm in settings.items():
         strange = [r for r in rows if r["arm"] == arm and r["target"] == stranger]
         share = float(np.mean([number(r, "skipped_share") or 0.0 for r in strange]))
-        found[name] = Gate(-difference(rows, arm, open_arm, where=on(relatives)).value, share)
+        cost = 0.0 - difference(rows, arm, open_arm, where=on(relatives)).value
+        found[name] = Gate(cost, share)
     return found
 
 
