@@ -15,16 +15,15 @@ import msgspec
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
 from prolora_jax.evaluation.laboratory.controls import random_subspace
-from prolora_jax.evaluation.laboratory.trials import Contest, Depth, Pair
+from prolora_jax.evaluation.laboratory.exams import Depth
+from prolora_jax.evaluation.laboratory.trials import Contest, Outcome, Pair, move
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.documents import read_lines, write_lines
-from prolora_jax.migrate import make_plan, run_plan
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
-from prolora_jax.report import MigrationReport
 
-MEASURES = 2
+MEASURES = 3
 """Raised when what is measured changes: all is then measured again."""
 
 Control = Literal["", "none", "trained", "random-subspace", "round-trip"]
@@ -106,6 +105,8 @@ def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda lin
     for target in sweep.targets:
         pair = Pair(workshop, target)
         for adapter, seed in product(sweep.adapters, sweep.seeds):
+            if not workshop.recipe.teaches(target, adapter):
+                continue
             _run_contest(pair, adapter, seed, sweep, folder, say)
     return folder
 
@@ -126,8 +127,8 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         if arm.control == "round-trip":
             home = home or Contest(Pair(pair.workshop, pair.source), adapter, seed, sweep.depth)
             judge = home
-        factors, report = factors_of_arm(contest, arm)
-        result = judge.judge(factors, report)
+        factors, outcome = factors_of_arm(contest, arm)
+        result = judge.judge(factors, outcome)
         rows[key] = {
             "key": key,
             "target": pair.target,
@@ -137,6 +138,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
             "arm": arm.name,
             "options": arm.options,
             "control": arm.control,
+            "phi_half": pair.phi_half,
             "none": judge.facts_of_none,
             "trained": judge.facts_of_trained,
             **asdict(result),
@@ -146,7 +148,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         say(f"{pair.target} {adapter}-s{seed} {arm.name}: {value:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], MigrationReport | None]:
+def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Outcome | None]:
     """The adapter that an arm puts beside the target, and the report if it was migrated."""
     pair, adapter, seed = contest.pair, contest.adapter, contest.seed
     if arm.control == "none":
@@ -163,13 +165,14 @@ def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Migr
 
 def _there_and_back(
     pair: Pair, adapter: str, seed: int, options: MigrationOptions
-) -> tuple[dict[str, Factors], MigrationReport]:
+) -> tuple[dict[str, Factors], Outcome]:
     file = pair.workshop.adapter_file(pair.source, adapter, seed)
-    loaded = load_adapter(file, pair.bases.source.spec)
-    there, _ = run_plan(loaded, pair.bases, make_plan(loaded, pair.bases, options))
+    there, outcome = move(load_adapter(file, pair.bases.source.spec), pair.bases, options)
+    if there is None:
+        return {}, outcome
     back_pair = BasePair(pair.bases.target, pair.bases.source, pair.bases.store)
-    back, report = run_plan(there, back_pair, make_plan(there, back_pair, options))
-    return factors_of(back), report
+    back, outcome = move(there, back_pair, options)
+    return (factors_of(back) if back else {}), outcome
 
 
 def _key(pair: Pair, adapter: str, seed: int, arm: Arm, depth: Depth) -> str:
