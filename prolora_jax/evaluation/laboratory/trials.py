@@ -20,6 +20,7 @@ from prolora_jax.evaluation.laboratory.nets import predictor
 from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
 from prolora_jax.migrate import make_plan, run_plan
 from prolora_jax.options import MigrationOptions
@@ -110,14 +111,22 @@ class Pair:
         workshop: where both were trained.
         target: name of the target.
         source: name of the source; the recipe's first base if empty.
+        store: of bases; in memory if None.
     """
 
-    def __init__(self, workshop: Workshop, target: str, source: str = ""):
+    def __init__(
+        self,
+        workshop: Workshop,
+        target: str,
+        source: str = "",
+        store: FolderStore | None = None,
+    ):
         self.workshop, self.target = workshop, target
         self.source = source or workshop.recipe.bases[0].name
         self.bases = BasePair(
             load_base_model(workshop.base_folder(self.source)),
             load_base_model(workshop.base_folder(target)),
+            store,
         )
 
     @cached_property

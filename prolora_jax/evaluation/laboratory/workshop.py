@@ -59,16 +59,24 @@ class Workshop:
         folder: where everything stands.
         recipe: what to train.
         say: called with a line of progress.
+        pictures: the digits; loaded from scikit-learn if None.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, say: Say = lambda line: None):
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        say: Say = lambda line: None,
+        pictures: Split | None = None,
+    ):
         self.folder, self.recipe, self.say = folder, recipe, say
+        self._pictures = pictures
         self._params = cache(self._load_params)
 
     @cached_property
     def split(self) -> Split:
         """The digits."""
-        return Split(*load_pictures())
+        return self._pictures or Split(*load_pictures())
 
     def config(self, name: str) -> UNetConfig:
         """The net of a base model."""
