@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
+from prolora_jax.evaluation.laboratory.beyond import BEYOND, Move, as_factors
 from prolora_jax.evaluation.laboratory.controls import random_subspace
 from prolora_jax.evaluation.laboratory.exams import Depth
 from prolora_jax.evaluation.laboratory.trials import Contest, Outcome, Pair, move
@@ -26,7 +27,7 @@ from prolora_jax.pair import BasePair
 MEASURES = 3
 """Raised when what is measured changes: all is then measured again."""
 
-Control = Literal["", "none", "trained", "random-subspace", "round-trip"]
+CONTROLS = ("", "none", "trained", "random-subspace", "round-trip")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,19 @@ class Arm:
     Attributes:
         options: of the migration, those that differ from the defaults.
         control: instead of a migration: `none` (no adapter), `trained` (on the target),
-            `random-subspace` (with `fraction`); or `round-trip`: there and back again, judged on
-            the source.
-        fraction: size of the random spans.
+            `random-subspace` (with `fraction`); `round-trip`: there and back again, judged on
+            the source; or one of `beyond.BEYOND`.
+        fraction: size of the random spans; of what is in `BEYOND`, its strength.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    control: Control = ""
+    control: str = ""
     fraction: float = 0.5
+
+    def __post_init__(self):
+        if self.control not in {*CONTROLS, *BEYOND}:
+            names = ", ".join((*CONTROLS[1:], *BEYOND))
+            raise ValueError(f"control {self.control!r}: expected one of {names}")
 
     @property
     def name(self) -> str:
@@ -51,7 +57,7 @@ class Arm:
         rest = {name: value for name, value in self.options.items() if name != "method"}
         shown = " ".join(f"{name}={value}" for name, value in sorted(rest.items()))
         head = self.options.get("method", "") or ("prolora" if self.options else "")
-        if self.control == "random-subspace":
+        if self.control == "random-subspace" or self.control in BEYOND:
             head = f"{self.control} {self.fraction}"
         elif self.control:
             head = f"{self.control} {head}".strip()
@@ -158,6 +164,8 @@ def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Outc
     if arm.control == "random-subspace":
         copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
         return random_subspace(copied, arm.fraction, seed), None
+    if arm.control in BEYOND:
+        return as_factors(BEYOND[arm.control](Move(contest), arm.fraction)), None
     if arm.control == "round-trip":
         return _there_and_back(pair, adapter, seed, MigrationOptions(**arm.options))
     return pair.moved(adapter, seed, MigrationOptions(**arm.options))
