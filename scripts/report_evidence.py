@@ -16,7 +16,7 @@ from prolora_jax.io.documents import read_lines, write_lines
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evidence", "images"))
 BEGIN, END = "<!-- results: made by scripts/report_evidence.py -->\n", "<!-- end of results -->\n"
-SWEEPS = ("headline", "sweep", "identity", "samples")
+SWEEPS = ("headline", "sweep", "identity", "samples", "beyond")
 GATED = ("prolora", "prolora-full", "rotation")
 
 
@@ -41,6 +41,7 @@ def made() -> str:
             evidence_page.settings(rows["sweep"], method),
             evidence_page.identity(rows["identity"]),
             evidence_page.samples(rows["samples"]),
+            evidence_page.beyond(rows["beyond"]),
         )
     )
 

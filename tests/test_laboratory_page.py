@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from prolora_jax.evaluation.laboratory import evidence_page, plots
+from prolora_jax.evaluation.laboratory.beyond import BEYOND
 from prolora_jax.evaluation.laboratory.sweep import Arm, Sweep
 from prolora_jax.evaluation.laboratory.verdicts import RELATIVES
 from prolora_jax.io.documents import read_yaml
@@ -75,6 +76,13 @@ def test_other_tables():
     page = evidence_page.samples(made_up("samples"))
     assert page.count("| none |") == 4
     assert "samples.fidelity" in page
+
+
+def test_beyond_names_every_way_and_the_verdict():
+    page = evidence_page.beyond(made_up("beyond"))
+    for way in BEYOND:
+        assert way in page
+    assert "`auto` **does not ship**" in page
 
 
 @pytest.mark.parametrize("kind", ["arms", "distance", "ranks"])

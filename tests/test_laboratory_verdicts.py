@@ -112,9 +112,34 @@ def test_rule_4_takes_the_strictest_gate_within_a_cost():
         rows.append(row("stranger", arm, skipped=skipped, moved=10 - skipped))
     found = verdicts.gates(rows, {"0.6": "loose", "0.7": "mid", "0.8": "hard"}, "open")
     assert (found["0.8"].cost, found["0.8"].skipped) == (pytest.approx(0.1), 1.0)
-    assert verdicts.strictest(found) == "0.7"
-    assert verdicts.strictest(found, 0.2) == "0.8"
-    assert verdicts.strictest({"0.8": found["0.8"]}) is None
+    assert verdicts.strictest(found, "0.6") == "0.7"
+    assert verdicts.strictest(found, "0.6", 0.2) == "0.8"
+    assert verdicts.strictest({"0.8": found["0.8"]}, "0.8") is None
+    even = {name: verdicts.Gate(0.0, 1.0) for name in ("0.6", "0.7", "0.8")}
+    assert verdicts.strictest(even, "0.7") == "0.7"
+    assert verdicts.strictest(even, "phi 0.7") == "0.6"
+
+
+@pytest.mark.parametrize(
+    ("gains", "used_on", "ships"),
+    [
+        ({"far": 0.1, "striped": 0.1}, ("striped",), True),
+        ({"far": 0.1, "striped": -0.1}, ("striped",), False),
+        ({"far": 0.1, "striped": 0.0}, ("striped",), False),
+        ({"far": 0.1, "striped": 0.1, "pruned": -0.1}, ("pruned", "striped"), False),
+    ],
+)
+def test_rule_7_judges_a_choice_on_targets_that_did_not_choose(gains, used_on, ships):
+    targets = ("light", "far", "pruned", "quick", "striped")
+    distance = {"light": 1.0, "far": 0.9, "pruned": 0.99, "quick": 0.99, "striped": 0.92}
+    if "pruned" in gains:
+        distance["pruned"] = 0.94
+    rows = results("way", {target: gains.get(target, 0.0) for target in targets})
+    rows += [row(t, "worse", a, share=0.5) for t in targets for a in ADAPTERS]
+    rows = [{**one, "phi_half": distance[one["target"]]} for one in rows]
+    trial = verdicts.try_auto(rows, ["worse", "way"])
+    assert (trial.arm, trial.used_on, trial.ships) == ("way", used_on, ships)
+    assert trial.limit == pytest.approx(0.95)
 
 
 def test_measures_of_a_row():

@@ -56,7 +56,7 @@ class Arm:
         """Short and unique: `prolora basis_rank=fraction=0.5`."""
         rest = {name: value for name, value in self.options.items() if name != "method"}
         shown = " ".join(f"{name}={value}" for name, value in sorted(rest.items()))
-        head = self.options.get("method", "") or ("prolora" if self.options else "")
+        head = self.options.get("method", "") or (MigrationOptions.method if self.options else "")
         if self.control == "random-subspace" or self.control in BEYOND:
             head = f"{self.control} {self.fraction}"
         elif self.control:

@@ -199,10 +199,69 @@ def gates(
     return found
 
 
-def strictest(found: Mapping[str, Gate], cost: float = GATE_COST) -> str | None:
-    """Rule 4: the last setting within a cost; None when all cost more."""
+def strictest(found: Mapping[str, Gate], present: str, cost: float = GATE_COST) -> str | None:
+    """Rule 4: the setting within a cost that skips most of the stranger; None when all cost more.
+
+    Of settings that skip as much it is the present one, as in rule 3, else the first.
+    """
     fits = [name for name, gate in found.items() if gate.cost <= cost]
-    return max(fits, key=lambda name: found[name].skipped) if fits else None
+    if not fits:
+        return None
+    most = max(found[name].skipped for name in fits)
+    best = [name for name in fits if found[name].skipped == most]
+    return present if present in best else best[0]
+
+
+@dataclass(frozen=True)
+class AutoTrial:
+    """Rule 7 applied: a choice that was made on some targets, judged on others.
+
+    Attributes:
+        arm: the best one on the targets that chose.
+        limit: `auto` uses it for pairs whose mean Phi at k = half is below this, else `copy`.
+        used_on: held-out targets on which it is used.
+        gains: difference to `copy` at its norm on each held-out target.
+    """
+
+    arm: str
+    limit: float
+    used_on: tuple[str, ...]
+    gains: Mapping[str, Share]
+
+    @property
+    def ships(self) -> bool:
+        """Whether it beats `copy` on a held-out target and is worse than it on none."""
+        beats = any(gain.low > 0 for gain in self.gains.values())
+        return beats and not any(gain.high < 0 for gain in self.gains.values())
+
+
+def try_auto(
+    rows: Sequence[Row],
+    arms: Sequence[str],
+    near: str = "light",
+    far: str = "far",
+    held_out: Sequence[str] = ("pruned", "quick", "striped"),
+    copy: str = "copy",
+) -> AutoTrial:
+    """Rule 7: the arm with the largest gain on `far`, for pairs nearer to it than to `near`.
+
+    Args:
+        rows: results.
+        arms: candidates.
+        near: a target that helps to choose.
+        far: the other one.
+        held_out: targets that judge.
+        copy: name of the baseline.
+
+    Returns:
+        The choice and what came of it.
+    """
+    distance = {row["target"]: row["phi_half"] for row in rows}
+    limit = (distance[near] + distance[far]) / 2
+    arm = max(arms, key=lambda a: difference(rows, a, copy, "arrived_at_norm", on([far])).value)
+    used = tuple(target for target in held_out if distance[target] < limit)
+    gains = {t: difference(rows, arm, copy, "arrived_at_norm", on([t])) for t in used}
+    return AutoTrial(arm, limit, used, gains)
 
 
 def _on_target(values: Mapping[Cell, Any], target: str) -> dict[Cell, Any]:
