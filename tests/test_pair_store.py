@@ -105,7 +105,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", SPOILED)
 def test_bad_file_is_prepared_again(what: str, models: Models, modules: Modules, tmp_path: Path):
-    options = MigrationOptions()
+    options = MigrationOptions(method="prolora")
     store = FolderStore(tmp_path)
     pair = BasePair(*models, store)
     wanted = BasePair(*models).operators(*modules[0], options)
