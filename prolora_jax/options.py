@@ -58,7 +58,7 @@ class MigrationOptions:
     """
 
     method: Literal["copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"] = (
-        "prolora"
+        "prolora-full"
     )
     basis_rank: str = "energy=0.9"
     pair_rank: Literal["max", "own"] = "max"

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_pair import make_files
 
 from prolora_jax import bases as module
 from prolora_jax.bases import MemoryStore, compute_bases, load_or_compute
 from prolora_jax.basis import Basis
 from prolora_jax.cli import run
 from prolora_jax.errors import BaseModelError
-from prolora_jax.evaluation.demo import make_files
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import BaseModel, load_base_model

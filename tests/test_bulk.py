@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import monitoring
+from toy_pair import SOURCE, ToyFiles, make_files
 
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.unet_table import spec_from_config
@@ -17,7 +18,6 @@ from prolora_jax.blocks import WIDTHS, rank_class, split_rows
 from prolora_jax.bulk import FileJob, migrate_files
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
-from prolora_jax.evaluation.demo import SOURCE, DemoFiles, make_files
 from prolora_jax.io.adapters import save_adapter
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
@@ -30,12 +30,12 @@ SPEC = spec_from_config(SOURCE, name="sdxl-like")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> ToyFiles:
     return make_files(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
-def pair(demo: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> BasePair:
+def pair(demo: ToyFiles, tmp_path_factory: pytest.TempPathFactory) -> BasePair:
     store = FolderStore(tmp_path_factory.mktemp("store"))
     return BasePair(load_base_model(demo.source), load_base_model(demo.target), store)
 
@@ -141,7 +141,7 @@ def test_rows_are_split_into_blocks_of_the_menu():
 
 
 def test_a_folder_is_mirrored_and_bad_files_are_named(
-    demo: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     catalog, out = tmp_path / "catalog", tmp_path / "out"
     (catalog / "styles" / "old").mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_named(
 
 
 @pytest.mark.parametrize("more", [["--dry-run"], []])
-def test_several_inputs_need_a_folder(demo: DemoFiles, tmp_path: Path, more: list[str]):
+def test_several_inputs_need_a_folder(demo: ToyFiles, tmp_path: Path, more: list[str]):
     files = [str(write(tmp_path / f"{i}.safetensors", i, (4,))) for i in range(2)]
     bases = ["--source", str(demo.source), "--target", str(demo.target)]
     assert run(["migrate", *files, *bases, *more]) == 2

@@ -9,29 +9,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli import run
-from prolora_jax.evaluation.demo import DemoFiles, make_files
 from prolora_jax.plan import MigrationPlan
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+def files(tmp_path_factory: pytest.TempPathFactory) -> ToyFiles:
     return make_files(tmp_path_factory.mktemp("cli"))
 
 
 @pytest.fixture(autouse=True)
-def store(files: DemoFiles, monkeypatch: pytest.MonkeyPatch):
+def store(files: ToyFiles, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PROLORA_STORE", str(files.adapter.parent / "store"))
     monkeypatch.setenv("PROLORA_TRACEBACK", "1")
 
 
-def migrate(files: DemoFiles, adapter: Path, out: Path, *options: str) -> int:
+def migrate(files: ToyFiles, adapter: Path, out: Path, *options: str) -> int:
     bases = ["--source", str(files.source), "--target", str(files.target)]
     return run(["migrate", str(adapter), *bases, "--out", str(out), "-q", *options])
 
 
-def broken(files: DemoFiles, path: Path, what: str) -> Path:
+def broken(files: ToyFiles, path: Path, what: str) -> Path:
     """A copy of the adapter with one thing wrong."""
     data = files.adapter.read_bytes()
     tensors = load_file(files.adapter)
@@ -71,7 +71,7 @@ def broken(files: DemoFiles, path: Path, what: str) -> Path:
     ],
 )
 def test_bad_file_is_refused_in_one_line(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, words: str
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, words: str
 ):
     bad = broken(files, tmp_path / "bad.safetensors", what)
     assert migrate(files, bad, tmp_path / "out.safetensors") == 1
@@ -84,19 +84,19 @@ def test_bad_file_is_refused_in_one_line(
 
 
 def test_missing_files_are_wrong_commands(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert migrate(files, tmp_path / "no.safetensors", tmp_path / "out.safetensors") == 2
     assert "no.safetensors: no such file" in capsys.readouterr().err
-    gone = DemoFiles(tmp_path / "gone", files.target, files.adapter)
+    gone = ToyFiles(tmp_path / "gone", files.target, files.adapter)
     assert migrate(gone, files.adapter, tmp_path / "out.safetensors") == 2
     assert "gone: no such file" in capsys.readouterr().err
 
 
 def test_wrong_base_names_modules_and_remedy(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    swapped = DemoFiles(files.target, files.source, files.adapter)
+    swapped = ToyFiles(files.target, files.source, files.adapter)
     assert migrate(swapped, files.adapter, tmp_path / "out.safetensors") == 1
     message = capsys.readouterr().err
     assert "152/320 modules are not in base model ssd-1b-like" in message
@@ -105,7 +105,7 @@ def test_wrong_base_names_modules_and_remedy(
 
 
 def test_adapter_of_another_architecture(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     other = tmp_path / "other.safetensors"
     key = "lora_unet_double_blocks_0_img_attn_qkv"
@@ -116,7 +116,7 @@ def test_adapter_of_another_architecture(
 
 
 def test_nothing_moves_is_refused_with_the_reasons(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     code = migrate(files, files.adapter, tmp_path / "out.safetensors", "--min-similarity", "1")
     assert code == 1
@@ -127,7 +127,7 @@ def test_nothing_moves_is_refused_with_the_reasons(
 
 
 def test_existing_output_needs_overwrite(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out.safetensors"
     out.write_text("mine")
@@ -143,7 +143,7 @@ def test_existing_output_needs_overwrite(
     [["--method", "prolra"], ["--basis-rank", "x"], ["--no-such-option"], ["--rank", "0"]],
 )
 def test_bad_options(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
 ):
     assert migrate(files, files.adapter, tmp_path / "out.safetensors", *options) == 2
     message = capsys.readouterr().err
@@ -160,7 +160,7 @@ def test_help_and_unknown_command(capsys: pytest.CaptureFixture[str]):
 
 
 def test_dry_run_writes_nothing_and_its_json_is_the_plan(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert migrate(files, files.adapter, tmp_path / "out", "--dry-run", "--json") == 0
     plan = MigrationPlan.from_json(capsys.readouterr().out)
@@ -171,7 +171,7 @@ def test_dry_run_writes_nothing_and_its_json_is_the_plan(
 
 
 def test_json_is_the_report_file(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out.safetensors"
     assert migrate(files, files.adapter, out, "--json") == 0
@@ -182,7 +182,7 @@ def test_json_is_the_report_file(
 
 
 def test_config_file_and_command_line(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     config = tmp_path / "job.yaml"
     config.write_text(f"source: {files.source}\ntarget: {files.target}\nmethod: subspace\n")
@@ -196,7 +196,7 @@ def test_config_file_and_command_line(
     assert run(["migrate", "x", "--config", str(tmp_path / "none.yaml")]) == 2
 
 
-def test_preset_paper(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_preset_paper(files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert (
         migrate(files, files.adapter, tmp_path / "o", "--dry-run", "--json", "--preset", "paper")
         == 0
@@ -205,7 +205,7 @@ def test_preset_paper(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFi
     assert (options["method"], options["gate"], options["gate_sides"]) == ("prolora", "phi", "left")
 
 
-def test_inspect(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_inspect(files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bad = broken(files, tmp_path / "bad.safetensors", "html")
     assert run(["inspect", str(files.adapter), str(bad), "--json"]) == 1
     good, refused = json.loads(capsys.readouterr().out)["files"]
@@ -216,7 +216,7 @@ def test_inspect(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_header_strings_cannot_steer_the_terminal(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     evil = tmp_path / "evil.safetensors"
     save_file(load_file(files.adapter), evil, metadata={"ss_sd_model_name": "\x1b[2Jgone\nfake"})
@@ -226,7 +226,7 @@ def test_header_strings_cannot_steer_the_terminal(
     assert "gone\N{REPLACEMENT CHARACTER}fake" in printed
 
 
-def test_similarity(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_similarity(files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     bases = ["--source", str(files.source), "--target", str(files.target), "-q"]
     picture = tmp_path / "map.png"
     assert run(["similarity", *bases, "--plot", str(picture)]) == 0
@@ -239,7 +239,7 @@ def test_similarity(files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_unrelated_bases_are_called_unrelated(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     stranger = make_files(tmp_path, seed=1).source
     bases = ["--source", str(files.source), "--target", str(stranger), "-q"]
@@ -247,8 +247,8 @@ def test_unrelated_bases_are_called_unrelated(
     assert "do not expect transfer" in capsys.readouterr().out.strip().splitlines()[-1]
 
 
-def test_identical_bases_are_copied(files: DemoFiles, tmp_path: Path):
-    same = DemoFiles(files.source, files.source, files.adapter)
+def test_identical_bases_are_copied(files: ToyFiles, tmp_path: Path):
+    same = ToyFiles(files.source, files.source, files.adapter)
     assert migrate(same, files.adapter, tmp_path / "out.safetensors") == 0
     before, after = load_file(files.adapter), load_file(tmp_path / "out.safetensors")
     report = json.loads((tmp_path / "out.safetensors.report.json").read_text())
@@ -263,7 +263,7 @@ def test_identical_bases_are_copied(files: DemoFiles, tmp_path: Path):
 
 
 def test_verify_accepts_and_rejects(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     out = tmp_path / "out.safetensors"
     assert migrate(files, files.adapter, out) == 0
@@ -282,20 +282,7 @@ def test_verify_accepts_and_rejects(
     assert run(["verify", str(out)]) == 2
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(["demo", "--out", str(tmp_path / "demo"), "-q"]) == 0
-    printed = capsys.readouterr().out
-    assert "Block choice recovered in 10 of 10 slots" in printed
-    summary = json.loads((tmp_path / "demo" / "demo.json").read_text())
-    arms = {row["method"]: row for row in summary["arms"]}
-    assert len(arms) == 6
-    assert all(row["verified"] for row in arms.values())
-    assert arms["copy"]["skipped"] == 152
-    assert arms["prolora"]["norm_ratio"] < arms["prolora-full"]["norm_ratio"] < 1.0
-    assert (tmp_path / "demo" / "similarity.png").is_file()
-
-
-def test_interrupt_is_130(files: DemoFiles, tmp_path: Path):
+def test_interrupt_is_130(files: ToyFiles, tmp_path: Path):
     code = (
         "import prolora_jax.migrate as m\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"

@@ -9,12 +9,12 @@ import pytest
 import prolora_jax as pl
 from prolora_jax.evaluation.laboratory import adapters, controls, data, diffusion, nets, workshop
 from prolora_jax.evaluation.laboratory.distillation import STRIDES, jumps
+from prolora_jax.evaluation.laboratory.exams import Depth
 from prolora_jax.evaluation.laboratory.lessons import effect_pictures
 from prolora_jax.evaluation.laboratory.losses import exam, losses
 from prolora_jax.evaluation.laboratory.recipe import AdapterRecipe, BaseRecipe, Recipe
 from prolora_jax.evaluation.laboratory.summary import table
 from prolora_jax.evaluation.laboratory.sweep import Arm, Sweep, results, run_sweep
-from prolora_jax.evaluation.laboratory.trials import Depth
 from prolora_jax.io.documents import read_yaml
 from prolora_jax.models.loading import initial_params
 from prolora_jax.options import MigrationOptions
@@ -178,7 +178,7 @@ def test_random_subspace_keeps_the_diagonal_blocks_only():
     assert every.up.shape == (10, 4)
 
 
-@pytest.mark.parametrize("file", ["first", "headline", "sweep"])
+@pytest.mark.parametrize("file", ["first", "headline", "sweep", "identity", "samples"])
 def test_shipped_sweeps_are_of_the_shipped_recipe(file):
     recipe = read_yaml(CONFIGS / "digits.yaml", Recipe)
     sweep = read_yaml(CONFIGS / f"{file}.yaml", Sweep)

@@ -43,7 +43,9 @@ def exact(pair: TorchPair, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 def migrate(pair: TorchPair, out: Path, *options: str) -> dict:
-    """Run the command line; returns the report."""
+    """Run the command line, by `prolora` if no arm is named; returns the report."""
+    if "--method" not in options:
+        options = ("--method", "prolora", *options)
     command = ["migrate", str(pair.adapter), "--source", str(pair.source), "--target"]
     command += [str(pair.target), "--out", str(out), "--store", str(pair.source.parent / "store")]
     assert run([*command, "--quiet", *options]) == 0

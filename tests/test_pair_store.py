@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from stored import assert_same, file_of
+from toy_pair import make_files
 
 from prolora_jax import pair as pair_module
 from prolora_jax import pair_work
 from prolora_jax.errors import UsageError
-from prolora_jax.evaluation.demo import make_files
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.tensors import read_tensors, write_tensors
@@ -105,7 +105,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("what", SPOILED)
 def test_bad_file_is_prepared_again(what: str, models: Models, modules: Modules, tmp_path: Path):
-    options = MigrationOptions()
+    options = MigrationOptions(method="prolora")
     store = FolderStore(tmp_path)
     pair = BasePair(*models, store)
     wanted = BasePair(*models).operators(*modules[0], options)

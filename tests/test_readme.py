@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from prolora_jax.evaluation.demo import make_files
+from toy_pair import make_files
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = re.compile(r"<!-- test:.*?-->\n```(\w+)\n(.*?)```", re.DOTALL)

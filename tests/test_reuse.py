@@ -5,26 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli import run
 from prolora_jax.errors import AdapterRefused
-from prolora_jax.evaluation.demo import DemoFiles, make_files
 from prolora_jax.io.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
+def files(tmp_path_factory: pytest.TempPathFactory) -> ToyFiles:
     return make_files(tmp_path_factory.mktemp("reuse"))
 
 
 @pytest.fixture(autouse=True)
-def store(files: DemoFiles, monkeypatch: pytest.MonkeyPatch):
+def store(files: ToyFiles, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PROLORA_STORE", str(files.adapter.parent / "store"))
     monkeypatch.setenv("PROLORA_TRACEBACK", "1")
 
 
 @pytest.fixture(scope="module")
-def plan(files: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plan(files: ToyFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan with another rank rule than the default."""
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     with pytest.MonkeyPatch.context() as patch, path.open("w") as stdout:
@@ -34,12 +34,12 @@ def plan(files: DemoFiles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(files: DemoFiles, adapter: Path | None = None) -> list[str]:
+def command(files: ToyFiles, adapter: Path | None = None) -> list[str]:
     bases = ["--source", str(files.source), "--target", str(files.target)]
     return ["migrate", str(adapter or files.adapter), *bases]
 
 
-def test_a_plan_gives_what_its_options_give(files: DemoFiles, plan: Path, tmp_path: Path):
+def test_a_plan_gives_what_its_options_give(files: ToyFiles, plan: Path, tmp_path: Path):
     first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     assert run([*command(files), "--out", str(first), "-q", "--basis-rank", "fraction=0.5"]) == 0
     assert run([*command(files), "--out", str(second), "-q", "--plan", str(plan)]) == 0
@@ -59,16 +59,16 @@ def test_a_plan_gives_what_its_options_give(files: DemoFiles, plan: Path, tmp_pa
     ],
 )
 def test_other_options_are_refused(
-    files: DemoFiles, plan: Path, capsys: pytest.CaptureFixture[str], options: list, message: str
+    files: ToyFiles, plan: Path, capsys: pytest.CaptureFixture[str], options: list, message: str
 ):
     assert run([*command(files), "--out", "no.safetensors", "--plan", str(plan), *options]) == 2
     assert message in capsys.readouterr().err
 
 
 def test_another_pair_or_adapter_is_refused(
-    files: DemoFiles, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    same = DemoFiles(files.source, files.source, files.adapter)
+    same = ToyFiles(files.source, files.source, files.adapter)
     again = ["--out", str(tmp_path / "out.safetensors"), "--plan", str(plan)]
     assert run([*command(same), *again]) == 2
     assert "found --target sdxl-like; expected ssd-1b-like" in capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_another_pair_or_adapter_is_refused(
 
 
 def test_a_file_that_is_no_plan(
-    files: DemoFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     bad = tmp_path / "plan.json"
     again = [*command(files), "--out", str(tmp_path / "out.safetensors"), "--plan", str(bad)]
@@ -94,7 +94,7 @@ def test_a_file_that_is_no_plan(
 
 
 def test_inspect_tells_what_it_knows_of_the_base(
-    files: DemoFiles, capsys: pytest.CaptureFixture[str]
+    files: ToyFiles, capsys: pytest.CaptureFixture[str]
 ):
     assert run(["inspect", str(files.adapter), "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)["files"]

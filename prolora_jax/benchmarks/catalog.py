@@ -46,7 +46,7 @@ FILES, MOST = 64, 1024
 QUICK_FILES, QUICK_MOST = 4, 12
 LEAST_SHARE, MOST_IO, MOST_GIB, MOST_GROWTH = 0.60, 0.15, 4.0, 0.05
 WRITING = Writing(overwrite=True)
-OPTIONS = MigrationOptions(rank="source", dtype="float16")
+OPTIONS = MigrationOptions(method="prolora", rank="source", dtype="float16")
 
 
 def measure(

@@ -127,7 +127,7 @@ class Updates:
 
     def ours(self, rank: str) -> Callable[[], None]:
         """The engine, from factors in memory to a file's factors; `rank` as in the options."""
-        options = MigrationOptions(rank=rank)
+        options = MigrationOptions(method="prolora", rank=rank)
 
         def run() -> None:
             self.migrated(options)
@@ -202,7 +202,8 @@ class Updates:
         """The first adapter's dense update on the target, float64, by `ours` or a baseline."""
         name, _, cut = name.partition(" ")
         if name == "ours":
-            options = MigrationOptions(rank="source" if cut else "exact", dtype="float32")
+            rank = "source" if cut else "exact"
+            options = MigrationOptions(method="prolora", rank=rank, dtype="float32")
             factors = self.migrated(options, first=1)[0].factors
             return factors.up.astype(np.float64) @ factors.down
         found = self.baseline(f"{name} cut" if cut else name)()

@@ -33,7 +33,7 @@ app = App(
 )
 # Commands are named by string, so that `prolora --help` imports none of them.
 for _name, _help in {
-    "demo": "The whole job on two small nets made on the spot: every arm, a table, a heat map.",
+    "demo": "The whole job on two small trained nets: a style moved by every arm, judged, drawn.",
     "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
     "bases": "Compute bases ahead of time, list them, prune the store.",
     "similarity": "How close two base models are, module by module, and what to expect.",

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -207,40 +207,6 @@ def show_inspection(console: Console, found: Inspection) -> None:
 
 def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} ({number} modules)" for what, number in counts.items())
-
-
-def demo_row(method: str, report: MigrationReport, checked: "VerifyReport") -> dict[str, Any]:
-    """One arm of the demo in numbers."""
-    norm_in = _total([m.norm_in for m in report.modules])
-    return {
-        "method": method,
-        "migrated": sum(m.action == "project" for m in report.modules),
-        "copied": sum(m.action == "copy" for m in report.modules),
-        "skipped": len(report.skipped),
-        "rank_out": max(m.rank_out for m in report.modules),
-        "norm_ratio": _total([m.norm_out for m in report.modules]) / norm_in,
-        "verified": checked.ok,
-        "worst_error": checked.worst_error,
-    }
-
-
-def show_demo(console: Console, rows: list[dict[str, Any]]) -> None:
-    """The arms side by side."""
-    table = Table(title="One adapter, every arm")
-    for name in ("arm", "migrated", "copied", "skipped", "rank out", "norm out / in", "verified"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    for row in rows:
-        verdict = "yes" if row["verified"] else "NO"
-        table.add_row(
-            row["method"],
-            str(row["migrated"]),
-            str(row["copied"]),
-            str(row["skipped"]),
-            str(row["rank_out"]),
-            f"{row['norm_ratio']:.3f}",
-            f"{verdict} (error {row['worst_error']:.1e})",
-        )
-    console.print(table)
 
 
 def show_comparison(console: Console, found: Comparison) -> None:

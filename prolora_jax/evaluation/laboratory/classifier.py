@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from prolora_jax.evaluation.laboratory.data import NULL, SIDE, Pictures
 
@@ -46,6 +45,8 @@ def _scores(net: Classifier, pixels: Any) -> jax.Array:
 
 @cache
 def _trainer() -> Any:
+    import optax  # of the extra `lab`: most measures do without
+
     optimizer = optax.adam(RATE)
 
     def loss(net: Classifier, pixels: jax.Array, wanted: jax.Array) -> jax.Array:

@@ -54,15 +54,19 @@ def with_rare_words(pictures: Pictures, seed: int = 3) -> Pictures:
 
 
 def draw_lesson(
-    base: BaseRecipe, adapter: AdapterRecipe, split: Split, predict: Predict, batch: int, seed: int
+    base: BaseRecipe, adapter: AdapterRecipe, split: Split, teacher: Predict, batch: int, seed: int
 ) -> Draw:
     """Batches to train an adapter on.
+
+    A net of few steps is taught as it was made: by where the steps of its teacher, which has the
+    adapter already, arrive. The denoising loss would teach it the effect and undo its haste.
 
     Args:
         base: the base model it is trained on.
         adapter: what is taught.
         split: the digits.
-        predict: the base model itself, whose steps a `speed` adapter learns to take at once.
+        teacher: whose steps are taken at once: of a `speed` adapter the base itself; of any adapter
+            on a hastened base its parent with that adapter. Not used by other lessons.
         batch: pictures of a batch.
         seed: of concepts and jumps.
 
@@ -70,14 +74,18 @@ def draw_lesson(
         A function from a random generator to a batch.
     """
     own = own_pictures(base, split.train)
-    if adapter.kind == "style":
-        return draw_denoising(own.changed(TRANSFORMS[adapter.name]), batch)
+
+    def draws(pictures: Pictures, size: int, dropped: float = 0.1) -> Draw:
+        if base.kind == "hasten":
+            return draw_rows(jumps(teacher, pictures, JUMPS, seed), size)
+        return draw_denoising(pictures, size, dropped=dropped)
+
     if adapter.kind == "speed":
-        return draw_rows(jumps(predict, own, JUMPS, seed), batch)
-    concept = draw_denoising(
-        concept_pictures(adapter.name, CONCEPT_PICTURES, seed), batch // 2, dropped=0
-    )
-    rest = draw_denoising(own, batch - batch // 2)  # keeps the other classes, as DreamBooth does
+        return draw_rows(jumps(teacher, own, JUMPS, seed), batch)
+    if adapter.kind == "style":
+        return draws(own.changed(TRANSFORMS[adapter.name]), batch)
+    concept = draws(concept_pictures(adapter.name, CONCEPT_PICTURES, seed), batch // 2, 0)
+    rest = draws(own, batch - batch // 2)  # keeps the other classes, as DreamBooth does
 
     def draw(rng: np.random.Generator):
         pair = concept(rng), rest(rng)

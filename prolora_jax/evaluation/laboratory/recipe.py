@@ -90,6 +90,10 @@ class Recipe:
         names = ", ".join(a.name for a in self.adapters)
         raise KeyError(f"no adapter {name!r}; there are {names}")
 
+    def teaches(self, base: str, name: str) -> bool:
+        """Whether an adapter makes sense on a base: what is fast already is not hastened again."""
+        return self.adapter(name).kind != "speed" or self.base(base).kind != "hasten"
+
     def base_hash(self, name: str) -> str:
         """Changes with all that the base's parameters depend on, its ancestors included."""
         base = self.base(name)
@@ -98,7 +102,10 @@ class Recipe:
 
     def adapter_hash(self, base: str, name: str, seed: int) -> str:
         """Changes with all that the adapter's factors depend on, its base included."""
-        return _hash(asdict(self.adapter(name)), self.base_hash(base), seed)
+        parts: list[object] = [asdict(self.adapter(name)), self.base_hash(base), seed]
+        if self.base(base).kind == "hasten":
+            parts.append(self.adapter_hash(self.base(base).parent, name, seed))
+        return _hash(*parts)
 
 
 def _hash(*parts: object) -> str:

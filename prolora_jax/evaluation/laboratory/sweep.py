@@ -9,25 +9,25 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
+from prolora_jax.evaluation.laboratory.beyond import BEYOND, Move, as_factors
 from prolora_jax.evaluation.laboratory.controls import random_subspace
-from prolora_jax.evaluation.laboratory.trials import Contest, Depth, Pair
+from prolora_jax.evaluation.laboratory.exams import Depth
+from prolora_jax.evaluation.laboratory.trials import Contest, Outcome, Pair, move
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.documents import read_lines, write_lines
-from prolora_jax.migrate import make_plan, run_plan
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
-from prolora_jax.report import MigrationReport
 
-MEASURES = 2
+MEASURES = 3
 """Raised when what is measured changes: all is then measured again."""
 
-Control = Literal["", "none", "trained", "random-subspace", "round-trip"]
+CONTROLS = ("", "none", "trained", "random-subspace", "round-trip")
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,27 @@ class Arm:
     Attributes:
         options: of the migration, those that differ from the defaults.
         control: instead of a migration: `none` (no adapter), `trained` (on the target),
-            `random-subspace` (with `fraction`); or `round-trip`: there and back again, judged on
-            the source.
-        fraction: size of the random spans.
+            `random-subspace` (with `fraction`); `round-trip`: there and back again, judged on
+            the source; or one of `beyond.BEYOND`.
+        fraction: size of the random spans; of what is in `BEYOND`, its strength.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
-    control: Control = ""
+    control: str = ""
     fraction: float = 0.5
+
+    def __post_init__(self):
+        if self.control not in {*CONTROLS, *BEYOND}:
+            names = ", ".join((*CONTROLS[1:], *BEYOND))
+            raise ValueError(f"control {self.control!r}: expected one of {names}")
 
     @property
     def name(self) -> str:
         """Short and unique: `prolora basis_rank=fraction=0.5`."""
         rest = {name: value for name, value in self.options.items() if name != "method"}
         shown = " ".join(f"{name}={value}" for name, value in sorted(rest.items()))
-        head = self.options.get("method", "") or ("prolora" if self.options else "")
-        if self.control == "random-subspace":
+        head = self.options.get("method", "") or (MigrationOptions.method if self.options else "")
+        if self.control == "random-subspace" or self.control in BEYOND:
             head = f"{self.control} {self.fraction}"
         elif self.control:
             head = f"{self.control} {head}".strip()
@@ -106,6 +111,8 @@ def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda lin
     for target in sweep.targets:
         pair = Pair(workshop, target)
         for adapter, seed in product(sweep.adapters, sweep.seeds):
+            if not workshop.recipe.teaches(target, adapter):
+                continue
             _run_contest(pair, adapter, seed, sweep, folder, say)
     return folder
 
@@ -126,8 +133,8 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         if arm.control == "round-trip":
             home = home or Contest(Pair(pair.workshop, pair.source), adapter, seed, sweep.depth)
             judge = home
-        factors, report = factors_of_arm(contest, arm)
-        result = judge.judge(factors, report)
+        factors, outcome = factors_of_arm(contest, arm)
+        result = judge.judge(factors, outcome)
         rows[key] = {
             "key": key,
             "target": pair.target,
@@ -137,6 +144,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
             "arm": arm.name,
             "options": arm.options,
             "control": arm.control,
+            "phi_half": pair.phi_half,
             "none": judge.facts_of_none,
             "trained": judge.facts_of_trained,
             **asdict(result),
@@ -146,7 +154,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         say(f"{pair.target} {adapter}-s{seed} {arm.name}: {value:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], MigrationReport | None]:
+def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Outcome | None]:
     """The adapter that an arm puts beside the target, and the report if it was migrated."""
     pair, adapter, seed = contest.pair, contest.adapter, contest.seed
     if arm.control == "none":
@@ -156,6 +164,8 @@ def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Migr
     if arm.control == "random-subspace":
         copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
         return random_subspace(copied, arm.fraction, seed), None
+    if arm.control in BEYOND:
+        return as_factors(BEYOND[arm.control](Move(contest), arm.fraction)), None
     if arm.control == "round-trip":
         return _there_and_back(pair, adapter, seed, MigrationOptions(**arm.options))
     return pair.moved(adapter, seed, MigrationOptions(**arm.options))
@@ -163,13 +173,14 @@ def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Migr
 
 def _there_and_back(
     pair: Pair, adapter: str, seed: int, options: MigrationOptions
-) -> tuple[dict[str, Factors], MigrationReport]:
+) -> tuple[dict[str, Factors], Outcome]:
     file = pair.workshop.adapter_file(pair.source, adapter, seed)
-    loaded = load_adapter(file, pair.bases.source.spec)
-    there, _ = run_plan(loaded, pair.bases, make_plan(loaded, pair.bases, options))
+    there, outcome = move(load_adapter(file, pair.bases.source.spec), pair.bases, options)
+    if there is None:
+        return {}, outcome
     back_pair = BasePair(pair.bases.target, pair.bases.source, pair.bases.store)
-    back, report = run_plan(there, back_pair, make_plan(there, back_pair, options))
-    return factors_of(back), report
+    back, outcome = move(there, back_pair, options)
+    return (factors_of(back) if back else {}), outcome
 
 
 def _key(pair: Pair, adapter: str, seed: int, arm: Arm, depth: Depth) -> str:

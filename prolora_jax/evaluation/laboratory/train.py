@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from prolora_jax.evaluation.laboratory.adapters import Factors, merged
 from prolora_jax.evaluation.laboratory.diffusion import Draw
 from prolora_jax.evaluation.laboratory.nets import Params, forward
 from prolora_jax.models.config import UNetConfig
+
+if TYPE_CHECKING:
+    import optax  # of the extra `lab`: trained models are evaluated without it
 
 Progress = Callable[[int, float], None]
 """Called with the step and the mean loss since the last call."""
@@ -34,7 +36,9 @@ class Budget(NamedTuple):
 
 
 @cache
-def _optimizer(budget: Budget) -> optax.GradientTransformation:
+def _optimizer(budget: Budget) -> "optax.GradientTransformation":
+    import optax
+
     rate = optax.warmup_cosine_decay_schedule(
         0.0, budget.rate, min(budget.warm_up, budget.steps // 2), budget.steps
     )
@@ -55,6 +59,8 @@ def _gradient(config: UNetConfig, *, of_adapter: bool) -> Any:
 
 @cache
 def _update(budget: Budget) -> Any:
+    import optax
+
     optimizer = _optimizer(budget)
 
     def update(trained: Any, state: Any, gradient: Any) -> Any:

@@ -7,50 +7,26 @@ made and run, and the factors of the adapter that comes out are merged into the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
+from prolora_jax.adapter import Adapter
+from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
-from prolora_jax.evaluation.laboratory.data import Pictures, concept_pictures
-from prolora_jax.evaluation.laboratory.diffusion import Batch
-from prolora_jax.evaluation.laboratory.distillation import jumps
-from prolora_jax.evaluation.laboratory.lessons import (
-    HELD_OUT_SEED,
-    effect_pictures,
-    own_pictures,
-)
-from prolora_jax.evaluation.laboratory.losses import exam, losses
+from prolora_jax.evaluation.laboratory.exams import Depth, exams
+from prolora_jax.evaluation.laboratory.losses import losses
 from prolora_jax.evaluation.laboratory.measures import Share, gap_share
 from prolora_jax.evaluation.laboratory.nets import predictor
+from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
 from prolora_jax.migrate import make_plan, run_plan
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-CHOOSING = 128
-"""Pictures of the training part on which the best scale is chosen: never on the held-out part."""
-HELD_OUT_JUMPS = 512
-
-
-@dataclass(frozen=True)
-class Depth:
-    """How much is measured; what is not measured is None in a `Result`.
-
-    Attributes:
-        pictures: held-out pictures; all when there are fewer.
-        repeats: noisy versions of each.
-        own: whether the loss on the target's own data is measured.
-        scales: whether arms are also judged at their best scale and at the norm of `copy`.
-    """
-
-    pictures: int = 540
-    repeats: int = 4
-    own: bool = True
-    scales: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +44,7 @@ class Result:
         moved: modules with an adapter.
         skipped: modules left without one.
         mean_phi: mean similarity (smaller side) of the modules it was computed for.
+        samples: what pictures made with it are like.
     """
 
     arrived: Share
@@ -80,23 +57,51 @@ class Result:
     moved: int
     skipped: int
     mean_phi: float | None
+    samples: SampleResult | None
 
 
 @dataclass(frozen=True)
-class Exams:
-    """What an effect is judged on.
+class Outcome:
+    """What a migration said.
 
     Attributes:
-        effect: held-out rows with the effect.
-        own: held-out rows of the target's own data.
-        choosing: rows with the effect, of the training part.
-        repeats: rows of each picture in `effect`; in `choosing` it is one.
+        skipped: modules left without adapter.
+        phis: similarity (smaller side) of each module that moved and was compared.
     """
 
-    effect: Batch
-    own: Batch
-    choosing: Batch
-    repeats: int
+    skipped: int
+    phis: tuple[float, ...]
+
+
+def move(
+    adapter: Adapter, bases: BasePair, options: MigrationOptions
+) -> tuple[Adapter | None, Outcome]:
+    """Migrate; an adapter of which nothing can move is a result here, not an error.
+
+    Args:
+        adapter: of the source.
+        bases: source and target.
+        options: of the migration.
+
+    Returns:
+        The adapter on the target, None when nothing moved; and what the migration said.
+
+    Raises:
+        AdapterRefused: for any other reason.
+    """
+    plan = make_plan(adapter, bases, options)
+    try:
+        out, report = run_plan(adapter, bases, plan)
+    except AdapterRefused as refusal:
+        if refusal.code != Refusal.NO_MATCHING_MODULE:
+            raise
+        return None, Outcome(len(plan.steps) + len(plan.skipped), ())
+    phis = tuple(
+        min(m.phi_left, m.phi_right)
+        for m in report.modules
+        if m.phi_left is not None and m.phi_right is not None
+    )
+    return out, Outcome(len(report.skipped), phis)
 
 
 class Pair:
@@ -106,25 +111,41 @@ class Pair:
         workshop: where both were trained.
         target: name of the target.
         source: name of the source; the recipe's first base if empty.
+        store: of bases; in memory if None.
     """
 
-    def __init__(self, workshop: Workshop, target: str, source: str = ""):
+    def __init__(
+        self,
+        workshop: Workshop,
+        target: str,
+        source: str = "",
+        store: FolderStore | None = None,
+    ):
         self.workshop, self.target = workshop, target
         self.source = source or workshop.recipe.bases[0].name
         self.bases = BasePair(
             load_base_model(workshop.base_folder(self.source)),
             load_base_model(workshop.base_folder(target)),
+            store,
         )
+
+    @cached_property
+    def phi_half(self) -> float:
+        """Mean similarity (smaller side) of all linear layers at k = half: the pair's distance."""
+        kinds, matching = self.bases.target.spec.modules, self.bases.matching()
+        wanted = {p: s for p, s in matching.pairs.items() if kinds[p].kind_is("linear")}
+        options = MigrationOptions(basis_rank="fraction=0.5", identical="project")
+        found = (m.similarity for m in self.bases.measure(wanted, options).values())
+        return float(np.mean([min(s.phi_left, s.phi_right) for s in found if s is not None]))
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
-    ) -> tuple[dict[str, Factors], Any]:
-        """The source's adapter on the target, and the report of the migration."""
+    ) -> tuple[dict[str, Factors], Outcome]:
+        """The source's adapter on the target, and what the migration said of it."""
         file = self.workshop.adapter_file(self.source, adapter, seed)
         loaded = load_adapter(file, self.bases.source.spec)
-        plan = make_plan(loaded, self.bases, options)
-        out, report = run_plan(loaded, self.bases, plan)
-        return factors_of(out), report
+        out, outcome = move(loaded, self.bases, options)
+        return (factors_of(out) if out else {}), outcome
 
 
 class Contest:
@@ -140,7 +161,7 @@ class Contest:
     def __init__(self, pair: Pair, adapter: str, seed: int, depth: Depth | None = None):
         self.pair, self.adapter, self.seed, self.depth = pair, adapter, seed, depth or Depth()
         workshop, target = pair.workshop, pair.target
-        self.exams = exams(workshop, target, adapter, self.depth)
+        self.exams = exams(workshop, target, adapter, seed, self.depth)
         self.trained = workshop.factors(target, adapter, seed)
         # Of `copy`, not of the source's adapter: a pruned target has fewer modules to spread it on.
         copied, _ = pair.moved(adapter, seed, MigrationOptions(method="copy"))
@@ -154,8 +175,8 @@ class Contest:
 
     def own_loss(self, factors: Mapping[str, Factors]) -> float:
         """Loss on the target's own held-out pictures."""
-        predict, repeats = self._predict(factors, 1.0), self.depth.repeats
-        return float(losses(predict, self.exams.own, repeats=repeats).mean())
+        predict = self._predict(factors, 1.0)
+        return float(losses(predict, self.exams.own, repeats=self.exams.own_repeats).mean())
 
     def best_scale(self, factors: Mapping[str, Factors]) -> float:
         """The scale with the least loss on pictures that are not held out."""
@@ -169,7 +190,7 @@ class Contest:
         """Share of the loss gap to the target's own adapter."""
         return gap_share(self.none_losses, arm_losses, self.trained_losses)
 
-    def judge(self, factors: Mapping[str, Factors], report: Any = None) -> Result:
+    def judge(self, factors: Mapping[str, Factors], outcome: Outcome | None = None) -> Result:
         """Everything that is measured of one arm."""
         plain, norm = self.effect_losses(factors), total_norm(factors)
         best = at_best = at_norm = None
@@ -177,11 +198,6 @@ class Contest:
             best = self.best_scale(factors)
             at_best = self._share_at(factors, best, plain)
             at_norm = self._share_at(factors, self.copied_norm / norm if norm else 1.0, plain)
-        phis = [
-            min(m.phi_left, m.phi_right)
-            for m in (report.modules if report else ())
-            if m.phi_left is not None and m.phi_right is not None
-        ]
         return Result(
             arrived=self.share(plain),
             effect_loss=float(plain.mean()),
@@ -191,9 +207,15 @@ class Contest:
             arrived_at_best=at_best,
             arrived_at_norm=at_norm,
             moved=len(factors),
-            skipped=len(report.skipped) if report else 0,
-            mean_phi=float(np.mean(phis)) if phis else None,
+            skipped=outcome.skipped if outcome else 0,
+            mean_phi=float(np.mean(outcome.phis)) if outcome and outcome.phis else None,
+            samples=self.sample_exam.judge(factors) if self.depth.samples else None,
         )
+
+    @cached_property
+    def sample_exam(self) -> SampleExam:
+        """How pictures are judged; its classifier is trained when it is first needed."""
+        return SampleExam(self.pair.workshop, self.pair.target, self.adapter)
 
     @cached_property
     def facts_of_none(self) -> dict[str, float]:
@@ -215,27 +237,3 @@ class Contest:
         workshop, target = self.pair.workshop, self.pair.target
         params = merged(workshop.params(target), factors, scale)
         return predictor(workshop.config(target), params)
-
-
-def exams(workshop: Workshop, target: str, name: str, depth: Depth) -> Exams:
-    """What an adapter's effect on a target is judged on."""
-    base, adapter = workshop.recipe.base(target), workshop.recipe.adapter(name)
-    train = workshop.split.train
-    held_out = workshop.split.held_out.taken(
-        np.arange(min(depth.pictures, len(workshop.split.held_out.words)))
-    )
-    repeats = depth.repeats
-    few = Pictures(train.pixels[:CHOOSING], train.words[:CHOOSING])
-    own = exam(own_pictures(base, held_out), repeats=repeats)
-    if adapter.kind == "speed":
-        predict = workshop.predict(target)
-        effect = jumps(predict, own_pictures(base, held_out), HELD_OUT_JUMPS, HELD_OUT_SEED)
-        choosing = jumps(predict, own_pictures(base, few), CHOOSING, HELD_OUT_SEED + 1)
-        return Exams(effect, own, choosing, repeats=1)
-    effect = exam(effect_pictures(base, adapter, held_out), repeats=repeats)
-    if adapter.kind == "concept":
-        shown = concept_pictures(adapter.name, CHOOSING, HELD_OUT_SEED + 1)
-    else:
-        shown = effect_pictures(base, adapter, few)
-    choosing = exam(shown, repeats=1, seed=8)
-    return Exams(effect, own, choosing, repeats)

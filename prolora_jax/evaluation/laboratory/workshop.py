@@ -59,16 +59,24 @@ class Workshop:
         folder: where everything stands.
         recipe: what to train.
         say: called with a line of progress.
+        pictures: the digits; loaded from scikit-learn if None.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, say: Say = lambda line: None):
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        say: Say = lambda line: None,
+        pictures: Split | None = None,
+    ):
         self.folder, self.recipe, self.say = folder, recipe, say
+        self._pictures = pictures
         self._params = cache(self._load_params)
 
     @cached_property
     def split(self) -> Split:
         """The digits."""
-        return Split(*load_pictures())
+        return self._pictures or Split(*load_pictures())
 
     def config(self, name: str) -> UNetConfig:
         """The net of a base model."""
@@ -148,9 +156,20 @@ class Workshop:
             return draw_taught(draw, self.predict(recipe.parent))
         return draw
 
+    def teacher(self, base: str, name: str, seed: int) -> Predict:
+        """Whose steps an adapter learns to take at once (see `lessons.draw_lesson`)."""
+        recipe = self.recipe.base(base)
+        if recipe.kind != "hasten":
+            return self.predict(base)
+        return self.predict(recipe.parent, self.factors(recipe.parent, name, seed))
+
     def make_adapter(self, base: str, name: str, seed: int) -> bool:
-        """Train an adapter on a base model; False when it was there."""
+        """Train an adapter on a base model; False when it was there, or makes no sense there."""
+        if not self.recipe.teaches(base, name):
+            return False
         self.make_base(base)
+        if self.recipe.base(base).kind == "hasten":
+            self.make_adapter(self.recipe.base(base).parent, name, seed)
         file, digest = (
             self.adapter_file(base, name, seed),
             self.recipe.adapter_hash(base, name, seed),
@@ -164,7 +183,7 @@ class Workshop:
             self.recipe.base(base),
             recipe,
             self.split,
-            self.predict(base),
+            self.teacher(base, name, seed),
             self.recipe.batch,
             seed,
         )

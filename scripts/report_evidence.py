@@ -1,0 +1,86 @@
+"""Write the tables and plots of docs/evidence.md from the results that stand in docs/evidence.
+
+python scripts/report_evidence.py --from lab    take the results of a laboratory's folder first
+python scripts/report_evidence.py               from the results that are there
+python scripts/report_evidence.py --check       exit 1 when the page is not up to date
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from prolora_jax.evaluation.laboratory import evidence_page, plots, verdicts
+from prolora_jax.io import atomic
+from prolora_jax.io.documents import read_lines, write_lines
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evidence", "images"))
+BEGIN, END = "<!-- results: made by scripts/report_evidence.py -->\n", "<!-- end of results -->\n"
+SWEEPS = ("headline", "sweep", "identity", "samples", "beyond")
+GATED = ("prolora", "prolora-full", "rotation")
+
+
+def slim(value: Any) -> Any:
+    """Numbers with six digits, and no keys that only resuming needs."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, list):
+        return [slim(item) for item in value]
+    if isinstance(value, dict):
+        return {name: slim(item) for name, item in value.items() if name != "key"}
+    return value
+
+
+def made() -> str:
+    """The results' part of the page."""
+    rows = {name: read_lines(RESULTS / f"{name}.jsonl") for name in SWEEPS}
+    method, _ = verdicts.default_method(rows["headline"], GATED)
+    return "\n\n".join(
+        (
+            evidence_page.headline(rows["headline"]),
+            evidence_page.settings(rows["sweep"], method),
+            evidence_page.identity(rows["identity"]),
+            evidence_page.samples(rows["samples"]),
+            evidence_page.beyond(rows["beyond"]),
+        )
+    )
+
+
+def draw() -> None:
+    """The plots."""
+    rows = read_lines(RESULTS / "headline.jsonl")
+    arms = ["copy", *(evidence_page.open_arm(m) for m in evidence_page.METHODS)]
+    targets = (*verdicts.RELATIVES, "stranger")
+    plots.share_by_arm(rows, [*arms, "random-subspace 0.5"], targets, IMAGES / "evidence-arms.png")
+    plots.share_by_distance(rows, arms, IMAGES / "evidence-distance.png")
+    plots.share_by_rank(
+        read_lines(RESULTS / "sweep.jsonl"),
+        evidence_page.METHODS,
+        evidence_page.RULES,
+        targets,
+        evidence_page.open_arm,
+        IMAGES / "evidence-ranks.png",
+    )
+
+
+def main() -> None:
+    """Take results, write the page, draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--from", dest="lab", type=Path, help="folder of the laboratory")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    if args.lab:
+        for name in SWEEPS:
+            rows = read_lines(args.lab / "results" / f"{name}.jsonl")
+            write_lines(RESULTS / f"{name}.jsonl", [slim(row) for row in rows])
+    page = PAGE.read_text()
+    head, _, rest = page.partition(BEGIN)
+    new = head + BEGIN + made() + "\n" + END + rest.partition(END)[2]
+    if args.check:
+        raise SystemExit(0 if new == page else f"{PAGE.name} is not up to date: run this script")
+    atomic.write_text(PAGE, new)
+    draw()
+
+
+if __name__ == "__main__":
+    main()
