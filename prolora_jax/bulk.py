@@ -133,15 +133,18 @@ def migrate_files(
     Raises:
         BaseModelError: a base model cannot be read; nothing can be migrated then.
     """
-    writing = writing or Writing()
+    how = writing or Writing()
     done = 0
     ordered = sorted(jobs, key=_order)
-    batches = prefetch(_batches(ordered, pair, options, writing, progress))
+    batches = prefetch(_batches(ordered, pair, options, how, progress))
 
     def finished(outcome: Outcome) -> Outcome:
         if finish is not None:
             finish(outcome)
         return outcome
+
+    def write(item: Prepared, result: Results | Outcome) -> Outcome:
+        return finished(_written(item, result, pair, how))
 
     writer = ThreadPoolExecutor(1, "write")
     try:
@@ -165,12 +168,11 @@ def migrate_files(
             yield from outcomes()
             refused = [item for item in batch if isinstance(item, Outcome)]
             written += [writer.submit(finished, item) for item in refused]
-            for item, result in zip(prepared, results, strict=True):
-                item = item._replace(seconds=item.seconds + share)
-                written.append(
-                    writer.submit(lambda i=item, r=result: finished(_written(i, r, pair, writing)))
-                )
-            del batch, prepared, results, item, result
+            timed = (item._replace(seconds=item.seconds + share) for item in prepared)
+            for moved in zip(timed, results, strict=True):
+                written.append(writer.submit(write, *moved))
+                del moved
+            del batch, prepared, results
         yield from outcomes()
     finally:
         # An interrupt, or a consumer that stops, waits for one file and not for a whole batch.

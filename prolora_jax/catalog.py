@@ -6,12 +6,12 @@ same options and weights of both base models, and an output that is as it was wr
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-from prolora_jax import __version__
 from prolora_jax.bases import Progress
 from prolora_jax.bulk import FileJob, Outcome, Writing, migrate_files
 from prolora_jax.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
@@ -41,6 +41,7 @@ class CatalogJob:
         options: of every migration.
         writing: formats, and whether outputs of others may be replaced.
         retry: whether files that were refused or failed before are tried again.
+        fail_fast: stop at the first file that is refused when it is read.
     """
 
     inputs: tuple[Path, ...]
@@ -48,6 +49,7 @@ class CatalogJob:
     options: MigrationOptions
     writing: Writing
     retry: bool = False
+    fail_fast: bool = False
 
 
 def scan_catalog(
@@ -91,9 +93,9 @@ def run_catalog(
         found, pairs = _scanned(job, pair, progress)
         shared = _pair_report(job, pair, pairs)
         write_pair_report(job.out, shared)
-        run = _Run(job, manifest, found, shared.digest)
+        run = _Run(job, manifest, found, pair, shared.digest)
         run.plan()
-        run.migrate(pair, progress)
+        run.migrate(progress)
         run.link_duplicates()
         manifest.set_facts(
             relation=shared.relation,
@@ -106,9 +108,16 @@ def run_catalog(
 class _Run:
     """One run over scanned files."""
 
-    def __init__(self, job: CatalogJob, manifest: Manifest, found: Sequence[Scanned], pair: str):
-        self.job, self.manifest = job, manifest
-        self.writing = job.writing._replace(pair=pair)
+    def __init__(
+        self,
+        job: CatalogJob,
+        manifest: Manifest,
+        found: Sequence[Scanned],
+        pair: BasePair,
+        digest: str,
+    ):
+        self.job, self.manifest, self.pair = job, manifest, pair
+        self.writing = job.writing._replace(pair=digest)
         self.found = {one.record.input: one for one in found}
         self.same = duplicates(found, job.options)
         self.known = {entry.record.input: entry for entry in manifest.entries()}
@@ -151,7 +160,7 @@ class _Run:
             return None if self.job.retry or record.state == "planned" else known
         if record.duplicate_of != self.same.get(record.input):
             return None
-        output = self.job.out / record.output  # pyright: ignore[reportOptionalOperand]
+        output = self.job.out / str(record.output)
         now = _stamp(output)
         if now is None or not report_path(output).is_file():
             return None
@@ -163,6 +172,7 @@ class _Run:
         try:
             adapter = load_adapter(
                 one.item.path,
+                self.pair.source.spec,
                 alpha_zero=self.job.options.alpha_zero,
                 allow_pickle=self.writing.allow_pickle,
                 quiet=True,
@@ -171,7 +181,7 @@ class _Run:
             return False  # it is reported when it is read
         return adapter.fingerprint == record.input_hash
 
-    def migrate(self, pair: BasePair, progress: Progress | None) -> None:
+    def migrate(self, progress: Progress | None) -> None:
         """Migrate what is unfinished and no duplicate of another file."""
         places = {self.job.out / str(one.record.output): one for one in self.todo}
         jobs = [
@@ -184,8 +194,11 @@ class _Run:
             one = places[outcome.job.output]
             self.manifest.put(self._entry(one, outcome))
 
-        for _ in migrate_files(jobs, pair, self.job.options, self.writing, progress, finish):
-            pass
+        for outcome in migrate_files(
+            jobs, self.pair, self.job.options, self.writing, progress, finish
+        ):
+            if outcome.error is not None and self.job.fail_fast:
+                break
 
     def _entry(self, one: Scanned, outcome: Outcome) -> Entry:
         """What a migration came to; runs in the writing thread, behind the output."""
@@ -300,7 +313,7 @@ def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> Pair
     measures = {} if options.method == "copy" else pair.measure(pairs, options)
     said = relation(measures, 0, options).sentence if measures else None
     return PairReport(
-        __version__,
+        version("prolora_jax"),
         pair.source.location,
         pair.target.location,
         shared_options(options),
@@ -330,8 +343,3 @@ def summary_of(manifest: Manifest) -> CatalogSummary:
         finished=facts.get("finished"),
         seconds=facts.get("seconds"),
     )
-
-
-def unfinished(records: Sequence[CatalogRecord]) -> Iterator[CatalogRecord]:
-    """Records that have no output."""
-    return (record for record in records if record.state not in FINISHED)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -62,7 +62,7 @@ class Outlook:
         pairs: source by target path of the modules that are compared.
     """
 
-    fields: dict[str, object] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
     job: str | None = None
     rank: int = 0
     pairs: dict[str, str] = field(default_factory=dict)
@@ -200,7 +200,7 @@ class Scanner:
         return path.as_posix()
 
 
-def facts_of(adapter: Adapter, plan: MigrationPlan) -> dict[str, object]:
+def facts_of(adapter: Adapter, plan: MigrationPlan) -> dict[str, Any]:
     """Fields of a record that follow from a plan."""
     similarities = [(step.source_path, step.similarity, step.flags) for step in plan.steps]
     return {"format": adapter.format} | outcome_fields(similarities, plan.skipped, plan.flags)
@@ -210,7 +210,7 @@ def outcome_fields(
     moved: Sequence[tuple[str, ModuleSimilarity | tuple[float, float] | None, tuple[str, ...]]],
     skipped: Sequence[SkippedModule],
     flags: Sequence[str],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Fields of a record: modules, reasons, similarities, flags.
 
     Args:

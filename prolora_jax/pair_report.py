@@ -54,9 +54,13 @@ class PairReport:
 
     @property
     def digest(self) -> str:
-        """Of all but what may be added later: measures, and the sentence about them."""
+        """Of how modules were matched; not of measures and sentences, which may be added later.
+
+        Nor of where the base models are: they may be moved, and outputs stay what they are. Other
+        weights are seen by the digest of each job.
+        """
         pairs = {path: module.source_path for path, module in self.modules.items()}
-        facts = (self.source, self.target, self.options, self.matched_by, self.alignments, pairs)
+        facts = (self.options, self.matched_by, self.alignments, pairs)
         return sha256(msgspec.json.encode(facts)).hexdigest()[:16]
 
     @property

@@ -121,6 +121,7 @@ def test_only_what_is_unfinished_is_done_again(
     run_catalog(job(folder), pair)
     assert done[1:] == [[], []]
     (out / "styles" / "b é.safetensors").write_bytes(b"torn")
+    (folder / "styles" / "old" / "c.safetensors").unlink()
     write(folder / "styles" / "old" / "c.safetensors", 9, (4,))
     run_catalog(job(folder), pair)
     assert done[3] == ["b é.safetensors", "c.safetensors"]

@@ -163,7 +163,7 @@ class TensorFile:
                 self._require_dtype(key, READABLE_DTYPES)
                 entry = self._entries[key]
                 found[key] = array = np.empty(entry.shape, _NUMPY[entry.dtype])
-                wanted = memoryview(array.reshape(-1).view(np.uint8))
+                wanted = memoryview(array.reshape(-1).view(np.uint8).data)
                 file.seek(self._header.body + entry.start)
                 while wanted and (count := file.readinto(wanted)):
                     wanted = wanted[count:]
