@@ -37,6 +37,11 @@ class Refusal(StrEnum):
     MISSING_LIBRARY = "missing-library"
     BAD_OPTION = "bad-option"
     BAD_REPORT = "bad-report"
+    ARCHIVE = "archive"
+    BAD_NAME = "bad-name"
+    CHANGED = "changed-while-read"
+    LOCKED = "locked"
+    INTERNAL = "internal-error"
 
 
 class ProloraError(Exception):

@@ -161,22 +161,53 @@ def test_a_folder_is_mirrored_and_bad_files_are_named(
         "a.safetensors": Refusal.OUTPUT_EXISTS,
         "broken.safetensors": Refusal.NOT_SAFETENSORS,
     }
-    assert run([*command, "--overwrite"]) == 1
+    assert run([*command, "--overwrite", "--retry-failed"]) == 1
     said = capsys.readouterr().out
     assert "2 of 3 adapters" in said
     assert "1 not-safetensors" in said
     (catalog / "styles" / "broken.safetensors").unlink()
-    assert run([*command, "--overwrite"]) == 0
-    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    assert run(command) == 0
+    files = {p.relative_to(out).as_posix() for p in out.rglob("*.safetensors*")}
     assert files == {
         f"{name}{suffix}"
         for name in ("a.safetensors", "styles/old/b c.safetensors")
         for suffix in ("", ".report.json")
     }
     assert run(["verify", str(out / "styles" / "old" / "b c.safetensors"), "-q"]) == 0
+    capsys.readouterr()
+    assert run(["status", str(out), "--json", "--export", str(tmp_path / "all.csv")]) == 0
+    assert json.loads(capsys.readouterr().out)["by_state"] == {"migrated": 2}
+    assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
+    assert run(["verify", str(out), "--all", "--json", "-q"]) == 0
+    checked = json.loads(capsys.readouterr().out)
+    assert (checked["outputs"], checked["whole"], checked["recomputed"]) == (2, 2, 2)
+    assert checked["worst_error"] < 1e-3
+    (out / "a.safetensors").write_bytes(b"torn")
+    assert run(["verify", str(out), "--sample", "0", "-q"]) == 1
+    assert "1 of 2 outputs are as they were written" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_dry_run_over_a_folder_writes_nothing(
+    demo: ToyFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    catalog, out = tmp_path / "catalog", tmp_path / "out"
+    catalog.mkdir()
+    write(catalog / "a.safetensors", 1, (4,))
+    (catalog / "many.zip").write_bytes(b"PK")
+    command = ["migrate", str(catalog), "--source", str(demo.source), "--target", str(demo.target)]
+    command += ["--out", str(out), "--store", str(tmp_path / "store"), "-q", "--dry-run"]
+    assert run(command) == 1
+    said = capsys.readouterr().out
+    assert "2 files: " in said
+    assert "1 refused" in said
+    assert run([*command, "--json"]) == 1
+    verdicts = {r["input"]: r["verdict"] for r in json.loads(capsys.readouterr().out)["files"]}
+    assert verdicts["many.zip"] == "refused"
+    assert verdicts["a.safetensors"] in {"ok", "partial"}
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("more", [["--plan", "plan.json"], []])
 def test_several_inputs_need_a_folder(demo: ToyFiles, tmp_path: Path, more: list[str]):
     files = [str(write(tmp_path / f"{i}.safetensors", i, (4,))) for i in range(2)]
     bases = ["--source", str(demo.source), "--target", str(demo.target)]

@@ -54,7 +54,7 @@ def test_a_plan_gives_what_its_options_give(files: ToyFiles, plan: Path, tmp_pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "copy"], "found --method copy; expected prolora-full, which the plan was made"),
+        (["--method", "copy"], "found --method copy; expected prolora-full, which the plan was"),
         (["--basis-rank", "rank=3"], "found --basis-rank rank=3; expected fraction=0.5"),
     ],
 )

@@ -28,6 +28,7 @@ def migrate(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
+    retry_failed: Annotated[bool, Parameter(negative="")] = False,
     options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
@@ -49,8 +50,10 @@ def migrate(
         overwrite: replace an existing output.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         fail_fast: of several adapters: stop at the first that is refused.
+        retry_failed: of several adapters: try those again that were refused or failed before.
     """
     from prolora_jax.bulk import Writing
+    from prolora_jax.catalog import CatalogJob
     from prolora_jax.cli import tables
     from prolora_jax.cli.migrate_many import is_one, migrate_many
     from prolora_jax.detection import check_base
@@ -74,12 +77,13 @@ def migrate(
         raise UsageError("migrate needs at least one adapter", code=Refusal.BAD_OPTION)
     if not is_one(inputs):
         writing = Writing(format, strip_metadata, overwrite, allow_pickle)
-        if out_path is None or dry_run or plan is not None:
+        if out_path is None or plan is not None:
             raise UsageError(
-                "several adapters need --out FOLDER; --dry-run and --plan are for one adapter",
+                "several adapters need --out FOLDER; --plan is for one adapter",
                 code=Refusal.BAD_OPTION,
             )
-        return migrate_many(inputs, source, target, out_path, options, writing, fail_fast, common)
+        job = CatalogJob(inputs, out_path, options, writing, retry_failed, fail_fast)
+        return migrate_many(job, source, target, dry_run, common)
     input = inputs[0]
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)

@@ -1,24 +1,12 @@
 """`prolora migrate` with several inputs or a folder."""
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
-from prolora_jax.bulk import FileJob, Outcome, Writing, migrate_files
-from prolora_jax.cli.console import Common, Reporter, absolute, out, printable
+from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.adapters import writes_folder
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.inputs import Input, expand
 from prolora_jax.io.peft_folder import is_adapter_folder
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
-
-MOST_REFUSED = 20
-"""Refused files that the table names; the JSON has all of them."""
 
 
 def is_one(inputs: Sequence[Path]) -> bool:
@@ -26,87 +14,63 @@ def is_one(inputs: Sequence[Path]) -> bool:
     return len(inputs) == 1 and (not inputs[0].is_dir() or is_adapter_folder(inputs[0]))
 
 
-def migrate_many(
-    inputs: Sequence[Path],
-    source: Path,
-    target: Path,
-    folder: Path,
-    options: MigrationOptions,
-    writing: Writing,
-    fail_fast: bool,
-    common: Common,
-) -> int:
-    """Migrate every adapter of the inputs into a folder; 1 when any was refused."""
+def migrate_many(job, source: Path, target: Path, dry_run: bool, common: Common) -> int:
+    """Migrate a catalog, or say what would become of it; 1 when any file has no output.
+
+    Args:
+        job: a `catalog.CatalogJob`.
+        source: base model.
+        target: base model.
+        dry_run: only look.
+        common: what every command has.
+
+    Raises:
+        UsageError: the output folder is a file, or there is no adapter.
+    """
     import msgspec
 
-    if folder.exists() and not folder.is_dir():
+    from prolora_jax.catalog import run_catalog, scan_catalog
+    from prolora_jax.cli import catalog_tables
+    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.io.inputs import expand
+    from prolora_jax.io.manifest import Manifest
+    from prolora_jax.pair import BasePair
+
+    if job.out.exists() and not job.out.is_dir():
         raise UsageError(
-            f"{folder}: found a file; expected a folder for several outputs; choose another",
+            f"{job.out}: found a file; expected a folder for several outputs; choose another",
             code=Refusal.OUTPUT_EXISTS,
         )
-    jobs = [FileJob(item.path, _output(folder, item, writing)) for item in expand(inputs)]
-    if not jobs:
+    if not expand(job.inputs, leave_out=job.out):
         raise UsageError(
-            f"{inputs[0]}: found no adapter in it; expected .safetensors files or PEFT folders",
+            f"{job.inputs[0]}: found no adapter in it; expected .safetensors files or PEFT folders",
             code=Refusal.MISSING_FILE,
         )
     models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)
     reporter = Reporter(common.quiet)
-    outcomes = []
+    if dry_run:
+        with reporter.shown():
+            records = scan_catalog(job, pair, reporter)
+        if common.json:
+            sys.stdout.write(msgspec.json.encode({"files": records}).decode() + "\n")
+        else:
+            catalog_tables.show_scan(out(), records)
+        return 1 if any(record.verdict == "refused" for record in records) else 0
     with reporter.shown():
-        for outcome in migrate_files(jobs, pair, options, writing, reporter):
-            # Reports are on the disk: thousands of them would fill the memory.
-            outcomes.append(outcome._replace(report=None))
-            if outcome.error is not None and fail_fast:
-                break
-    refused = [outcome for outcome in outcomes if outcome.error is not None]
+        summary = run_catalog(job, pair, reporter)
+    with Manifest(job.out) as manifest:
+        records = list(manifest.records())
+    left = [r for r in records if r.output is None or r.state in ("planned", "refused", "failed")]
     if common.json:
         document = {
-            "out": str(folder),
-            "migrated": [str(o.job.output) for o in outcomes if o.error is None],
-            "refused": [_record(outcome) for outcome in refused],
+            "out": str(job.out),
+            "migrated": [str(job.out / str(r.output)) for r in records if r not in left],
+            "refused": [{"path": r.input, "reason": r.reason, "message": r.message} for r in left],
+            "summary": summary,
         }
         sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
     else:
-        _show(outcomes, refused, folder)
-    return 1 if refused else 0
-
-
-def _output(folder: Path, item: Input, writing: Writing) -> Path:
-    """The same place below the output folder, with the suffix of what is written."""
-    path = folder / item.relative
-    same = writing.format == "same"
-    if writes_folder(path, writing.format) or (same and item.path.is_dir()):
-        return path.with_suffix("") if path.suffix and not item.path.is_dir() else path
-    if item.path.is_dir():
-        return path.with_name(path.name + ".safetensors")
-    suffix = {"flax": ".msgpack"}.get(writing.format, path.suffix if same else ".safetensors")
-    return path.with_suffix(".safetensors" if suffix in _PICKLES else suffix)
-
-
-_PICKLES = frozenset({".pt", ".bin", ".ckpt", ".pth"})
-
-
-def _record(outcome: Outcome) -> dict[str, str]:
-    assert outcome.error is not None
-    return {
-        "path": str(outcome.job.source),
-        "reason": str(outcome.error.code),
-        "message": str(outcome.error),
-    }
-
-
-def _show(outcomes: Sequence[Outcome], refused: Sequence[Outcome], folder: Path) -> None:
-    console = out()
-    console.print(f"{len(outcomes) - len(refused)} of {len(outcomes)} adapters are in {folder}")
-    if not refused:
-        return
-    reasons = Counter(str(o.error.code) for o in refused if o.error is not None)
-    console.print("Refused: " + ", ".join(f"{n} {code}" for code, n in reasons.most_common()))
-    table = Table("adapter", "why")
-    for outcome in refused[:MOST_REFUSED]:
-        table.add_row(printable(str(outcome.job.source)), printable(str(outcome.error)))
-    console.print(table)
-    if len(refused) > MOST_REFUSED:
-        console.print(f"... and {len(refused) - MOST_REFUSED} more (--json has all of them)")
+        catalog_tables.show_summary(out(), summary)
+        catalog_tables.show_refused(out(), records)
+    return 1 if left else 0

@@ -18,6 +18,8 @@ def verify(
     source: Path | None = None,
     target: Path | None = None,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
+    sample: int = 20,
+    all_files: Annotated[bool, Parameter(name="--all", negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """Recompute a migrated file on an independent dense float64 path and compare.
@@ -26,32 +28,51 @@ def verify(
     when a module differs by more than its dtype explains, or should not be there.
 
     Args:
-        output: file that `prolora migrate` wrote.
+        output: file that `prolora migrate` wrote; or the folder of a catalog: then every output
+            is compared with what was written, and a sample is recomputed.
         source_lora: the adapter it was made from [default: from the report].
         source: source base model [default: from the report].
         target: target base model [default: from the report].
         allow_pickle: read the adapter it was made from if that is a pickle.
+        sample: of a folder: how many outputs are recomputed.
+        all_files: of a folder: recompute all of them.
     """
     import msgspec
 
-    from prolora_jax.cli import tables
+    from prolora_jax.catalog_verify import verify_catalog
+    from prolora_jax.cli import catalog_tables, tables
     from prolora_jax.io.adapters import load_adapter
     from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.reports import read_report
+    from prolora_jax.io.manifest import NAME
+    from prolora_jax.io.reports import pair_report_above, read_any_report
+    from prolora_jax.pair_report import FileReport, whole_report
     from prolora_jax.verify import verify_adapter
 
-    report = read_report(output)
-    source_model = load_base_model(source or Path(report["source"]["location"]))
-    target_model = load_base_model(target or Path(report["target"]["location"]))
-    input = source_lora or Path(report["input"]["location"])
+    reporter = Reporter(common.quiet)
+    if (output / NAME).is_file():
+        with reporter.shown():
+            check = verify_catalog(output, None if all_files else sample, progress=reporter)
+        if common.json:
+            found = {"ok": check.ok, **msgspec.to_builtins(check)}
+            sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        else:
+            catalog_tables.show_check(out(), check)
+        return 0 if check.ok else 1
+    told = read_any_report(output)
+    source_model = load_base_model(source or Path(told.source.location))
+    target_model = load_base_model(target or Path(told.target.location))
     original = load_adapter(
-        input,
+        source_lora or Path(told.input.location),
         source_model.spec,
-        alpha_zero=report["options"]["alpha_zero"],
+        alpha_zero=told.options.alpha_zero,
         allow_pickle=allow_pickle,
     )
     migrated = load_adapter(output, target_model.spec)
-    reporter = Reporter(common.quiet)
+    if isinstance(told, FileReport):
+        shared = pair_report_above(output, told.pair)
+        specs = source_model.spec, target_model.spec
+        told = whole_report(told, shared, original, migrated, *specs)
+    report = told.to_dict()
     with reporter.shown():
         checked = verify_adapter(migrated, original, source_model, target_model, report, reporter)
     if common.json:

@@ -37,6 +37,8 @@ def parse(
     metadata: Mapping[str, str],
     origin: str,
     alpha_zero: AlphaZero = "refuse",
+    *,
+    outline: bool = False,
 ) -> Adapter:
     """Read an adapter, whatever mixture of key conventions it uses.
 
@@ -49,6 +51,8 @@ def parse(
         alpha_zero: what an alpha of 0 means: `rank` reads it as "alpha = rank", as kohya's loader
             and LyCORIS do; `zero` as no effect, as the web interfaces and diffusers do; `refuse`
             refuses the file.
+        outline: the tensors stand for others of the same shapes (`io.tensors.outline_tensors`):
+            their numbers are not looked at, and no alpha is taken from them.
 
     Returns:
         The adapter, factors untouched (but `up` is zero where `alpha_zero` says so), modules in
@@ -61,7 +65,8 @@ def parse(
     keys = {key: split_key(key) for key in tensors}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
     refuse_foreign(tensors, unread, origin=origin)
-    _require_finite(tensors, origin)
+    if not outline:
+        _require_finite(tensors, origin)
     _require_one_adapter(keys.values(), origin)
 
     groups: dict[str, _Group] = {}

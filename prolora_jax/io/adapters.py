@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from prolora_jax.io.flax_file import is_flax_file, read_flax, write_flax
 from prolora_jax.io.hashes import file_hashes
 from prolora_jax.io.pickles import read_pickle
 from prolora_jax.io.signatures import is_pickle
-from prolora_jax.io.tensors import read_tensors, write_tensors
+from prolora_jax.io.tensors import outline_tensors, read_tensors, write_tensors
 from prolora_jax.options import AlphaZero
 
 _log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def load_adapter(
     *,
     alpha_zero: AlphaZero = "refuse",
     allow_pickle: bool = False,
+    quiet: bool = False,
 ) -> Adapter:
     """Read an adapter of any supported format.
 
@@ -43,6 +45,8 @@ def load_adapter(
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
             `refuse` the file.
         allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
+        quiet: log nothing where a file of peft's has no configuration beside it; who reads
+            thousands says it once (`lacks_config`).
 
     Returns:
         The adapter, with factors in the file's own dtype and layout.
@@ -62,7 +66,37 @@ def load_adapter(
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
     adapter = formats.parse(tensors, metadata, str(path), alpha_zero)
+    if lacks_config(adapter) and not path.is_dir() and not quiet:
+        _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return adapter if base is None else formats.resolve(adapter, base)
+
+
+def outline_adapter(path: Path, origin: str, alpha_zero: AlphaZero = "refuse") -> Adapter:
+    """What a safetensors file or a folder that peft wrote holds, from headers alone.
+
+    Shapes, dtypes, names and the scale of a configuration are right; every number is 1.
+
+    Args:
+        path: the file or folder.
+        origin: what to call it in messages.
+        alpha_zero: as for `load_adapter`; an alpha that stands in a tensor is not looked at.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: the header says that the file cannot be used.
+    """
+    read = partial(outline_tensors, origin=origin)
+    if path.is_dir():
+        tensors, metadata = peft_folder.read_folder(path, read)
+    else:
+        tensors, metadata = read(path, error=AdapterRefused)
+        metadata = metadata | _config_beside(path, tensors)
+    return formats.parse(tensors, metadata, origin, alpha_zero, outline=True)
+
+
+def lacks_config(adapter: Adapter) -> bool:
+    """Whether an adapter is of peft's kind and nothing said its scale, which is then taken as 1."""
+    return adapter.format == "peft" and HEADER_KEY not in adapter.metadata
 
 
 def save_adapter(
@@ -150,10 +184,7 @@ def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
     if not any(PEFT_WRAPPER in key for key in keys):
         return {}
     text = peft_folder.config_beside(path)
-    if text is not None:
-        return {HEADER_KEY: text}
-    _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
-    return {}
+    return {} if text is None else {HEADER_KEY: text}
 
 
 def _without_component(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

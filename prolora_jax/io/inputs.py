@@ -13,17 +13,23 @@ from prolora_jax.io.peft_folder import is_adapter_folder
 ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin", ".ckpt", ".pth"})
 """Files in a folder that are taken for adapters; those that cannot be used are then refused."""
 
+ARCHIVE_SUFFIXES = frozenset({".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst"})
+
 _RANK_KEYS = ("down", "lora_A", "lora_up", "lora_B", "up")
 
 
 class Input(NamedTuple):
-    """One adapter, and its place below the folder that was given (its name, for a file)."""
+    """One adapter, and its place below the folder that was given (its name, for a file).
+
+    `refusal`: why it is none, known without opening it: an archive, a folder that may not be read.
+    """
 
     path: Path
     relative: Path
+    refusal: tuple[Refusal, str] | None = None
 
 
-def expand(paths: Sequence[Path]) -> list[Input]:
+def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
     """The adapters that some files and folders hold, sorted, each once.
 
     A folder that peft wrote is one adapter; other folders are searched, links to folders too, but
@@ -31,6 +37,7 @@ def expand(paths: Sequence[Path]) -> list[Input]:
 
     Args:
         paths: files and folders.
+        leave_out: a folder that is not searched: outputs may go into the catalog itself.
 
     Returns:
         What was found. Files that are named are taken whatever their suffix.
@@ -40,6 +47,8 @@ def expand(paths: Sequence[Path]) -> list[Input]:
     """
     found: dict[Path, Input] = {}
     seen: set[tuple[int, int]] = set()
+    if leave_out is not None and leave_out.is_dir():
+        seen.add(_identity(leave_out.stat()))
     for path in paths:
         if not path.exists():
             raise UsageError(
@@ -62,11 +71,13 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input
     try:
         status = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        return  # a folder that may not be read hides what is in it; the others go on
-    if (status.st_dev, status.st_ino) in seen:
+    except OSError as failure:  # it hides what is in it; the others go on
+        message = f"{folder}: cannot be searched ({failure.strerror}); check its permissions"
+        yield Input(folder, folder.relative_to(top), (Refusal.MISSING_FILE, message))
+        return
+    if _identity(status) in seen:
         return  # a link that leads back
-    seen.add((status.st_dev, status.st_ino))
+    seen.add(_identity(status))
     for entry in entries:
         path = Path(entry.path)
         if entry.name.startswith("."):
@@ -76,8 +87,32 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input
                 yield Input(path, path.relative_to(top))
             else:
                 yield from _walk(path, top, seen)
-        elif path.suffix.lower() in ADAPTER_SUFFIXES or is_flax_file(path):
-            yield Input(path, path.relative_to(top))
+        elif path.suffix.lower() in ARCHIVE_SUFFIXES:
+            message = f"{path}: found an archive; expected adapters; unpack it first"
+            yield Input(path, path.relative_to(top), (Refusal.ARCHIVE, message))
+        elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_flax(path):
+            yield Input(path, path.relative_to(top), _unfit_name(path))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_flax(path: Path) -> bool:
+    try:
+        return is_flax_file(path)
+    except OSError:
+        return False  # nothing in its name says that it is an adapter
+
+
+def _unfit_name(path: Path) -> tuple[Refusal, str] | None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        message = f"{shown}: found a name that is not UTF-8; expected one that is; rename it"
+        return Refusal.BAD_NAME, message
+    return None
 
 
 def likely_rank(path: Path) -> int:

@@ -29,14 +29,16 @@ _COMPONENT_BY_CLASS = {
     "CLIPTextModelWithProjection": "text_encoder_2",
 }
 Tensors = dict[str, np.ndarray]
+Read = Callable[..., tuple[Tensors, dict[str, str]]]
 Write = Callable[[Path, Tensors, Mapping[str, str]], None]
 
 
-def read_folder(folder: Path) -> tuple[Tensors, dict[str, str]]:
+def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[str, str]]:
     """Read a PEFT folder, or a folder of PEFT folders.
 
     Args:
         folder: what `save_pretrained` made.
+        read: reads one safetensors file, as `read_tensors` does.
 
     Returns:
         The tensors, keys with their component in front where the folder says which it is, and
@@ -47,10 +49,10 @@ def read_folder(folder: Path) -> tuple[Tensors, dict[str, str]]:
         AdapterRefused: a file in it is missing or cannot be used.
     """
     if (folder / CONFIG).is_file():
-        return _read_one(folder, None)
+        return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
     if len(inner) == 1 and inner[0].name not in _COMPONENTS:
-        return _read_one(inner[0], None)
+        return _read_one(inner[0], None, read)
     names = [place.name for place in inner]
     if not names or not set(names) <= set(_COMPONENTS):
         found = f"adapters {', '.join(names)}" if names else f"no {CONFIG}"
@@ -63,7 +65,7 @@ def read_folder(folder: Path) -> tuple[Tensors, dict[str, str]]:
     metadata: dict[str, str] = {}
     config: dict[str, object] = {}
     for place in inner:
-        part, header = _read_one(place, place.name)
+        part, header = _read_one(place, place.name, read)
         tensors |= part
         fields = json.loads(header.pop(HEADER_KEY))
         config |= {f"{place.name}.{field}": value for field, value in fields.items()}
@@ -130,7 +132,7 @@ def _write_files(
         rest = {}
 
 
-def _read_one(folder: Path, component: str | None) -> tuple[Tensors, dict[str, str]]:
+def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors, dict[str, str]]:
     if not (folder / _WEIGHTS).is_file():
         pickle = (folder / "adapter_model.bin").is_file()
         raise AdapterRefused(
@@ -138,7 +140,7 @@ def _read_one(folder: Path, component: str | None) -> tuple[Tensors, dict[str, s
             f"expected {_WEIGHTS}; save the adapter with safe_serialization",
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
-    tensors, metadata = read_tensors(folder / _WEIGHTS, error=AdapterRefused)
+    tensors, metadata = read(folder / _WEIGHTS, error=AdapterRefused)
     text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
     fields = _fields(text, folder / CONFIG)
     network = fields.get("auto_mapping")

@@ -23,6 +23,15 @@ _EIGHT_BIT_FLOATS = {
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }
+_NUMPY = {
+    **{"F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16)},
+    **{"BF16": np.dtype(ml_dtypes.bfloat16), "BOOL": np.dtype(np.bool_), **_EIGHT_BIT_FLOATS},
+    **{
+        f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}")
+        for kind in "IU"
+        for bits in (8, 16, 32, 64)
+    },
+}
 _VIEWED = {"F32": np.dtype(np.float32), **_EIGHT_BIT_FLOATS}
 WEIGHT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", *_EIGHT_BIT_FLOATS})
 READABLE_DTYPES = WEIGHT_DTYPES | {"I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
@@ -78,6 +87,8 @@ class TensorFile:
                 Refusal.NOT_SAFETENSORS, f"found no readable header ({failure}); fetch it again"
             ) from failure
         self._entries = self._header.tensors
+        last = max((entry.end for entry in self._entries.values()), default=0)
+        self._size = self._header.body + last
         self._refuse_quantised()
         self._bytes = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
         self.keys: tuple[str, ...] = tuple(self._entries)
@@ -134,6 +145,52 @@ class TensorFile:
         if entry.dtype in _EIGHT_BIT_FLOATS:
             return self.view(key).copy()
         return self._file.get_tensor(key)
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Read every tensor by ordinary reading, in the order of the file.
+
+        A mapped file that is cut off while it is read ends the process; here that is an error,
+        and so is any other change.
+
+        Raises:
+            OSError: the disk does not give it.
+            ProloraError: (as the reader's error) a dtype is not supported, or the file changed.
+        """
+        found: dict[str, np.ndarray] = {}
+        with self.path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            for key in sorted(self.keys, key=lambda key: self._entries[key].start):
+                self._require_dtype(key, READABLE_DTYPES)
+                entry = self._entries[key]
+                found[key] = array = np.empty(entry.shape, _NUMPY[entry.dtype])
+                wanted = memoryview(array.reshape(-1).view(np.uint8).data)
+                file.seek(self._header.body + entry.start)
+                while wanted and (count := file.readinto(wanted)):
+                    wanted = wanted[count:]
+                if wanted:
+                    raise self._changed()
+            after = os.fstat(file.fileno())
+        changes = ((s.st_size, s.st_mtime_ns) for s in (before, after))
+        if len({*changes}) > 1 or before.st_size != self._size:
+            raise self._changed()
+        return {key: found[key] for key in self.keys}
+
+    def _changed(self) -> ProloraError:
+        return self._error(
+            f"{self._origin}: changed while it was read; expected a file that nobody writes; try "
+            f"again when it is whole",
+            code=Refusal.CHANGED,
+        )
+
+    def placeholder(self, key: str) -> np.ndarray:
+        """An array of ones with the shape and dtype of a tensor, which takes no memory.
+
+        Raises:
+            ProloraError: (as the reader's error) its dtype is not supported.
+        """
+        self._require_dtype(key, READABLE_DTYPES)
+        entry = self._entries[key]
+        return np.broadcast_to(np.ones((), _NUMPY[entry.dtype]), entry.shape)
 
     def view(self, key: str) -> np.ndarray:
         """One tensor without reading it: a read-only array over the mapped file.
@@ -193,6 +250,39 @@ def read_tensors(
         UsageError: there is no such file, or it cannot be opened.
         ProloraError: (as `error`) it is no intact safetensors file of supported dtypes.
     """
+    file = _whole_file(path, error, origin)
+    try:
+        return {key: _widened(array) for key, array in file.read_all().items()}, file.metadata
+    except OSError as failure:
+        raise error(
+            f"{origin or path}: cannot be read ({failure.strerror}); check the disk",
+            code=Refusal.MISSING_FILE,
+        ) from failure
+
+
+def outline_tensors(
+    path: str | os.PathLike[str],
+    *,
+    error: type[ProloraError],
+    origin: str | os.PathLike[str] | None = None,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What `read_tensors` would give, from the header alone: every number of an array is 1.
+
+    The arrays are read-only and take no memory.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be opened.
+        ProloraError: (as `error`) it is no intact safetensors file of supported dtypes.
+    """
+    file = _whole_file(path, error, origin)
+    return {key: _widened(file.placeholder(key)) for key in file.keys}, file.metadata
+
+
+def _whole_file(
+    path: str | os.PathLike[str],
+    error: type[ProloraError],
+    origin: str | os.PathLike[str] | None,
+) -> TensorFile:
     file = TensorFile(path, error=error, origin=origin)
     size = file.path.stat().st_size
     if size > MAX_WHOLE_FILE:
@@ -201,12 +291,15 @@ def read_tensors(
             f"{MAX_WHOLE_FILE}; give the adapter, not a base model",
             code=Refusal.FILE_TOO_LARGE,
         )
-    return {key: _widened(file.tensor(key)) for key in file.keys}, file.metadata
+    return file
 
 
 def _widened(array: np.ndarray) -> np.ndarray:
-    narrow = array.dtype in _EIGHT_BIT_FLOATS.values()
-    return array.astype(np.float16) if narrow else array
+    if array.dtype not in _EIGHT_BIT_FLOATS.values():
+        return array
+    if 0 in array.strides:  # of a placeholder: stays one
+        return np.broadcast_to(np.ones((), np.float16), array.shape)
+    return array.astype(np.float16)
 
 
 def write_tensors(

@@ -1,0 +1,345 @@
+"""A catalog: scanned, what is unfinished migrated, every file accounted for in the manifest.
+
+A run may end at any moment: outputs appear whole, a row says that one is there only after it is,
+and the next run does only what is unfinished. Finished means: the same content of the input, the
+same options and weights of both base models, and an output that is as it was written.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from prolora_jax.bases import Progress
+from prolora_jax.bulk import FileJob, Outcome, Writing, migrate_files
+from prolora_jax.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
+from prolora_jax.catalog_scan import Scanned, Scanner, duplicates, outcome_fields
+from prolora_jax.errors import OutputError, ProloraError, Refusal
+from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.catalog_files import file_hash, link, locked, stamp, sweep
+from prolora_jax.io.inputs import expand
+from prolora_jax.io.manifest import Entry, Manifest, Proof
+from prolora_jax.io.reports import report_path, write_pair_report
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+from prolora_jax.pair_report import PairModule, PairReport, shared_options
+from prolora_jax.relation import relation
+
+BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
+"""Reasons that lie in the run, not in the file: the same file may do better another time."""
+
+
+@dataclass(frozen=True)
+class CatalogJob:
+    """What is to be done with a catalog.
+
+    Attributes:
+        inputs: files and folders.
+        out: the output folder; it gets the same tree.
+        options: of every migration.
+        writing: formats, and whether outputs of others may be replaced.
+        retry: whether files that were refused or failed before are tried again.
+        fail_fast: stop at the first file that is refused when it is read.
+    """
+
+    inputs: tuple[Path, ...]
+    out: Path
+    options: MigrationOptions
+    writing: Writing
+    retry: bool = False
+    fail_fast: bool = False
+
+
+def scan_catalog(
+    job: CatalogJob, pair: BasePair, progress: Progress | None = None
+) -> list[CatalogRecord]:
+    """What would become of each file; nothing is written."""
+    return [s.record for s in _scanned(job, pair, progress)[0]]
+
+
+def _scanned(
+    job: CatalogJob, pair: BasePair, progress: Progress | None
+) -> tuple[list[Scanned], dict[str, str]]:
+    scanner = Scanner(pair, job.options, job.writing)
+    found = scanner.scan(expand(job.inputs, leave_out=job.out), progress)
+    return found, scanner.pairs
+
+
+def run_catalog(
+    job: CatalogJob, pair: BasePair, progress: Progress | None = None
+) -> CatalogSummary:
+    """Migrate what is unfinished.
+
+    Args:
+        job: what to do.
+        pair: source and target.
+        progress: called with ("scan", done, total), ("files", done, total), and by the stages of
+            the first files.
+
+    Returns:
+        Counts over all files, finished before or now.
+
+    Raises:
+        UsageError: an input is not there, or another run writes to the output folder.
+        OutputError: the output folder or its manifest cannot be written.
+        BaseModelError: a base model cannot be read.
+    """
+    started = time.perf_counter()
+    with locked(job.out), Manifest(job.out, write=True) as manifest:
+        sweep(job.out)
+        manifest.set_facts(**_facts_at_start(job, pair))
+        found, pairs = _scanned(job, pair, progress)
+        shared = _pair_report(job, pair, pairs)
+        write_pair_report(job.out, shared)
+        run = _Run(job, manifest, found, pair, shared.digest)
+        run.plan()
+        run.migrate(progress)
+        run.link_duplicates()
+        manifest.set_facts(
+            relation=shared.relation,
+            finished=_now(),
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        return summary_of(manifest)
+
+
+class _Run:
+    """One run over scanned files."""
+
+    def __init__(
+        self,
+        job: CatalogJob,
+        manifest: Manifest,
+        found: Sequence[Scanned],
+        pair: BasePair,
+        digest: str,
+    ):
+        self.job, self.manifest, self.pair = job, manifest, pair
+        self.writing = job.writing._replace(pair=digest)
+        self.found = {one.record.input: one for one in found}
+        self.same = duplicates(found, job.options)
+        self.known = {entry.record.input: entry for entry in manifest.entries()}
+        self.todo: list[Scanned] = []
+
+    def plan(self) -> None:
+        """Decide what is unfinished, and note all of it before anything is written."""
+        entries = []
+        for name, one in self.found.items():
+            known = self.known.get(name)
+            if one.record.output is None:
+                entries.append(Entry(one.record, Proof(None, one.stamp)))
+                continue
+            kept = None if known is None else self._kept(one, known)
+            if kept is not None:
+                entries.append(kept)
+                continue
+            ours = known is not None and known.record.output == one.record.output
+            output = self.job.out / one.record.output
+            if not (ours or self.job.writing.overwrite) and _exists(output):
+                message = (
+                    f"{output}: exists already and no run over this folder has made it; expected "
+                    "no file there; use --overwrite, or name another folder"
+                )
+                entries.append(Entry(_failed(one.record, Refusal.OUTPUT_EXISTS, message), Proof()))
+                continue
+            entries.append(Entry(one.record, Proof()))
+            self.todo.append(one)
+        self.manifest.remove(self.known.keys() - self.found.keys())
+        self.manifest.put(*entries)
+
+    def _kept(self, one: Scanned, known: Entry) -> Entry | None:
+        """The record of a file that is done; None when it has to be done (again)."""
+        record, proof = known.record, known.proof
+        if proof.job != one.outlook.job or record.output != one.record.output:
+            return None
+        if proof.input_stamp != one.stamp and not self._same_content(one, record):
+            return None
+        if record.state not in FINISHED:
+            return None if self.job.retry or record.state == "planned" else known
+        if record.duplicate_of != self.same.get(record.input):
+            return None
+        output = self.job.out / str(record.output)
+        now = _stamp(output)
+        if now is None or not report_path(output).is_file():
+            return None
+        if now != proof.output_stamp and file_hash(output) != record.output_hash:
+            return None
+        return Entry(record, Proof(proof.job, one.stamp, now))
+
+    def _same_content(self, one: Scanned, record: CatalogRecord) -> bool:
+        try:
+            adapter = load_adapter(
+                one.item.path,
+                self.pair.source.spec,
+                alpha_zero=self.job.options.alpha_zero,
+                allow_pickle=self.writing.allow_pickle,
+                quiet=True,
+            )
+        except (ProloraError, OSError):
+            return False  # it is reported when it is read
+        return adapter.fingerprint == record.input_hash
+
+    def migrate(self, progress: Progress | None) -> None:
+        """Migrate what is unfinished and no duplicate of another file."""
+        places = {self.job.out / str(one.record.output): one for one in self.todo}
+        jobs = [
+            FileJob(one.item.path, output, one.outlook.rank, replace=True)
+            for output, one in places.items()
+            if one.record.input not in self.same
+        ]
+
+        def finish(outcome: Outcome) -> None:
+            one = places[outcome.job.output]
+            self.manifest.put(self._entry(one, outcome))
+
+        for outcome in migrate_files(
+            jobs, self.pair, self.job.options, self.writing, progress, finish
+        ):
+            if outcome.error is not None and self.job.fail_fast:
+                break
+
+    def _entry(self, one: Scanned, outcome: Outcome) -> Entry:
+        """What a migration came to; runs in the writing thread, behind the output."""
+        record, report = replace(one.record, seconds=outcome.seconds), outcome.report
+        if outcome.error is not None or report is None or outcome.energy is None:
+            code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
+            return Entry(_failed(record, code, str(outcome.error)), self._proof(one))
+        moved = [
+            (
+                m.source_path,
+                None if m.phi_left is None or m.phi_right is None else (m.phi_left, m.phi_right),
+                m.flags,
+            )
+            for m in report.modules
+        ]
+        now = stamp(outcome.job.output)
+        record = replace(
+            record,
+            **outcome_fields(moved, report.skipped, report.flags),  # pyright: ignore[reportArgumentType]
+            state="migrated",
+            energy_in=outcome.energy[0],
+            energy_moved=outcome.energy[1],
+            energy_out=sum(m.norm_out**2 for m in report.modules),
+            input_hash=report.input.fingerprint,
+            output_hash=file_hash(outcome.job.output),
+            size_out=now and now[1],
+        )
+        return Entry(record, self._proof(one, now and now[0]))
+
+    def _proof(self, one: Scanned, output: str | None = None) -> Proof:
+        return Proof(one.outlook.job, one.stamp, output)
+
+    def link_duplicates(self) -> None:
+        """Give files with the content of another one its output, under their own names."""
+        done = {entry.record.input: entry for entry in self.manifest.entries()}
+        for one in self.todo:
+            name = one.record.input
+            if name not in self.same:
+                continue
+            first = done[self.same[name]].record
+            if first.state != "migrated":
+                entry = Entry(
+                    replace(
+                        one.record,
+                        verdict="refused",
+                        state=first.state,
+                        output=None,
+                        reason=first.reason,
+                        message=f"as {first.input}, which has the same content: {first.message}",
+                        duplicate_of=first.input,
+                    ),
+                    self._proof(one),
+                )
+            else:
+                entry = self._linked(one, first)
+            self.manifest.put(entry)
+
+    def _linked(self, one: Scanned, first: CatalogRecord) -> Entry:
+        here, there = (self.job.out / str(r.output) for r in (one.record, first))
+        try:
+            link(there, here)
+            link(report_path(there), report_path(here))
+        except OutputError as error:
+            return Entry(_failed(one.record, error.code, str(error)), self._proof(one))
+        record = replace(
+            first,
+            input=one.record.input,
+            output=one.record.output,
+            size_in=one.record.size_in,
+            state="duplicate",
+            duplicate_of=first.input,
+            seconds=None,
+        )
+        return Entry(record, self._proof(one, _stamp(here)))
+
+
+def _failed(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
+    state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
+    return replace(
+        record, verdict="refused", state=state, reason=str(code), message=message, size_out=None
+    )
+
+
+def _stamp(path: Path) -> str | None:
+    now = stamp(path)
+    return None if now is None else now[0]
+
+
+def _exists(output: Path) -> bool:
+    return output.exists() or report_path(output).exists()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _facts_at_start(job: CatalogJob, pair: BasePair) -> dict[str, object]:
+    return {
+        "catalog": ", ".join(str(path) for path in job.inputs),
+        "source": pair.source.spec.name,
+        "target": pair.target.spec.name,
+        "options": {"method": job.options.method, **job.options.changed()},
+        "started": _now(),
+        "finished": None,
+        "seconds": None,
+    }
+
+
+def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> PairReport:
+    options = job.options
+    matching = pair.matching(options.match, options)
+    measures = {} if options.method == "copy" else pair.measure(pairs, options)
+    said = relation(measures, 0, options).sentence if measures else None
+    return PairReport(
+        version("prolora_jax"),
+        pair.source.location,
+        pair.target.location,
+        shared_options(options),
+        matching.matched_by,
+        matching.alignments,
+        said,
+        {p: PairModule(s, measures.get(p)) for p, s in matching.pairs.items()},
+    )
+
+
+def summary_of(manifest: Manifest) -> CatalogSummary:
+    """A catalog in numbers, as far as its run has come."""
+    facts, counts = manifest.facts(), count_records(manifest.records())
+    return CatalogSummary(
+        catalog=facts["catalog"],
+        out=str(manifest.out),
+        source=facts["source"],
+        target=facts["target"],
+        options=facts["options"],
+        files=counts.files,
+        by_state=counts.by_state,
+        by_verdict=counts.by_verdict,
+        by_reason=counts.by_reason,
+        verified=facts.get("verified"),
+        relation=facts.get("relation"),
+        started=facts.get("started"),
+        finished=facts.get("finished"),
+        seconds=facts.get("seconds"),
+    )

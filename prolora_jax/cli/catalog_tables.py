@@ -1,0 +1,81 @@
+"""What commands show of a catalog."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from prolora_jax.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
+from prolora_jax.catalog_verify import CatalogCheck
+from prolora_jax.cli.console import printable
+
+SHOWN = 20
+"""Files that a table names; the JSON has all of them."""
+
+
+def show_summary(console: Console, summary: CatalogSummary) -> None:
+    """A run in a few lines."""
+    done = sum(summary.by_state.get(state, 0) for state in FINISHED)
+    console.print(f"{done} of {summary.files} adapters are in {summary.out}", markup=False)
+    console.print("Files: " + _counts(summary.by_state))
+    console.print("Verdicts: " + _counts(summary.by_verdict))
+    if summary.by_reason:
+        console.print("Refused: " + _counts(summary.by_reason))
+    if summary.relation:
+        console.print(summary.relation, markup=False)
+    if summary.finished is None:
+        console.print("Not finished: the run goes on, or was ended; run it again to go on.")
+    if summary.verified:
+        console.print("Last verified: " + _counts(summary.verified))
+
+
+def show_refused(console: Console, records: Iterable[CatalogRecord]) -> None:
+    """Files without output, and why."""
+    refused = [record for record in records if record.state in ("refused", "failed")]
+    if not refused:
+        return
+    table = Table("adapter", "why")
+    for record in refused[:SHOWN]:
+        table.add_row(printable(record.input), printable(record.message or ""))
+    console.print(table)
+    if len(refused) > SHOWN:
+        console.print(f"... and {len(refused) - SHOWN} more (--json has all of them)")
+
+
+def show_scan(console: Console, records: list[CatalogRecord]) -> None:
+    """What would become of the files."""
+    counts = count_records(records)
+    table = Table("adapter", "verdict", "modules that move", "size", "why")
+    for record in records[:SHOWN]:
+        why = record.message or ", ".join(f"{n} {r}" for r, n in record.skipped.items())
+        table.add_row(
+            printable(record.input),
+            record.verdict,
+            f"{record.moved} of {record.modules}" if record.modules else "-",
+            "-" if record.size_out is None else f"{record.size_out / 1e6:.1f} MB",
+            printable(why),
+        )
+    console.print(table)
+    if len(records) > SHOWN:
+        console.print(f"... and {len(records) - SHOWN} more (--json has all of them)")
+    console.print(f"{counts.files} files: " + _counts(counts.by_verdict))
+    if counts.by_reason:
+        console.print("Refused: " + _counts(counts.by_reason))
+
+
+def show_check(console: Console, check: CatalogCheck) -> None:
+    """What a check of a whole folder found."""
+    console.print(
+        f"{check.whole} of {check.outputs} outputs are as they were written; {check.recomputed} "
+        f"recomputed, largest error {check.worst_error:.1e} of the input's norm"
+    )
+    if check.problems:
+        table = Table("adapter", "problem")
+        for name, problem in list(check.problems.items())[:SHOWN]:
+            table.add_row(printable(name), printable(problem))
+        console.print(table)
+    console.print("Verified." if check.ok else "NOT verified.")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.items())

@@ -1,0 +1,42 @@
+"""`prolora status`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from prolora_jax.cli.console import Common, out
+
+COMMON = Common()
+
+
+def status(
+    folder: Path,
+    *,
+    export: Path | None = None,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """How far a catalog has come: also while its run goes on, and after it was ended.
+
+    Args:
+        folder: that `prolora migrate CATALOG/ --out` writes.
+        export: write all records as a table, too: a name that ends in .csv or .jsonl.
+    """
+    import msgspec
+
+    from prolora_jax.catalog import summary_of
+    from prolora_jax.cli import catalog_tables
+    from prolora_jax.io.manifest import Manifest
+    from prolora_jax.io.manifest import export as write_table
+
+    with Manifest(folder) as manifest:
+        summary, records = summary_of(manifest), list(manifest.records())
+    if export is not None:
+        write_table(records, export)
+    if common.json:
+        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+        return 0
+    catalog_tables.show_summary(out(), summary)
+    catalog_tables.show_refused(out(), records)
+    return 0
