@@ -172,6 +172,7 @@ def migrate_files(
             for moved in zip(timed, results, strict=True):
                 written.append(writer.submit(write, *moved))
                 del moved
+            # Kept alive by names of the last turn, a batch would be held while the next one runs.
             del batch, prepared, results
         yield from outcomes()
     finally:

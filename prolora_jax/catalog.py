@@ -15,11 +15,11 @@ from pathlib import Path
 from prolora_jax.bases import Progress
 from prolora_jax.bulk import FileJob, Outcome, Writing, migrate_files
 from prolora_jax.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
-from prolora_jax.catalog_scan import Scanned, Scanner, duplicates, outcome_fields
-from prolora_jax.errors import OutputError, ProloraError, Refusal
+from prolora_jax.catalog_scan import Scanned, Scanner, duplicates, outcome_fields, with_energies
+from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.catalog_files import file_hash, link, locked, stamp, sweep
-from prolora_jax.io.inputs import expand
+from prolora_jax.io.inputs import Input, expand
 from prolora_jax.io.manifest import Entry, Manifest, Proof
 from prolora_jax.io.reports import report_path, write_pair_report
 from prolora_jax.options import MigrationOptions
@@ -53,18 +53,50 @@ class CatalogJob:
 
 
 def scan_catalog(
-    job: CatalogJob, pair: BasePair, progress: Progress | None = None
+    job: CatalogJob,
+    pair: BasePair,
+    progress: Progress | None = None,
+    *,
+    headers_only: bool = False,
 ) -> list[CatalogRecord]:
-    """What would become of each file; nothing is written."""
-    return [s.record for s in _scanned(job, pair, progress)[0]]
+    """What would become of each file; nothing is written.
+
+    Args:
+        job: what is to be done.
+        pair: source and target.
+        progress: called with ("scan", done, total), then with ("energies", done, total).
+        headers_only: leave out what only numbers say: energies, files with the same content,
+            refusals for numbers that are not finite.
+
+    Raises:
+        UsageError: an input is not there, or there is no adapter in it.
+    """
+    found = Scanner(pair, job.options, job.writing).scan(inputs_of(job), progress)
+    if headers_only:
+        return [one.record for one in found]
+    same = duplicates(found, job.options)
+    records = []
+    for one in found:
+        record = with_energies(one, pair, job.options, job.writing)
+        records.append(replace(record, duplicate_of=same.get(record.input)))
+        if progress is not None:
+            progress("energies", len(records), len(found))
+    return records
 
 
-def _scanned(
-    job: CatalogJob, pair: BasePair, progress: Progress | None
-) -> tuple[list[Scanned], dict[str, str]]:
-    scanner = Scanner(pair, job.options, job.writing)
-    found = scanner.scan(expand(job.inputs, leave_out=job.out), progress)
-    return found, scanner.pairs
+def inputs_of(job: CatalogJob) -> list[Input]:
+    """The adapters of a catalog.
+
+    Raises:
+        UsageError: an input is not there, or there is no adapter in it.
+    """
+    found = expand(job.inputs, leave_out=job.out)
+    if not found:
+        raise UsageError(
+            f"{job.inputs[0]}: found no adapter in it; expected .safetensors files or PEFT folders",
+            code=Refusal.MISSING_FILE,
+        )
+    return found
 
 
 def run_catalog(
@@ -82,16 +114,18 @@ def run_catalog(
         Counts over all files, finished before or now.
 
     Raises:
-        UsageError: an input is not there, or another run writes to the output folder.
+        UsageError: an input is not there, there is no adapter, or another run writes to the
+            output folder.
         OutputError: the output folder or its manifest cannot be written.
         BaseModelError: a base model cannot be read.
     """
-    started = time.perf_counter()
+    started, items = time.perf_counter(), inputs_of(job)
     with locked(job.out), Manifest(job.out, write=True) as manifest:
         sweep(job.out)
         manifest.set_facts(**_facts_at_start(job, pair))
-        found, pairs = _scanned(job, pair, progress)
-        shared = _pair_report(job, pair, pairs)
+        scanner = Scanner(pair, job.options, job.writing)
+        found = scanner.scan(items, progress)
+        shared = _pair_report(job, pair, scanner.pairs)
         write_pair_report(job.out, shared)
         run = _Run(job, manifest, found, pair, shared.digest)
         run.plan()
@@ -135,9 +169,8 @@ class _Run:
             if kept is not None:
                 entries.append(kept)
                 continue
-            ours = known is not None and known.record.output == one.record.output
             output = self.job.out / one.record.output
-            if not (ours or self.job.writing.overwrite) and _exists(output):
+            if not (_made(known, one) or self.job.writing.overwrite) and _exists(output):
                 message = (
                     f"{output}: exists already and no run over this folder has made it; expected "
                     "no file there; use --overwrite, or name another folder"
@@ -239,6 +272,8 @@ class _Run:
             if name not in self.same:
                 continue
             first = done[self.same[name]].record
+            if first.state == "planned":
+                continue  # the run was told to stop before it came to it
             if first.state != "migrated":
                 entry = Entry(
                     replace(
@@ -273,6 +308,17 @@ class _Run:
             seconds=None,
         )
         return Entry(record, self._proof(one, _stamp(here)))
+
+
+def _made(known: Entry | None, one: Scanned) -> bool:
+    """Whether what is at a file's place is an earlier output of it, as far as is known.
+
+    A record that says that another's file was found there is no claim to it; nor is a refusal.
+    """
+    if known is None or known.record.output != one.record.output:
+        return False
+    broken = known.record.state == "failed" and known.record.reason != Refusal.OUTPUT_EXISTS
+    return broken or known.record.state in {"planned", *FINISHED}
 
 
 def _failed(record: CatalogRecord, code: object, message: str) -> CatalogRecord:

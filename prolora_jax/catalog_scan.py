@@ -36,7 +36,6 @@ from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import (
     Action,
-    Measure,
     MigrationPlan,
     ModuleSimilarity,
     Skip,
@@ -285,12 +284,12 @@ def with_energies(
             allow_pickle=writing.allow_pickle,
             quiet=True,
         )
-        plan = make_plan(adapter, pair, options)
+        check_base(adapter, pair.source.spec, options.assume_base)
+        plan = make_plan(resolve(adapter, pair.source.spec), pair, options)
     except (ProloraError, OSError) as error:
-        code = str(error.code) if isinstance(error, ProloraError) else str(Refusal.MISSING_FILE)
-        return replace(
-            found.record, verdict="refused", output=None, reason=code, message=str(error)
-        )
+        code = error.code if isinstance(error, ProloraError) else Refusal.MISSING_FILE
+        record = replace(found.record, verdict="refused", state="refused", output=None)
+        return replace(record, reason=str(code), message=str(error), size_out=None)
     energy, moved = energy_that_moves(adapter, plan)
     return replace(found.record, energy_in=energy, energy_moved=moved)
 
@@ -337,13 +336,6 @@ def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
         return load_adapter(path, alpha_zero=options.alpha_zero, quiet=True).fingerprint
     except (ProloraError, OSError):
         return None  # it is reported when it is read
-
-
-def measures_of(
-    pair: BasePair, pairs: dict[str, str], options: MigrationOptions
-) -> dict[str, Measure]:
-    """What was compared, looked up again."""
-    return pair.measure(pairs, options)
 
 
 def _shown(path: Path) -> str:

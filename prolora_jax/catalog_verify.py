@@ -41,7 +41,12 @@ class CatalogCheck:
 
 
 def verify_catalog(
-    out: Path, sample: int | None = 20, seed: int = 0, progress: Progress | None = None
+    out: Path,
+    sample: int | None = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    allow_pickle: bool = False,
 ) -> CatalogCheck:
     """Check the outputs of a run.
 
@@ -50,6 +55,7 @@ def verify_catalog(
         sample: how many outputs are recomputed; None for all.
         seed: of the choice.
         progress: called with ("verify", done, total).
+        allow_pickle: whether inputs that are pickles are read, to recompute their outputs.
 
     Returns:
         What was found; also noted in the manifest.
@@ -64,21 +70,19 @@ def verify_catalog(
         chosen = {r.input for r in random.Random(seed).sample(firsts, count)}
         problems: dict[str, str] = {}
         models: dict[str, BaseModel] = {}
-        worst, recomputed = 0.0, 0
+        worst, recomputed, whole = 0.0, 0, 0
         for place, record in enumerate(records, 1):
             problem = _damage(out, record)
+            whole += problem is None
             if problem is None and record.input in chosen:
                 recomputed += 1
-                problem, error = _recomputed(out / str(record.output), models)
+                problem, error = _recomputed(out / str(record.output), models, allow_pickle)
                 worst = max(worst, error)
             if problem is not None:
                 problems[record.input] = problem
             if progress is not None:
                 progress("verify", place, len(records))
-        whole = sum(_damage_free(problem) for problem in problems.values())
-        check = CatalogCheck(
-            len(records), len(records) - len(problems) + whole, recomputed, worst, problems
-        )
+        check = CatalogCheck(len(records), whole, recomputed, worst, problems)
         manifest.set_facts(
             verified={
                 "checked": check.outputs,
@@ -89,13 +93,6 @@ def verify_catalog(
     return check
 
 
-_NOT_WHOLE = "not as it was written"
-
-
-def _damage_free(problem: str) -> bool:
-    return not problem.startswith(_NOT_WHOLE)
-
-
 def _damage(out: Path, record: CatalogRecord) -> str | None:
     path = out / str(record.output)
     try:
@@ -104,21 +101,21 @@ def _damage(out: Path, record: CatalogRecord) -> str | None:
         found = "other content"
     except OSError as error:
         found = error.strerror or str(error)
-    return f"{_NOT_WHOLE}: {path}: {found}; migrate again"
+    return f"not as it was written: {path}: {found}; migrate again"
 
 
-def _recomputed(path: Path, models: dict[str, BaseModel]) -> tuple[str | None, float]:
+def _recomputed(
+    path: Path, models: dict[str, BaseModel], allow_pickle: bool
+) -> tuple[str | None, float]:
     """What is wrong with an output's numbers, and its largest error."""
     try:
         told = read_any_report(path)
-        for party in (told.source, told.target):
-            models.setdefault(party.location, load_base_model(party.location))
-        source, target = models[told.source.location], models[told.target.location]
+        source, target = (_model(p.location, models) for p in (told.source, told.target))
         before = load_adapter(
             told.input.location,
             source.spec,
             alpha_zero=told.options.alpha_zero,
-            allow_pickle=True,
+            allow_pickle=allow_pickle,
             quiet=True,
         )
         after = load_adapter(path, target.spec, quiet=True)
@@ -132,3 +129,9 @@ def _recomputed(path: Path, models: dict[str, BaseModel]) -> tuple[str | None, f
         return None, checked.worst_error
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
     return "; ".join([*checked.problems, *bad][:3]), checked.worst_error
+
+
+def _model(location: str, models: dict[str, BaseModel]) -> BaseModel:
+    if location not in models:
+        models[location] = load_base_model(location)
+    return models[location]

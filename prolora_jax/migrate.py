@@ -200,27 +200,8 @@ def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> 
 
 
 def _report(step: PlanStep, moved: Moved) -> ModuleReport:
-    s = step.similarity
-    return ModuleReport(
-        path=step.path,
-        source_path=step.source_path,
-        action=step.action,
-        phi_left=s and s.phi_left,
-        phi_right=s and s.phi_right,
-        phi_hat_left=s and s.phi_hat_left,
-        phi_hat_right=s and s.phi_hat_right,
-        k_source=s and s.k_source,
-        k_target=s and s.k_target,
-        rank_in=moved.rank_in,
-        rank_out=moved.factors.rank,
-        norm_in=moved.norm_in,
-        norm_out=moved.norm_out,
-        kept=moved.kept,
-        energies=moved.energies,
-        still_left=moved.still and moved.still[0],
-        still_right=moved.still and moved.still[1],
-        flags=step.flags,
-    )
+    ranks, norms = (moved.rank_in, moved.factors.rank), (moved.norm_in, moved.norm_out)
+    return ModuleReport.of(step, ranks, norms, moved.kept, moved.energies, moved.still)
 
 
 def _party(model: BaseModel, paths: list[str]) -> Party:

@@ -214,25 +214,9 @@ def _modules(steps: list[PlanStep], before: Adapter, after: Adapter) -> tuple[Mo
     outputs = {m.path: (m.rank, m.norm) for m in after.modules}
     found = []
     for step in steps:
-        s, (rank_in, norm_in) = step.similarity, inputs[step.source_path]
-        rank_out, norm_out = outputs.get(step.path, (0, 0.0))
-        found.append(
-            ModuleReport(
-                path=step.path,
-                source_path=step.source_path,
-                action=step.action,
-                phi_left=s and s.phi_left,
-                phi_right=s and s.phi_right,
-                phi_hat_left=s and s.phi_hat_left,
-                phi_hat_right=s and s.phi_hat_right,
-                k_source=s and s.k_source,
-                k_target=s and s.k_target,
-                rank_in=rank_in,
-                rank_out=rank_out,
-                norm_in=norm_in,
-                norm_out=norm_out,
-                kept=1.0,
-                flags=step.flags,
-            )
+        (rank_in, norm_in), (rank, norm) = (
+            inputs[step.source_path],
+            outputs.get(step.path, (0, 0.0)),
         )
+        found.append(ModuleReport.of(step, (rank_in, rank), (norm_in, norm)))
     return tuple(found)

@@ -8,7 +8,7 @@ import msgspec
 
 from prolora_jax.alignment import Alignment
 from prolora_jax.options import MigrationOptions
-from prolora_jax.plan import Action, SkippedModule
+from prolora_jax.plan import Action, PlanStep, SkippedModule
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,47 @@ class ModuleReport:
     still_left: int | None = None
     still_right: int | None = None
     flags: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        step: PlanStep,
+        ranks: tuple[int, int],
+        norms: tuple[float, float],
+        kept: float = 1.0,
+        energies: tuple[float, float, float, float] | None = None,
+        still: tuple[int, int] | None = None,
+    ) -> "ModuleReport":
+        """What became of a step of a plan.
+
+        Args:
+            step: it.
+            ranks: in and out.
+            norms: of the update, in and out.
+            kept: share of the squared norm that `--rank` kept.
+            energies: of the four blocks.
+            still: left and right.
+        """
+        s = step.similarity
+        return ModuleReport(
+            path=step.path,
+            source_path=step.source_path,
+            action=step.action,
+            phi_left=s and s.phi_left,
+            phi_right=s and s.phi_right,
+            phi_hat_left=s and s.phi_hat_left,
+            phi_hat_right=s and s.phi_hat_right,
+            k_source=s and s.k_source,
+            k_target=s and s.k_target,
+            rank_in=ranks[0],
+            rank_out=ranks[1],
+            norm_in=norms[0],
+            norm_out=norms[1],
+            kept=kept,
+            energies=energies,
+            still_left=still and still[0],
+            still_right=still and still[1],
+            flags=step.flags,
+        )
 
 
 @dataclass(frozen=True)

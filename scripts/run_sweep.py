@@ -29,7 +29,7 @@ def main() -> None:
     workshop = Workshop(args.out, read_yaml(args.recipe, Recipe))
     if not args.tables_only:
         run_sweep(workshop, sweep, args.sweep.stem, lambda line: print(line, flush=True))
-    rows = list(results(args.out / "results" / args.sweep.stem))
+    rows = list(results(args.out / "results" / args.sweep.stem, sweep))
     write_lines(args.out / "results" / f"{args.sweep.stem}.jsonl", rows)
     for measure in ("arrived", "arrived_at_best", "arrived_at_norm", "own_change", "norm"):
         print(f"\n{table(rows, measure=measure, columns=('target', 'adapter'))}")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
+from prolora_jax import bulk
 from prolora_jax import catalog as catalog_module
 from prolora_jax.bulk import Writing
 from prolora_jax.catalog import CatalogJob, run_catalog, scan_catalog
@@ -142,13 +144,62 @@ def test_outputs_of_others_are_not_replaced(folder: Path, pair: BasePair):
     out = folder.parent / "out"
     out.mkdir()
     (out / "a.safetensors").write_bytes(b"somebody's")
+    for _ in range(2):  # nor by the next run, which knows the record of the first
+        run_catalog(job(folder), pair)
+        assert (out / "a.safetensors").read_bytes() == b"somebody's"
+        with Manifest(out) as manifest:
+            reasons = {r.input: r.reason for r in manifest.records() if r.state == "failed"}
+        assert reasons == dict.fromkeys(
+            ("a.safetensors", "styles/a again.safetensors"), str(Refusal.OUTPUT_EXISTS)
+        )
+    run_catalog(replace(job(folder), writing=Writing(overwrite=True)), pair)
+    assert (out / "a.safetensors").read_bytes() != b"somebody's"
+
+
+def test_a_run_that_stops_at_a_refusal_leaves_the_rest_planned(
+    folder: Path, pair: BasePair, monkeypatch: pytest.MonkeyPatch
+):
+    bad = folder / "0 bad.safetensors"
+    write(bad, 4, (4,))
+    content = bytearray(bad.read_bytes())
+    content[-200:] = b"\xff" * 200  # NaN: its header is fine
+    bad.write_bytes(content)
+    old = folder / "styles" / "old"
+    (old / "d.safetensors").write_bytes((old / "c.safetensors").read_bytes())
+    monkeypatch.setattr(bulk, "BATCH_ROWS", 1)  # a batch for each file
+    summary = run_catalog(job(folder, fail_fast=True), pair)
+    counts = {"planned": 3, "refused": 3, "migrated": 1, "duplicate": 1}
+    assert summary.by_state == counts
+    with Manifest(folder.parent / "out") as manifest:
+        assert all(r.message for r in manifest.records() if r.state == "refused")
+    assert run_catalog(job(folder), pair).by_state == {"migrated": 3, "refused": 3, "duplicate": 2}
+
+
+def test_a_dry_run_tells_shares_duplicates_and_bad_numbers(folder: Path, pair: BasePair):
+    bad = folder / "bad.safetensors"
+    write(bad, 4, (4,))
+    content = bytearray(bad.read_bytes())
+    content[-200:] = b"\xff" * 200
+    bad.write_bytes(content)
+    quick = {r.input: r for r in scan_catalog(job(folder), pair, headers_only=True)}
+    assert quick["bad.safetensors"].verdict != "refused"
+    assert quick["a.safetensors"].energy_in is None
+    found = {r.input: r for r in scan_catalog(job(folder), pair)}
+    assert found["bad.safetensors"].reason == str(Refusal.NON_FINITE)
+    assert found["styles/a again.safetensors"].duplicate_of == "a.safetensors"
     run_catalog(job(folder), pair)
-    assert (out / "a.safetensors").read_bytes() == b"somebody's"
-    with Manifest(out) as manifest:
-        reasons = {r.input: r.reason for r in manifest.records() if r.state == "failed"}
-    assert reasons == dict.fromkeys(
-        ("a.safetensors", "styles/a again.safetensors"), str(Refusal.OUTPUT_EXISTS)
-    )
+    with Manifest(folder.parent / "out") as manifest:
+        for record in manifest.records():
+            told = found[record.input]
+            assert told.energy_in == pytest.approx(record.energy_in)
+            assert told.energy_moved == pytest.approx(record.energy_moved)
+
+
+def test_an_empty_catalog_makes_no_folder(tmp_path: Path, pair: BasePair):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no adapter"):
+        run_catalog(job(tmp_path / "empty"), pair)
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_run_at_a_time(folder: Path, pair: BasePair):

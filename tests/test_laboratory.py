@@ -59,7 +59,7 @@ def test_trains_once_moves_and_judges(tmp_path, monkeypatch):
 
     said = []
     run_sweep(made, SWEEP, "first", said.append)
-    rows = {row["arm"]: row for row in results(tmp_path / "results" / "first")}
+    rows = {row["arm"]: row for row in results(tmp_path / "results" / "first", SWEEP)}
     assert len(rows) == len(said) == 5
     assert rows["none"]["arrived"] == [0, 0, 0]
     assert rows["trained"]["arrived"] == [1, 1, 1]

@@ -23,7 +23,7 @@ def show_summary(console: Console, summary: CatalogSummary) -> None:
         console.print("Refused: " + _counts(summary.by_reason))
     if summary.relation:
         console.print(summary.relation, markup=False)
-    if summary.finished is None:
+    if summary.finished is None or summary.by_state.get("planned"):
         console.print("Not finished: the run goes on, or was ended; run it again to go on.")
     if summary.verified:
         console.print("Last verified: " + _counts(summary.verified))
@@ -45,13 +45,16 @@ def show_refused(console: Console, records: Iterable[CatalogRecord]) -> None:
 def show_scan(console: Console, records: list[CatalogRecord]) -> None:
     """What would become of the files."""
     counts = count_records(records)
-    table = Table("adapter", "verdict", "modules that move", "size", "why")
+    table = Table("adapter", "verdict", "modules that move", "update that moves", "size", "why")
     for record in records[:SHOWN]:
         why = record.message or ", ".join(f"{n} {r}" for r, n in record.skipped.items())
+        if record.duplicate_of is not None and not record.message:
+            why = f"same content as {record.duplicate_of}"
         table.add_row(
             printable(record.input),
             record.verdict,
             f"{record.moved} of {record.modules}" if record.modules else "-",
+            _share(record.energy_moved, record.energy_in),
             "-" if record.size_out is None else f"{record.size_out / 1e6:.1f} MB",
             printable(why),
         )
@@ -75,6 +78,10 @@ def show_check(console: Console, check: CatalogCheck) -> None:
             table.add_row(printable(name), printable(problem))
         console.print(table)
     console.print("Verified." if check.ok else "NOT verified.")
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return f"{part / whole:.1%}" if whole and part is not None else "-"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -25,6 +25,7 @@ def migrate(
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     plan: Path | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    headers_only: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
@@ -47,6 +48,8 @@ def migrate(
         strip_metadata: keep no header string but prolora and format.
         plan: plan to follow, from --dry-run --json for this pair and these options.
         dry_run: print the plan and write nothing.
+        headers_only: of several adapters, with --dry-run: read no tensors; quick, but without
+            each one's share of its update that would move.
         overwrite: replace an existing output.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         fail_fast: of several adapters: stop at the first that is refused.
@@ -83,7 +86,9 @@ def migrate(
                 code=Refusal.BAD_OPTION,
             )
         job = CatalogJob(inputs, out_path, options, writing, retry_failed, fail_fast)
-        return migrate_many(job, source, target, dry_run, common)
+        return migrate_many(
+            job, source, target, dry_run=dry_run, headers_only=headers_only, common=common
+        )
     input = inputs[0]
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)

@@ -3,10 +3,14 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.peft_folder import is_adapter_folder
+
+if TYPE_CHECKING:
+    from prolora_jax.catalog import CatalogJob
 
 
 def is_one(inputs: Sequence[Path]) -> bool:
@@ -14,25 +18,34 @@ def is_one(inputs: Sequence[Path]) -> bool:
     return len(inputs) == 1 and (not inputs[0].is_dir() or is_adapter_folder(inputs[0]))
 
 
-def migrate_many(job, source: Path, target: Path, dry_run: bool, common: Common) -> int:
+def migrate_many(
+    job: "CatalogJob",
+    source: Path,
+    target: Path,
+    *,
+    dry_run: bool,
+    headers_only: bool,
+    common: Common,
+) -> int:
     """Migrate a catalog, or say what would become of it; 1 when any file has no output.
 
     Args:
-        job: a `catalog.CatalogJob`.
+        job: what to do.
         source: base model.
         target: base model.
         dry_run: only look.
+        headers_only: look at no more than the files' headers.
         common: what every command has.
 
     Raises:
-        UsageError: the output folder is a file, or there is no adapter.
+        UsageError: the output folder is a file.
     """
     import msgspec
 
     from prolora_jax.catalog import run_catalog, scan_catalog
+    from prolora_jax.catalog_record import FINISHED
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.inputs import expand
     from prolora_jax.io.manifest import Manifest
     from prolora_jax.pair import BasePair
 
@@ -41,17 +54,12 @@ def migrate_many(job, source: Path, target: Path, dry_run: bool, common: Common)
             f"{job.out}: found a file; expected a folder for several outputs; choose another",
             code=Refusal.OUTPUT_EXISTS,
         )
-    if not expand(job.inputs, leave_out=job.out):
-        raise UsageError(
-            f"{job.inputs[0]}: found no adapter in it; expected .safetensors files or PEFT folders",
-            code=Refusal.MISSING_FILE,
-        )
     models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)
     reporter = Reporter(common.quiet)
     if dry_run:
         with reporter.shown():
-            records = scan_catalog(job, pair, reporter)
+            records = scan_catalog(job, pair, reporter, headers_only=headers_only)
         if common.json:
             sys.stdout.write(msgspec.json.encode({"files": records}).decode() + "\n")
         else:
@@ -61,11 +69,12 @@ def migrate_many(job, source: Path, target: Path, dry_run: bool, common: Common)
         summary = run_catalog(job, pair, reporter)
     with Manifest(job.out) as manifest:
         records = list(manifest.records())
-    left = [r for r in records if r.output is None or r.state in ("planned", "refused", "failed")]
+    done = [r for r in records if r.state in FINISHED]
+    left = [r for r in records if r.state not in FINISHED]
     if common.json:
         document = {
             "out": str(job.out),
-            "migrated": [str(job.out / str(r.output)) for r in records if r not in left],
+            "migrated": [str(job.out / str(r.output)) for r in done],
             "refused": [{"path": r.input, "reason": r.reason, "message": r.message} for r in left],
             "summary": summary,
         }

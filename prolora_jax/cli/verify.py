@@ -51,7 +51,8 @@ def verify(
     reporter = Reporter(common.quiet)
     if (output / NAME).is_file():
         with reporter.shown():
-            check = verify_catalog(output, None if all_files else sample, progress=reporter)
+            many = None if all_files else sample
+            check = verify_catalog(output, many, progress=reporter, allow_pickle=allow_pickle)
         if common.json:
             found = {"ok": check.ok, **msgspec.to_builtins(check)}
             sys.stdout.write(msgspec.json.encode(found).decode() + "\n")

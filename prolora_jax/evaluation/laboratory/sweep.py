@@ -190,7 +190,10 @@ def _key(pair: Pair, adapter: str, seed: int, arm: Arm, depth: Depth) -> str:
     return sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:16]
 
 
-def results(folder: Path) -> Iterator[dict[str, Any]]:
-    """All results under a folder."""
-    for file in sorted(folder.rglob("*.jsonl")):
-        yield from read_lines(file)
+def results(folder: Path, sweep: Sweep) -> Iterator[dict[str, Any]]:
+    """The results of a sweep in its folder; not those of arms and cells that it no longer has."""
+    arms = {arm.name for arm in sweep.arms()}
+    for target, adapter, seed in product(sweep.targets, sweep.adapters, sweep.seeds):
+        for row in read_lines(folder / target / f"{adapter}-s{seed}.jsonl"):
+            if row["arm"] in arms:
+                yield row
