@@ -109,10 +109,20 @@ class Party:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several adapters that were migrated as one: where, what, and how strong."""
+
+    location: str
+    fingerprint: str
+    weight: float
+
+
+@dataclass(frozen=True)
 class MigrationReport:
     """Everything about one migrated adapter; written beside it as `.report.json`.
 
-    `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`.
+    `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`. `parts` are
+    what the input was put together from (`--merge`), none for a single file.
     """
 
     prolora_version: str
@@ -126,6 +136,7 @@ class MigrationReport:
     carried: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
 
     def to_json(self) -> str:
         """The report as indented JSON."""

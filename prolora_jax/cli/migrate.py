@@ -30,6 +30,8 @@ def migrate(
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
     retry_failed: Annotated[bool, Parameter(negative="")] = False,
+    merge: Annotated[bool, Parameter(negative="")] = False,
+    weight: tuple[float, ...] = (),
     options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
@@ -54,11 +56,15 @@ def migrate(
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         fail_fast: of several adapters: stop at the first that is refused.
         retry_failed: of several adapters: try those again that were refused or failed before.
+        merge: write one adapter, the sum of the inputs; its rank is the sum of theirs, which
+            --rank cuts.
+        weight: of an input of --merge, in their order, once for each [default: 1 for all].
     """
     from prolora_jax.bulk import Writing
     from prolora_jax.catalog import CatalogJob
     from prolora_jax.cli import tables
     from prolora_jax.cli.migrate_many import is_one, migrate_many
+    from prolora_jax.combination import combine, parts_of, widest
     from prolora_jax.detection import check_base
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.formats import concrete_format, resolve
@@ -78,7 +84,9 @@ def migrate(
         options = replace(options, method="prolora", gate="phi", gate_sides="left")
     if not inputs:
         raise UsageError("migrate needs at least one adapter", code=Refusal.BAD_OPTION)
-    if not is_one(inputs):
+    if weight and not merge:
+        raise UsageError("--weight is for --merge", code=Refusal.BAD_OPTION)
+    if not merge and not is_one(inputs):
         writing = Writing(format, strip_metadata, overwrite, allow_pickle)
         if out_path is None or plan is not None:
             raise UsageError(
@@ -89,22 +97,26 @@ def migrate(
         return migrate_many(
             job, source, target, dry_run=dry_run, headers_only=headers_only, common=common
         )
-    input = inputs[0]
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
     if out_path is not None and not dry_run:
-        folder = writes_folder(out_path, "peft" if input.is_dir() and format == "same" else format)
+        peft = inputs[0].is_dir() and format == "same"
+        folder = writes_folder(out_path, "peft" if peft else format)
         refuse_existing(out_path, overwrite, folder=folder)
         refuse_existing(report_path(out_path), overwrite)
     # Absolute paths: the report names them, and `verify` may be called from elsewhere.
     models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)
-    adapter = load_adapter(
-        input.resolve(), alpha_zero=options.alpha_zero, allow_pickle=allow_pickle
-    )
-    # Before names are looked up in the source: this says which base model it is for.
-    check_base(adapter, pair.source.spec, options.assume_base)
-    adapter = resolve(adapter, pair.source.spec)
+    given = []
+    for path in inputs:
+        adapter = load_adapter(
+            path.resolve(), alpha_zero=options.alpha_zero, allow_pickle=allow_pickle
+        )
+        # Before names are looked up in the source: this says which base model it is for.
+        check_base(adapter, pair.source.spec, options.assume_base)
+        given.append(resolve(adapter, pair.source.spec))
+    adapter = combine(given, weight) if merge else given[0]
+    options = widest(options, given) if merge else options
     reporter = Reporter(common.quiet)
     with reporter.shown():
         if plan is None:
@@ -119,6 +131,8 @@ def migrate(
                 tables.show_plan(out(), todo)
             return 0
         migrated, report = run_plan(adapter, pair, todo, reporter)
+    if merge:
+        report = replace(report, parts=parts_of(given, weight))
     save_adapter(
         migrated,
         out_path,

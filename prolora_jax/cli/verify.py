@@ -1,6 +1,7 @@
 """`prolora verify`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,11 +42,14 @@ def verify(
 
     from prolora_jax.catalog_verify import verify_catalog
     from prolora_jax.cli import catalog_tables, tables
+    from prolora_jax.combination import combine
+    from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io.adapters import load_adapter
     from prolora_jax.io.checkpoint import load_base_model
     from prolora_jax.io.manifest import NAME
     from prolora_jax.io.reports import pair_report_above, read_any_report
     from prolora_jax.pair_report import FileReport, whole_report
+    from prolora_jax.report import MigrationReport
     from prolora_jax.verify import verify_adapter
 
     reporter = Reporter(common.quiet)
@@ -62,12 +66,23 @@ def verify(
     told = read_any_report(output)
     source_model = load_base_model(source or Path(told.source.location))
     target_model = load_base_model(target or Path(told.target.location))
-    original = load_adapter(
-        source_lora or Path(told.input.location),
-        source_model.spec,
+    parts = told.parts if isinstance(told, MigrationReport) else ()
+    if parts and source_lora is not None:
+        raise UsageError(
+            f"{output}: found that it was made of {len(parts)} adapters; expected no "
+            "--source-lora; keep them where its report says they are",
+            code=Refusal.BAD_OPTION,
+        )
+    read = partial(
+        load_adapter,
+        base=source_model.spec,
         alpha_zero=told.options.alpha_zero,
         allow_pickle=allow_pickle,
     )
+    if parts:
+        original = combine([read(p.location) for p in parts], [p.weight for p in parts])
+    else:
+        original = read(source_lora or told.input.location)
     migrated = load_adapter(output, target_model.spec)
     if isinstance(told, FileReport):
         shared = pair_report_above(output, told.pair)
