@@ -43,7 +43,7 @@ from prolora_jax.plan import (
     wanted_pairs,
 )
 
-_ORIGIN = "<this file>"
+_ORIGIN, _ALONE = "<this file>", "alone "
 _HEADER_BYTES = 220
 """Of a safetensors header per module: two tensors."""
 _PICKLES = frozenset({".pt", ".bin", ".ckpt", ".pth"})
@@ -121,7 +121,7 @@ class Scanner:
         try:
             table = self._table(item.path)
         except (OSError, BadHeader):
-            table = f"alone {name}"
+            table = f"{_ALONE}{name}"
         outlook = self._tables.get(table)
         if outlook is None:
             outlook = self._tables[table] = self._outlook(item.path, table, progress)
@@ -141,11 +141,12 @@ class Scanner:
         file = path / "adapter_model.safetensors" if path.is_dir() else path
         digest, metadata = table_digest(file)
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
-        kind = "folder" if path.is_dir() else ""
+        # A name may promise what the content is not: what comes of it is not for others.
+        kind = "folder" if path.is_dir() else path.suffix.lower()
         return sha256(f"{digest} {kind} {config}".encode()).hexdigest()
 
     def _outlook(self, path: Path, table: str, progress: Progress | None) -> Outlook:
-        origin = str(path) if table.startswith("alone ") else _ORIGIN
+        origin = str(path) if table.startswith(_ALONE) else _ORIGIN
         try:
             adapter = self._adapter(path, origin)
             check_base(adapter, self._pair.source.spec, self._options.assume_base)
@@ -307,7 +308,10 @@ def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str,
     groups: dict[tuple[str, str], list[Scanned]] = {}
     for one in found:
         if one.record.output is not None:
-            groups.setdefault((one.table, Path(one.record.output).suffix), []).append(one)
+            # Where there is no table, the size has to do.
+            alone = one.table.startswith(_ALONE)
+            table = f"{_ALONE}{one.record.size_in}" if alone else one.table
+            groups.setdefault((table, Path(one.record.output).suffix), []).append(one)
     same: dict[str, str] = {}
     for members in groups.values():
         if len(members) == 1:

@@ -25,11 +25,14 @@ _FLOATS_AND_INTEGERS = "fiuV"  # V: NumPy's kind for bfloat16
 
 
 def is_flax_file(path: Path) -> bool:
-    """Whether a file is msgpack: by its name, or because it starts as a map of names does."""
-    if path.suffix == ".msgpack" or not path.is_file():
-        return path.suffix == ".msgpack" and path.is_file()
+    """Whether a file is msgpack: it starts as a map of names does, or is named so and no other."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         head = file.read(9)
+    if path.suffix == ".msgpack":
+        size = path.stat().st_size
+        return head[8:] != b"{" or int.from_bytes(head[:8], "little") > size - 8
     # A map of 1 to 15 entries whose first key is a text of 1 to 31 bytes; a safetensors header
     # starts at the ninth byte.
     starts = len(head) == 9 and 0x81 <= head[0] <= 0x8F and 0xA1 <= head[1] <= 0xBF

@@ -1,7 +1,10 @@
-"""Writing a safetensors file tensor by tensor: never more than one of them in memory.
+"""Writing a safetensors file tensor by tensor: the one place where such files are written.
 
-The library writes a file from a mapping that holds everything. A base model of real size is more
-than that mapping should hold; its header, on the other hand, is known before any number is.
+The library's own writer is not used, for what was measured (safetensors 0.8.0): it holds all
+tensors at once; it stores the buffer of a transposed view as it lies, which is wrong numbers; its
+header strings come in an order that changes from call to call, so that the same content has other
+bytes; and it leaves a `.tmp` file of its own behind when it is killed. In the tests the library
+reads these files.
 """
 
 import json
@@ -16,10 +19,13 @@ from prolora_jax.io.atomic import atomic_path
 from prolora_jax.io.header import METADATA
 
 _CODES = {
-    np.dtype(np.float64): "F64",
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float16): "F16",
+    **{np.dtype(f"float{bits}"): f"F{bits}" for bits in (16, 32, 64)},
+    **{np.dtype(f"int{bits}"): f"I{bits}" for bits in (8, 16, 32, 64)},
+    **{np.dtype(f"uint{bits}"): f"U{bits}" for bits in (8, 16, 32, 64)},
     np.dtype(ml_dtypes.bfloat16): "BF16",
+    np.dtype(ml_dtypes.float8_e4m3fn): "F8_E4M3",
+    np.dtype(ml_dtypes.float8_e5m2): "F8_E5M2",
+    np.dtype(np.bool_): "BOOL",
 }
 _ALIGNMENT = 64
 """Numbers start at a multiple of this in the file: XLA takes such as they are mapped.
@@ -38,12 +44,12 @@ def write_streamed(
     make_tensor: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file, whole or not at all, holding one tensor at a time.
+    """Write a safetensors file of one dtype, whole or not at all, holding one tensor at a time.
 
     Args:
         path: where to; an existing file is replaced.
         shapes: shape of every tensor by key; they are made and stored in this order.
-        dtype: of all tensors: a float, bfloat16 by `ml_dtypes`.
+        dtype: of all tensors.
         make_tensor: the tensor of a key; called once for each.
         metadata: header strings.
 
@@ -51,27 +57,55 @@ def write_streamed(
         OutputError: it cannot be written.
         ValueError: `make_tensor` gave another shape or dtype than was announced.
     """
+    tables = {key: (shape, dtype) for key, shape in shapes.items()}
+    write_each(path, tables, make_tensor, metadata)
+
+
+def write_each(
+    path: str | os.PathLike[str],
+    tables: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    make_tensor: Callable[[str], np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file, whole or not at all, holding one tensor at a time.
+
+    Args:
+        path: where to; an existing file is replaced.
+        tables: shape and dtype of every tensor by key; they are made and stored in this order.
+        make_tensor: the tensor of a key; called once for each.
+        metadata: header strings; they are stored in the order of their names.
+
+    Raises:
+        OutputError: it cannot be written.
+        ValueError: `make_tensor` gave another shape or dtype than was announced, or there is no
+            such dtype in the format.
+    """
+    unknown = {str(dtype) for _, dtype in tables.values() if dtype not in _CODES}
+    if unknown:
+        raise ValueError(f"{path}: found tensors of {sorted(unknown)}; safetensors has none such")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(shapes, dtype, metadata or {}))
-        for key, shape in shapes.items():
+        file.write(_header(tables, metadata or {}))
+        for key, (shape, dtype) in tables.items():
             _write_tensor(file, key, make_tensor(key), shape, dtype)
 
 
 def _header(
-    shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype, metadata: Mapping[str, str]
+    tables: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]
 ) -> bytes:
-    entries: dict[str, object] = {METADATA: dict(metadata)} if metadata else {}
-    entries |= _entries(shapes, dtype)
+    # Half of a surrogate pair, which JSON can spell, is no text for other readers.
+    texts = {key: metadata[key].encode(errors="replace").decode() for key in sorted(metadata)}
+    entries: dict[str, object] = {METADATA: texts} if texts else {}
+    entries |= _entries(tables)
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(_LENGTH + len(text)) % _ALIGNMENT)
     return len(text).to_bytes(_LENGTH, "little") + text
 
 
 def _entries(
-    shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype
+    tables: Mapping[str, tuple[tuple[int, ...], np.dtype]],
 ) -> Iterator[tuple[str, dict[str, object]]]:
     start = 0
-    for key, shape in shapes.items():
+    for key, (shape, dtype) in tables.items():
         # Counted in Python's integers: a product of many axes must not wrap around.
         size = dtype.itemsize
         for axis in shape:

@@ -11,12 +11,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
-from prolora_jax.io.atomic import atomic_path, cannot_write
+from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.header import BadHeader, Header, read_header
 from prolora_jax.io.signatures import signature
+from prolora_jax.io.streamed import write_each
 
 # The library cannot hand these to NumPy: they are taken from the file's bytes.
 _EIGHT_BIT_FLOATS = {
@@ -317,19 +316,10 @@ def write_tensors(
     Raises:
         OutputError: it cannot be written.
     """
-    # The library writes the buffer of an array whatever its strides: without this a transposed
-    # view ends up as wrong numbers, and no error says so (formats.md 0.8).
-    contiguous = {
-        # ascontiguousarray gives a scalar an axis; the reshape takes it away again.
-        key: np.ascontiguousarray(array).reshape(array.shape)
-        for key, array in tensors.items()
-    }
-    with atomic_path(path) as temporary:
-        try:
-            save_file(contiguous, temporary, metadata=dict(metadata) if metadata else None)
-        except SafetensorError as failure:  # its own name for what the disk answered
-            message = cannot_write(path, str(failure))
-            raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
+    # Wide numbers first, as the library does: then each starts at a multiple of its own size.
+    ordered = sorted(tensors, key=lambda key: (-tensors[key].itemsize, key))
+    tables = {key: (tensors[key].shape, tensors[key].dtype) for key in ordered}
+    write_each(path, tables, tensors.__getitem__, metadata)
 
 
 def _require_file(path: Path) -> None:

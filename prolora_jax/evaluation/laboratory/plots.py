@@ -39,7 +39,7 @@ def share_by_arm(rows: Sequence[Row], arms: Sequence[str], targets: Sequence[str
             values = _values(rows, lambda r, a=arm, t=target: r["arm"] == a and r["target"] == t)
             colour = _colour(arm)
             axis.plot(values, np.full(len(values), place), ".", color=colour, alpha=0.25, ms=4)
-            axis.plot([np.mean(values)], [place], "o", color=colour, ms=5)
+            axis.plot([float(np.mean(values))], [place], "o", color=colour, ms=5)
             axis.plot(interval(values), [place, place], "-", color=colour, lw=2)
             if arm == "copy":
                 axis.axvline(float(np.mean(values)), color=colour, lw=0.7, ls=":")
@@ -62,7 +62,7 @@ def share_by_distance(rows: Sequence[Row], arms: Sequence[str], path: Path):
     ordered = sorted(distances, key=lambda target: distances[target])
     for arm in arms:
         means = [
-            np.mean(_values(rows, lambda r, a=arm, t=t: r["arm"] == a and r["target"] == t))
+            float(np.mean(_values(rows, lambda r, a=arm, t=t: (r["arm"], r["target"]) == (a, t))))
             for t in ordered
         ]
         axis.plot([distances[t] for t in ordered], means, "o-", color=_colour(arm), lw=1.2, ms=4)
@@ -99,7 +99,8 @@ def share_by_rank(
         for method in methods:
             names = [arm(method, rule) for rule in rules]
             means = [
-                np.mean(_values(chosen, lambda r, name=name: r["arm"] == name)) for name in names
+                float(np.mean(_values(chosen, lambda r, name=name: r["arm"] == name)))
+                for name in names
             ]
             axis.plot(means, "o-", color=_colour(method), lw=1.2, ms=3, label=method)
         copied = float(np.mean(_values(chosen, _is_copy)))
