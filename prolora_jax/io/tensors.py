@@ -318,8 +318,10 @@ def write_tensors(
     """
     # Wide numbers first, as the library does: then each starts at a multiple of its own size.
     ordered = sorted(tensors, key=lambda key: (-tensors[key].itemsize, key))
-    tables = {key: (tensors[key].shape, tensors[key].dtype) for key in ordered}
-    write_each(path, tables, tensors.__getitem__, metadata)
+    # The format is little-endian; arrays from elsewhere may not be.
+    dtypes = {key: tensors[key].dtype.newbyteorder("<") for key in ordered}
+    tables = {key: (tensors[key].shape, dtypes[key]) for key in ordered}
+    write_each(path, tables, lambda key: tensors[key].astype(dtypes[key], copy=False), metadata)
 
 
 def _require_file(path: Path) -> None:
