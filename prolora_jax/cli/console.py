@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,15 +16,49 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from prolora_jax.errors import Refusal, UsageError
 
 if TYPE_CHECKING:
     from prolora_jax.io.basis_store import FolderStore
+
+
+class _RateColumn(ProgressColumn):
+    """How many a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        """The rate; empty until it is known."""
+        return Text("" if task.speed is None else _rate(task.speed))
+
+
+def _rate(speed: float) -> str:
+    return f"{speed:.1f}/s" if speed >= 1 or speed == 0 else f"{1 / speed:.1f} s each"
+
+
+def progress_line(stage: str, done: int, total: int, begun: int, seconds: float) -> str:
+    """A line for a log: how far a stage is, how fast, and how long it will take.
+
+    Args:
+        stage: its name.
+        done: so far.
+        total: in all.
+        begun: that were done when the clock started.
+        seconds: since then.
+    """
+    line = f"{stage}: {done} of {total}"
+    if done <= begun or seconds <= 0:
+        return line
+    speed = (done - begun) / seconds
+    left = timedelta(seconds=round((total - done) / speed))
+    return f"{line}, {_rate(speed)}, {left} left"
+
 
 PLAIN_LINE_SECONDS = 10.0
 """How often progress prints a line where there is no terminal."""
@@ -102,8 +137,8 @@ class Reporter:
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._stage = ""
         self._last = 0.0
+        self._begun: dict[str, tuple[int, float]] = {}
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Report that `done` of `total` are done in `stage`."""
@@ -116,11 +151,12 @@ class Reporter:
             self._bars.update(task, completed=done, total=total)
             return
         now = time.monotonic()
-        if stage != self._stage:
-            self._stage, self._last = stage, now
+        if stage not in self._begun:
+            self._begun[stage], self._last = (done, now), now
         if now - self._last > PLAIN_LINE_SECONDS:
             self._last = now
-            self._console.print(f"{stage}: {done} of {total}")
+            begun, start = self._begun[stage]
+            self._console.print(progress_line(stage, done, total, begun, now - start))
 
     @contextmanager
     def shown(self) -> Iterator["Reporter"]:
@@ -132,6 +168,7 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            _RateColumn(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as self._bars:
