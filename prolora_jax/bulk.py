@@ -66,6 +66,8 @@ class Writing(NamedTuple):
         strip_metadata: whether header strings are left out.
         overwrite: whether outputs that are there may be replaced.
         allow_pickle: whether pickles are read.
+        sidecars: whether files beside an adapter go with its output.
+        ignore_license: whether adapters are migrated whose licence forbids derivatives.
         pair: digest of the folder's `pair.report.json`: reports refer to it, and hold totals;
             None for whole reports.
     """
@@ -74,6 +76,8 @@ class Writing(NamedTuple):
     strip_metadata: bool = False
     overwrite: bool = False
     allow_pickle: bool = False
+    sidecars: bool = False
+    ignore_license: bool = False
     pair: str | None = None
 
 

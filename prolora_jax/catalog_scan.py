@@ -7,7 +7,7 @@ of their own, Flax's and pickles, are read whole.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -30,7 +30,9 @@ from prolora_jax.io.flax_file import is_flax_file
 from prolora_jax.io.header import BadHeader, table_digest
 from prolora_jax.io.inputs import Input
 from prolora_jax.io.peft_folder import config_beside
+from prolora_jax.io.sidecars import Folders
 from prolora_jax.io.signatures import is_pickle
+from prolora_jax.license_check import license_problem
 from prolora_jax.migrate import make_plan
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
@@ -59,12 +61,14 @@ class Outlook:
         job: digest of options, base weights and formats; None for refused tables.
         rank: the largest.
         pairs: source by target path of the modules that are compared.
+        header: strings of the one file that this is about, where it is read whole.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
     job: str | None = None
     rank: int = 0
     pairs: dict[str, str] = field(default_factory=dict)
+    header: Mapping[str, str] = field(default_factory=dict)
 
 
 class Scanned(NamedTuple):
@@ -90,6 +94,7 @@ class Scanner:
         self._pair, self._options, self._writing = pair, options, writing
         self._tables: dict[str, Outlook] = {}
         self._outputs: set[str] = set()
+        self.folders = Folders()
 
     @property
     def pairs(self) -> dict[str, str]:
@@ -119,8 +124,9 @@ class Scanner:
             return Scanned(item, record, Outlook(), None, "")
         seen = stamp(item.path)
         try:
-            table = self._table(item.path)
+            table, header = self._table(item.path)
         except (OSError, BadHeader):
+            header: Mapping[str, str] = {}
             table = f"{_ALONE}{name}"
         outlook = self._tables.get(table)
         if outlook is None:
@@ -129,6 +135,12 @@ class Scanner:
         refused = fields.get("verdict") == "refused"
         if refused:
             fields["message"] = str(fields["message"]).replace(_ORIGIN, str(item.path), 1)
+        elif not self._writing.ignore_license:
+            problem = license_problem(item.path, {**outlook.header, **header}, self.folders)
+            if problem is not None:
+                refused = True
+                fields |= {"verdict": "refused", "state": "refused", "size_out": None}
+                fields |= {"reason": str(Refusal.LICENSE), "message": problem}
         output = None if refused else self._output(item)
         record = CatalogRecord(
             **{"input": name, "output": output, "state": "planned", **fields},  # pyright: ignore[reportArgumentType]
@@ -136,21 +148,22 @@ class Scanner:
         )
         return Scanned(item, record, outlook, seen and seen[0], table)
 
-    def _table(self, path: Path) -> str:
-        """A name for all that decides the outlook; of files with no table, a name of their own."""
+    def _table(self, path: Path) -> tuple[str, Mapping[str, str]]:
+        """A name for all that decides the outlook, and the file's header strings."""
         file = path / "adapter_model.safetensors" if path.is_dir() else path
         digest, metadata = table_digest(file)
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
         # A name may promise what the content is not: what comes of it is not for others.
         kind = "folder" if path.is_dir() else path.suffix.lower()
-        return sha256(f"{digest} {kind} {config}".encode()).hexdigest()
+        return sha256(f"{digest} {kind} {config}".encode()).hexdigest(), metadata
 
     def _outlook(self, path: Path, table: str, progress: Progress | None) -> Outlook:
         origin = str(path) if table.startswith(_ALONE) else _ORIGIN
         try:
             adapter = self._adapter(path, origin)
             check_base(adapter, self._pair.source.spec, self._options.assume_base)
-            return self._planned(resolve(adapter, self._pair.source.spec), path, progress)
+            looked = self._planned(resolve(adapter, self._pair.source.spec), path, progress)
+            return replace(looked, header=adapter.metadata) if origin == str(path) else looked
         except (AdapterRefused, UsageError) as error:
             failed = error.code in (Refusal.MISSING_FILE, Refusal.CHANGED)
             message = str(error).replace(str(path), _ORIGIN, 1)

@@ -41,6 +41,7 @@ class Refusal(StrEnum):
     BAD_NAME = "bad-name"
     CHANGED = "changed-while-read"
     LOCKED = "locked"
+    LICENSE = "license-forbids"
     INTERNAL = "internal-error"
 
 

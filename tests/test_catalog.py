@@ -13,7 +13,7 @@ from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax import bulk
-from prolora_jax import catalog as catalog_module
+from prolora_jax import catalog_run as catalog_module
 from prolora_jax.bulk import Writing
 from prolora_jax.catalog import CatalogJob, run_catalog, scan_catalog
 from prolora_jax.errors import Refusal, UsageError

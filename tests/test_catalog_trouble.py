@@ -15,7 +15,7 @@ import pytest
 from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax import catalog as catalog_module
+from prolora_jax import catalog_run as catalog_module
 from prolora_jax.bulk import Writing
 from prolora_jax.catalog import CatalogJob, run_catalog
 from prolora_jax.cli.console import progress_line

@@ -106,7 +106,7 @@ def test_strip_metadata(tmp_path, format):
     path = tmp_path / "out"
     save_adapter(adapter, path, format=format, base=XL, strip_metadata=True)
     kept = load_adapter(path).metadata
-    assert set(kept) - {"format", "lora_adapter_metadata"} == {"prolora"}
+    assert set(kept) - {"format", "lora_adapter_metadata"} == {"prolora", "modelspec.license"}
 
 
 def test_rank_and_alpha_are_those_of_the_tensors(tmp_path):

@@ -30,6 +30,8 @@ def migrate(
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
     retry_failed: Annotated[bool, Parameter(negative="")] = False,
+    sidecars: Annotated[bool, Parameter(negative="")] = False,
+    ignore_license: Annotated[bool, Parameter(negative="")] = False,
     merge: Annotated[bool, Parameter(negative="")] = False,
     weight: tuple[float, ...] = (),
     options: Annotated[MigrationOptions, Parameter(name="*")] = OPTIONS,
@@ -47,7 +49,7 @@ def migrate(
         out_path: file (or folder) to write; not needed with --dry-run.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         format: key convention of the output; kohya: what kohya's trainer writes for this base.
-        strip_metadata: keep no header string but prolora and format.
+        strip_metadata: keep no header string but prolora, format and the licence.
         plan: plan to follow, from --dry-run --json for this pair and these options.
         dry_run: print the plan and write nothing.
         headers_only: of several adapters, with --dry-run: read no tensors; quick, but without
@@ -56,6 +58,9 @@ def migrate(
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         fail_fast: of several adapters: stop at the first that is refused.
         retry_failed: of several adapters: try those again that were refused or failed before.
+        sidecars: copy what stands beside each adapter (previews, Civitai's and other programs'
+            JSON, texts) to its output's name.
+        ignore_license: migrate adapters whose licence or sidecar forbids derivatives, too.
         merge: write one adapter, the sum of the inputs; its rank is the sum of theirs, which
             --rank cuts.
         weight: of an input of --merge, in their order, once for each [default: 1 for all].
@@ -76,6 +81,8 @@ def migrate(
     )
     from prolora_jax.io.checkpoint import load_base_model
     from prolora_jax.io.reports import read_plan, report_path, write_report
+    from prolora_jax.io.sidecars import Folders, carry
+    from prolora_jax.license_check import require_license
     from prolora_jax.migrate import make_plan, run_plan
     from prolora_jax.pair import BasePair
     from prolora_jax.reuse import check_plan
@@ -87,7 +94,7 @@ def migrate(
     if weight and not merge:
         raise UsageError("--weight is for --merge", code=Refusal.BAD_OPTION)
     if not merge and not is_one(inputs):
-        writing = Writing(format, strip_metadata, overwrite, allow_pickle)
+        writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
         if out_path is None or plan is not None:
             raise UsageError(
                 "several adapters need --out FOLDER; --plan is for one adapter",
@@ -112,6 +119,8 @@ def migrate(
         adapter = load_adapter(
             path.resolve(), alpha_zero=options.alpha_zero, allow_pickle=allow_pickle
         )
+        if not ignore_license:
+            require_license(path, adapter.metadata)
         # Before names are looked up in the source: this says which base model it is for.
         check_base(adapter, pair.source.spec, options.assume_base)
         given.append(resolve(adapter, pair.source.spec))
@@ -142,6 +151,10 @@ def migrate(
         overwrite=overwrite,
     )
     written = write_report(out_path, report)
+    if sidecars:
+        note = {"source": pair.source.spec.name, "target": pair.target.spec.name}
+        for path in inputs:
+            carry(Folders().of(path), out_path, {"migrated_from": path.name} | note)
     if common.json:
         sys.stdout.write(report.to_json() + "\n")
     else:

@@ -65,5 +65,6 @@ def trained_with(adapter: Adapter) -> dict[str, str]:
 
 
 def stripped(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Only what readers need and where the file comes from: `format` and `prolora`."""
-    return {key: text for key, text in metadata.items() if key in {"format", PROVENANCE}}
+    """Only what readers need, where the file comes from, and its licence, which is its author's."""
+    kept = {"format", PROVENANCE}
+    return {k: text for k, text in metadata.items() if k in kept or "license" in k.lower()}

@@ -120,7 +120,8 @@ def save_adapter(
         format: one of `formats.FORMATS`; the adapter's own if None.
         base: the base model it is for, which knows the names.
         metadata: header strings to add or replace.
-        strip_metadata: whether all header strings but `prolora` and `format` are left out.
+        strip_metadata: whether all header strings but `prolora`, `format` and those of the licence
+            are left out.
         overwrite: whether an existing output may be replaced.
 
     Raises:

@@ -94,7 +94,7 @@ def stamp(path: Path) -> tuple[str, int] | None:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes; of a folder, of its files' names and bytes in order.
+    """SHA-256 of a file's bytes; of a folder, of its adapter files' names and bytes in order.
 
     Raises:
         OSError: it cannot be read.
@@ -168,4 +168,5 @@ def _link_one(existing: str | Path, path: str | Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
+    """Weights and configurations of a folder that peft wrote; not its README and pictures."""
+    return sorted(p for p in folder.rglob("adapter_*") if p.is_file())

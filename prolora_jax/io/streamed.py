@@ -27,11 +27,11 @@ _CODES = {
     np.dtype(ml_dtypes.float8_e5m2): "F8_E5M2",
     np.dtype(np.bool_): "BOOL",
 }
-_ALIGNMENT = 64
-"""Numbers start at a multiple of this in the file: XLA takes such as they are mapped.
+_ALIGNMENT, _MAPPED_ALIGNMENT = 8, 64
+"""Numbers start at a multiple of this in the file: as the library has it; where they are mapped.
 
-Others it copies; the library pads headers to 8 only. Tensors follow each other without gaps, so
-those behind one whose size is no multiple of this are copied all the same.
+XLA takes mapped numbers as they lie at multiples of 64, and copies others. Tensors follow each
+other without gaps, so those behind one whose size is no multiple of it are copied all the same.
 """
 _LENGTH = 8
 """Bytes before the header that say how long it is."""
@@ -44,7 +44,7 @@ def write_streamed(
     make_tensor: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a safetensors file of one dtype, whole or not at all, holding one tensor at a time.
+    """Write a safetensors file of one dtype that is to be mapped: `write_each`, aligned for it.
 
     Args:
         path: where to; an existing file is replaced.
@@ -58,7 +58,7 @@ def write_streamed(
         ValueError: `make_tensor` gave another shape or dtype than was announced.
     """
     tables = {key: (shape, dtype) for key, shape in shapes.items()}
-    write_each(path, tables, make_tensor, metadata)
+    write_each(path, tables, make_tensor, metadata, alignment=_MAPPED_ALIGNMENT)
 
 
 def write_each(
@@ -66,6 +66,8 @@ def write_each(
     tables: Mapping[str, tuple[tuple[int, ...], np.dtype]],
     make_tensor: Callable[[str], np.ndarray],
     metadata: Mapping[str, str] | None = None,
+    *,
+    alignment: int = _ALIGNMENT,
 ) -> None:
     """Write a safetensors file, whole or not at all, holding one tensor at a time.
 
@@ -74,6 +76,7 @@ def write_each(
         tables: shape and dtype of every tensor by key; they are made and stored in this order.
         make_tensor: the tensor of a key; called once for each.
         metadata: header strings; they are stored in the order of their names.
+        alignment: bytes; the first number's place in the file is a multiple of it.
 
     Raises:
         OutputError: it cannot be written.
@@ -84,20 +87,22 @@ def write_each(
     if unknown:
         raise ValueError(f"{path}: found tensors of {sorted(unknown)}; safetensors has none such")
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(_header(tables, metadata or {}))
+        file.write(_header(tables, metadata or {}, alignment))
         for key, (shape, dtype) in tables.items():
             _write_tensor(file, key, make_tensor(key), shape, dtype)
 
 
 def _header(
-    tables: Mapping[str, tuple[tuple[int, ...], np.dtype]], metadata: Mapping[str, str]
+    tables: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    metadata: Mapping[str, str],
+    alignment: int,
 ) -> bytes:
     # Half of a surrogate pair, which JSON can spell, is no text for other readers.
     texts = {key: metadata[key].encode(errors="replace").decode() for key in sorted(metadata)}
     entries: dict[str, object] = {METADATA: texts} if texts else {}
     entries |= _entries(tables)
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-(_LENGTH + len(text)) % _ALIGNMENT)
+    text += b" " * (-(_LENGTH + len(text)) % alignment)
     return len(text).to_bytes(_LENGTH, "little") + text
 
 

@@ -1,0 +1,233 @@
+"""Files beside an adapter that are about it: found by name, read for their licence, carried along.
+
+Names are those of the programs that write them (docs/formats.md): the adapter's stem, or its whole
+name, and one of `DOCUMENTS`, `TEXTS` or `PREVIEWS`; of a folder that peft wrote, the pictures and
+the README in it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from prolora_jax.io import atomic
+
+DOCUMENTS = (
+    *(".civitai.info", ".civitai.json", ".cm-info.json", ".cminfo.json", ".metadata.json"),
+    *(".swarm.json", ".info", ".json"),
+)
+TEXTS = (".txt", ".md", ".yaml", ".yml")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm")
+PREVIEWS = tuple(f"{kind}{p}" for kind in (".preview", "", ".thumb") for p in _PICTURES)
+_SHOWN = frozenset(_PICTURES) - {".mp4", ".webm"}
+_README = "README.md"
+_LARGEST = 2**23
+"""Bytes of a document that is read; a larger one is only copied."""
+
+UNREADABLE, KEPT = "sidecar-unreadable", "sidecar-exists"
+_HASHES = frozenset(
+    {"hash", "hashes", "sha256", "autov1", "autov2", "autov3", "blake3", "crc32", "modelhash"}
+)
+_PICTURE_LISTS = frozenset({"images", "gallery"})
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """One file about an adapter.
+
+    Attributes:
+        path: where it is.
+        ending: what its name has beyond the adapter's.
+        whole: whether its name begins with the adapter's whole name, suffix included; for a file
+            inside of a folder that peft wrote, `ending` is its name there, and this is false.
+    """
+
+    path: Path
+    ending: str
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What was carried along.
+
+    Attributes:
+        preview: the picture that shows the adapter, where it is now.
+        flags: `UNREADABLE`, `KEPT`, with numbers.
+    """
+
+    preview: Path | None = None
+    flags: tuple[str, ...] = ()
+
+
+class Folders:
+    """Sidecars of many adapters; a folder is listed once."""
+
+    def __init__(self):
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def of(self, adapter: Path) -> list[Sidecar]:
+        """Sidecars of an adapter file, or of a folder that peft wrote; sorted, previews last.
+
+        A folder that cannot be listed has none.
+        """
+        if adapter.is_dir():
+            names = self._listed(adapter)
+            inside = [n for n in names if n == _README or n.lower().endswith(_PICTURES)]
+            return [Sidecar(adapter / name, name) for name in sorted(inside)]
+        names, found = self._listed(adapter.parent), []
+        for ending in (*DOCUMENTS, *TEXTS, *PREVIEWS):
+            for name, whole in ((adapter.stem, False), (adapter.name, True)):
+                if f"{name}{ending}" in names and f"{name}{ending}" != adapter.name:
+                    found.append(Sidecar(adapter.parent / f"{name}{ending}", ending, whole))
+        return found
+
+    def _listed(self, folder: Path) -> frozenset[str]:
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(os.listdir(folder))
+            except OSError:
+                self._names[folder] = frozenset()
+        return self._names[folder]
+
+
+def documents(sidecars: list[Sidecar]) -> Iterator[tuple[Path, object]]:
+    """Sidecars that hold fields, parsed: JSON, YAML, the YAML at the head of a README.
+
+    Yields:
+        Path, and what it holds; None for one that cannot be read.
+    """
+    for sidecar in sidecars:
+        name = sidecar.path.name.lower()
+        if name.endswith((*DOCUMENTS, ".yaml", ".yml")) or name.endswith(".md"):
+            yield sidecar.path, _parsed(sidecar.path)
+
+
+def carry(sidecars: list[Sidecar], output: Path, note: Mapping[str, str]) -> Carried:
+    """Have the sidecars of an adapter beside its output, under the output's name.
+
+    JSON objects lose the hashes of the old file, which would make programs take the new one for it,
+    and get `note` under `prolora`. A file that is there already and is no earlier copy stays.
+
+    Args:
+        sidecars: of the input.
+        output: of the migration, file or folder.
+        note: says where the adapter comes from.
+
+    Raises:
+        OutputError: the disk does not take them.
+    """
+    preview, flags = None, dict.fromkeys((UNREADABLE, KEPT), 0)
+    for sidecar in sidecars:
+        place = _place(sidecar, output)
+        content = None
+        if sidecar.ending.endswith(DOCUMENTS):
+            document = _parsed(sidecar.path)
+            flags[UNREADABLE] += document is None
+            if isinstance(document, dict):
+                content = _rewritten(document, output, note)
+        with suppress(FileNotFoundError):  # it went away meanwhile
+            flags[KEPT] += not _put(sidecar.path, content, place)
+            shown = place.suffix.lower() in _SHOWN and place.is_file()
+            preview = preview or (place if shown else None)
+    return Carried(preview, tuple(f"{flag}: {n}" for flag, n in flags.items() if n))
+
+
+def _parsed(path: Path) -> object:
+    try:
+        if path.stat().st_size > _LARGEST:
+            return None
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".md":
+            head = text.split("---", 2)
+            return yaml.safe_load(head[1]) if text.startswith("---") and len(head) == 3 else {}
+        if path.suffix.lower() in {".yaml", ".yml"}:
+            return yaml.safe_load(text)
+        return json.loads(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _stem(output: Path) -> str:
+    """An output's name; of a file without its suffix, of a folder, which may have a dot, whole."""
+    return output.name if output.is_dir() else output.stem
+
+
+def _place(sidecar: Sidecar, output: Path) -> Path:
+    stem = _stem(output)
+    if sidecar.ending == sidecar.path.name:  # it was inside of a folder
+        return (
+            output / sidecar.ending
+            if output.is_dir()
+            else output.with_name(
+                f"{stem}.md" if sidecar.ending == _README else f"{stem}.{sidecar.ending}"
+            )
+        )
+    return output.with_name(f"{output.name if sidecar.whole else stem}{sidecar.ending}")
+
+
+def _rewritten(document: dict, output: Path, note: Mapping[str, str]) -> bytes:
+    changed = _without_hashes(document)
+    assert isinstance(changed, dict)
+    if isinstance(changed.get("file_name"), str):
+        changed["file_name"] = _stem(output)
+    if isinstance(changed.get("file_path"), str):
+        changed["file_path"] = output.resolve().as_posix()
+    changed.pop("size", None)
+    changed["prolora"] = dict(note)
+    return (json.dumps(changed, indent=2) + "\n").encode()
+
+
+def _without_hashes(value: object) -> object:
+    if isinstance(value, dict):
+        return {
+            key: inner if key in _PICTURE_LISTS else _without_hashes(inner)
+            for key, inner in value.items()
+            if str(key).lower() not in _HASHES
+        }
+    return [_without_hashes(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _put(source: Path, content: bytes | None, place: Path) -> bool:
+    """Write it; False when something else is there. What is there and the same is left alone."""
+    if content is None:
+        before, now = source.stat(), _status(place)
+        same = now is not None and (now.st_size, now.st_mtime_ns) == (
+            before.st_size,
+            before.st_mtime_ns,
+        )
+        if now is not None:
+            return same
+        with atomic.atomic_path(place) as temporary:
+            shutil.copyfile(source, temporary)
+            shutil.copystat(source, temporary)
+        return True
+    if not place.exists():
+        atomic.write_bytes(place, content)
+        return True
+    old = place.read_bytes()
+    if old == content:
+        return True
+    if not _is_ours(old):
+        return False
+    atomic.write_bytes(place, content)
+    return True
+
+
+def _is_ours(content: bytes) -> bool:
+    try:
+        return "prolora" in json.loads(content)
+    except (ValueError, TypeError):
+        return False
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
