@@ -6,6 +6,7 @@ same options and weights of both base models, and an output that is as it was wr
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -117,12 +118,20 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def _shown(job: CatalogJob) -> str:
+    return ", ".join(str(path) for path in job.inputs)
+
+
+def _options(job: CatalogJob) -> dict[str, object]:
+    return {"method": job.options.method, **job.options.changed()}
+
+
 def _facts_at_start(job: CatalogJob, pair: BasePair) -> dict[str, object]:
     return {
-        "catalog": ", ".join(str(path) for path in job.inputs),
+        "catalog": _shown(job),
         "source": pair.source.spec.name,
         "target": pair.target.spec.name,
-        "options": {"method": job.options.method, **job.options.changed()},
+        "options": _options(job),
         "started": _now(),
         "finished": None,
         "seconds": None,
@@ -143,6 +152,24 @@ def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> Pair
         matching.alignments,
         said,
         {p: PairModule(s, measures.get(p)) for p, s in matching.pairs.items()},
+    )
+
+
+def summary_of_scan(
+    job: CatalogJob, pair: BasePair, records: Sequence[CatalogRecord]
+) -> CatalogSummary:
+    """A catalog in numbers, before anything is done with it."""
+    counts = count_records(records)
+    return CatalogSummary(
+        catalog=_shown(job),
+        out=str(job.out),
+        source=pair.source.spec.name,
+        target=pair.target.spec.name,
+        options=_options(job),
+        files=counts.files,
+        by_state=counts.by_state,
+        by_verdict=counts.by_verdict,
+        by_reason=counts.by_reason,
     )
 
 

@@ -72,6 +72,11 @@ class CatalogRecord:
     preview: str | None = None
     seconds: float | None = None
 
+    @property
+    def why(self) -> str:
+        """The message without the file's name, for places where that stands beside it."""
+        return (self.message or "").split(f"{self.input}: ", 1)[-1]
+
 
 @dataclass(frozen=True)
 class CatalogSummary:
@@ -87,10 +92,10 @@ class CatalogSummary:
         by_state: number of records by state.
         by_verdict: the same by verdict.
         by_reason: the same by code of refusal or failure.
-        verified: `checked`, `ok` and `failed` of the last `prolora verify`; None before one.
+        verified: `checked`, `ok`, `failed` and `recomputed` of the last `prolora verify`; None
+            before one.
         relation: the sentence about the two base models; None before they were compared.
-        similarities: (left, right) by target module.
-        started: of the last run, ISO 8601, UTC.
+        started: of the last run, ISO 8601, UTC; None of a look without a run.
         finished: of the last run; None while it goes on, or when it was killed.
         seconds: that the last run took; None before it ended.
     """
@@ -106,7 +111,6 @@ class CatalogSummary:
     by_reason: dict[str, int]
     verified: dict[str, int] | None = None
     relation: str | None = None
-    similarities: dict[str, tuple[float, float]] = field(default_factory=dict)
     started: str | None = None
     finished: str | None = None
     seconds: float | None = None

@@ -88,6 +88,7 @@ def verify_catalog(
                 "checked": check.outputs,
                 "ok": check.outputs - len(problems),
                 "failed": len(problems),
+                "recomputed": recomputed,
             }
         )
     return check

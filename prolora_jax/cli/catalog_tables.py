@@ -36,7 +36,7 @@ def show_refused(console: Console, records: Iterable[CatalogRecord]) -> None:
         return
     table = Table("adapter", "why")
     for record in refused[:SHOWN]:
-        table.add_row(printable(record.input), printable(_why(record)))
+        table.add_row(printable(record.input), printable(record.why))
     console.print(table)
     if len(refused) > SHOWN:
         console.print(f"... and {len(refused) - SHOWN} more (--json has all of them)")
@@ -47,7 +47,7 @@ def show_scan(console: Console, records: list[CatalogRecord]) -> None:
     counts = count_records(records)
     table = Table("adapter", "verdict", "modules that move", "update that moves", "size", "why")
     for record in records[:SHOWN]:
-        why = _why(record) or ", ".join(f"{n} {r}" for r, n in record.skipped.items())
+        why = record.why or ", ".join(f"{n} {r}" for r, n in record.skipped.items())
         if record.duplicate_of is not None and not record.message:
             why = f"same content as {record.duplicate_of}"
         table.add_row(
@@ -78,11 +78,6 @@ def show_check(console: Console, check: CatalogCheck) -> None:
             table.add_row(printable(name), printable(problem))
         console.print(table)
     console.print("Verified." if check.ok else "NOT verified.")
-
-
-def _why(record: CatalogRecord) -> str:
-    """The message without the file's name, which stands beside it."""
-    return (record.message or "").split(f"{record.input}: ", 1)[-1]
 
 
 def _share(part: float | None, whole: float | None) -> str:

@@ -30,6 +30,7 @@ def migrate(
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     fail_fast: Annotated[bool, Parameter(negative="--keep-going")] = False,
     retry_failed: Annotated[bool, Parameter(negative="")] = False,
+    report: Path | None = None,
     sidecars: Annotated[bool, Parameter(negative="")] = False,
     ignore_license: Annotated[bool, Parameter(negative="")] = False,
     merge: Annotated[bool, Parameter(negative="")] = False,
@@ -58,6 +59,7 @@ def migrate(
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         fail_fast: of several adapters: stop at the first that is refused.
         retry_failed: of several adapters: try those again that were refused or failed before.
+        report: of several adapters: write a page about them, too: one HTML file.
         sidecars: copy what stands beside each adapter (previews, Civitai's and other programs'
             JSON, texts) to its output's name.
         ignore_license: migrate adapters whose licence or sidecar forbids derivatives, too.
@@ -102,7 +104,18 @@ def migrate(
             )
         job = CatalogJob(inputs, out_path, options, writing, retry_failed, fail_fast)
         return migrate_many(
-            job, source, target, dry_run=dry_run, headers_only=headers_only, common=common
+            job,
+            source,
+            target,
+            dry_run=dry_run,
+            headers_only=headers_only,
+            page=report,
+            common=common,
+        )
+    if report is not None or headers_only:
+        raise UsageError(
+            "--report and --headers-only are for several adapters; one has OUT.report.json",
+            code=Refusal.BAD_OPTION,
         )
     if out_path is None and not dry_run:
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
@@ -139,9 +152,9 @@ def migrate(
             else:
                 tables.show_plan(out(), todo)
             return 0
-        migrated, report = run_plan(adapter, pair, todo, reporter)
+        migrated, done = run_plan(adapter, pair, todo, reporter)
     if merge:
-        report = replace(report, parts=parts_of(given, weight))
+        done = replace(done, parts=parts_of(given, weight))
     save_adapter(
         migrated,
         out_path,
@@ -150,13 +163,13 @@ def migrate(
         strip_metadata=strip_metadata,
         overwrite=overwrite,
     )
-    written = write_report(out_path, report)
+    written = write_report(out_path, done)
     if sidecars:
         note = {"source": pair.source.spec.name, "target": pair.target.spec.name}
         for path in inputs:
             carry(Folders().of(path), out_path, {"migrated_from": path.name} | note)
     if common.json:
-        sys.stdout.write(report.to_json() + "\n")
+        sys.stdout.write(done.to_json() + "\n")
     else:
-        tables.show_report(out(), report, out_path, written)
+        tables.show_report(out(), done, out_path, written)
     return 0

@@ -10,7 +10,24 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.peft_folder import is_adapter_folder
 
 if TYPE_CHECKING:
-    from prolora_jax.catalog import CatalogJob
+    from prolora_jax.catalog_record import CatalogRecord, CatalogSummary
+    from prolora_jax.catalog_run import CatalogJob
+
+
+def write_page(page: Path, summary: "CatalogSummary", records: Sequence["CatalogRecord"]) -> None:
+    """Write the page about a catalog.
+
+    Raises:
+        UsageError: its folder's `pair.report.json` cannot be read.
+        OutputError: it cannot be written.
+    """
+    from prolora_jax.io import atomic
+    from prolora_jax.io.reports import read_pair_report
+    from prolora_jax.page.render import page_html
+
+    pair = None if summary.started is None else read_pair_report(Path(summary.out))
+    similarities = {} if pair is None else pair.similarities
+    atomic.write_text(page, page_html(summary, records, similarities, page))
 
 
 def is_one(inputs: Sequence[Path]) -> bool:
@@ -25,6 +42,7 @@ def migrate_many(
     *,
     dry_run: bool,
     headers_only: bool,
+    page: Path | None,
     common: Common,
 ) -> int:
     """Migrate a catalog, or say what would become of it; 1 when any file has no output.
@@ -35,6 +53,7 @@ def migrate_many(
         target: base model.
         dry_run: only look.
         headers_only: look at no more than the files' headers.
+        page: HTML file to write about them.
         common: what every command has.
 
     Raises:
@@ -42,7 +61,7 @@ def migrate_many(
     """
     import msgspec
 
-    from prolora_jax.catalog import run_catalog, scan_catalog
+    from prolora_jax.catalog import run_catalog, scan_catalog, summary_of_scan
     from prolora_jax.catalog_record import FINISHED
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.checkpoint import load_base_model
@@ -60,6 +79,8 @@ def migrate_many(
     if dry_run:
         with reporter.shown():
             records = scan_catalog(job, pair, reporter, headers_only=headers_only)
+        if page is not None:
+            write_page(page, summary_of_scan(job, pair, records), records)
         if common.json:
             sys.stdout.write(msgspec.json.encode({"files": records}).decode() + "\n")
         else:
@@ -69,6 +90,8 @@ def migrate_many(
         summary = run_catalog(job, pair, reporter)
     with Manifest(job.out) as manifest:
         records = list(manifest.records())
+    if page is not None:
+        write_page(page, summary, records)
     done = [r for r in records if r.state in FINISHED]
     left = [r for r in records if r.state not in FINISHED]
     if common.json:

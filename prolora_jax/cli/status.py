@@ -15,18 +15,21 @@ def status(
     folder: Path,
     *,
     export: Path | None = None,
+    report: Path | None = None,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """How far a catalog has come: also while its run goes on, and after it was ended.
 
     Args:
         folder: that `prolora migrate CATALOG/ --out` writes.
+        report: write the page about them: one HTML file.
         export: write all records as a table, too: a name that ends in .csv or .jsonl.
     """
     import msgspec
 
     from prolora_jax.catalog import summary_of
     from prolora_jax.cli import catalog_tables
+    from prolora_jax.cli.migrate_many import write_page
     from prolora_jax.io.manifest import Manifest
     from prolora_jax.io.manifest import export as write_table
 
@@ -34,6 +37,8 @@ def status(
         summary, records = summary_of(manifest), list(manifest.records())
     if export is not None:
         write_table(records, export)
+    if report is not None:
+        write_page(report, summary, records)
     if common.json:
         sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
         return 0

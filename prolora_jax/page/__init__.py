@@ -1,0 +1,1 @@
+"""The page about a catalog: one HTML file, nothing from the network."""
