@@ -207,7 +207,10 @@ def _start(
 
 
 def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
-    return module.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
+    """Of the output; float64 becomes float32, in which all is computed."""
+    if options.dtype != "same":
+        return DTYPES[options.dtype]
+    return np.dtype(np.float32) if module.up.dtype == np.float64 else module.up.dtype
 
 
 def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:

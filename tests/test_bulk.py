@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,10 +19,10 @@ from prolora_jax.blocks import WIDTHS, rank_class, split_rows
 from prolora_jax.bulk import FileJob, migrate_files
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
-from prolora_jax.io.adapters import save_adapter
+from prolora_jax.io.adapters import load_adapter, save_adapter
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.operators import Span, prepare_side
+from prolora_jax.operators import Method, Span, prepare_side
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.projection import apply_side
@@ -213,3 +214,22 @@ def test_several_inputs_need_a_folder(demo: ToyFiles, tmp_path: Path, more: list
     bases = ["--source", str(demo.source), "--target", str(demo.target)]
     assert run(["migrate", *files, *bases, *more]) == 2
     assert run(["migrate", *files, *bases, "--out", files[0], *more]) == 2
+
+
+@pytest.mark.parametrize("method", ["copy", "prolora"])
+def test_float64_becomes_float32(pair: BasePair, tmp_path: Path, method: Method):
+    narrow = write(tmp_path / "narrow.safetensors", 1, (4,))
+    adapter = load_adapter(narrow, SPEC)
+    wide = [replace(m, up=m.up.astype(float), down=m.down.astype(float)) for m in adapter.modules]
+    save_adapter(replace(adapter, modules=tuple(wide)), tmp_path / "wide.safetensors", base=SPEC)
+    migrated(
+        [tmp_path / "wide.safetensors"], tmp_path / "out", pair, MigrationOptions(method=method)
+    )
+    options = MigrationOptions(method=method, dtype="float32")
+    migrated([narrow], tmp_path / "out", pair, options)
+    found, expected = (
+        load_adapter(tmp_path / "out" / f"{n}.safetensors") for n in ("wide", "narrow")
+    )
+    for a, b in zip(found.modules, expected.modules, strict=True):
+        assert a.up.dtype == b.up.dtype == np.float32
+        np.testing.assert_array_equal(a.up, b.up)

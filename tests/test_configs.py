@@ -75,7 +75,7 @@ def test_the_command_of_its_head(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(FOLDER)
     small = ["--source", "source", "--target", "target", "--store", "store", "-q"]
-    assert run([*command, *small]) == 0, capsys.readouterr().err
+    assert run([*command, *small]) == 0, capsys.readouterr()
     out = Path(command[command.index("--out") + 1])
     moved = load_adapter(out / "a.safetensors")
     assert len(moved.modules) > 5
