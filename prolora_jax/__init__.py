@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prolora_jax.adapter import Adapter as Adapter
     from prolora_jax.adapter import LoraModule as LoraModule
+    from prolora_jax.adapter import alike as alike
     from prolora_jax.adapter import delta as delta
     from prolora_jax.architectures.flax_names import unet_from_flax as unet_from_flax
     from prolora_jax.architectures.flax_names import unet_to_flax as unet_to_flax
@@ -29,8 +30,14 @@ if TYPE_CHECKING:
     from prolora_jax.migrate import make_plan as make_plan
     from prolora_jax.migrate import migrate as migrate
     from prolora_jax.migrate import run_plan as run_plan
+    from prolora_jax.models.adapted import adapted as adapted
     from prolora_jax.models.loading import load_unet as load_unet
     from prolora_jax.models.loading import save_unet as save_unet
+    from prolora_jax.models.lora import attach as attach
+    from prolora_jax.models.lora import attached as attached
+    from prolora_jax.models.lora import detach as detach
+    from prolora_jax.models.lora import merge as merge
+    from prolora_jax.models.lora import unmerge as unmerge
     from prolora_jax.options import MigrationOptions as MigrationOptions
     from prolora_jax.pair import BasePair as BasePair
     from prolora_jax.plan import MigrationPlan as MigrationPlan
@@ -57,6 +64,14 @@ _HOME = {
     "save_unet": "models.loading",
     "unet_from_flax": "architectures.flax_names",
     "unet_to_flax": "architectures.flax_names",
+    # adapters on them
+    "adapted": "models.adapted",
+    "alike": "adapter",
+    "attach": "models.lora",
+    "attached": "models.lora",
+    "detach": "models.lora",
+    "merge": "models.lora",
+    "unmerge": "models.lora",
     # migration
     "BasePair": "pair",
     "MigrationOptions": "options",

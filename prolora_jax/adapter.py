@@ -4,8 +4,8 @@ NumPy and strings only; nothing here starts a device. Factors keep the file's ow
 layout, so that a conversion can give back the same bytes.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
@@ -50,6 +50,18 @@ class LoraModule:
         # Rounding can leave a tiny negative number where the update is zero.
         squared = max(float(np.sum((up.T @ up) * (down @ down.T))), 0.0)
         return abs(self.scale) * squared**0.5
+
+    def padded(self, rank: int) -> "LoraModule":
+        """The same update at a higher rank: zero columns, and an alpha that grows with it."""
+        missing = (0, rank - self.rank)
+        alpha = None if self.alpha is None else self.scale * rank
+        up_axes = [(0, 0), missing, *[(0, 0)] * (self.up.ndim - 2)]
+        return replace(
+            self,
+            down=np.pad(self.down, [missing, *[(0, 0)] * (self.down.ndim - 1)]),
+            up=np.pad(self.up, up_axes),
+            alpha=alpha,
+        )
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,32 @@ class Adapter:
         tail = path.rsplit(".", 1)[-1]
         near = [m.path for m in self.modules if m.path.endswith(tail)][:3]
         raise KeyError(f"{self.origin}: no module {path!r}; nearest: {', '.join(near) or 'none'}")
+
+
+def alike(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The same updates in the same modules at the same ranks, so that one program serves all.
+
+    Args:
+        adapters: resolved against the same base model.
+
+    Returns:
+        As many adapters. Each has the modules of all, in one order, and each module the largest of
+        its ranks; zeros fill what an adapter has not.
+    """
+    largest: dict[str, LoraModule] = {}
+    for module in (module for adapter in adapters for module in adapter.modules):
+        if module.path not in largest or module.rank > largest[module.path].rank:
+            largest[module.path] = module
+    empty = {
+        path: replace(m, down=np.zeros_like(m.down), up=np.zeros_like(m.up))
+        for path, m in sorted(largest.items())
+    }
+    made = []
+    for adapter in adapters:
+        own = {m.path: m.padded(empty[m.path].rank) for m in adapter.modules}
+        modules = tuple(own.get(path, module) for path, module in empty.items())
+        made.append(replace(adapter, modules=modules))
+    return made
 
 
 def delta(adapter: Adapter, path: str) -> np.ndarray:

@@ -5,6 +5,7 @@ confirm itself. Everything is deterministic and built in a second or two.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +112,22 @@ def add_lora(
     rank: int = 4,
     alpha: int = 4,
     seed: int = 1,
+    adapter_name: str = "default",
     **options: Any,
 ) -> dict[str, Any]:
     """Add a peft adapter with random factors; its state dict in peft's keys is returned."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, **options)
-    unet.add_adapter(config)
+    with warnings.catch_warnings():  # a second adapter is what is wanted
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        unet.add_adapter(config, adapter_name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
-            if "lora_" in name:  # peft starts B at zero, which would hide every mistake
+            if (
+                "lora_" in name and f".{adapter_name}." in name
+            ):  # peft starts B at zero, which would hide every mistake
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return get_peft_model_state_dict(unet)
+    return get_peft_model_state_dict(unet, adapter_name=adapter_name)
 
 
 def save_by_diffusers(

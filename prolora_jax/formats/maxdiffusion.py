@@ -45,14 +45,6 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> dict[str, np.ndarray]
 
 
 def _padded(module: LoraModule, rank: int, origin: str) -> LoraModule:
-    up, scale = module.up, module.scale
-    if scale <= 0:
-        up, scale = diffusers.scaled_up(module, origin), 1.0
-    axes = [(0, 0)] * (module.down.ndim - 1)
-    missing = (0, rank - module.rank)
-    return replace(
-        module,
-        down=np.pad(module.down, [missing, *axes]),
-        up=np.pad(up, [axes[0], missing, *axes[1:]][: up.ndim]),
-        alpha=scale * rank,
-    )
+    if module.scale <= 0:
+        module = replace(module, up=diffusers.scaled_up(module, origin), alpha=None)
+    return replace(module.padded(rank), alpha=module.scale * rank)
