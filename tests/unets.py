@@ -143,10 +143,10 @@ def inputs(config: dict[str, Any], *, batch: int = 2, size: int = 8) -> Inputs:
     return sample, times, text, added
 
 
-def torch_net(config: dict[str, Any]) -> UNet2DConditionModel:
+def torch_net(config: dict[str, Any], *, seed: int = 0) -> UNet2DConditionModel:
     """A diffusers UNet in which no tensor is left at zero or one, as norms and biases are made."""
-    net = builders.build_unet(config)
-    generator = torch.Generator().manual_seed(1)
+    net = builders.build_unet(config, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.ndim == 1:

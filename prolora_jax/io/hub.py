@@ -18,6 +18,18 @@ _STEMS = {
 # Half the precision, in addition: fetched only where nothing else is.
 _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
 _OTHER_MODELS = ("*non_ema*",)
+# What a pipeline needs beside these to make pictures.
+_FOR_PICTURES = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model*.safetensors",
+    *(
+        f"{folder}/{file}"
+        for folder in ("tokenizer", "tokenizer_2")
+        for file in ("*.json", "*.txt")
+    ),
+)
 
 
 def is_hub_id(text: str) -> bool:
@@ -25,11 +37,12 @@ def is_hub_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None and not text.lower().endswith(_FILES)
 
 
-def fetch_base_model(hub_id: str) -> Path:
+def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
     """The local folder of a model on the hub, fetched if it is not there yet.
 
     Args:
         hub_id: `org/name`.
+        for_pictures: whether the VAE, tokenizers and configurations are fetched, too.
 
     Returns:
         A pipeline's folder with the UNet, and the text encoders where the model has them.
@@ -43,7 +56,7 @@ def fetch_base_model(hub_id: str) -> Path:
         f"{folder}{name}"
         for folder, stem in _STEMS.items()
         for name in ("config.json", f"{stem}*.safetensors", f"{stem}*.safetensors.index*.json")
-    ]
+    ] + list(_FOR_PICTURES if for_pictures else ())
 
     def fetch(ignored: tuple[str, ...]) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=list(ignored)))

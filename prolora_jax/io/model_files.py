@@ -56,6 +56,18 @@ def model_parts(path: Path) -> list[Part]:
     return [unet, *(_text_encoders(path) if is_pipeline else ())]
 
 
+def component_part(pipeline: Path, name: str) -> Part | None:
+    """The files of a text encoder or of the VAE, keys as they are; None where there are none.
+
+    Args:
+        pipeline: a pipeline's folder.
+        name: `text_encoder`, `text_encoder_2` or `vae`.
+    """
+    stem, flax = (_UNET_STEM, _UNET_FLAX) if name == "vae" else (_TEXT_STEM, _TEXT_FLAX)
+    folder = pipeline / name
+    return _component(folder, "", stem, flax) if folder.is_dir() else None
+
+
 def _text_encoders(pipeline: Path) -> Iterator[Part]:
     for name in _TEXT_ENCODERS:
         folder = pipeline / name

@@ -1,0 +1,150 @@
+"""Pictures from prompts and seeds, compiled once, over as many devices as there are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.models.adapted import adapted
+from prolora_jax.models.denoising import denoise
+from prolora_jax.models.diffusers_flax import theirs
+from prolora_jax.models.lcm import picture_keys
+from prolora_jax.models.loading import Params
+from prolora_jax.models.lora import Scale
+from prolora_jax.models.pipeline import Pipeline
+
+Pictures = Float[np.ndarray, "prompts seeds height width 3"]
+Progress = Callable[[str, int, int], None]
+
+
+def generate(
+    pipeline: Pipeline,
+    params: Params,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative: str | None = None,
+    steps: int = 25,
+    guidance: float = 7.5,
+    size: tuple[int, int] | None = None,
+    scales: Mapping[str, Scale] | None = None,
+    noise: Float[np.ndarray, "prompts seeds channels rows columns"] | None = None,
+    at_once: int = 4,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Pictures:
+    """Draw every prompt with every seed.
+
+    A picture depends on its prompt and its seed, not on the others, nor on how many are drawn at
+    once, beyond the rounding of sums.
+
+    Args:
+        pipeline: of `load_pipeline`.
+        params: of all components; with adapters beside the kernels (`attach`) or merged.
+        prompts: what to draw.
+        seeds: of the noise that each picture starts from; other noise than torch's of that seed.
+        negative: what not to draw.
+        steps: of the sampler.
+        guidance: how much the prompt counts against the negative one; 1 for not at all, which is
+            half the work.
+        size: height and width in pixels, multiples of 8; None for what the base was trained on.
+        scales: of the adapters to be used, by name.
+        noise: to start from instead, standard normal, such as torch's: then pictures are torch's,
+            too.
+        at_once: pictures in one batch; on a mesh for each device.
+        mesh: devices with an axis `data`, over which the pictures of a batch are spread.
+        progress: called with the stage, and how many pictures of how many are done.
+
+    Returns:
+        Pictures with values from 0 to 1, `(prompts, seeds, height, width, 3)`, float32.
+
+    Raises:
+        UsageError: a size that is not a multiple, no step, or no adapter of a name.
+    """
+    height, width = size or (pipeline.pixels,) * 2
+    if height % 8 or width % 8 or min(height, width, steps, at_once) < 1:
+        raise UsageError(
+            f"size {height}x{width}, steps {steps}, {at_once} at once: expected multiples of 8, "
+            f"and at least 1 each; correct them",
+            code=Refusal.BAD_OPTION,
+        )
+    tokens, negatives = pipeline.tokens(list(prompts)), pipeline.tokens([negative or ""])
+    empty = negative is None and pipeline.zeros_for_empty
+    draw = _compiled(pipeline, steps, guidance != 1, empty)
+    side = pipeline.pixels_per_latent
+    shape = (pipeline.unet.config.tensors.in_channels, height // side, width // side)
+    jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
+    devices = 1 if mesh is None else mesh.shape["data"]
+    batch = min(at_once, -(-len(jobs) // devices)) * devices
+    if mesh is not None:
+        params = jax.device_put(params, NamedSharding(mesh, P()))
+    drawn = []
+    for begin in range(0, len(jobs), batch):
+        progress("drawing", begin, len(jobs))
+        # The last batch is filled up: another size would be compiled again.
+        some = (jobs[begin : begin + batch] * batch)[:batch]
+        keys = picture_keys([seeds[seed] for _, seed in some])
+        start = starting_noise(keys, shape) if noise is None else noise[*zip(*some, strict=True)]
+        given = tokens[[prompt for prompt, _ in some]], start, keys
+        if mesh is not None:
+            given = jax.device_put(given, NamedSharding(mesh, P("data")))
+        pictures = draw(params, *given, negatives, guidance, dict(scales or {}))
+        drawn.append(np.asarray(pictures)[: len(jobs) - begin])
+    progress("drawing", len(jobs), len(jobs))
+    return np.concatenate(drawn).reshape(len(prompts), len(seeds), height, width, 3)
+
+
+@lru_cache(maxsize=8)
+def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
+    def draw(
+        params: Params,
+        tokens: Array,
+        noise: Array,
+        keys: Array,
+        negatives: Array,
+        guidance: Any,
+        scales: dict[str, Any],
+    ) -> Array:
+        with theirs(), adapted(scales):
+            told = pipeline.embed(params, tokens)
+            untold = None
+            if guided:
+                one = pipeline.embed(params, negatives)
+                untold = jax.tree.map(lambda x: jnp.zeros_like(x) if empty else x, one)
+                untold = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), untold, told)
+            latents = denoise(
+                pipeline,
+                params,
+                noise,
+                told,
+                untold,
+                keys=keys,
+                steps=steps,
+                guidance=guidance,
+            )
+        return pipeline.decode(params, latents)
+
+    return jax.jit(draw)
+
+
+@partial(jax.jit, static_argnums=1)
+def starting_noise(
+    keys: Array, shape: tuple[int, int, int]
+) -> Float[Array, "batch channels height width"]:
+    """The noise that pictures start from, each from its own key.
+
+    Args:
+        keys: of `lcm.picture_keys`.
+        shape: of one picture's latents: channels, height, width.
+
+    Returns:
+        Standard normal, float32.
+    """
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

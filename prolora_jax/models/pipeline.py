@@ -1,0 +1,240 @@
+"""From prompts to pictures: text encoders, UNet, sampler and VAE of one base model."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from prolora_jax.architectures.flax_names import leaves
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.pipeline_files import PipelineFiles, pipeline_files
+from prolora_jax.io.unet_files import read_unet_config
+from prolora_jax.models.diffusers_flax import flax_class, theirs
+from prolora_jax.models.loading import Params, load_unet
+from prolora_jax.models.samplers import Sampler, sampler_named
+from prolora_jax.models.unet import UNet
+
+_USUAL_SAMPLE = 64
+Tokens = Int[np.ndarray, "batch encoders length"]
+
+
+class Told(NamedTuple):
+    """What the UNet is told of prompts.
+
+    Attributes:
+        text: `(batch, length, width)`.
+        pooled: for SDXL's family `(batch, width)`, else None.
+    """
+
+    text: Any
+    pooled: Any
+
+
+# Fields of a VAE's configuration that Flax's class does not know, and what it then has in effect.
+_VAE_FIXED = {
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "shift_factor": (None, 0),
+    "use_quant_conv": (None, True),
+    "use_post_quant_conv": (None, True),
+    "mid_block_add_attention": (None, True),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pipeline:
+    """The nets of a base model, without their parameters.
+
+    Attributes:
+        unet: predicts.
+        vae: diffusers' `FlaxAutoencoderKL`, float32: what half precision rounds is seen here.
+        text_encoders: transformers' Flax classes, by component.
+        tokenizers: by the component of the encoder they belong to.
+        sampler: takes the steps (`models.samplers`).
+        zeros_for_empty: whether no negative prompt is zeros, not an embedding.
+        sample_size: height and width in latents that the base was trained on.
+    """
+
+    unet: UNet
+    vae: Any = field(repr=False)
+    text_encoders: dict[str, Any] = field(repr=False)
+    tokenizers: dict[str, Any] = field(repr=False)
+    sampler: Any
+    zeros_for_empty: bool
+    sample_size: int
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Height and width in pixels of one latent."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def pixels(self) -> int:
+        """Height and width of the pictures that the base was trained on."""
+        return self.sample_size * self.pixels_per_latent
+
+    @property
+    def is_sdxl_family(self) -> bool:
+        """Whether the UNet is told sizes and a pooled text."""
+        return self.unet.config.time_ids_dim is not None
+
+    def tokens(self, prompts: list[str]) -> Tokens:
+        """The prompts as numbers, `(batch, encoders, length)`; what is too long is cut off."""
+        ids = [
+            tokenizer(
+                prompts,
+                padding="max_length",
+                max_length=tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="np",
+            ).input_ids
+            for tokenizer in self.tokenizers.values()
+        ]
+        return np.stack(ids, axis=1).astype(np.int32)
+
+    def embed(self, params: Params, tokens: Int[Array, "batch encoders length"]) -> Told:
+        """What the UNet is told of the prompts.
+
+        Args:
+            params: of all components.
+            tokens: of `tokens`.
+
+        Returns:
+            The embedded text, and for SDXL's family the pooled text.
+        """
+        told = {
+            name: encoder(
+                tokens[:, i], params=params[name], output_hidden_states=self.is_sdxl_family
+            )
+            for i, (name, encoder) in enumerate(self.text_encoders.items())
+        }
+        if not self.is_sdxl_family:
+            return Told(told["text_encoder"].last_hidden_state, None)
+        # The last layer but one, before the norm; the summary is the second encoder's.
+        hidden = [out.hidden_states[-2] for out in told.values()]
+        return Told(jnp.concatenate(hidden, axis=-1), told["text_encoder_2"].text_embeds)
+
+    def decode(
+        self, params: Params, latents: Float[Array, "batch channels height width"]
+    ) -> Float[Array, "batch pixels_down pixels_across 3"]:
+        """Pictures with values from 0 to 1."""
+        # Channels last: of latents as wide as they have channels Flax's VAE would not know which.
+        scaled = latents.astype(jnp.float32).transpose(0, 2, 3, 1) / self.vae.config.scaling_factor
+        decoded = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode).sample
+        return (decoded.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    parts: str | Path | None = None,
+    sampler: Sampler = "auto",
+    dtype: Any = jnp.float32,
+) -> tuple[Pipeline, Params]:
+    """A base model that makes pictures, straight from safetensors; without torch.
+
+    Args:
+        path: a diffusers pipeline's folder (safetensors or Flax msgpack), a hub id, or any UNet
+            that `load_unet` takes.
+        parts: the pipeline from which everything but the UNet is taken.
+        sampler: `auto` for the one the pipeline names.
+        dtype: of the parameters, and what is computed in, but for the VAE and the sampler.
+
+    Returns:
+        The pipeline, and its parameters by component.
+
+    Raises:
+        UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
+        BaseModelError: a part is missing, damaged, or of a kind that is not supported.
+    """
+    files = pipeline_files(path, parts)
+    raw = files.unet_config or read_unet_config(files.unet)[0]
+    unet, unet_params = load_unet(files.unet, dtype=dtype, config=raw)
+    params: Params = {"unet": unet_params}
+    encoders, tokenizers = {}, {}
+    for name in _text_encoders(files, unet):
+        encoders[name], params[name] = _text_encoder(files, name, dtype)
+        with theirs():
+            tokenizers[name] = flax_class("CLIPTokenizer").from_pretrained(files.tokenizer(name))
+    vae, params["vae"] = _vae(files)
+    scheduler = files.config("scheduler", "scheduler_config.json")
+    pipeline = Pipeline(
+        unet=unet,
+        vae=vae,
+        text_encoders=encoders,
+        tokenizers=tokenizers,
+        sampler=sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler"),
+        zeros_for_empty=bool(files.index.get("force_zeros_for_empty_prompt", False)),
+        sample_size=int(raw.get("sample_size") or _USUAL_SAMPLE),
+    )
+    return pipeline, params
+
+
+def _text_encoders(files: PipelineFiles, unet: UNet) -> tuple[str, ...]:
+    """The text encoders that this UNet needs; all must be there."""
+    tensors, sizes = unet.config.tensors, unet.config.time_ids_dim
+    needed = ("text_encoder",) if sizes is None else ("text_encoder", "text_encoder_2")
+    found = files.text_encoders
+    if found != needed:
+        raise BaseModelError(
+            f"{files.folder}: found {', '.join(found) or 'no text encoder'}; expected "
+            f"{', '.join(needed)} for a UNet that looks at a text of width "
+            f"{tensors.cross_attention_dim}; give the pipeline that the UNet was trained in "
+            f"(SDXL's refiner, which has one encoder only, does not draw by itself)",
+            code=Refusal.UNREADABLE_BASE,
+        )
+    return needed
+
+
+def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Params]:
+    projected = "WithProjection" if name == "text_encoder_2" else ""
+    with theirs():
+        config = flax_class("CLIPTextConfig")(**files.config(name))
+        # Nothing is initialised: the parameters are handed over at every call.
+        encoder = flax_class(f"FlaxCLIPTextModel{projected}")(config, dtype=dtype, _do_init=False)
+    tree = files.parameters(name)
+    if not projected:
+        tree.pop("text_projection", None)
+    _require_same(tree, encoder.params_shape_tree, f"{files.folder / name}")
+    return encoder, _on_device(tree, dtype)
+
+
+def _vae(files: PipelineFiles) -> tuple[Any, Params]:
+    raw, origin = files.config("vae"), str(files.folder / "vae")
+    for name, allowed in _VAE_FIXED.items():
+        if raw.get(name) not in allowed:
+            raise BaseModelError(
+                f"{origin}/config.json: field {name} is {raw[name]!r}; expected "
+                f"{' or '.join(map(repr, allowed))}; only VAEs of the Stable Diffusion family are "
+                f"supported",
+                code=Refusal.UNSUPPORTED_CONFIG,
+            )
+    with theirs():
+        fields = {key: value for key, value in raw.items() if not key.startswith("_")}
+        vae = flax_class("FlaxAutoencoderKL").from_config(fields)
+        shapes = jax.eval_shape(vae.init_weights, jax.random.key(0))
+    tree = files.parameters("vae")
+    _require_same(tree, shapes, origin)
+    return vae, _on_device(tree, jnp.float32)
+
+
+def _require_same(tree: Params, expected: Any, origin: str) -> None:
+    """Refuse parameters that are not, one for one, those of the net."""
+    found = {key: leaf.shape for key, leaf in leaves(tree)}
+    want = {key: leaf.shape for key, leaf in leaves(expected)}
+    for key in sorted(found.keys() | want.keys()):
+        if found.get(key) != want.get(key):
+            raise BaseModelError(
+                f"{origin}: found {key} of shape {found.get(key)}; expected {want.get(key)}; the "
+                f"weights are not those of config.json",
+                code=Refusal.SHAPE_MISMATCH,
+            )
+
+
+def _on_device(tree: Params, dtype: Any) -> Params:
+    # Copied in its final layout first: a device takes no strided views.
+    return jax.tree.map(lambda a: jnp.asarray(np.ascontiguousarray(a), dtype), tree)

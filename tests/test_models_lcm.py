@@ -1,0 +1,199 @@
+"""Consistency sampling against torch's LCMScheduler, and its noise picture by picture."""
+
+import os
+import subprocess
+import sys
+from functools import partial
+from types import SimpleNamespace as Bag
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import unets
+from diffusers.pipelines.stable_diffusion import pipeline_flax_stable_diffusion as stock
+from diffusers.schedulers import scheduling_lcm
+from numpy.testing import assert_allclose, assert_array_equal
+
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.models.lcm import LCMConfig, LCMScheduler, LCMState, fresh_noise, picture_keys
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+SD = BETAS | {"num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False}
+SD |= {"skip_prk_steps": True, "steps_offset": 1, "trained_betas": None}
+# As published beside the models; the last has everything else that can differ.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd15": SD | {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0"},
+    "sdxl": SD
+    | {"_class_name": "EulerDiscreteScheduler", "interpolation_type": "linear"}
+    | {"prediction_type": "epsilon", "timestep_spacing": "leading", "use_karras_sigmas": False},
+    "sd21": SD | {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    "other": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+    | {"prediction_type": "sample", "num_train_timesteps": 700, "timestep_scaling": 0.01}
+    | {"original_inference_steps": 30},
+}
+SHAPE = (3, 4, 8, 8)
+
+
+def latents() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+
+
+def net(sample: Any, t: Any, tanh: Any) -> Any:
+    """Stands for a net, in torch or in JAX."""
+    return 0.7 * tanh(3 * sample) + 1e-5 * t
+
+
+@partial(jax.jit, static_argnums=0, compiler_options=unets.QUICK)
+def sampled(scheduler: LCMScheduler, state: LCMState, start: Any) -> jax.Array:
+    """A whole run, in a loop that is compiled."""
+
+    def body(i: jax.Array, carry: tuple[jax.Array, LCMState]) -> Any:
+        sample, state = carry
+        t = state.timesteps[i]
+        shown = scheduler.scale_model_input(state, sample, t)
+        predicted = net(shown, t.astype(jnp.float32), jnp.tanh)
+        return tuple(scheduler.step(state, predicted, t, sample))
+
+    first = (start * state.init_noise_sigma, state)
+    return jax.lax.fori_loop(0, state.timesteps.size, body, first)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 8])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_runs_equal_torch(name, steps, monkeypatch):
+    scheduler = LCMScheduler.from_diffusers(CONFIGS[name])
+    state = scheduler.set_timesteps(scheduler.create_state(5), steps, SHAPE)
+    theirs: Any = scheduling_lcm.LCMScheduler.from_config(CONFIGS[name])
+    theirs.set_timesteps(steps)
+    assert_array_equal(state.timesteps, theirs.timesteps)
+    sample = torch.from_numpy(latents())
+    for t in theirs.timesteps:
+        noise = torch.tensor(np.asarray(fresh_noise(state.key, int(t), SHAPE[1:])))
+        monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, noise=noise, **__: noise)
+        sample = theirs.step(net(sample, t, torch.tanh), t, sample).prev_sample
+    found = sampled(scheduler, state, latents())
+    assert_allclose(found, sample, rtol=0, atol=1e-5 * float(sample.abs().max()))
+    last, half = state.timesteps[-1], jnp.asarray(latents(), jnp.bfloat16)
+    end, _ = scheduler.step(state, half, last, latents(), return_dict=False)
+    assert end.dtype == jnp.float32
+    other = state.replace(key=picture_keys([1, 2, 3]))  # no noise after the last step
+    assert_array_equal(end, scheduler.step(other, half, last, latents())[0])
+
+
+def test_every_picture_and_every_step_has_noise_of_its_own():
+    state = LCMScheduler().set_timesteps(LCMScheduler().create_state(3), 4, SHAPE)
+    noise = np.stack([fresh_noise(state.key, t, SHAPE[1:]) for t in state.timesteps])
+    flat = noise.reshape(4 * SHAPE[0], -1)
+    assert np.abs(np.corrcoef(flat) - np.eye(len(flat))).max() < 0.25
+    assert_allclose([noise.mean(), noise.std()], [0, 1], atol=0.05)
+
+
+def test_a_picture_does_not_depend_on_its_neighbours():
+    scheduler, start = LCMScheduler(), latents()
+
+    def pictures(key: Any, rows: list[int]) -> np.ndarray:
+        state = scheduler.set_timesteps(scheduler.create_state(key), 4, (len(rows), *SHAPE[1:]))
+        return np.asarray(sampled(scheduler, state, start[rows]))
+
+    alone = pictures(picture_keys([7]), [2])
+    among = pictures(picture_keys([1, 7, 4]), [0, 2, 1])
+    assert_allclose(among[1], alone[0], rtol=0, atol=1e-6)
+    raw = np.asarray(jax.random.key_data(picture_keys([1, 7, 4])))
+    assert_array_equal(pictures(raw, [0, 2, 1]), among)
+
+
+def test_it_stands_in_the_pipeline_of_diffusers():
+    scheduler, state = LCMScheduler(), LCMScheduler().create_state(9)
+
+    pipeline = Bag(
+        scheduler=scheduler,
+        text_encoder=lambda ids, params: [jnp.zeros((*ids.shape, 2))],
+        unet=Bag(config=Bag(in_channels=4)),
+        vae=Bag(config=Bag(scaling_factor=1.0), decode=None),
+        vae_scale_factor=8,
+    )
+    pipeline.unet.apply = lambda _, x, t, **__: Bag(sample=net(x, t[0] * 1.0, jnp.tanh))
+    pipeline.vae.apply = lambda _, latents, method: Bag(sample=latents)
+    params = {"scheduler": state} | dict.fromkeys(("text_encoder", "unet", "vae"), {})
+    ids = jnp.zeros((3, 5), jnp.int32)
+    run: Any = stock.FlaxStableDiffusionPipeline._generate
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        found = run(pipeline, ids, params, None, 4, 64, 64, 1.0, jnp.asarray(latents()), ids)
+    want = sampled(scheduler, scheduler.set_timesteps(state, 4, SHAPE), latents())
+    want = np.clip(np.asarray(want).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    assert_allclose(found, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True; expected False"),
+        ({"trained_betas": [0.1]}, r"trained_betas is \[0\.1\]; expected null"),
+        ({"clip_sample": True}, "clip_sample is True; expected False"),
+        ({"thresholding": True}, "thresholding is True; expected False"),
+        ({"timestep_type": "continuous"}, "timestep_type is 'continuous'; expected 'discrete'"),
+        ({"use_flow_sigmas": True}, "use_flow_sigmas is True; expected False"),
+        ({"beta_schedule": "squaredcos_cap_v2"}, "'squaredcos.*; expected 'scaled_linear' or 'li"),
+        ({"prediction_type": "flow"}, "'flow'; expected 'epsilon' or 'v_prediction' or 'sample'"),
+        ({"beta_start": None}, "beta_start is None; expected a value; only the noise"),
+        ({"beta_end": 1.5}, "beta_end is 1.5; expected a number between 0 and 1"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps is 0; expected a positive number"),
+        ({"original_inference_steps": 2000}, "original_inference_steps is 2000; expected 1 to 100"),
+        ({"timestep_scaling": "a"}, "timestep_scaling is 'a'; expected a number"),
+    ],
+)
+def test_configs_that_are_refused(change, match):
+    with pytest.raises(BaseModelError, match=f"^a.json: field .*{match}") as caught:
+        LCMScheduler.from_diffusers(CONFIGS["sdxl"] | change, origin="a.json")
+    assert caught.value.code is Refusal.UNSUPPORTED_CONFIG
+
+
+def test_requests_that_are_refused():
+    scheduler = LCMScheduler(LCMConfig(original_inference_steps=25))
+    state = scheduler.create_state()
+    for steps in (0, 26):
+        with pytest.raises(UsageError, match=f"found {steps}; expected 1 to 25"):
+            scheduler.set_timesteps(state, steps, SHAPE)
+    with pytest.raises(UsageError, match=r"found keys of shape \(\).* set_timesteps"):
+        scheduler.set_timesteps(state, 4)
+    two = scheduler.create_state(picture_keys([1, 2]))
+    with pytest.raises(UsageError, match="found no times"):
+        scheduler.step(two, latents()[:2], 999, latents()[:2])
+    differ = r"of shape \(2,\) for .* begins with \(3,\)"
+    with pytest.raises(UsageError, match=differ):
+        scheduler.set_timesteps(two, 4, SHAPE)
+    with pytest.raises(UsageError, match=differ):
+        scheduler.step(scheduler.set_timesteps(two, 4), latents(), 999, latents())
+    for key in (jnp.zeros(3), jax.random.key(0, impl="rbg"), picture_keys([1, 2])[None]):
+        with pytest.raises(UsageError, match="expected a seed, or a key of threefry2x32"):
+            scheduler.create_state(key)
+
+
+SHARDED = """
+import functools, sys, jax, numpy
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from prolora_jax.models.lcm import LCMScheduler
+assert not {"torch", "diffusers", "transformers"} & {*sys.modules}
+@functools.partial(jax.jit, static_argnums=0)
+def run(scheduler, key, start):
+    state = scheduler.set_timesteps(scheduler.create_state(key), 4, start.shape)
+    body = lambda i, c: scheduler.step(c[1], 0.5 * c[0], c[1].timesteps[i], c[0]).to_tuple()
+    return jax.lax.fori_loop(0, 4, body, (start, state))[0]
+
+start, key = jax.random.normal(jax.random.key(1), (4, 4, 8, 8)), jax.random.key(2)
+rows = NamedSharding(Mesh(numpy.asarray(jax.devices()), ("rows",)), PartitionSpec("rows"))
+for keys in (key, jax.random.split(key, 4)):
+    split = jax.device_put(keys, rows) if keys.ndim else keys
+    found = run(LCMScheduler(), split, jax.device_put(start, rows))
+    assert len(found.sharding.device_set) == 2 and not found.is_fully_replicated
+    numpy.testing.assert_allclose(found, run(LCMScheduler(), keys, start), rtol=0, atol=1e-5)
+"""
+
+
+def test_sharded_over_pictures_and_without_torch():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-c", SHARDED]
+    subprocess.run(program, env={**os.environ, **flags}, check=True, timeout=120)

@@ -1,0 +1,201 @@
+"""Pictures in Flax against torch diffusers': the same noise, the same picture, adapter or not."""
+
+import pipes
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import builders
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import unets
+from diffusers.schedulers import scheduling_lcm
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from numpy.testing import assert_allclose, assert_array_equal
+from peft import LoraConfig, get_peft_model_state_dict
+
+import prolora_jax as pl
+from prolora_jax.models.diffusers_flax import theirs
+from prolora_jax.models.generation import generate
+from prolora_jax.models.lcm import fresh_noise, picture_keys
+from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.stock import stock_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+NOISE = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)
+STEPS, GUIDANCE = 3, 4.0
+ATOL = 1e-4  # of pictures from 0 to 1, after a text encoder, several steps and a VAE in float32
+
+
+class Both(NamedTuple):
+    """One base model: as torch's pipeline, and as ours."""
+
+    folder: Path
+    torch: Any
+    pipeline: Pipeline
+    params: Any
+
+    def want(self, scale: float | None = None, **given: Any) -> np.ndarray:
+        extra = {} if scale is None else {"cross_attention_kwargs": {"scale": scale}}
+        found = self.torch(
+            prompt=pipes.PROMPTS,
+            latents=torch.from_numpy(NOISE[:, 0]).clone(),
+            height=pipes.SIZE,
+            width=pipes.SIZE,
+            output_type="np",
+            **extra,
+            **{"guidance_scale": GUIDANCE, "num_inference_steps": STEPS} | given,
+        )
+        return found.images
+
+    def found(self, params: Any = None, **given: Any) -> np.ndarray:
+        params = self.params if params is None else params
+        options: Any = {"guidance": GUIDANCE, "steps": STEPS} | given
+        size = (pipes.SIZE, pipes.SIZE)
+        drawn = generate(
+            self.pipeline,
+            params,
+            pipes.PROMPTS,
+            [0],
+            noise=NOISE,
+            size=size,
+            **options,
+        )
+        return drawn[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Programs are compiled in a third of the time."""
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=unets.QUICK))
+
+
+@pytest.fixture(scope="module", params=pipes.UNETS)
+def both(request, tmp_path_factory) -> Both:
+    return opened(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def opened(base: str, folder: Path) -> Both:
+    return Both(folder, pipes.make_pipeline(folder, base), *load_pipeline(folder))
+
+
+def write_adapter(pipe: Any, folder: Path) -> Path:
+    """An adapter of peft's for UNet, convolutions too, and text encoders; diffusers writes it."""
+    layers = {}
+    for name, targets in (
+        ("unet", builders.EVERYTHING),
+        ("text_encoder", ["q_proj", "k_proj", "v_proj", "out_proj", "fc1"]),
+        ("text_encoder_2", ["q_proj", "k_proj", "v_proj", "out_proj"]),
+    ):
+        part = getattr(pipe, name, None)
+        if part is None:
+            continue
+        part.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for key, parameter in part.named_parameters():
+                if "lora_" in key:
+                    parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        layers[f"{name}_lora_layers"] = get_peft_model_state_dict(part)
+    pipe.save_lora_weights(folder, **layers)
+    pipe.unload_lora_weights()
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def test_the_same_picture_without_and_with_an_adapter(both, tmp_path):
+    plain = both.found()
+    assert_allclose(plain, both.want(), rtol=0, atol=ATOL)
+    file = write_adapter(both.torch, tmp_path)
+    adapter = pl.load_adapter(file, pl.load_base_model(both.folder).spec)
+    assert {m.path.partition(".")[0] for m in adapter.modules} == set(both.params) - {"vae"}
+    both.torch.load_lora_weights(file.parent, weight_name=file.name)
+    try:
+        want = both.want(scale=0.7)
+        assert np.abs(want - plain).max() > 0.05
+        tree = pl.attach(both.params, {"style": adapter})
+        assert_allclose(both.found(tree, scales={"style": 0.7}), want, rtol=0, atol=ATOL)
+        merged = pl.merge(both.params, adapter, 0.7)
+        assert_allclose(both.found(merged), want, rtol=0, atol=ATOL)
+    finally:
+        both.torch.unload_lora_weights()
+
+
+def test_diffusers_own_flax_pipeline_with_our_unet(both):
+    pipeline, torch_sampler = both.pipeline, both.torch.scheduler
+    if not pipeline.is_sdxl_family:
+        # With PNDM its loop leaves out the last of the evaluations, one more than steps.
+        pipeline, _ = load_pipeline(both.folder, sampler="ddim")
+        both.torch.scheduler = DDIMScheduler.from_pretrained(both.folder / "scheduler")
+    want = both.want()
+    both.torch.scheduler = torch_sampler
+    pipe, params = stock_pipeline(pipeline, both.params)
+    # Not a float: of one it makes an array that does not go with several pictures.
+    guidance = jnp.float32(GUIDANCE)
+    given: Any = {"num_inference_steps": STEPS, "height": pipes.SIZE, "width": pipes.SIZE}
+    with theirs():
+        found = pipe(
+            pipe.prepare_inputs(pipes.PROMPTS),
+            params,
+            jax.random.key(0),
+            guidance_scale=guidance,
+            latents=jnp.asarray(NOISE[:, 0]),
+            **given,
+        ).images
+    assert_allclose(np.asarray(found), want, rtol=0, atol=ATOL)
+
+
+@pytest.fixture(scope="module")
+def ssd(tmp_path_factory) -> Both:
+    return opened("ssd-1b", tmp_path_factory.mktemp("ssd"))
+
+
+def test_a_migrated_adapter_draws_the_same_in_both(ssd, tmp_path):
+    source = pipes.make_pipeline(tmp_path / "sdxl", "sdxl", seed=3)
+    file = write_adapter(source, tmp_path)
+    bases = pl.load_base_model(tmp_path / "sdxl"), pl.load_base_model(ssd.folder)
+    # Random nets are no relatives: the gate is opened, so that something moves.
+    options = pl.MigrationOptions(method="prolora", min_similarity=0)
+    migrated, report = pl.migrate(pl.load_adapter(file, bases[0].spec), *bases, options)
+    assert report.counts["project"] > 20
+    pl.save_adapter(
+        migrated, tmp_path / "moved.safetensors", format="diffusers", base=bases[1].spec
+    )
+    ssd.torch.load_lora_weights(tmp_path, weight_name="moved.safetensors")
+    want = ssd.want()
+    ssd.torch.unload_lora_weights()
+    assert np.abs(want - ssd.want()).max() > 0.01
+    tree = pl.attach(ssd.params, {"moved": migrated})
+    assert_allclose(ssd.found(tree, scales={"moved": 1}), want, rtol=0, atol=ATOL)
+
+
+def test_negative_prompts_and_no_guidance(ssd):
+    bad = "ugly"
+    want = ssd.want(negative_prompt=[bad, bad])
+    assert_allclose(ssd.found(negative=bad), want, rtol=0, atol=ATOL)
+    assert_allclose(ssd.found(guidance=1), ssd.want(guidance_scale=1.0), rtol=0, atol=ATOL)
+
+
+def test_four_steps_of_lcm(ssd, monkeypatch):
+    sampler, keys = ssd.torch.scheduler, picture_keys([0, 0])
+    fast = ssd._replace(pipeline=load_pipeline(ssd.folder, sampler="lcm")[0])
+    state = fast.pipeline.sampler.set_timesteps(fast.pipeline.sampler.create_state(), 4, (2,))
+    noises = iter([np.asarray(fresh_noise(keys, int(t), (4, 8, 8))) for t in state.timesteps])
+    monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: torch.tensor(next(noises)))
+    ssd.torch.scheduler = scheduling_lcm.LCMScheduler.from_config(sampler.config)
+    want = ssd.want(guidance_scale=1.0, num_inference_steps=4)
+    ssd.torch.scheduler = sampler
+    assert len([*noises]) == 1  # that of the last step, after which there is none
+    assert_allclose(fast.found(guidance=1, steps=4), want, rtol=0, atol=ATOL)
+
+
+def test_a_picture_is_its_own(ssd):
+    options: Any = {"steps": STEPS, "size": (pipes.SIZE,) * 2, "at_once": 3}
+    drawn = generate(ssd.pipeline, ssd.params, pipes.PROMPTS, [5, 11], **options)
+    assert drawn.shape == (2, 2, 16, 16, 3)
+    one = generate(ssd.pipeline, ssd.params, pipes.PROMPTS[1:], [11], **options)
+    assert_allclose(one[0, 0], drawn[1, 1], rtol=0, atol=1e-5)
+    assert np.abs(drawn[1, 0] - drawn[1, 1]).max() > 0.1
+    assert_array_equal(generate(ssd.pipeline, ssd.params, pipes.PROMPTS, [5, 11], **options), drawn)
