@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prolora_jax.migrate import migrate as migrate
     from prolora_jax.migrate import run_plan as run_plan
     from prolora_jax.models.adapted import adapted as adapted
+    from prolora_jax.models.generation import generate as generate
     from prolora_jax.models.loading import load_unet as load_unet
     from prolora_jax.models.loading import save_unet as save_unet
     from prolora_jax.models.lora import attach as attach
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from prolora_jax.models.lora import detach as detach
     from prolora_jax.models.lora import merge as merge
     from prolora_jax.models.lora import unmerge as unmerge
+    from prolora_jax.models.pipeline import load_pipeline as load_pipeline
+    from prolora_jax.models.stock import stock_pipeline as stock_pipeline
     from prolora_jax.options import MigrationOptions as MigrationOptions
     from prolora_jax.pair import BasePair as BasePair
     from prolora_jax.plan import MigrationPlan as MigrationPlan
@@ -72,6 +75,10 @@ _HOME = {
     "detach": "models.lora",
     "merge": "models.lora",
     "unmerge": "models.lora",
+    # pictures
+    "generate": "models.generation",
+    "load_pipeline": "models.pipeline",
+    "stock_pipeline": "models.stock",
     # migration
     "BasePair": "pair",
     "MigrationOptions": "options",

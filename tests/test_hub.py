@@ -12,9 +12,29 @@ from huggingface_hub import constants
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.hub import is_hub_id
+from prolora_jax.io.hub import fetch_base_model, is_hub_id
 
 HUB_ID = "some-org/tiny-xl"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+FOR_PICTURES = {
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/merges.txt",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+}
+NEVER_READ = {
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "tiny.safetensors",
+    "unet/openvino_model.bin",
+    "vae/diffusion_pytorch_model.bin",
+    "vae/diffusion_pytorch_model.fp16.safetensors",
+    "vae_decoder/model.onnx",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +46,9 @@ def pipeline(tmp_path_factory) -> Path:
     builders.save_folder(unet.half(), folder, variant="fp16")
     builders.save_folder(unet, folder, variant="non_ema")
     checkpoints.text_encoder().save_pretrained(folder / "text_encoder")
-    for name in ("vae/diffusion_pytorch_model.safetensors", "unet/openvino_model.bin"):
+    for name in (*FOR_PICTURES, *NEVER_READ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"large")
-    (folder / "tiny.safetensors").write_bytes(b"large")
     return folder
 
 
@@ -80,6 +99,29 @@ def test_a_variant_is_fetched_where_nothing_else_is(hub, pipeline):
         full.write_bytes(content)
     assert "unet/diffusion_pytorch_model.fp16.safetensors" in fetched(hub)
     assert not any("non_ema" in name for name in fetched(hub))
+
+
+def test_for_pictures_everything_else_comes_too(hub):
+    assert fetch_base_model(HUB_ID) == hub
+    unet_and_text = fetched(hub)
+    assert fetch_base_model(HUB_ID, for_pictures=True) == hub
+    assert fetched(hub) == unet_and_text | FOR_PICTURES
+
+
+@pytest.mark.parametrize("lacking", [UNET, "text_encoder/model.safetensors"])
+def test_a_full_vae_does_not_stand_for_other_weights(hub, pipeline, lacking):
+    full, half = pipeline / lacking, pipeline / lacking.replace(".", ".fp16.")
+    was_there, content = half.exists(), full.read_bytes()
+    half.write_bytes(content)
+    full.unlink()
+    try:
+        fetch_base_model(HUB_ID, for_pictures=True)
+    finally:
+        full.write_bytes(content)
+        if not was_there:
+            half.unlink()
+    # Half precision only of the part that has nothing else.
+    assert [name for name in fetched(hub) if "fp16" in name] == [lacking.replace(".", ".fp16.")]
 
 
 def test_offline_says_so_in_one_line(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_runs_equal_torch(name, steps, monkeypatch):
     found = sampled(scheduler, state, latents())
     assert_allclose(found, sample, rtol=0, atol=1e-5 * float(sample.abs().max()))
     last, half = state.timesteps[-1], jnp.asarray(latents(), jnp.bfloat16)
-    end, _ = scheduler.step(state, half, last, latents(), return_dict=False)
+    end, _ = scheduler.step(state, half, last, latents())
     assert end.dtype == jnp.float32
     other = state.replace(key=picture_keys([1, 2, 3]))  # no noise after the last step
     assert_array_equal(end, scheduler.step(other, half, last, latents())[0])

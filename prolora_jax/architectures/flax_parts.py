@@ -27,7 +27,7 @@ def text_encoder_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
         *parts, leaf = key.split(".")
         if leaf == _BUFFERS:
             continue
-        if parts[0] not in {"text_model", "text_projection"}:
+        if not parts or parts[0] not in {"text_model", "text_projection"}:
             parts.insert(0, "text_model")
         if leaf == "weight" and parts[-1].endswith("_embedding"):
             found["/".join((*parts, "embedding"))] = tensor
@@ -51,7 +51,7 @@ def vae_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
         *parts, leaf = key.split(".")
         places: list[str] = []
         for part in parts:
-            if part.isdecimal():
+            if part.isdecimal() and places:
                 places[-1] += f"_{part}"
             else:
                 places.append(part)
@@ -69,4 +69,7 @@ def _leaf(leaf: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
     """Name and array, in Flax layout, of a layer's weight or bias."""
     if leaf != "weight":
         return leaf, tensor
-    return ("scale", tensor) if tensor.ndim == 1 else ("kernel", weight_to_kernel(tensor))
+    if tensor.ndim in {2, 4}:
+        return "kernel", weight_to_kernel(tensor)
+    # Of other nets a kernel may have other axes: it is left to whoever looks at shapes.
+    return "scale" if tensor.ndim == 1 else "kernel", tensor

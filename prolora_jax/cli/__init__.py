@@ -41,6 +41,7 @@ for _name, _help in {
     "status": "How far a catalog has come: counts, refusals; all records as a table.",
     "convert": "Write an adapter in another format; no base model's weights, no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
+    "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
     "diff": "Two adapters module by module: norms, cosine, retained energy.",
     "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
 }.items():

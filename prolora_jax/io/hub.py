@@ -1,6 +1,7 @@
 """Base models from the hub: the files that are read here, and no others."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from prolora_jax.errors import BaseModelError, Refusal
@@ -15,6 +16,8 @@ _STEMS = {
     "text_encoder/": "model",
     "text_encoder_2/": "model",
 }
+_UNETS = ("", "unet/")
+_VAE = {"vae/": "diffusion_pytorch_model"}
 # Half the precision, in addition: fetched only where nothing else is.
 _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
 _OTHER_MODELS = ("*non_ema*",)
@@ -22,8 +25,6 @@ _OTHER_MODELS = ("*non_ema*",)
 _FOR_PICTURES = (
     "model_index.json",
     "scheduler/scheduler_config.json",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model*.safetensors",
     *(
         f"{folder}/{file}"
         for folder in ("tokenizer", "tokenizer_2")
@@ -52,19 +53,39 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    wanted = [
-        f"{folder}{name}"
-        for folder, stem in _STEMS.items()
-        for name in ("config.json", f"{stem}*.safetensors", f"{stem}*.safetensors.index*.json")
-    ] + list(_FOR_PICTURES if for_pictures else ())
+    stems = _STEMS | (_VAE if for_pictures else {})
 
-    def fetch(ignored: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(hub_id, allow_patterns=wanted, ignore_patterns=list(ignored)))
+    def fetch(parts: Iterable[str], others: tuple[str, ...], ignored: tuple[str, ...]) -> Path:
+        wanted = [
+            f"{part}{name}"
+            for part in parts
+            for name in (
+                "config.json",
+                f"{stems[part]}*.safetensors",
+                f"{stems[part]}*.safetensors.index*.json",
+            )
+        ]
+        return Path(
+            snapshot_download(
+                hub_id, allow_patterns=[*wanted, *others], ignore_patterns=list(ignored)
+            )
+        )
+
+    def weights(folder: Path, part: str) -> bool:
+        return any((folder / part).glob(f"{stems[part]}*.safetensors"))
 
     try:
-        folder = fetch((*_VARIANTS, *_OTHER_MODELS))
-        if not any(folder.glob("**/diffusion_pytorch_model*.safetensors")):
-            folder = fetch(_OTHER_MODELS)
+        folder = fetch(stems, _FOR_PICTURES if for_pictures else (), (*_VARIANTS, *_OTHER_MODELS))
+        # Variants of these parts only: the others would be fetched twice.
+        no_unet = not any(weights(folder, part) for part in _UNETS)
+        lacking = [
+            part
+            for part in stems
+            if not weights(folder, part)
+            and ((folder / part / "config.json").is_file() or (no_unet and part in _UNETS))
+        ]
+        if lacking:
+            folder = fetch(lacking, (), _OTHER_MODELS)
     except Exception as failure:  # noqa: BLE001 (its HTTP libraries differ between versions)
         reason = " ".join(str(failure).split()).split(". ")[0][:200]
         raise BaseModelError(

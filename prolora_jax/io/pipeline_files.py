@@ -54,9 +54,10 @@ class PipelineFiles:
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict):
+            owner = f"pipeline's {part}" if part else "pipeline"
             raise BaseModelError(
-                f"{file}: found no JSON object; expected the configuration of the pipeline's "
-                f"{part}; fetch the whole pipeline",
+                f"{file}: found no JSON object; expected the configuration of the {owner}; fetch "
+                f"the whole pipeline",
                 code=Refusal.MISSING_FILE,
             )
         return found
@@ -86,12 +87,13 @@ class PipelineFiles:
             BaseModelError: there is none.
         """
         folder = self.folder / encoder.replace("text_encoder", "tokenizer")
-        if not folder.is_dir():
-            raise BaseModelError(
-                f"{folder}: no such folder; expected the tokenizer of {encoder}; fetch the whole "
-                f"pipeline",
-                code=Refusal.MISSING_FILE,
-            )
+        for name in ("vocab.json", "merges.txt"):
+            if not (folder / name).is_file():
+                raise BaseModelError(
+                    f"{folder / name}: no such file; expected the tokenizer of {encoder}; fetch "
+                    f"the whole pipeline",
+                    code=Refusal.MISSING_FILE,
+                )
         return folder
 
     def parameters(self, part: str) -> Tree:
@@ -117,8 +119,11 @@ class PipelineFiles:
             read = partial(read_tensors, error=BaseModelError)
             tensors = {k: t for file in found.files for k, t in read(file)[0].items()}
             return vae_to_flax(tensors) if part == _VAE else text_encoder_to_flax(tensors)
-        reader = OrbaxTree if found.kind == "orbax" else MsgpackTree
-        tree = reader(found.files[0])
+        if found.kind == "orbax":
+            tree = OrbaxTree(found.files[0])
+            tree.read_ahead()
+        else:
+            tree = MsgpackTree(found.files[0])
         return nested({"/".join(place): tree.read(place) for place in tree.leaves})
 
     def _has(self, name: str) -> bool:

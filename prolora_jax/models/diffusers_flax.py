@@ -52,8 +52,6 @@ def flax_class(name: str) -> Any:
     Raises:
         UsageError: its library is not installed, or is a version without Flax.
     """
-    for library in _TOO_NEW:
-        _require(library)
     with theirs():
         found = getattr(import_module(_HOMES[name]), name)
         _mend()
@@ -66,23 +64,35 @@ def theirs() -> Iterator[None]:
 
     They log errors only, as each class says that it is deprecated; and arrays of different dtypes
     and ranks are brought together as NumPy does it, whatever this program has asked JAX for.
+
+    Raises:
+        UsageError: a library is not installed, or is a version without Flax.
     """
-    levels = {}
     for library in _TOO_NEW:
-        name = f"{library.upper()}_VERBOSITY"
-        if library not in sys.modules and name not in os.environ:
-            os.environ[name] = "error"  # they already speak while they are imported
-            import_module(library)
-            del os.environ[name]
-        logging = import_module(f"{library}.utils.logging")
-        levels[logging] = logging.get_verbosity()
-        logging.set_verbosity_error()
+        _require(library)
+    levels = {logging: logging.get_verbosity() for logging in map(_logging, _TOO_NEW)}
     try:
+        for logging in levels:
+            logging.set_verbosity_error()
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             yield
     finally:
         for logging, level in levels.items():
             logging.set_verbosity(level)
+
+
+def _logging(library: str) -> Any:
+    """The module that has the library's verbosity; a library that is new here says nothing."""
+    name = f"{library.upper()}_VERBOSITY"
+    if library in sys.modules or name in os.environ:
+        return import_module(f"{library}.utils.logging")
+    os.environ[name] = "error"  # they already speak while they are imported
+    try:
+        logging = import_module(f"{library}.utils.logging")
+    finally:
+        del os.environ[name]
+    logging.set_verbosity_warning()  # as it would be without that
+    return logging
 
 
 def _require(library: str) -> None:

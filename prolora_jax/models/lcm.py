@@ -192,8 +192,7 @@ class LCMScheduler:
         model_output: Float[Anywhere, "batch channels height width"],
         t: Int[Anywhere, ""] | int,
         sample: Float[Anywhere, "batch channels height width"],
-        return_dict: bool = True,
-    ) -> LCMOutput | tuple[Array, LCMState]:
+    ) -> LCMOutput:
         """From time `t` to the next of the run; from the last to a picture without noise.
 
         Args:
@@ -201,7 +200,6 @@ class LCMScheduler:
             model_output: what the net predicts of `sample`.
             t: one of the run's times.
             sample: noisy latents.
-            return_dict: whether the result has names.
 
         Returns:
             Latents, computed in float32 whatever is given, and the state as it was.
@@ -234,8 +232,7 @@ class LCMScheduler:
 
         signal, noise = _signal_and_noise(state.alphas[until])
         noisy = signal * clean + noise * fresh_noise(state.key, t, sample.shape[1:])
-        result = LCMOutput(jnp.where(passed < steps, noisy, clean), state)
-        return result if return_dict else result.to_tuple()
+        return LCMOutput(jnp.where(passed < steps, noisy, clean), state)
 
 
 def picture_keys(seeds: Sequence[int]) -> Array:

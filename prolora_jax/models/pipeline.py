@@ -1,5 +1,7 @@
 """From prompts to pictures: text encoders, UNet, sampler and VAE of one base model."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.architectures.flax_names import leaves
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.errors import BaseModelError, ProloraError, Refusal
 from prolora_jax.io.pipeline_files import PipelineFiles, pipeline_files
 from prolora_jax.io.unet_files import read_unet_config
 from prolora_jax.models.diffusers_flax import flax_class, theirs
 from prolora_jax.models.loading import Params, load_unet
-from prolora_jax.models.samplers import Sampler, sampler_named
+from prolora_jax.models.samplers import Sampler, Spacing, sampler_named
 from prolora_jax.models.unet import UNet
 
 _USUAL_SAMPLE = 64
@@ -42,6 +44,7 @@ _VAE_FIXED = {
     "use_quant_conv": (None, True),
     "use_post_quant_conv": (None, True),
     "mid_block_add_attention": (None, True),
+    "act_fn": (None, "silu", "swish"),
 }
 
 
@@ -124,7 +127,9 @@ class Pipeline:
         """Pictures with values from 0 to 1."""
         # Channels last: of latents as wide as they have channels Flax's VAE would not know which.
         scaled = latents.astype(jnp.float32).transpose(0, 2, 3, 1) / self.vae.config.scaling_factor
-        decoded = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode).sample
+        with theirs():
+            found = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode)
+        decoded = found.sample
         return (decoded.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
 
 
@@ -133,6 +138,7 @@ def load_pipeline(
     *,
     parts: str | Path | None = None,
     sampler: Sampler = "auto",
+    spacing: Spacing | None = None,
     dtype: Any = jnp.float32,
 ) -> tuple[Pipeline, Params]:
     """A base model that makes pictures, straight from safetensors; without torch.
@@ -142,6 +148,8 @@ def load_pipeline(
             that `load_unet` takes.
         parts: the pipeline from which everything but the UNet is taken.
         sampler: `auto` for the one the pipeline names.
+        spacing: where the sampler's steps are, if not where the pipeline has them: Lightning's and
+            Hyper's adapters want `trailing`.
         dtype: of the parameters, and what is computed in, but for the VAE and the sampler.
 
     Returns:
@@ -152,24 +160,30 @@ def load_pipeline(
         BaseModelError: a part is missing, damaged, or of a kind that is not supported.
     """
     files = pipeline_files(path, parts)
-    raw = files.unet_config or read_unet_config(files.unet)[0]
-    unet, unet_params = load_unet(files.unet, dtype=dtype, config=raw)
+    given = files.unet_config
+    raw = read_unet_config(files.unet)[0] if given is None else given
+    # Before gigabytes are read: whether the libraries are there, and the sampler is one of theirs.
+    flax_class("FlaxAutoencoderKL")
+    scheduler = files.config("scheduler", "scheduler_config.json")
+    if spacing is not None:
+        scheduler["timestep_spacing"] = spacing
+    made_sampler = sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler")
+    unet, unet_params = load_unet(files.unet, dtype=dtype, config=given)
     params: Params = {"unet": unet_params}
     encoders, tokenizers = {}, {}
     for name in _text_encoders(files, unet):
         encoders[name], params[name] = _text_encoder(files, name, dtype)
-        with theirs():
-            tokenizers[name] = flax_class("CLIPTokenizer").from_pretrained(files.tokenizer(name))
+        tokenizers[name] = _tokenizer(files.tokenizer(name), encoders[name].config)
     vae, params["vae"] = _vae(files)
-    scheduler = files.config("scheduler", "scheduler_config.json")
+    is_sdxl = unet.config.time_ids_dim is not None
     pipeline = Pipeline(
         unet=unet,
         vae=vae,
         text_encoders=encoders,
         tokenizers=tokenizers,
-        sampler=sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler"),
-        zeros_for_empty=bool(files.index.get("force_zeros_for_empty_prompt", False)),
-        sample_size=int(raw.get("sample_size") or _USUAL_SAMPLE),
+        sampler=made_sampler,
+        zeros_for_empty=bool(files.index.get("force_zeros_for_empty_prompt", is_sdxl)),
+        sample_size=_sample_size(raw, str(files.unet)),
     )
     return pipeline, params
 
@@ -192,8 +206,9 @@ def _text_encoders(files: PipelineFiles, unet: UNet) -> tuple[str, ...]:
 
 def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Params]:
     projected = "WithProjection" if name == "text_encoder_2" else ""
-    with theirs():
-        config = flax_class("CLIPTextConfig")(**files.config(name))
+    raw = files.config(name)
+    with _read(files.folder / name / "config.json"):
+        config = flax_class("CLIPTextConfig")(**raw)
         # Nothing is initialised: the parameters are handed over at every call.
         encoder = flax_class(f"FlaxCLIPTextModel{projected}")(config, dtype=dtype, _do_init=False)
     tree = files.parameters(name)
@@ -201,6 +216,48 @@ def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Par
         tree.pop("text_projection", None)
     _require_same(tree, encoder.params_shape_tree, f"{files.folder / name}")
     return encoder, _on_device(tree, dtype)
+
+
+def _tokenizer(folder: Path, config: Any) -> Any:
+    with _read(folder):
+        tokenizer = flax_class("CLIPTokenizer").from_pretrained(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise BaseModelError(
+            f"{folder}: found {len(tokenizer)} tokens; expected at most {config.vocab_size}, which "
+            f"the text encoder knows; give the tokenizer that belongs to it",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    # Where no length is given it is 1e30; and Flax says nothing of a place that it has not.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return tokenizer
+
+
+def _sample_size(config: Mapping[str, Any], origin: str) -> int:
+    found = config.get("sample_size") or _USUAL_SAMPLE
+    if not isinstance(found, int):
+        raise BaseModelError(
+            f"{origin}: field sample_size is {found!r}; expected a whole number, height and width "
+            f"in one; correct it in the UNet's configuration",
+            code=Refusal.UNSUPPORTED_CONFIG,
+        )
+    return found
+
+
+@contextmanager
+def _read(origin: Path) -> Iterator[None]:
+    """Within this context the libraries take in a file; what they stumble over is refused."""
+    try:
+        with theirs():
+            yield
+    except ProloraError:
+        raise
+    except Exception as failure:  # noqa: BLE001 (they check little: it may be any)
+        reason = " ".join(str(failure).split())[:200]
+        raise BaseModelError(
+            f"{origin}: cannot be used ({type(failure).__name__}: {reason}); expected a part of a "
+            f"Stable Diffusion pipeline; fetch it again",
+            code=Refusal.UNREADABLE_BASE,
+        ) from failure
 
 
 def _vae(files: PipelineFiles) -> tuple[Any, Params]:
@@ -213,7 +270,7 @@ def _vae(files: PipelineFiles) -> tuple[Any, Params]:
                 f"supported",
                 code=Refusal.UNSUPPORTED_CONFIG,
             )
-    with theirs():
+    with _read(files.folder / "vae" / "config.json"):
         fields = {key: value for key, value in raw.items() if not key.startswith("_")}
         vae = flax_class("FlaxAutoencoderKL").from_config(fields)
         shapes = jax.eval_shape(vae.init_weights, jax.random.key(0))

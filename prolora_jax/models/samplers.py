@@ -20,6 +20,7 @@ from prolora_jax.models.lcm import LCMScheduler
 _log = logging.getLogger(__name__)
 
 Sampler = Literal["auto", "ddim", "pndm", "euler", "dpm", "lcm"]
+Spacing = Literal["leading", "linspace", "trailing"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 _BY_CLASS = {
     "DDIMScheduler": "ddim",
@@ -31,14 +32,14 @@ _BY_CLASS = {
 _INSTEAD = "euler"  # for classes that Flax never had
 # Fields that Flax's classes pass over or get wrong, and the values at which that does not matter;
 # null counts as unset.
-_NOISE: Mapping[str, tuple[Any, ...]] = {"rescale_betas_zero_snr": (False,)}
-_STEPS: Mapping[str, tuple[Any, ...]] = {
+_NOISE: dict[str, tuple[Any, ...]] = {"rescale_betas_zero_snr": (False,)}
+_STEPS: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "use_beta_sigmas": (False,),
     "use_exponential_sigmas": (False,),
     "use_karras_sigmas": (False,),
 }
-_STEPS_OF: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+_STEPS_OF: Mapping[str, dict[str, tuple[Any, ...]]] = {
     "ddim": _STEPS,
     "pndm": _STEPS | {"timestep_spacing": ("leading",), "set_alpha_to_one": (False,)},
     "euler": _STEPS

@@ -1,0 +1,194 @@
+"""`prolora generate`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from prolora_jax.cli.console import Common, Reporter, absolute, out
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.options import MigrationOptions
+
+if TYPE_CHECKING:
+    from prolora_jax.evaluation.side_by_side import SideBySide
+
+COMMON = Common()
+OPTIONS = MigrationOptions()
+LIST = Parameter(negative="")
+
+
+def generate(
+    *,
+    base: Path,
+    prompt: Annotated[tuple[str, ...], LIST],
+    out_path: Annotated[Path, Parameter(name="--out")] = Path("pictures.png"),
+    lora: Annotated[tuple[Path, ...], LIST] = (),
+    scale: Annotated[tuple[float, ...], LIST] = (),
+    source: Path | None = None,
+    arms: str | None = None,
+    seeds: str = "0",
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    lcm: Path | None = None,
+    always: Path | None = None,
+    sampler: Literal["auto", "ddim", "pndm", "euler", "dpm", "lcm"] = "auto",
+    spacing: Literal["leading", "linspace", "trailing"] | None = None,
+    parts: Path | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    at_once: int = 1,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    migrate: Annotated[
+        MigrationOptions, Parameter(name="migrate", group="Migration, with --source")
+    ] = OPTIONS,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """Draw with adapters, in Flax: one labelled picture, ways of using them side by side.
+
+    Columns are arms: `none`, the base alone; `lora`, the adapters as they are, for this base; with
+    --source, `source`, the adapters on the base they are from, and every method of a migration,
+    after which the base draws. Rows are prompts and seeds; all columns start from the same noise.
+    Needs the extra: pip install 'prolora_jax[pipelines]'.
+
+    Args:
+        base: base model that draws: a diffusers pipeline's folder, a hub id, or a UNet in any
+            form, with --parts.
+        prompt: what to draw; several: --prompt once for each.
+        out_path: PNG to write.
+        lora: adapter; several are used together: --lora once for each.
+        scale: strength of an adapter, in their order, once for each [default: 1 for all].
+        source: base model the adapters were trained on: they are moved to BASE.
+        arms: columns, with commas between them [default: none,lora; with --source: none, copy and
+            --migrate.method].
+        seeds: of the noise, such as 0,1,5 or 0-3.
+        negative: what not to draw.
+        steps: of the sampler [default: 25; with LCM 4].
+        guidance: how much the prompt counts [default: 7.5, for SDXL's family 5; with LCM 1].
+        height: in pixels [default: what the base was trained on].
+        width: in pixels.
+        lcm: LCM adapter of BASE: used in every column, with LCM's sampler.
+        always: another adapter of BASE that is used in every column.
+        sampler: auto: the one that the pipeline names.
+        spacing: where its steps are [default: as in the pipeline]; trailing for Lightning and
+            Hyper adapters.
+        parts: pipeline from which everything but the UNet is taken.
+        dtype: what is computed in [default: float32 on a CPU, else bfloat16].
+        at_once: pictures drawn together, on each device.
+        overwrite: replace an existing output.
+    """
+    import jax
+    import msgspec
+
+    from prolora_jax.evaluation.grid import write_side_by_side
+    from prolora_jax.evaluation.side_by_side import Request, draw_side_by_side
+    from prolora_jax.io.adapters import refuse_existing
+    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.pair import BasePair
+
+    usual = ("none", "copy", migrate.method) if source else ("none", "lora")
+    chosen = arms.split(",") if arms else usual if lora else ("none",)
+    number = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    request = Request(
+        base=base,
+        arms=tuple(dict.fromkeys(chosen)),
+        prompts=prompt,
+        seeds=seeds_of(seeds),
+        files=lora,
+        scales=scale * len(lora) if len(scale) == 1 else scale or (1.0,) * len(lora),
+        always=lcm or always,
+        parts=parts,
+        sampler="lcm" if lcm else sampler,
+        spacing=spacing,
+        dtype=number if dtype == "auto" else dtype,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        size=(height, width),
+        at_once=at_once,
+    )
+    if lcm and (always or sampler not in {"auto", "lcm"}):
+        raise UsageError(
+            "--lcm: found --always or another --sampler beside it; expected LCM's alone; for an "
+            "adapter of another kind give --always and --sampler",
+            code=Refusal.BAD_OPTION,
+        )
+    refuse_existing(out_path, overwrite)
+    pair = None
+    if source is not None:
+        models = load_base_model(absolute(source)), load_base_model(absolute(base))
+        pair = BasePair(*models, common.basis_store(), common.processes)
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        drawn = draw_side_by_side(request, source, pair, migrate, reporter)
+    summary = {
+        "out": str(out_path),
+        "base": str(base),
+        "source": None if source is None else str(source),
+        "lora": [str(file) for file in lora],
+        "scale": list(request.scales),
+        "always": None if request.always is None else str(request.always),
+        "sampler": request.sampler,
+        "spacing": spacing,
+        "dtype": request.dtype,
+        "prompts": list(prompt),
+        "seeds": list(request.seeds),
+        "settings": drawn.settings,
+        "columns": list(drawn.columns),
+        "changes": drawn.changes(),
+        "moved": drawn.moved,
+    }
+    text = msgspec.json.encode(summary).decode()
+    write_side_by_side(drawn.columns, request.rows, out_path, note=text)
+    if common.json:
+        sys.stdout.write(text + "\n")
+        return 0
+    show_columns(out(), drawn)
+    out().print(f"Wrote {out_path}: {len(request.rows)} rows, {len(drawn.columns)} columns")
+    return 0
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Seeds from `0,1,5` or `0-3`.
+
+    Args:
+        text: numbers and ranges, with commas between them.
+
+    Returns:
+        The seeds, in order, each once.
+
+    Raises:
+        UsageError: the text is none of this.
+    """
+    found: dict[int, None] = {}
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if (
+            not first.isdecimal()
+            or (dash and not last.isdecimal())
+            or int(last or first) < int(first)
+        ):
+            raise UsageError(
+                f"--seeds {text}: expected numbers and ranges, such as 0,1,5 or 0-3",
+                code=Refusal.BAD_OPTION,
+            )
+        found |= dict.fromkeys(range(int(first), int(last or first) + 1))
+    return tuple(found)
+
+
+def show_columns(console: Console, drawn: "SideBySide") -> None:
+    """A line for each column: what moved, and how far its pictures are from those without."""
+    table = Table(title="Columns", title_justify="left")
+    table.add_column("arm")
+    table.add_column("change from none (rms, 0 to 1)", justify="right")
+    table.add_column("modules")
+    changes = drawn.changes()
+    for arm in drawn.columns:
+        counts = drawn.moved.get(arm, [])
+        moved = "; ".join(", ".join(f"{n} {what}" for what, n in one.items()) for one in counts)
+        table.add_row(arm, f"{changes[arm]:.3f}" if arm in changes else "", moved)
+    console.print(table)

@@ -1,0 +1,234 @@
+"""What a base model draws with adapters: as they are, moved to it by each arm, or without any."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from prolora_jax.adapter import Adapter, alike
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.adapters import load_adapter
+from prolora_jax.migrate import make_plan, run_plan
+from prolora_jax.models.generation import generate
+from prolora_jax.models.loading import Params
+from prolora_jax.models.lora import attach
+from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.samplers import Sampler, Spacing
+from prolora_jax.models.tree import spec_of
+from prolora_jax.options import MigrationOptions
+from prolora_jax.pair import BasePair
+
+METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
+NONE, AS_IT_IS, SOURCE = "none", "lora", "source"
+ARMS = (NONE, AS_IT_IS, SOURCE, *METHODS)
+"""`none`: the base alone; `lora`: the adapters as they are; `source`: on the base they are from;
+and the arms of a migration."""
+
+_LCM_STEPS, _STEPS = 4, 25
+_GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
+
+Pictures = Float[np.ndarray, "rows height width 3"]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw, by whom and how; None is for what is usual.
+
+    Attributes:
+        base: the base model that draws, as `load_pipeline` takes it.
+        arms: the columns.
+        prompts: what to draw.
+        seeds: of the noise; each prompt is drawn with each.
+        files: adapters, used together.
+        scales: their strengths, one for each.
+        always: an adapter of the base's own for every column, such as LCM's.
+        parts: pipeline from which everything but the UNet is taken.
+        sampler: takes the steps.
+        spacing: where the steps are; None for what the pipeline says.
+        dtype: what is computed in.
+        negative: what not to draw.
+        steps: of the sampler: 25, with LCM 4.
+        guidance: how much the prompt counts: 7.5, for SDXL's family 5, with LCM 1.
+        size: height and width in pixels: what the base was trained on.
+        at_once: pictures drawn together on each device.
+    """
+
+    base: str | Path
+    arms: tuple[str, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...] = (0,)
+    files: tuple[Path, ...] = ()
+    scales: tuple[float, ...] = ()
+    always: Path | None = None
+    parts: str | Path | None = None
+    sampler: Sampler = "auto"
+    spacing: Spacing | None = None
+    dtype: str = "float32"
+    negative: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: tuple[int | None, int | None] = (None, None)
+    at_once: int = 1
+
+    @property
+    def rows(self) -> list[str]:
+        """Prompt and seed of each row, for people."""
+        return [f"{prompt}\nseed {seed}" for prompt in self.prompts for seed in self.seeds]
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What was drawn.
+
+    Attributes:
+        columns: pictures by arm, in the order asked for.
+        settings: what they were drawn with, where the request left it open.
+        moved: what became of the adapters' modules, by arm of a migration.
+    """
+
+    columns: Mapping[str, Pictures]
+    settings: Mapping[str, Any]
+    moved: Mapping[str, list[dict[str, int]]] = field(default_factory=dict)
+
+    def changes(self) -> dict[str, float]:
+        """How far each column is from the one without adapters: root mean square, 0 to 1."""
+        without = self.columns.get(NONE)
+        if without is None:
+            return {}
+        others = {arm: pictures for arm, pictures in self.columns.items() if arm != NONE}
+        return {a: float(np.sqrt(np.mean(np.square(p - without)))) for a, p in others.items()}
+
+
+def draw_side_by_side(
+    request: Request,
+    source: str | Path | None,
+    pair: BasePair | None,
+    options: MigrationOptions,
+    progress: Progress = lambda stage, done, total: None,
+) -> SideBySide:
+    """Draw every column from the same noise.
+
+    Args:
+        request: what to draw.
+        source: the base model that the adapters are from; None for the base itself.
+        pair: of that base model and the one that draws.
+        options: of the migrations; the method is each arm's own.
+        progress: called with (what, done, total).
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UsageError: a column cannot be drawn from what is given, or the extra `pipelines` is not
+            installed.
+        AdapterRefused: an adapter cannot be used.
+        BaseModelError: a base model cannot be used.
+    """
+    _require(request, has_source=pair is not None)
+    loading: dict[str, Any] = {
+        "sampler": request.sampler,
+        "spacing": request.spacing,
+        "dtype": request.dtype,
+    }
+    pipeline, params = load_pipeline(request.base, parts=request.parts, **loading)
+    settings = _settings(request, pipeline)
+    given: dict[str, list[Adapter]] = {}
+    moved: dict[str, list[dict[str, int]]] = {}
+    if AS_IT_IS in request.arms:
+        given[AS_IT_IS] = [load_adapter(file, spec_of(params)) for file in request.files]
+    if pair is not None:
+        originals = [load_adapter(file, pair.source.spec) for file in request.files]
+        for arm in (arm for arm in request.arms if arm in METHODS):
+            chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
+            plans = [make_plan(adapter, pair, chosen, progress) for adapter in originals]
+            done = [run_plan(a, pair, p, progress) for a, p in zip(originals, plans, strict=True)]
+            given[arm] = [migrated for migrated, _ in done]
+            moved[arm] = [report.counts for _, report in done]
+    always = None if request.always is None else load_adapter(request.always, spec_of(params))
+    here = [arm for arm in request.arms if arm != SOURCE]
+    drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
+    if source is not None and SOURCE in request.arms:
+        del params
+        pipeline, params = load_pipeline(source, **loading)
+        own = {SOURCE: [load_adapter(file, spec_of(params)) for file in request.files]}
+        drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
+    return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
+
+
+def _require(request: Request, *, has_source: bool) -> None:
+    """Check that the columns asked for can be drawn."""
+    for arm in request.arms:
+        needs = arm not in {NONE, AS_IT_IS} and not has_source and "--source"
+        needs = needs or (arm != NONE and not request.files and "--lora")
+        if arm not in ARMS or needs:
+            expected = f"{needs} with it" if needs else f"{', '.join(ARMS)}, with commas between"
+            raise UsageError(f"--arms {arm}: expected {expected}", code=Refusal.BAD_OPTION)
+    if len(request.scales) != len(request.files):
+        raise UsageError(
+            f"--scale: found {len(request.scales)} for {len(request.files)} adapters; expected one "
+            f"for all, or one for each in their order",
+            code=Refusal.BAD_OPTION,
+        )
+    if request.always is not None and SOURCE in request.arms:
+        raise UsageError(
+            f"{request.always}: an adapter of the base cannot be used by the arm {SOURCE}; "
+            f"expected one of the two; leave --lcm, --always or {SOURCE} out",
+            code=Refusal.BAD_OPTION,
+        )
+
+
+def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
+    """The arguments of `generate` that all columns share."""
+    guidance = _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+    height, width = request.size
+    fast = request.sampler == "lcm"
+    return {
+        "negative": request.negative,
+        "steps": request.steps or (_LCM_STEPS if fast else _STEPS),
+        "guidance": request.guidance or (1.0 if fast else guidance),
+        "size": (height or pipeline.pixels, width or pipeline.pixels),
+        "at_once": request.at_once,
+    }
+
+
+def _columns(
+    arms: Sequence[str],
+    adapters: Mapping[str, list[Adapter]],
+    request: Request,
+    pipeline: Pipeline,
+    params: Params,
+    settings: Mapping[str, Any],
+    progress: Progress,
+    always: Adapter | None = None,
+) -> dict[str, Pictures]:
+    """Draw with every arm's adapters in turn, by one program for all; `none` has strength 0."""
+    names = [f"adapter{place}" for place in range(len(request.scales))]
+    # Of one structure, so that the next arm's are put in where the last one's were.
+    same = [alike(row) for row in zip(*adapters.values(), strict=True)]
+    by_arm = {arm: [row[place] for row in same] for place, arm in enumerate(adapters)}
+    any_arm = next(iter(by_arm.values()), [])
+    fixed = {} if always is None else {"always": always}
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+    drawn = {}
+    for arm in arms:
+        some = dict(zip(names, by_arm.get(arm, any_arm), strict=False))
+        used = {n: 0.0 if arm == NONE else s for n, s in zip(names, request.scales, strict=True)}
+        pictures = generate(
+            pipeline,
+            attach(params, some | fixed),
+            request.prompts,
+            request.seeds,
+            scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),
+            mesh=mesh,
+            progress=lambda _, done, total, arm=arm: progress(f"drawing: {arm}", done, total),
+            **settings,
+        )
+        drawn[arm] = pictures.reshape(-1, *pictures.shape[2:])
+    return drawn

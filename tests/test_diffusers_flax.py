@@ -1,0 +1,158 @@
+"""The libraries that have Flax: which versions, what is mended in them, that they keep quiet."""
+
+import logging
+import os
+import pipes
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import unets
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from numpy.testing import assert_allclose
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.models.diffusers_flax import flax_class, theirs
+from prolora_jax.models.pipeline import load_pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "tiny"
+    pipes.make_pipeline(folder, "sdxl")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("library", "number", "found"),
+    [
+        ("diffusers", None, "no such library; expected diffusers<0.40"),
+        ("transformers", None, "no such library; expected transformers<5"),
+        ("diffusers", "0.40.0", "version 0.40.0; expected diffusers<0.40"),
+        ("diffusers", "1.0", "version 1.0; expected diffusers<0.40"),
+        ("transformers", "5.0.0rc1", "version 5.0.0rc1; expected transformers<5"),
+    ],
+)
+def test_libraries_without_flax(library, number, found, folder, monkeypatch):
+    def stand_in(name: str) -> str:
+        if name == library and number is None:
+            raise PackageNotFoundError(name)
+        return number if name == library else version(name)
+
+    monkeypatch.setattr("prolora_jax.models.diffusers_flax.version", stand_in)
+    match = rf"{library}: found {found}, the last with Flax, .*pip install 'prolora_jax\[pipelines"
+    for use in (lambda: flax_class("CLIPTokenizer"), enter):
+        with pytest.raises(UsageError, match=match) as caught:
+            use()
+        assert caught.value.code is Refusal.MISSING_LIBRARY
+    # Before gigabytes are read.
+    monkeypatch.setattr("prolora_jax.models.pipeline.load_unet", None)
+    with pytest.raises(UsageError, match=match):
+        load_pipeline(folder, sampler="lcm")
+
+
+def enter() -> None:
+    with theirs():
+        pass
+
+
+def test_what_broke_with_newer_jax_is_mended():
+    vae = flax_class("FlaxAutoencoderKL")
+    net = {"a": {"kernel": jnp.ones(3)}, "b": jnp.zeros(2), "n": jnp.arange(2)}
+    with theirs():
+        half = vae().to_bf16(net)
+        some = vae().to_bf16(net, {"a": {"kernel": True}, "b": False, "n": False})
+    assert [a.dtype.name for a in jax.tree.leaves(half)] == ["bfloat16", "bfloat16", "int32"]
+    assert [a.dtype.name for a in jax.tree.leaves(some)] == ["bfloat16", "float32", "int32"]
+    checker = import_module("diffusers.pipelines.stable_diffusion.safety_checker_flax")
+    one, other = np.random.default_rng(0).standard_normal((2, 3, 5), np.float32)
+    want = one @ other.T / np.outer(np.linalg.norm(one, axis=1), np.linalg.norm(other, axis=1))
+    with theirs():
+        assert_allclose(checker.jax_cosine_distance(one, other), want, atol=1e-6)
+        assert not np.asarray(checker.jax_cosine_distance(0 * one, other)).any()
+    assert not hasattr(jax, "tree_map")
+    assert checker.jnp is not jnp
+    assert checker.jnp.linalg is jnp.linalg
+
+
+def test_the_ddpm_sampler_steps():
+    flax_class("FlaxPNDMScheduler")
+    ddpm = import_module("diffusers.schedulers.scheduling_ddpm_flax")
+    mine: Any = DDPMScheduler()
+    sample, predicted = np.random.default_rng(1).standard_normal((2, 1, 4, 3, 3), np.float32)
+    with theirs():
+        sampler = ddpm.FlaxDDPMScheduler()
+        state = sampler.create_state()
+
+        def step(time: int, seed: int) -> np.ndarray:
+            key = jax.random.key(seed)
+            return np.asarray(sampler.step(state, predicted, time, sample, key).prev_sample)
+
+        want = mine.step(torch.from_numpy(predicted), 0, torch.from_numpy(sample)).prev_sample
+        # Of the first step its coefficients are 1e-4 / (1 - 0.9999): float32 keeps 3 digits.
+        assert_allclose(step(0, 0), want.numpy(), atol=1e-3)
+        keys = [jax.random.split(jax.random.key(seed), 1)[0] for seed in (0, 1)]
+        noises = [np.asarray(jax.random.normal(key, sample.shape)) for key in keys]
+        deviation = float(mine._get_variance(500)) ** 0.5
+        found = step(500, 0) - step(500, 1)
+        assert_allclose(found, deviation * (noises[0] - noises[1]), atol=1e-5)
+
+
+def test_the_libraries_speak_as_loud_as_before():
+    names = ("diffusers", "transformers")
+    levels = [import_module(f"{name}.utils.logging") for name in names]
+    before = [level.get_verbosity() for level in levels]
+    config: Any = jax.config
+    try:
+        levels[0].set_verbosity_info()
+        levels[1].set_verbosity_debug()
+        with theirs():
+            assert [level.get_verbosity() for level in levels] == [logging.ERROR] * 2
+            assert config.jax_numpy_dtype_promotion == "standard"
+        assert [level.get_verbosity() for level in levels] == [logging.INFO, logging.DEBUG]
+        with pytest.raises(ZeroDivisionError), theirs():
+            _ = 1 / 0
+        assert [level.get_verbosity() for level in levels] == [logging.INFO, logging.DEBUG]
+        assert config.jax_numpy_dtype_promotion == "strict"
+    finally:
+        for level, verbosity in zip(levels, before, strict=True):
+            level.set_verbosity(verbosity)
+
+
+def test_no_torch_is_needed(folder):
+    code = f"""
+import sys
+from functools import partial
+sys.modules["torch"] = None
+import jax
+jax.jit = partial(jax.jit, compiler_options={unets.QUICK!r})
+from prolora_jax.models.generation import generate
+from prolora_jax.models.pipeline import load_pipeline
+assert not {{"diffusers", "transformers"}} & sys.modules.keys()
+pipeline, params = load_pipeline({str(folder)!r}, dtype="bfloat16")
+kinds = {{name: {{str(a.dtype) for a in jax.tree.leaves(params[name])}} for name in params}}
+half = dict.fromkeys(("unet", "text_encoder", "text_encoder_2"), {{"bfloat16"}})
+assert kinds == half | {{"vae": {{"float32"}}}}
+drawn = generate(pipeline, params, ["ink"], [3], steps=1, guidance=1, size=(16, 16))
+assert drawn.shape == (1, 1, 16, 16, 3) and 0 <= drawn.min() < drawn.max() <= 1
+assert drawn.std() > 0.01
+import diffusers, transformers
+logs = diffusers.utils.logging, transformers.utils.logging
+assert [log.get_verbosity() for log in logs] == [30, 30]
+import os
+assert not [name for name in os.environ if name.endswith("_VERBOSITY")]
+"""
+    env = {name: text for name, text in os.environ.items() if not name.endswith("_VERBOSITY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stdout + done.stderr

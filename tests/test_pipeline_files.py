@@ -1,0 +1,366 @@
+"""Pipelines on disk: every container, parts from elsewhere, every refusal, the Flax libraries."""
+
+import json
+import pipes
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import checkpoints
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+import unets
+from diffusers.models.modeling_flax_pytorch_utils import (
+    convert_pytorch_state_dict_to_flax as vae_by,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from numpy.testing import assert_array_equal
+from safetensors.numpy import load_file, save_file
+from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax as text_by
+
+from prolora_jax.architectures.flax_names import leaves
+from prolora_jax.architectures.flax_parts import text_encoder_to_flax, vae_to_flax
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.models.diffusers_flax import theirs
+from prolora_jax.models.generation import generate
+from prolora_jax.models.pipeline import Pipeline, load_pipeline
+
+TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
+WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}
+CONFIG = pipes.UNETS["sdxl"]
+
+
+class Made(NamedTuple):
+    """One pipeline: its folder, as torch's, and as ours."""
+
+    folder: Path
+    torch: Any
+    pipeline: Pipeline
+    params: Any
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Made:
+    folder = tmp_path_factory.mktemp("made") / "tiny"
+    return Made(folder, pipes.make_pipeline(folder, "sdxl"), *load_pipeline(folder))
+
+
+@pytest.fixture
+def folder(made, tmp_path) -> Path:
+    """A copy to be spoilt."""
+    return shutil.copytree(made.folder, tmp_path / "copy")
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None takes one out."""
+    fields = json.loads(file.read_bytes()) | changes
+    file.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    found, expected = dict(leaves(found)), dict(leaves(expected))
+    assert found.keys() == expected.keys()
+    for place, array in expected.items():
+        assert_array_equal(found[place], np.asarray(array), err_msg=place)
+
+
+# --- names and layouts ---
+
+
+def of_torch(net: Any) -> dict[str, np.ndarray]:
+    return {key: tensor.numpy() for key, tensor in net.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
+def test_text_encoders_have_the_names_and_numbers_of_transformers(made, name):
+    encoder, net = made.pipeline.text_encoders[name], getattr(made.torch, name)
+    state, shapes = of_torch(net), encoder.params_shape_tree
+    stand_in = SimpleNamespace(base_model_prefix=encoder.base_model_prefix, params=shapes)
+    with theirs():
+        want = text_by(dict(net.state_dict()), stand_in)
+    tree = text_encoder_to_flax(state)
+    assert_same(tree, want)
+    assert {k: a.shape for k, a in leaves(tree)} == {k: a.shape for k, a in leaves(shapes)}
+    place = tree["text_model"]["encoder"]["layers"]["1"]["self_attn"]["q_proj"]["kernel"]
+    square = state["text_model.encoder.layers.1.self_attn.q_proj.weight"]
+    assert_array_equal(place, square.T)
+    assert np.abs(place - square).max() > 0.01
+    # Names since transformers 5; a buffer of old files.
+    assert_same(
+        text_encoder_to_flax({k.removeprefix("text_model."): a for k, a in state.items()}), tree
+    )
+    buffer = {"text_model.embeddings.position_ids": np.arange(pipes.LENGTH)[None]}
+    assert_same(text_encoder_to_flax(buffer | state), tree)
+
+
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def old_name(key: str) -> str:
+    for new, old in OLD.items():
+        key = key.replace(f".{new}.", f".{old}.")
+    return key
+
+
+def test_vaes_have_the_names_and_numbers_of_diffusers(made):
+    vae, state = made.pipeline.vae, of_torch(made.torch.vae)
+    with theirs():
+        shapes = jax.eval_shape(vae.init_weights, jax.random.key(0))
+        stand_in: Any = SimpleNamespace(init_weights=lambda key: shapes)
+        want = vae_by(dict(made.torch.vae.state_dict()), stand_in)
+    tree = vae_to_flax(state)
+    assert_same(tree, want)
+    assert {k: a.shape for k, a in leaves(tree)} == {k: a.shape for k, a in leaves(shapes)}
+    attention, key = tree["decoder"]["mid_block"]["attentions_0"], "decoder.mid_block.attentions.0"
+    for new, old in OLD.items():
+        square = state[f"{key}.{new}.weight"]
+        assert_array_equal(attention[old]["kernel"], square.T)
+        assert np.abs(square - square.T).max() > 0.01
+    conv = state["decoder.up_blocks.0.resnets.1.conv1.weight"]
+    kernel = tree["decoder"]["up_blocks_0"]["resnets_1"]["conv1"]["kernel"]
+    assert_array_equal(kernel, np.einsum("oihw->hwio", conv))
+    # Old names; a linear layer as a 1x1 convolution.
+    renamed = {old_name(k): a for k, a in state.items()}
+    assert len(renamed.keys() - state.keys()) == 16
+    assert_same(vae_to_flax(renamed), tree)
+    for names in (state, renamed):
+        as_convs = {
+            k: a[:, :, None, None] if "attentions" in k and a.ndim == 2 else a
+            for k, a in names.items()
+        }
+        assert_same(vae_to_flax(as_convs), tree)
+
+
+# --- containers ---
+
+
+def as_msgpack(made: Made, folder: Path) -> None:
+    for name in ("text_encoder", "text_encoder_2", "vae"):
+        (folder / name / WEIGHTS[name]).unlink()
+        file = "diffusion_flax_model" if name == "vae" else "flax_model"
+        host = jax.tree.map(np.asarray, made.params[name])
+        (folder / name / f"{file}.msgpack").write_bytes(flax.serialization.to_bytes(host))
+
+
+def as_orbax(made: Made, folder: Path) -> None:
+    for name in ("text_encoder_2", "vae"):
+        (folder / name / WEIGHTS[name]).unlink()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder / name / "params", jax.tree.map(np.asarray, made.params[name]))
+
+
+def in_shards(made: Made, folder: Path) -> None:
+    for name, size in (("text_encoder", "8KB"), ("vae", "40KB")):
+        (folder / name / WEIGHTS[name]).unlink()
+        getattr(made.torch, name).save_pretrained(folder / name, max_shard_size=size)
+        assert len(list((folder / name).glob("*-of-*.safetensors"))) > 1
+
+
+@pytest.mark.parametrize("stored", [as_msgpack, as_orbax, in_shards])
+def test_other_containers(stored: Callable[[Made, Path], None], made, folder):
+    stored(made, folder)
+    pipeline, params = load_pipeline(folder)
+    assert_same(params, made.params)
+    assert pipeline.vae.config == made.pipeline.vae.config
+
+
+def test_half_precision_only_where_nothing_else_is(made, folder):
+    rounded = {}
+    for name, file in WEIGHTS.items():
+        full = load_file(folder / name / file)
+        rounded[name] = {key: array.astype(np.float16) for key, array in full.items()}
+        save_file(rounded[name], folder / name / file.replace(".", ".fp16."))
+    assert_same(load_pipeline(folder)[1], made.params)
+    for name, file in WEIGHTS.items():
+        (folder / name / file).unlink()
+    _, params = load_pipeline(folder)
+    assert {a.dtype for _, a in leaves(params)} == {jnp.dtype("float32")}
+    half = jax.tree.map(lambda a: np.asarray(a).astype(np.float16).astype(np.float32), made.params)
+    assert_same(params, half)
+
+
+# --- parts from elsewhere ---
+
+
+def alone(made: Made, place: Path) -> Path:
+    return shutil.copytree(made.folder / "unet", place / "mine")
+
+
+def without_config(made: Made, place: Path) -> Path:
+    (alone(made, place) / "config.json").unlink()
+    return place / "mine"
+
+
+def single(made: Made, place: Path) -> Path:
+    return checkpoints.save_single_file(place / "a.safetensors", made.torch.unet.state_dict())
+
+
+def single_ldm(made: Made, place: Path) -> Path:
+    states = checkpoints.ldm_state(made.torch.unet), {"first_stage_model.x": torch.ones(2)}
+    return checkpoints.save_single_file(place / "a.safetensors", *states)
+
+
+@pytest.mark.parametrize("unet", [alone, without_config, single, single_ldm])
+def test_a_unet_with_the_parts_of_a_pipeline(unet: Callable[..., Path], made, tmp_path, caplog):
+    path = unet(made, tmp_path)
+    pipeline, params = load_pipeline(path, parts=made.folder)
+    assert_same(params, made.params)
+    assert pipeline.unet == made.pipeline.unet
+    assert pipeline.sample_size == made.pipeline.sample_size == 8
+    said = f"{path}: only its UNet is used; everything else is from {made.folder}"
+    assert [r.message for r in caplog.records] == ([said] if path.is_file() else [])
+    found = "a single file" if path.is_file() else "no vae/ folder"
+    with pytest.raises(BaseModelError, match=rf"{path}: found {found}; .*\(--parts\)") as caught:
+        load_pipeline(path)
+    assert caught.value.code is Refusal.UNREADABLE_BASE
+
+
+def test_another_unet_than_the_pipelines_is_used(made, tmp_path):
+    other = unets.save(unets.torch_net(CONFIG, seed=5), tmp_path / "other")
+    edit(other / "config.json", sample_size=4)
+    pipeline, params = load_pipeline(other, parts=made.folder)
+    assert pipeline.pixels == 8
+    assert np.abs(params["unet"]["conv_in"]["bias"] - made.params["unet"]["conv_in"]["bias"]).max()
+    assert_same(params["vae"], made.params["vae"])
+    with pytest.raises(UsageError, match="none: no such file or folder") as caught:
+        load_pipeline(other, parts=tmp_path / "none")
+    assert caught.value.code is Refusal.MISSING_FILE
+
+
+@pytest.mark.parametrize("stored", [True, False, None])
+def test_no_negative_prompt_is_zeros_where_it_is_in_torch(stored, made, folder):
+    edit(folder / "model_index.json", force_zeros_for_empty_prompt=stored, tokens=None)
+    config: Any = StableDiffusionXLPipeline.from_pretrained(folder).config
+    want = config.force_zeros_for_empty_prompt
+    assert load_pipeline(folder)[0].zeros_for_empty is want is (stored is not False)
+
+
+def test_prompts_are_no_longer_than_the_encoder(made, folder):
+    (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    edit(folder / "tokenizer_2" / "tokenizer_config.json", model_max_length=77)
+    long = ["paper " * 40, "ink"]
+    found = load_pipeline(folder)[0].tokens(long)
+    assert found.shape == (2, 2, pipes.LENGTH)
+    assert_array_equal(found, made.pipeline.tokens(long))
+
+
+# --- refusals ---
+
+
+def write(file: Path, text: str) -> None:
+    file.write_text(text)
+
+
+def gone(name: str) -> Callable[[Path], None]:
+    def remove(folder: Path) -> None:
+        place = folder / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+
+    return remove
+
+
+def holds(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: write(folder / name, text)
+
+
+def says(name: str, **fields: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / name, **fields)
+
+
+def pickled(folder: Path) -> None:
+    (folder / "vae" / VAE).rename(folder / "vae" / "diffusion_pytorch_model.bin")
+
+
+def more_tokens(folder: Path) -> None:
+    edit(folder / "tokenizer" / "vocab.json", another=514)
+
+
+def stored(name: str, change: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[Path], None]:
+    def rewrite(folder: Path) -> None:
+        file = folder / name / WEIGHTS[name]
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+    return rewrite
+
+
+FINAL = "text_model.final_layer_norm.bias"
+TEXT_CONFIG, VAE_CONFIG = "text_encoder/config.json", "vae/config.json"
+MISSING, SHAPE = Refusal.MISSING_FILE, Refusal.SHAPE_MISMATCH
+CONFIGURED, UNREADABLE = Refusal.UNSUPPORTED_CONFIG, Refusal.UNREADABLE_BASE
+NO_JSON = "found no JSON object; expected the configuration of the pipeline"
+BROKEN: list[tuple[Callable[[Path], None], str, Refusal]] = [
+    (gone("vae"), "copy: found no vae/ folder; expected a diffusers pipeline's folder", UNREADABLE),
+    (gone(TEXT_CONFIG), f"{TEXT_CONFIG}: {NO_JSON}'s text_encoder; fetch", MISSING),
+    (holds(VAE_CONFIG, "{"), f"{VAE_CONFIG}: {NO_JSON}'s vae; fetch", MISSING),
+    (holds(VAE_CONFIG, "[]"), f"{VAE_CONFIG}: {NO_JSON}'s vae; fetch", MISSING),
+    (gone("unet/config.json"), f"unet/config.json: {NO_JSON}'s unet; fetch", MISSING),
+    (gone("scheduler"), f"scheduler_config.json: {NO_JSON}'s scheduler; fetch", MISSING),
+    (holds("model_index.json", "?"), f"model_index.json: {NO_JSON}; fetch", MISSING),
+    (gone("tokenizer_2"), "tokenizer_2/vocab.json: no such file; .* of text_encoder_2", MISSING),
+    (gone("tokenizer/merges.txt"), "tokenizer/merges.txt: no such file; .* text_encoder;", MISSING),
+    (holds("tokenizer/vocab.json", "{"), "tokenizer: cannot be used .*; fetch it aga", UNREADABLE),
+    (more_tokens, "tokenizer: found 515 tokens; expected at most 514, which the text", SHAPE),
+    (gone(f"text_encoder/{TEXT}"), "text_encoder: found no weights; expected them as", MISSING),
+    (pickled, "vae: found no weights; .*or convert what is there", MISSING),
+    (gone("text_encoder_2"), "found text_encoder; expected text_encoder, text_enc", UNREADABLE),
+    (gone("text_encoder"), "found text_encoder_2; .*SDXL's refiner, which has one", UNREADABLE),
+    (
+        says(VAE_CONFIG, latents_mean=[0.0] * 4),
+        "field latents_mean is .*expected None;",
+        CONFIGURED,
+    ),
+    (says(VAE_CONFIG, use_quant_conv=False), "use_quant_conv is False; .*None or True", CONFIGURED),
+    (says(VAE_CONFIG, act_fn="mish"), "config.json: field act_fn is 'mish'", CONFIGURED),
+    (says(VAE_CONFIG, norm_num_groups=3), f"{VAE_CONFIG}: cannot be used .ValueError", UNREADABLE),
+    (says(TEXT_CONFIG, hidden_act="mish"), f"{TEXT_CONFIG}: cannot be used .*'mish'", UNREADABLE),
+    (says("unet/config.json", act_fn="mish"), "copy/unet/config.json: field act_fn", CONFIGURED),
+    (says("unet/config.json", sample_size=[8, 8]), r"sample_size is \[8, 8\]", CONFIGURED),
+    (says(TEXT_CONFIG, num_hidden_layers=2), r"layers/2/.* of shape \(8,\); .* None;", SHAPE),
+    (stored("text_encoder", lambda t: t.pop(FINAL)), r"bias of shape None; .*\(8,\)", SHAPE),
+    (
+        stored("text_encoder", lambda t: t.update({FINAL: np.ones(7, np.float32)})),
+        r"text_encoder: found text_model/final_layer_norm/bias of shape \(7,\); expected \(8,\); "
+        r"the weights are not those of config\.json",
+        SHAPE,
+    ),
+    (
+        stored("vae", lambda t: t.update({"encoder.conv_in.weight": np.ones((8, 3, 1, 3, 3))})),
+        r"vae: found encoder/conv_in/kernel of shape \(8, 3, 1, 3, 3\); expected \(3, 3, 3, 8\)",
+        SHAPE,
+    ),
+    (stored("vae", lambda t: t.update({"0.weight": np.ones(2)})), "found 0/scale of shape", SHAPE),
+    (stored("text_encoder", lambda t: t.update(weight=np.ones(2))), "text_model/scale", SHAPE),
+]
+
+
+@pytest.mark.parametrize(("spoil", "match", "code"), BROKEN)
+def test_what_is_refused(spoil, match, code, folder):
+    spoil(folder)
+    with pytest.raises(BaseModelError, match=match) as caught:
+        load_pipeline(folder)
+    assert caught.value.code is code
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given", [{"size": (12, 16)}, {"size": (16, 0)}, {"steps": 0}, {"at_once": 0}]
+)
+def test_sizes_and_steps_that_cannot_be_drawn(given: dict[str, Any], made):
+    shown = {"size": (16, 16), "steps": 25, "at_once": 4} | given
+    (high, wide), steps, at_once = shown.values()
+    match = rf"size {high}x{wide}, steps {steps}, {at_once} at once: expected multiples of 8, and"
+    with pytest.raises(UsageError, match=match) as caught:
+        generate(made.pipeline, made.params, pipes.PROMPTS, [0], **given)
+    assert caught.value.code is Refusal.BAD_OPTION
