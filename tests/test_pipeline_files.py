@@ -26,6 +26,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax as text_by
+from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
 
 from prolora_jax.architectures.flax_names import leaves
 from prolora_jax.architectures.flax_parts import text_encoder_to_flax, vae_to_flax
@@ -251,6 +252,17 @@ def test_prompts_are_no_longer_than_the_encoder(made, folder):
     found = load_pipeline(folder)[0].tokens(long)
     assert found.shape == (2, 2, pipes.LENGTH)
     assert_array_equal(found, made.pipeline.tokens(long))
+
+
+def test_a_tokenizer_in_one_file(made, folder):
+    want = made.pipeline.tokens(pipes.PROMPTS)
+    for name in ("tokenizer", "tokenizer_2"):
+        fast = CLIPTokenizerFast.from_pretrained(folder / name)
+        shutil.rmtree(folder / name)
+        fast.save_pretrained(folder / name)
+        (folder / name / "vocab.json").unlink()
+        (folder / name / "merges.txt").unlink()
+    assert_array_equal(load_pipeline(folder)[0].tokens(pipes.PROMPTS), want)
 
 
 # --- refusals ---

@@ -87,6 +87,8 @@ class PipelineFiles:
             BaseModelError: there is none.
         """
         folder = self.folder / encoder.replace("text_encoder", "tokenizer")
+        if is_fast_only(folder):
+            return folder
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
                 raise BaseModelError(
@@ -130,6 +132,11 @@ class PipelineFiles:
         return (self.folder / name).exists()
 
 
+def is_fast_only(tokenizer: Path) -> bool:
+    """Whether a tokenizer's folder has only the one file that transformers writes since 5."""
+    return (tokenizer / "tokenizer.json").is_file() and not (tokenizer / "vocab.json").exists()
+
+
 def pipeline_files(path: str | Path, parts: str | Path | None = None) -> PipelineFiles:
     """Where the parts of a pipeline are.
 
@@ -144,7 +151,7 @@ def pipeline_files(path: str | Path, parts: str | Path | None = None) -> Pipelin
         UsageError: there is nothing at a path.
         BaseModelError: there is only a UNet, and no `parts` are given; or the hub refuses.
     """
-    unet = _located(path)
+    unet = _located(path) if parts is None else located(path)
     folder = unet if parts is None else _located(parts)
     if not (folder / _VAE).is_dir():
         found = "a single file" if folder.is_file() else f"no {_VAE}/ folder"

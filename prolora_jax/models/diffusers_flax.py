@@ -37,6 +37,7 @@ _HOMES = {
     "FlaxCLIPTextModelWithProjection": "transformers.models.clip.modeling_flax_clip",
     "CLIPTextConfig": "transformers.models.clip.configuration_clip",
     "CLIPTokenizer": "transformers.models.clip.tokenization_clip",
+    "CLIPTokenizerFast": "transformers.models.clip.tokenization_clip_fast",
 }
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from prolora_jax.architectures.flax_names import leaves
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal
-from prolora_jax.io.pipeline_files import PipelineFiles, pipeline_files
+from prolora_jax.io.pipeline_files import PipelineFiles, is_fast_only, pipeline_files
 from prolora_jax.io.unet_files import read_unet_config
 from prolora_jax.models.diffusers_flax import flax_class, theirs
 from prolora_jax.models.loading import Params, load_unet
@@ -220,7 +220,9 @@ def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Par
 
 def _tokenizer(folder: Path, config: Any) -> Any:
     with _read(folder):
-        tokenizer = flax_class("CLIPTokenizer").from_pretrained(folder)
+        # The slow one where it can be: it is what torch's pipelines use.
+        kind = "CLIPTokenizerFast" if is_fast_only(folder) else "CLIPTokenizer"
+        tokenizer = flax_class(kind).from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
         raise BaseModelError(
             f"{folder}: found {len(tokenizer)} tokens; expected at most {config.vocab_size}, which "

@@ -33,6 +33,7 @@ _INSTEAD = "euler"  # for classes that Flax never had
 # Fields that Flax's classes pass over or get wrong, and the values at which that does not matter;
 # null counts as unset.
 _NOISE: dict[str, tuple[Any, ...]] = {"rescale_betas_zero_snr": (False,)}
+_SPACING: dict[str, tuple[Any, ...]] = {"timestep_spacing": get_args(Spacing)}
 _STEPS: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "use_beta_sigmas": (False,),
@@ -80,22 +81,28 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> A
     steps = _STEPS_OF[chosen]
     if own != chosen:
         fields = {key: value for key, value in fields.items() if key not in steps}
-    for field, allowed in (_NOISE | steps).items():
+    for field, allowed in (_NOISE | _SPACING | steps).items():
         if fields.get(field) is not None and fields[field] not in allowed:
+            others = f"choose a sampler, of {', '.join(SAMPLERS[1:])}"
             raise BaseModelError(
-                f"{origin}: field {field} is {fields[field]!r}; expected {allowed[0]!r}: in Flax "
-                f"{given} draws as if it were; "
-                + (
-                    "nothing here draws from this noise"
-                    if field in _NOISE
-                    else f"choose a sampler, of {', '.join(SAMPLERS[1:])}"
-                ),
+                f"{origin}: field {field} is {fields[field]!r}; expected "
+                f"{' or '.join(map(repr, allowed))}, which is all that {chosen} knows in Flax; "
+                f"{'nothing here draws from this noise' if field in _NOISE else others}",
                 code=Refusal.UNSUPPORTED_CONFIG,
             )
     made = {"ddim": _ddim, "pndm": _pndm, "euler": _euler, "dpm": _dpm}[chosen]()
     with theirs():
         # Flax's classes read an offset that not all of them have a default for.
-        return made.from_config({"steps_offset": 0} | fields)
+        sampler = made.from_config({"steps_offset": 0} | fields)
+        try:
+            sampler.create_state()
+        except NotImplementedError as failure:
+            raise BaseModelError(
+                f"{origin}: {failure}; expected a noise that diffusers' Flax classes know; choose "
+                f"another pipeline",
+                code=Refusal.UNSUPPORTED_CONFIG,
+            ) from failure
+    return sampler
 
 
 def times(
@@ -111,24 +118,16 @@ def times(
 
     Returns:
         Falling times, `(count,)`, float64; of `linspace` not whole numbers.
-
-    Raises:
-        BaseModelError: there is no such spacing.
     """
     trained = config["num_train_timesteps"]
-    match config.get("timestep_spacing") or spacing:
-        case "leading":
-            rising = np.arange(count + last) * (trained // (count + last))
-            rising = rising + (config.get("steps_offset") or 0.0)
-        case "linspace":
-            rising = np.linspace(0, trained - 1, count + last)
-        case "trailing":
-            rising = (np.arange(trained, 0, -trained / count).round() - 1)[::-1]
-        case other:
-            raise BaseModelError(
-                f"timestep_spacing: found {other!r}; expected leading, linspace or trailing",
-                code=Refusal.UNSUPPORTED_CONFIG,
-            )
+    spacing = config.get("timestep_spacing") or spacing
+    if spacing == "trailing":
+        return np.arange(trained, 0, -trained / count).round() - 1
+    if spacing == "linspace":
+        rising = np.linspace(0, trained - 1, count + last)
+    else:
+        offset = config.get("steps_offset") or 0.0
+        rising = np.arange(count + last) * (trained // (count + last)) + offset
     return rising[::-1][:count]
 
 
