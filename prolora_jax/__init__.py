@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from prolora_jax.io.basis_store import FolderStore as FolderStore
     from prolora_jax.io.checkpoint import BaseModel as BaseModel
     from prolora_jax.io.checkpoint import load_base_model as load_base_model
-    from prolora_jax.migrate import make_plan as make_plan
-    from prolora_jax.migrate import migrate as migrate
-    from prolora_jax.migrate import run_plan as run_plan
+    from prolora_jax.migration import make_plan as make_plan
+    from prolora_jax.migration import migrate as migrate
+    from prolora_jax.migration import run_plan as run_plan
     from prolora_jax.models.adapted import adapted as adapted
     from prolora_jax.models.generation import generate as generate
     from prolora_jax.models.loading import load_unet as load_unet
@@ -84,9 +84,9 @@ _HOME = {
     "MigrationOptions": "options",
     "MigrationPlan": "plan",
     "MigrationReport": "report",
-    "make_plan": "migrate",
-    "migrate": "migrate",
-    "run_plan": "migrate",
+    "make_plan": "migration",
+    "migrate": "migration",
+    "run_plan": "migration",
     "verify_adapter": "verify",
     # errors
     "AdapterRefused": "errors",

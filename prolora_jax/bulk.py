@@ -23,7 +23,7 @@ from prolora_jax.io.adapters import load_adapter, refuse_existing, save_adapter,
 from prolora_jax.io.catalog_files import remove_output
 from prolora_jax.io.inputs import likely_rank
 from prolora_jax.io.reports import report_path, write_report
-from prolora_jax.migrate import Header, encode, make_plan
+from prolora_jax.migration import Header, encode, make_plan
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.pair_report import FileReport

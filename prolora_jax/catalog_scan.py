@@ -33,7 +33,7 @@ from prolora_jax.io.peft_folder import config_beside
 from prolora_jax.io.sidecars import Folders
 from prolora_jax.io.signatures import is_pickle
 from prolora_jax.license_check import license_problem
-from prolora_jax.migrate import make_plan
+from prolora_jax.migration import make_plan
 from prolora_jax.options import MigrationOptions, output_rank
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import (

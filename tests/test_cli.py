@@ -284,7 +284,7 @@ def test_verify_accepts_and_rejects(
 
 def test_interrupt_is_130(files: ToyFiles, tmp_path: Path):
     code = (
-        "import prolora_jax.migrate as m\n"
+        "import prolora_jax.migration as m\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"
         "m.make_plan = stop\n"
         "from prolora_jax.cli import main\n"

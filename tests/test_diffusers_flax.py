@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pipes
 import subprocess
 import sys
 from importlib import import_module
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 import unets
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -27,7 +27,7 @@ from prolora_jax.models.pipeline import load_pipeline
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "tiny"
-    pipes.make_pipeline(folder, "sdxl")
+    tiny_pipelines.make_pipeline(folder, "sdxl")
     return folder
 
 

@@ -1,6 +1,5 @@
 """The examples of docs/flax.md run as printed, on tiny pipelines."""
 
-import pipes
 import re
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import builders
 import jax
 import pytest
+import tiny_pipelines
 import unets
+from tiny_pipelines import UNETS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flax.md"
 EXAMPLE = re.compile(r"<!-- test:.*?-->\n```python\n(.*?)```", re.DOTALL)
@@ -20,9 +21,9 @@ def folder(tmp_path_factory) -> Path:
     """Pipelines and adapters under the names that the page uses."""
     place = tmp_path_factory.mktemp("flax")
     for base in ("sdxl", "ssd-1b"):
-        pipes.make_pipeline(place / base, base)
+        tiny_pipelines.make_pipeline(place / base, base)
     for name in ("style", "lcm"):
-        net = unets.torch_net(pipes.UNETS["sdxl"])
+        net = unets.torch_net(UNETS["sdxl"])
         builders.add_lora(net)
         builders.save_by_diffusers(net, place).rename(place / f"{name}.safetensors")
     return place

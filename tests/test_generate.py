@@ -1,19 +1,20 @@
 """`prolora generate`: the picture, its labels and numbers, and what is said when it cannot draw."""
 
 import json
-import pipes
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import builders
 import jax
 import numpy as np
 import pytest
+import tiny_pipelines
 import torch
 import unets
 from numpy.testing import assert_allclose
 from PIL import Image
+from tiny_pipelines import PROMPTS, UNETS
 
 import prolora_jax as pl
 from prolora_jax.cli import run
@@ -34,7 +35,7 @@ class Files(NamedTuple):
 def files(tmp_path_factory) -> Files:
     """A pipeline, a light tune of it, and two adapters for either."""
     folder = tmp_path_factory.mktemp("generate")
-    pipe = pipes.make_pipeline(folder / "source", "vega")
+    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega")
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in (p for p in pipe.unet.parameters() if p.ndim > 1):
@@ -42,8 +43,8 @@ def files(tmp_path_factory) -> Files:
     pipe.save_pretrained(folder / "tuned")
     written = []
     for rank in (4, 2):
-        net = unets.torch_net(pipes.UNETS["vega"])
-        builders.add_lora(net, rank=rank, alpha=rank, seed=rank)
+        net = unets.torch_net(UNETS["vega"])
+        builders.add_lora(net, targets=builders.EVERYTHING, rank=rank, alpha=2 * rank, seed=rank)
         written.append(builders.save_by_diffusers(net, folder / f"rank {rank}"))
     return Files(folder / "source", folder / "tuned", *written)
 
@@ -56,7 +57,7 @@ def _here(monkeypatch, tmp_path):
 
 
 def draw(files: Files, out: Path, *words: str) -> int:
-    base = ["--base", str(files.base), "--prompt", pipes.PROMPTS[0], "--steps", "2", "-q"]
+    base = ["--base", str(files.base), "--prompt", PROMPTS[0], "--steps", "2", "-q"]
     return run(["generate", *base, "--out", str(out), *words])
 
 
@@ -71,11 +72,11 @@ def cells(out: Path, columns: int, rows: int) -> np.ndarray:
 
 
 def test_arms_side_by_side(files, tmp_path, capsys):
-    out, arms = tmp_path / "a.png", "source,none,copy,prolora"
-    words = ["--source", str(files.source), "--lora", str(files.style), "--scale", "0.5"]
-    assert draw(files, out, *words, "--arms", arms, "--seeds", "0-1", "--json") == 0
+    out, columns = tmp_path / "a.png", "source,none,copy,prolora"
+    words = ["--source", str(files.source), "--lora", str(files.style), "--scale", "1.5"]
+    assert draw(files, out, *words, "--arms", columns, "--seeds", "0-1", "--json") == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["columns"] == arms.split(",")
+    assert summary["columns"] == columns.split(",")
     assert summary["settings"]["guidance"] == 5.0
     assert summary["settings"]["steps"] == 2
     with Image.open(out) as sheet:
@@ -87,18 +88,19 @@ def test_arms_side_by_side(files, tmp_path, capsys):
     bases = pl.load_base_model(files.source), pl.load_base_model(files.base)
     adapter = pl.load_adapter(files.style, bases[0].spec)
     options: Any = {"steps": 2, "guidance": 5.0, "size": (16, 16), "at_once": 1}
-    plain = pl.generate(pipeline, params, pipes.PROMPTS[:1], [0, 1], **options)[0]
+    plain = pl.generate(pipeline, params, PROMPTS[:1], [0, 1], **options)[0]
     assert_allclose(shown[1], plain, rtol=0, atol=0.003)
-    for column, method in ((2, "copy"), (3, "prolora")):
+    arms: tuple[Literal["copy", "prolora"], ...] = ("copy", "prolora")
+    for column, method in enumerate(arms, 2):
         moved, _ = pl.migrate(adapter, *bases, pl.MigrationOptions(method=method))
-        merged = pl.merge(params, moved, 0.5)
-        want = pl.generate(pipeline, merged, pipes.PROMPTS[:1], [0, 1], **options)[0]
+        merged = pl.merge(params, moved, 1.5)
+        want = pl.generate(pipeline, merged, PROMPTS[:1], [0, 1], **options)[0]
         assert_allclose(shown[column], want, rtol=0, atol=0.003)
         rms = float(np.sqrt(np.mean(np.square(want - plain))))
         assert summary["changes"][method] == pytest.approx(rms, abs=1e-4)
         assert rms > 0.01
     own, weights = pl.load_pipeline(files.source)
-    want = pl.generate(own, pl.merge(weights, adapter, 0.5), pipes.PROMPTS[:1], [0, 1], **options)
+    want = pl.generate(own, pl.merge(weights, adapter, 1.5), PROMPTS[:1], [0, 1], **options)
     assert_allclose(shown[0], want[0], rtol=0, atol=0.003)
 
 
@@ -114,11 +116,11 @@ def test_two_adapters_of_the_base_itself_and_a_table(files, tmp_path, capsys):
     merged = pl.merge(params, pl.load_adapter(files.style, spec), 0.5)
     merged = pl.unmerge(merged, pl.load_adapter(files.other, spec))
     options: Any = {"steps": 2, "guidance": 5.0, "size": (16, 16)}
-    want = pl.generate(pipeline, merged, pipes.PROMPTS[:1], [0], **options)
+    want = pl.generate(pipeline, merged, PROMPTS[:1], [0], **options)
     assert_allclose(cells(out, 2, 1)[1] / 255, want[0], rtol=0, atol=0.003)
 
 
-FAST = {
+FAST: dict[str, tuple[list[str], dict[str, Any]]] = {
     "lcm": (["--lcm", "OTHER"], {"sampler": "lcm"}),
     "lightning": (
         ["--always", "OTHER", "--sampler", "euler", "--spacing", "trailing", "--steps", "4"]
@@ -133,14 +135,14 @@ def test_an_adapter_in_every_column_four_steps(files, tmp_path, capsys, kind):
     words, sampling = FAST[kind]
     out = tmp_path / "c.png"
     words = [str(files.other) if word == "OTHER" else word for word in words]
-    base = ["generate", "--base", str(files.base), "--prompt", pipes.PROMPTS[0], "-q"]
+    base = ["generate", "--base", str(files.base), "--prompt", PROMPTS[0], "-q"]
     assert run([*base, *words, "--out", str(out), "--json"]) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert (settings["steps"], settings["guidance"]) == (4, 1.0)
     pipeline, params = pl.load_pipeline(files.base, **sampling)
     fast = pl.load_adapter(files.other, pl.load_base_model(files.base).spec)
     options: Any = {"steps": 4, "guidance": 1, "size": (16, 16)}
-    want = pl.generate(pipeline, pl.merge(params, fast), pipes.PROMPTS[:1], [0], **options)
+    want = pl.generate(pipeline, pl.merge(params, fast), PROMPTS[:1], [0], **options)
     assert_allclose(cells(out, 1, 1)[0] / 255, want[0], rtol=0, atol=0.003)
 
 

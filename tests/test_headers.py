@@ -17,7 +17,7 @@ from prolora_jax.formats import FORMATS
 from prolora_jax.formats.header import for_target
 from prolora_jax.io.adapters import load_adapter, save_adapter
 from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.migrate import migrate
+from prolora_jax.migration import migrate
 from prolora_jax.options import MigrationOptions
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")

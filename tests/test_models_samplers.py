@@ -120,7 +120,12 @@ def test_another_sampler_than_the_pipelines(caplog):
         ("DPMSolverMultistepScheduler", "algorithm_type", "sde-dpmsolver++", "'dpmsolver[+][+]'"),
         ("EulerDiscreteScheduler", "final_sigmas_type", "sigma_min", "expected 'zero'"),
         ("EulerDiscreteScheduler", "timestep_spacing", "odd", "expected 'leading' or 'linspace'"),
-        ("EulerDiscreteScheduler", "beta_schedule", "odd", "x: .*; expected a noise that diffusers"),
+        (
+            "EulerDiscreteScheduler",
+            "beta_schedule",
+            "odd",
+            "x: .*; expected a noise that",
+        ),
         ("PNDMScheduler", "timestep_spacing", "trailing", "expected 'leading'"),
         ("PNDMScheduler", "set_alpha_to_one", True, "expected False"),
         ("DDIMScheduler", "rescale_betas_zero_snr", True, "nothing here draws from this noise"),

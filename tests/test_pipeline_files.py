@@ -1,7 +1,6 @@
 """Pipelines on disk: every container, parts from elsewhere, every refusal, the Flax libraries."""
 
 import json
-import pipes
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tiny_pipelines
 import torch
 import unets
 from diffusers.models.modeling_flax_pytorch_utils import (
@@ -23,8 +23,10 @@ from diffusers.models.modeling_flax_pytorch_utils import (
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
+from jax.sharding import Mesh
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
+from tiny_pipelines import LENGTH, PROMPTS, UNETS
 from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax as text_by
 from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
 
@@ -37,7 +39,7 @@ from prolora_jax.models.pipeline import Pipeline, load_pipeline
 
 TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}
-CONFIG = pipes.UNETS["sdxl"]
+CONFIG = UNETS["sdxl"]
 
 
 class Made(NamedTuple):
@@ -52,7 +54,7 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("made") / "tiny"
-    return Made(folder, pipes.make_pipeline(folder, "sdxl"), *load_pipeline(folder))
+    return Made(folder, tiny_pipelines.make_pipeline(folder, "sdxl"), *load_pipeline(folder))
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_text_encoders_have_the_names_and_numbers_of_transformers(made, name):
     assert_same(
         text_encoder_to_flax({k.removeprefix("text_model."): a for k, a in state.items()}), tree
     )
-    buffer = {"text_model.embeddings.position_ids": np.arange(pipes.LENGTH)[None]}
+    buffer = {"text_model.embeddings.position_ids": np.arange(LENGTH)[None]}
     assert_same(text_encoder_to_flax(buffer | state), tree)
 
 
@@ -250,19 +252,19 @@ def test_prompts_are_no_longer_than_the_encoder(made, folder):
     edit(folder / "tokenizer_2" / "tokenizer_config.json", model_max_length=77)
     long = ["paper " * 40, "ink"]
     found = load_pipeline(folder)[0].tokens(long)
-    assert found.shape == (2, 2, pipes.LENGTH)
+    assert found.shape == (2, 2, LENGTH)
     assert_array_equal(found, made.pipeline.tokens(long))
 
 
 def test_a_tokenizer_in_one_file(made, folder):
-    want = made.pipeline.tokens(pipes.PROMPTS)
+    want = made.pipeline.tokens(PROMPTS)
     for name in ("tokenizer", "tokenizer_2"):
         fast = CLIPTokenizerFast.from_pretrained(folder / name)
         shutil.rmtree(folder / name)
         fast.save_pretrained(folder / name)
         (folder / name / "vocab.json").unlink()
         (folder / name / "merges.txt").unlink()
-    assert_array_equal(load_pipeline(folder)[0].tokens(pipes.PROMPTS), want)
+    assert_array_equal(load_pipeline(folder)[0].tokens(PROMPTS), want)
 
 
 # --- refusals ---
@@ -367,12 +369,23 @@ def test_what_is_refused(spoil, match, code, folder):
 
 
 @pytest.mark.parametrize(
-    "given", [{"size": (12, 16)}, {"size": (16, 0)}, {"steps": 0}, {"at_once": 0}]
+    ("given", "match"),
+    [
+        ({"size": (12, 16)}, "size 12x16, 4 at once: expected multiples of 8, 1 or more"),
+        ({"size": (16, 0)}, "size 16x0, 4 at once: expected multiples of 8"),
+        ({"at_once": 0}, "size 16x16, 0 at once: expected multiples of 8, 1 or more"),
+        ({"steps": 0}, "steps 0: expected 1 to 1000"),
+        ({"steps": 1001}, "steps 1001: expected 1 to 1000, the times that the net was trained"),
+        ({"seeds": []}, "2 prompts, 0 seeds: expected at least one of each"),
+        ({"prompts": []}, "0 prompts, 1 seeds: expected at least one of each"),
+        (
+            {"mesh": Mesh(np.array(jax.devices()), ("x",))},
+            "mesh .*'x',.*: expected one called data",
+        ),
+    ],
 )
-def test_sizes_and_steps_that_cannot_be_drawn(given: dict[str, Any], made):
-    shown = {"size": (16, 16), "steps": 25, "at_once": 4} | given
-    (high, wide), steps, at_once = shown.values()
-    match = rf"size {high}x{wide}, steps {steps}, {at_once} at once: expected multiples of 8, and"
+def test_what_cannot_be_drawn(given: dict[str, Any], match: str, made):
+    options: dict[str, Any] = {"prompts": PROMPTS, "seeds": [0]} | given
     with pytest.raises(UsageError, match=match) as caught:
-        generate(made.pipeline, made.params, pipes.PROMPTS, [0], **given)
+        generate(made.pipeline, made.params, **options)
     assert caught.value.code is Refusal.BAD_OPTION

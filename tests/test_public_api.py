@@ -75,6 +75,12 @@ def test_every_public_name_resolves():
     assert set(names) <= set(dir(prolora_jax))
 
 
+def test_no_public_name_is_a_modules():
+    """A module that is imported becomes an attribute of its package, over any other of its name."""
+    modules = {path.stem for path in (ROOT / "prolora_jax").iterdir()}
+    assert modules.isdisjoint(prolora_jax.__all__)
+
+
 def test_every_public_name_is_documented():
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     text = "\n".join(page.read_text() for page in pages)

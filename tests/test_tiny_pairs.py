@@ -13,7 +13,7 @@ from prolora_jax.architectures.spec import ModuleSpec
 from prolora_jax.architectures.unet_table import UNetConfig, unet_table
 from prolora_jax.io.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.tensors import write_tensors
-from prolora_jax.migrate import migrate
+from prolora_jax.migration import migrate
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 from prolora_jax.plan import UNVERIFIED_TEXT_ENCODER, Skip

@@ -38,7 +38,7 @@ def demo(
     from prolora_jax.io.adapters import load_adapter, save_adapter
     from prolora_jax.io.basis_store import FolderStore
     from prolora_jax.io.reports import write_report
-    from prolora_jax.migrate import make_plan, run_plan
+    from prolora_jax.migration import make_plan, run_plan
     from prolora_jax.options import MigrationOptions
     from prolora_jax.relation import relation
     from prolora_jax.verify import verify_adapter

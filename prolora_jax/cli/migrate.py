@@ -85,7 +85,7 @@ def migrate(
     from prolora_jax.io.reports import read_plan, report_path, write_report
     from prolora_jax.io.sidecars import Folders, carry
     from prolora_jax.license_check import require_license
-    from prolora_jax.migrate import make_plan, run_plan
+    from prolora_jax.migration import make_plan, run_plan
     from prolora_jax.pair import BasePair
     from prolora_jax.reuse import check_plan
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from prolora_jax.adapter import Adapter, alike
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters import load_adapter
-from prolora_jax.migrate import make_plan, run_plan
+from prolora_jax.migration import make_plan, run_plan
 from prolora_jax.models.generation import generate
 from prolora_jax.models.loading import Params
 from prolora_jax.models.lora import attach
@@ -164,10 +164,14 @@ def draw_side_by_side(
 def _require(request: Request, *, has_source: bool) -> None:
     """Check that the columns asked for can be drawn."""
     for arm in request.arms:
-        needs = arm not in {NONE, AS_IT_IS} and not has_source and "--source"
-        needs = needs or (arm != NONE and not request.files and "--lora")
-        if arm not in ARMS or needs:
-            expected = f"{needs} with it" if needs else f"{', '.join(ARMS)}, with commas between"
+        expected = None
+        if arm not in ARMS:
+            expected = f"{', '.join(ARMS)}, with commas between"
+        elif arm not in {NONE, AS_IT_IS} and not has_source:
+            expected = "--source with it"
+        elif arm != NONE and not request.files:
+            expected = "--lora with it"
+        if expected is not None:
             raise UsageError(f"--arms {arm}: expected {expected}", code=Refusal.BAD_OPTION)
     if len(request.scales) != len(request.files):
         raise UsageError(
@@ -185,14 +189,15 @@ def _require(request: Request, *, has_source: bool) -> None:
 
 def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
     """The arguments of `generate` that all columns share."""
-    guidance = _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
-    height, width = request.size
-    fast = request.sampler == "lcm"
+    steps, guidance = _STEPS, _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+    if request.sampler == "lcm":
+        steps, guidance = _LCM_STEPS, 1.0
+    height, width = (pipeline.pixels if side is None else side for side in request.size)
     return {
         "negative": request.negative,
-        "steps": request.steps or (_LCM_STEPS if fast else _STEPS),
-        "guidance": request.guidance or (1.0 if fast else guidance),
-        "size": (height or pipeline.pixels, width or pipeline.pixels),
+        "steps": steps if request.steps is None else request.steps,
+        "guidance": guidance if request.guidance is None else request.guidance,
+        "size": (height, width),
         "at_once": request.at_once,
     }
 

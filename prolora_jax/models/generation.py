@@ -1,13 +1,14 @@
 """Pictures from prompts and seeds, compiled once, over as many devices as there are."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
@@ -52,39 +53,39 @@ def generate(
         seeds: of the noise that each picture starts from; other noise than torch's of that seed.
         negative: what not to draw.
         steps: of the sampler.
-        guidance: how much the prompt counts against the negative one; 1 for not at all, which is
-            half the work.
+        guidance: how much the prompt counts against the negative one; 1 or less for not at all,
+            which is half the work.
         size: height and width in pixels, multiples of 8; None for what the base was trained on.
         scales: of the adapters to be used, by name.
         noise: to start from instead, standard normal, such as torch's: then pictures are torch's,
             too.
         at_once: pictures in one batch; on a mesh for each device.
-        mesh: devices with an axis `data`, over which the pictures of a batch are spread.
+        mesh: devices with an axis `data`, over which the pictures of a batch are spread. Parameters
+            that are on all of them stay as they are, others are copied to each.
         progress: called with the stage, and how many pictures of how many are done.
 
     Returns:
         Pictures with values from 0 to 1, `(prompts, seeds, height, width, 3)`, float32.
 
     Raises:
-        UsageError: a size that is not a multiple, no step, or no adapter of a name.
+        UsageError: nothing to draw, a size that is not a multiple, too few steps or too many, a
+            mesh without the axis, or no adapter of a name.
     """
     height, width = size or (pipeline.pixels,) * 2
-    if height % 8 or width % 8 or min(height, width, steps, at_once) < 1:
-        raise UsageError(
-            f"size {height}x{width}, steps {steps}, {at_once} at once: expected multiples of 8, "
-            f"and at least 1 each; correct them",
-            code=Refusal.BAD_OPTION,
-        )
+    _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
     tokens, negatives = pipeline.tokens(list(prompts)), pipeline.tokens([negative or ""])
     empty = negative is None and pipeline.zeros_for_empty
-    draw = _compiled(pipeline, steps, guidance != 1, empty)
+    draw = _compiled(pipeline, steps, guidance > 1, empty)
     side = pipeline.pixels_per_latent
     shape = (pipeline.unet.config.tensors.in_channels, height // side, width // side)
     jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
     devices = 1 if mesh is None else mesh.shape["data"]
     batch = min(at_once, -(-len(jobs) // devices)) * devices
     if mesh is not None:
-        params = jax.device_put(params, NamedSharding(mesh, P()))
+        # What goes where inside is left to XLA, also if the axes are explicit (jax.make_mesh).
+        names = mesh.axis_names
+        mesh = Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
+        params = _on_all(params, mesh)
     drawn = []
     for begin in range(0, len(jobs), batch):
         progress("drawing", begin, len(jobs))
@@ -95,10 +96,47 @@ def generate(
         given = tokens[[prompt for prompt, _ in some]], start, keys
         if mesh is not None:
             given = jax.device_put(given, NamedSharding(mesh, P("data")))
-        pictures = draw(params, *given, negatives, guidance, dict(scales or {}))
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            pictures = draw(params, *given, negatives, guidance, dict(scales or {}))
         drawn.append(np.asarray(pictures)[: len(jobs) - begin])
     progress("drawing", len(jobs), len(jobs))
     return np.concatenate(drawn).reshape(len(prompts), len(seeds), height, width, 3)
+
+
+def _require(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    steps: int,
+    at_once: int,
+    mesh: Mesh | None,
+    pipeline: Pipeline,
+) -> None:
+    """Refuse what cannot be drawn, before anything is compiled."""
+    most = pipeline.sampler.config.num_train_timesteps
+    height, width = size
+    if not prompts or not seeds:
+        problem = f"{len(prompts)} prompts, {len(seeds)} seeds: expected at least one of each"
+    elif height % 8 or width % 8 or min(size) < 8 or at_once < 1:
+        problem = f"size {height}x{width}, {at_once} at once: expected multiples of 8, 1 or more"
+    elif not 1 <= steps <= most:
+        problem = f"steps {steps}: expected 1 to {most}, the times that the net was trained for"
+    elif mesh is not None and "data" not in mesh.axis_names:
+        problem = f"mesh with axes {mesh.axis_names}: expected one called data"
+    else:
+        return
+    raise UsageError(f"{problem}; correct it", code=Refusal.BAD_OPTION)
+
+
+def _on_all(params: Params, mesh: Mesh) -> Params:
+    """Parameters that every device of a mesh has, or a part of, each."""
+    devices, everywhere = set(mesh.devices.flat), NamedSharding(mesh, P())
+
+    def placed(leaf: Any) -> jax.Array:
+        there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
+        return leaf if there else jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(placed, params)
 
 
 @lru_cache(maxsize=8)

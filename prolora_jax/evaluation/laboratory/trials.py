@@ -22,7 +22,7 @@ from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.io.basis_store import FolderStore
 from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.migrate import make_plan, run_plan
+from prolora_jax.migration import make_plan, run_plan
 from prolora_jax.options import MigrationOptions
 from prolora_jax.pair import BasePair
 

@@ -1,0 +1,90 @@
+"""Pictures and gradients over a mesh of 8 devices are those of one device, and the work is spread.
+
+In a process of its own, as test_sharding.py says; compiling takes nearly all of its time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sharded_pictures
+import tiny_pipelines
+import unets
+from tiny_pipelines import PROMPTS
+
+SCRIPT = Path(sharded_pictures.__file__)
+ATOL = 1e-5  # of pictures from 0 to 1: float32 sums in another order
+STEP = 2.0**-7  # between bfloat16's numbers at 1, the largest value of a picture
+SHARE = 1e-5  # of a gradient's norm: float32 sums in another order
+WIDTH = 8  # of a prompt's summary
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("sharded")
+    tiny_pipelines.make_pipeline(folder / "pipeline", "ssd-1b")
+    unets.save(unets.torch_net(sharded_pictures.NET), folder / "unet")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "16",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder / "pipeline"), str(folder / "unet")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 8
+    return found
+
+
+@pytest.mark.parametrize(
+    ("sampler", "mesh", "rows"), [("euler", {"data": 8}, 2), ("lcm", {"data": 4, "model": 2}, 1)]
+)
+def test_pictures_over_eight_devices(found, sampler, mesh, rows):
+    drawn = found[sampler]
+    assert drawn["mesh"] == mesh
+    count = len(PROMPTS) * len(sharded_pictures.SEEDS)
+    assert count % mesh["data"]  # the last batch is filled up
+    assert drawn["error"] <= ATOL
+    assert found["without adapter"] > 0.05
+    assert not drawn["copied"]  # parameters that are on the mesh already
+    # Each device has a picture of its own, with two rows where there is guidance, and no step
+    # needs another device.
+    assert drawn["over"] == ["data"]
+    assert drawn["unet_rows"] == [rows]
+    assert drawn["in_loop"] == []
+    # Before the loop the prompts' summaries are looked up in all rows, once; nothing larger moves.
+    assert max(numbers for _, numbers in drawn["outside"]) <= mesh["data"] * WIDTH
+
+
+def test_bfloat16_but_for_vae_and_latents(found):
+    half = found["bfloat16"]
+    parts = {"unet", "text_encoder", "text_encoder_2"}
+    assert half["parameters"] == {part: ["bfloat16"] for part in parts} | {"vae": ["float32"]}
+    assert half["nets"] == ["bfloat16"] * 3
+    assert half["latents"] == ["float32"]
+    # On average; the adapter moves pictures by ten times that.
+    assert 0 < half["distance"] <= STEP < found["without adapter"] / 10
+
+
+def test_gradients_by_factors_with_remat_over_eight_devices(found):
+    single, half = (found["gradients"][dtype] for dtype in ("float32", "bfloat16"))
+    assert single["error"] <= SHARE
+    # Another order rounds otherwise, but no worse.
+    assert half["error"] <= half["rounding"] < 0.05
+    for one in (single, half):
+        assert one["least"] > 0
+        assert one["collectives"] == ["all-reduce"]
+    memory = found["gradients"]["bytes"]
+    assert memory["again"] < memory["kept"] / 2
