@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prolora_jax.models.lora import detach as detach
     from prolora_jax.models.lora import merge as merge
     from prolora_jax.models.lora import unmerge as unmerge
-    from prolora_jax.models.pipeline import load_pipeline as load_pipeline
+    from prolora_jax.models.pipeline_loading import load_pipeline as load_pipeline
     from prolora_jax.models.stock import stock_pipeline as stock_pipeline
     from prolora_jax.options import MigrationOptions as MigrationOptions
     from prolora_jax.pair import BasePair as BasePair
@@ -77,7 +77,7 @@ _HOME = {
     "unmerge": "models.lora",
     # pictures
     "generate": "models.generation",
-    "load_pipeline": "models.pipeline",
+    "load_pipeline": "models.pipeline_loading",
     "stock_pipeline": "models.stock",
     # migration
     "BasePair": "pair",

@@ -27,7 +27,8 @@ from prolora_jax.models import generation
 from prolora_jax.models.adapted import adapted
 from prolora_jax.models.loading import load_unet
 from prolora_jax.models.lora import attach
-from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.pipeline import Pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 from prolora_jax.models.tree import grafted, spec_of, walk
 
 # The smallest net that is built as SSD-1B, for gradients.

@@ -21,7 +21,7 @@ from numpy.testing import assert_allclose
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.models.diffusers_flax import flax_class, theirs
-from prolora_jax.models.pipeline import load_pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_libraries_without_flax(library, number, found, folder, monkeypatch):
             use()
         assert caught.value.code is Refusal.MISSING_LIBRARY
     # Before gigabytes are read.
-    monkeypatch.setattr("prolora_jax.models.pipeline.load_unet", None)
+    monkeypatch.setattr("prolora_jax.models.pipeline_loading.load_unet", None)
     with pytest.raises(UsageError, match=match):
         load_pipeline(folder, sampler="lcm")
 
@@ -135,7 +135,7 @@ sys.modules["torch"] = None
 import jax
 jax.jit = partial(jax.jit, compiler_options={unets.QUICK!r})
 from prolora_jax.models.generation import generate
-from prolora_jax.models.pipeline import load_pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 assert not {{"diffusers", "transformers"}} & sys.modules.keys()
 pipeline, params = load_pipeline({str(folder)!r}, dtype="bfloat16")
 kinds = {{name: {{str(a.dtype) for a in jax.tree.leaves(params[name])}} for name in params}}

@@ -18,7 +18,9 @@ from diffusers.schedulers import scheduling_lcm
 from numpy.testing import assert_allclose, assert_array_equal
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.models.lcm import LCMConfig, LCMScheduler, LCMState, fresh_noise, picture_keys
+from prolora_jax.models.lcm import LCMScheduler, LCMState
+from prolora_jax.models.lcm_config import LCMConfig
+from prolora_jax.models.noise import fresh_noise, picture_keys
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD = BETAS | {"num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False}

@@ -27,24 +27,14 @@ from prolora_jax.models.lora import attach, attached, detach, merge, unmerge
 from prolora_jax.models.tree import kernels, spec_of, walk
 from prolora_jax.models.unet import UNet
 
-# The smallest net with everything: nested depths, a middle block of one resnet, sizes.
-CONFIG = unets.SMALL["ssd-1b"] | {
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "attention_head_dim": (1, 2),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [0, [1]],
-    "reverse_transformer_layers_per_block": [[2, 1], 1],
-}
 ATOL = 2e-5  # float32 nets whose predictions are about 1
 
 
 @pytest.fixture(scope="module")
 def nets(tmp_path_factory) -> dict[str, Any]:
     """A torch net with two adapters by peft, what it predicts, and the same net and files."""
-    folder, given = tmp_path_factory.mktemp("nets"), unets.inputs(CONFIG)
-    torch_net = unets.torch_net(CONFIG)
+    folder, given = tmp_path_factory.mktemp("nets"), unets.inputs(unets.SMALLEST)
+    torch_net = unets.torch_net(unets.SMALLEST)
     net, params = load_unet(unets.save(torch_net, folder / "base"))
     spec = pl.load_base_model(folder / "base").spec
     files = {}
@@ -52,7 +42,7 @@ def nets(tmp_path_factory) -> dict[str, Any]:
         ("ink", 4, builders.EVERYTHING),
         ("paper", 2, builders.ATTENTION),
     ):
-        one = unets.torch_net(CONFIG)
+        one = unets.torch_net(unets.SMALLEST)
         shared: Any = {"targets": targets, "rank": rank, "alpha": 3, "seed": rank}
         builders.add_lora(one, **shared)
         files[name] = builders.save_by_diffusers(one, folder / name)

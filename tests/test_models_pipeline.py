@@ -21,8 +21,9 @@ from tiny_pipelines import PROMPTS, SIZE, UNETS
 import prolora_jax as pl
 from prolora_jax.models.diffusers_flax import theirs
 from prolora_jax.models.generation import generate
-from prolora_jax.models.lcm import fresh_noise, picture_keys
-from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.noise import fresh_noise, picture_keys
+from prolora_jax.models.pipeline import Pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 from prolora_jax.models.stock import stock_pipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -121,20 +121,10 @@ def test_tree_and_predictions_equal_diffusers_flax(name):
 
 @pytest.fixture(scope="module")
 def pruned() -> tuple[UNet, Any, unets.Inputs]:
-    """The smallest net with everything: nested depths, a middle block of one resnet, sizes."""
-    config = unets.SMALL["ssd-1b"] | {
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "attention_head_dim": (1, 2),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": [0, [1]],
-        "reverse_transformer_layers_per_block": [[2, 1], 1],
-    }
-    net = UNet(from_diffusers(config))
+    net = UNet(from_diffusers(unets.SMALLEST))
     params = initial_params(net.config)
     params["conv_out"]["kernel"] += 0.1
-    return net, params, unets.inputs(config)
+    return net, params, unets.inputs(unets.SMALLEST)
 
 
 def test_bfloat16(pruned):

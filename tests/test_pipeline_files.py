@@ -35,7 +35,8 @@ from prolora_jax.architectures.flax_parts import text_encoder_to_flax, vae_to_fl
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.models.diffusers_flax import theirs
 from prolora_jax.models.generation import generate
-from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.pipeline import Pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 
 TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}
@@ -265,6 +266,13 @@ def test_a_tokenizer_in_one_file(made, folder):
         (folder / name / "vocab.json").unlink()
         (folder / name / "merges.txt").unlink()
     assert_array_equal(load_pipeline(folder)[0].tokens(PROMPTS), want)
+
+
+def test_a_prompt_that_is_cut_off_is_said(made, caplog):
+    made.pipeline.tokens(["short"])
+    assert not caplog.text
+    made.pipeline.tokens(["rather long, this one"])
+    assert "this one': 20 tokens, of which text_encoder sees 16" in caplog.text
 
 
 # --- refusals ---

@@ -117,6 +117,17 @@ for _config in SMALL.values():
     if "addition_embed_type" not in _config:
         del _config["addition_time_embed_dim"], _config["projection_class_embeddings_input_dim"]
 
+# The smallest net with everything: nested depths, a middle block of one resnet, sizes.
+SMALLEST = SMALL["ssd-1b"] | {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": (1, 2),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": [0, [1]],
+    "reverse_transformer_layers_per_block": [[2, 1], 1],
+}
+
 # For the compiler, which takes most of the time here: these cut it to a third.
 QUICK = {
     "xla_backend_optimization_level": 0,

@@ -17,7 +17,8 @@ from prolora_jax.migration import make_plan, run_plan
 from prolora_jax.models.generation import generate
 from prolora_jax.models.loading import Params
 from prolora_jax.models.lora import attach
-from prolora_jax.models.pipeline import Pipeline, load_pipeline
+from prolora_jax.models.pipeline import Pipeline
+from prolora_jax.models.pipeline_loading import load_pipeline
 from prolora_jax.models.samplers import Sampler, Spacing
 from prolora_jax.models.tree import spec_of
 from prolora_jax.options import MigrationOptions

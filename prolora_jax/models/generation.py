@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -16,9 +16,9 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.models.adapted import adapted
 from prolora_jax.models.denoising import denoise
 from prolora_jax.models.diffusers_flax import theirs
-from prolora_jax.models.lcm import picture_keys
 from prolora_jax.models.loading import Params
 from prolora_jax.models.lora import Scale
+from prolora_jax.models.noise import picture_keys, starting_noise
 from prolora_jax.models.pipeline import Pipeline
 
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
@@ -170,19 +170,3 @@ def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
         return pipeline.decode(params, latents)
 
     return jax.jit(draw)
-
-
-@partial(jax.jit, static_argnums=1)
-def starting_noise(
-    keys: Array, shape: tuple[int, int, int]
-) -> Float[Array, "batch channels height width"]:
-    """The noise that pictures start from, each from its own key.
-
-    Args:
-        keys: of `lcm.picture_keys`.
-        shape: of one picture's latents: channels, height, width.
-
-    Returns:
-        Standard normal, float32.
-    """
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)

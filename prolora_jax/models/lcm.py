@@ -7,8 +7,8 @@ arXiv 2303.01469; as an adapter: arXiv 2311.05556).
 The interface is that of the Flax schedulers of diffusers, so it takes their place in a pipeline.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -17,52 +17,12 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from prolora_jax.errors import BaseModelError, Refusal, UsageError
-
-Anywhere = Array | np.ndarray
-"""Arrays of a device or of the host."""
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.models.lcm_config import LCMConfig, read_config
+from prolora_jax.models.noise import Key, check_pictures, fresh_noise, typed_key
+from prolora_jax.models.unet import Anywhere
 
 _SIGMA_DATA = 0.5  # standard deviation of the data, as the distillation takes it
-# Other generators give a picture other noise when it is drawn beside others (by vmap).
-_GENERATOR = "threefry2x32"
-_CHOICES = {
-    "beta_schedule": ("scaled_linear", "linear"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-}
-# What else changes the noise or the picture, with its one value here; null counts as unset.
-# The rest belongs to other ways of sampling: spacing and offset of their steps, their last step.
-_FIXED: Mapping[str, tuple[Any, ...]] = {
-    "clip_sample": (False,),
-    "rescale_betas_zero_snr": (False,),
-    "thresholding": (False,),
-    "timestep_type": ("discrete",),
-    "trained_betas": (),
-    "use_flow_sigmas": (False,),
-}
-
-
-@dataclass(frozen=True)
-class LCMConfig:
-    """How a net was trained and distilled.
-
-    Attributes:
-        num_train_timesteps: times of the training.
-        beta_start: variance of the noise added at the first of them.
-        beta_end: and at the last.
-        beta_schedule: what grows evenly between: its root ("scaled_linear") or itself ("linear").
-        prediction_type: what the net predicts: "epsilon", "v_prediction" or "sample".
-        original_inference_steps: steps of the solver in the distillation; times are taken from
-            them.
-        timestep_scaling: by which times are multiplied where output and input are weighed.
-    """
-
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    beta_schedule: str = "scaled_linear"
-    prediction_type: str = "epsilon"
-    original_inference_steps: int = 50
-    timestep_scaling: float = 10.0
 
 
 class LCMState(struct.PyTreeNode):
@@ -120,9 +80,9 @@ class LCMScheduler:
         Raises:
             BaseModelError: the noise it describes is not of the Stable Diffusion family.
         """
-        return cls(_read(config, origin))
+        return cls(read_config(config, origin))
 
-    def create_state(self, key: Anywhere | int = 0) -> LCMState:
+    def create_state(self, key: Key = 0) -> LCMState:
         """The state before a run.
 
         Args:
@@ -145,7 +105,7 @@ class LCMScheduler:
             alphas=jnp.asarray(np.cumprod(1 - betas), jnp.float32),
             init_noise_sigma=jnp.float32(1),
             timesteps=jnp.zeros(0, jnp.int32),
-            key=_typed(key),
+            key=typed_key(key),
         )
 
     def set_timesteps(
@@ -175,7 +135,7 @@ class LCMScheduler:
         key = state.key
         if key.ndim == 0 and shape:
             key = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(shape[0]))
-        _check_pictures(key, shape[:1] or key.shape)
+        check_pictures(key, shape[:1] or key.shape)
         apart = self.config.num_train_timesteps // most
         falling = np.arange(most, 0, -1) * apart - 1
         # As torch's diffusers rounds, whose times the published adapters are shown with.
@@ -212,7 +172,7 @@ class LCMScheduler:
                 "state: found no times; expected some; call set_timesteps first",
                 code=Refusal.BAD_OPTION,
             )
-        _check_pictures(state.key, sample.shape[:1])
+        check_pictures(state.key, sample.shape[:1])
         t = jnp.asarray(t, jnp.int32)
         sample, output = (jnp.asarray(x, jnp.float32) for x in (sample, model_output))
         passed = jnp.sum(state.timesteps >= t)
@@ -235,90 +195,5 @@ class LCMScheduler:
         return LCMOutput(jnp.where(passed < steps, noisy, clean), state)
 
 
-def picture_keys(seeds: Sequence[int]) -> Array:
-    """A key for each picture, `(batch,)`, each from a seed of its own."""
-    return jnp.stack([jax.random.key(seed, impl=_GENERATOR) for seed in seeds])
-
-
-def fresh_noise(
-    keys: Array, t: Int[Array, ""] | int, shape: tuple[int, ...]
-) -> Float[Array, "batch ..."]:
-    """The noise that a step from time `t` adds.
-
-    Args:
-        keys: one for each picture, `(batch,)`.
-        t: the time; no two have the same noise.
-        shape: of one picture.
-
-    Returns:
-        Standard normal; that of a picture depends on nothing but its key and the time.
-    """
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape, jnp.float32))(
-        keys
-    )
-
-
 def _signal_and_noise(alpha: Array) -> tuple[Array, Array]:
     return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
-
-
-def _typed(key: Anywhere | int) -> Array:
-    """Any kind of key as jax's typed one, `()` or `(batch,)`."""
-    if isinstance(key, int):
-        return jax.random.key(key, impl=_GENERATOR)
-    typed = jnp.asarray(key)
-    if key.dtype == jnp.uint32 and key.shape[-1:] == (2,):
-        typed = jax.random.wrap_key_data(typed, impl=_GENERATOR)
-    is_key = jnp.issubdtype(typed.dtype, jax.dtypes.prng_key)
-    if not is_key or str(jax.random.key_impl(typed)) != _GENERATOR or typed.ndim > 1:
-        raise UsageError(
-            f"key: found {key.dtype} of shape {key.shape}; expected a seed, or a key of "
-            f"{_GENERATOR} for all pictures or for each; make them with picture_keys",
-            code=Refusal.BAD_OPTION,
-        )
-    return typed
-
-
-def _check_pictures(key: Array, pictures: tuple[int, ...]) -> None:
-    if key.ndim == 0 or key.shape != pictures:
-        raise UsageError(
-            f"key: found keys of shape {key.shape} for latents whose shape begins with "
-            f"{pictures}; expected a key for each picture; give the latents' shape to "
-            f"set_timesteps, and to create_state one key or as many as there are pictures",
-            code=Refusal.BAD_OPTION,
-        )
-
-
-def _read(raw: Mapping[str, Any], origin: str) -> LCMConfig:
-    """The fields of a configuration that count here."""
-    given = {name: value for name, value in raw.items() if value is not None}
-    found = asdict(LCMConfig()) | given
-
-    def must(be_true: bool, name: str, expected: str) -> None:
-        if not be_true:
-            raise BaseModelError(
-                f"{origin}: field {name} is {given.get(name)!r}; expected {expected}; only the "
-                f"noise of the Stable Diffusion family is supported; take a model trained with it",
-                code=Refusal.UNSUPPORTED_CONFIG,
-            )
-
-    for name, allowed in _FIXED.items():
-        must(name not in given or given[name] in allowed, name, _listed(allowed))
-    # Schedulers of flow matching have none of these, and other noise.
-    for name in ("beta_start", "beta_end", "beta_schedule"):
-        must(name in given, name, "a value")
-    for name, allowed in _CHOICES.items():
-        must(found[name] in allowed, name, _listed(allowed))
-    for name in ("beta_start", "beta_end"):
-        value = found[name]
-        must(isinstance(value, float) and 0 < value < 1, name, "a number between 0 and 1")
-    train, steps = found["num_train_timesteps"], found["original_inference_steps"]
-    must(isinstance(train, int) and train > 0, "num_train_timesteps", "a positive number")
-    are_steps = isinstance(steps, int) and 1 <= steps <= train
-    must(are_steps, "original_inference_steps", f"1 to {train}")
-    must(isinstance(found["timestep_scaling"], int | float), "timestep_scaling", "a number")
-    return LCMConfig(**{field.name: found[field.name] for field in fields(LCMConfig)})
-
-
-def _listed(allowed: tuple[Any, ...]) -> str:
-    return " or ".join(map(repr, allowed)) or "null"
