@@ -31,16 +31,6 @@ from prolora_jax.models.pipeline import Pipeline
 from prolora_jax.models.pipeline_loading import load_pipeline
 from prolora_jax.models.tree import grafted, spec_of, walk
 
-# The smallest net that is built as SSD-1B, for gradients.
-NET = unets.SMALL["ssd-1b"] | {
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "attention_head_dim": (1, 2),
-    "down_block_types": (unets.PLAIN, unets.ATTENDED),
-    "up_block_types": (unets.UP_ATTENDED, unets.UP_PLAIN),
-    "transformer_layers_per_block": [0, [1]],
-    "reverse_transformer_layers_per_block": [[2, 1], 1],
-}
 SEEDS = [2, 3, 5, 7, 11]
 SCALE = 0.04  # of factors whose numbers are about 1
 ROWS, SIDE = 16, 16  # of the latents that gradients are taken for
@@ -193,7 +183,7 @@ def gradients(folder: Path, mesh: Mesh) -> dict[str, Any]:
     """Of a loss by an adapter's factors alone: on one device, and with remat over a mesh."""
     net, params = load_unet(folder)
     style = {"style": random_adapter(params, ".attn")}
-    *given, added = unets.inputs(NET, batch=ROWS, size=SIDE)
+    *given, added = unets.inputs(unets.SMALLEST, batch=ROWS, size=SIDE)
     noise = np.random.default_rng(1).standard_normal(given[0].shape, np.float32)
     batch = (*given, added, noise)
     spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))

@@ -1,0 +1,93 @@
+"""A whole drawing at published sizes, traced and not run: every shape fits every other."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import unets
+
+from prolora_jax.architectures.configs import CONFIGS
+from prolora_jax.architectures.flax_names import flax_table, nested
+from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.models.config import from_diffusers
+from prolora_jax.models.diffusers_flax import flax_class, theirs
+from prolora_jax.models.generation import _compiled
+from prolora_jax.models.noise import picture_keys
+from prolora_jax.models.pipeline import Pipeline
+from prolora_jax.models.samplers import sampler_named
+from prolora_jax.models.unet import UNet
+
+CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
+CLIP_L = CLIP | {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+BIG_G = CLIP | {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
+
+def encoder(kind: str, config: dict[str, Any]) -> Any:
+    with theirs():
+        clip = flax_class("CLIPTextConfig")(**config)
+        return flax_class(kind)(clip, dtype=jnp.bfloat16, _do_init=False)
+
+
+# UNet, text encoders and VAE together, in millions of parameters.
+@pytest.mark.parametrize(
+    ("name", "sample_size", "millions"), [("sd15", 64, 1066.2), ("ssd-1b", 128, 2232.7)]
+)
+def test_shapes_of_a_whole_drawing(name, sample_size, millions):
+    encoders = {"text_encoder": encoder("FlaxCLIPTextModel", CLIP_L)}
+    if name != "sd15":
+        encoders["text_encoder_2"] = encoder("FlaxCLIPTextModelWithProjection", BIG_G)
+    with theirs():
+        vae = flax_class("FlaxAutoencoderKL")(**VAE)
+        params = {"vae": dict(jax.eval_shape(vae.init_weights, jax.random.key(0)))}
+    table = flax_table(unet_table(CONFIGS[name]))
+    params["unet"] = nested(
+        {place: jax.ShapeDtypeStruct(s, jnp.bfloat16) for place, s in table.items()}
+    )
+    params |= {part: dict(e.params_shape_tree) for part, e in encoders.items()}
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+    pipeline = Pipeline(
+        unet=UNet(from_diffusers(unets.PUBLISHED[name]), dtype=jnp.bfloat16),
+        vae=vae,
+        text_encoders=encoders,
+        tokenizers={},
+        sampler=sampler_named("auto", SCHEDULER, origin="x"),
+        zeros_for_empty=name != "sd15",
+        sample_size=sample_size,
+    )
+    tokens = jax.ShapeDtypeStruct((2, len(encoders), 77), jnp.int32)
+    negative = jax.ShapeDtypeStruct((1, len(encoders), 77), jnp.int32)
+    noise = jax.ShapeDtypeStruct((2, 4, sample_size, sample_size), jnp.float32)
+    draw = _compiled(pipeline, 25, True, pipeline.zeros_for_empty)
+    drawn = jax.eval_shape(draw, params, tokens, noise, picture_keys([0, 1]), negative, 5.0, {})
+    assert drawn.shape == (2, 8 * sample_size, 8 * sample_size, 3)
+    assert drawn.dtype == jnp.float32
