@@ -179,6 +179,18 @@ def pictures(folder: Path, meshes: dict[str, Mesh]) -> dict[str, Any]:
     return found
 
 
+def kept_where_they_are(mesh: Mesh) -> dict[str, Any]:
+    """What `generate` does with parameters that are split over a mesh, and with those of one."""
+    split = jax.device_put(jnp.ones((4, 6)), NamedSharding(mesh, PartitionSpec(None, "model")))
+    params = {"split": split, "one": jnp.ones(3), "host": np.ones(3, np.float32)}
+    placed = generation._on_all(params, mesh)
+    return {
+        "same": buffers(placed["split"]) == buffers(split),
+        "specs": {name: str(leaf.sharding.spec) for name, leaf in placed.items()},
+        "devices": {name: len(leaf.sharding.device_set) for name, leaf in placed.items()},
+    }
+
+
 def gradients(folder: Path, mesh: Mesh) -> dict[str, Any]:
     """Of a loss by an adapter's factors alone: on one device, and with remat over a mesh."""
     net, params = load_unet(folder)
@@ -233,6 +245,7 @@ def main() -> None:
         "both": Mesh(devices.reshape(4, 2), ("data", "model")),
     }
     found = {"devices": len(devices)} | pictures(pipeline, meshes)
+    found["kept"] = kept_where_they_are(meshes["both"])
     print(json.dumps(found | {"gradients": gradients(unet, Mesh(devices, ("data",)))}))
 
 

@@ -27,7 +27,7 @@ WIDTH = 8  # of a prompt's summary
 def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
     tiny_pipelines.make_pipeline(folder / "pipeline", "ssd-1b")
-    unets.save(unets.torch_net(sharded_pictures.NET), folder / "unet")
+    unets.save(unets.torch_net(unets.SMALLEST), folder / "unet")
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -88,3 +88,11 @@ def test_gradients_by_factors_with_remat_over_eight_devices(found):
         assert one["collectives"] == ["all-reduce"]
     memory = found["gradients"]["bytes"]
     assert memory["again"] < memory["kept"] / 2
+
+
+def test_parameters_stay_split(found):
+    kept = found["kept"]
+    assert kept["same"]
+    split, whole = "PartitionSpec(None, 'model')", "PartitionSpec()"
+    assert kept["specs"] == {"split": split, "one": whole, "host": whole}
+    assert set(kept["devices"].values()) == {8}

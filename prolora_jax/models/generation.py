@@ -129,12 +129,15 @@ def _require(
 
 
 def _on_all(params: Params, mesh: Mesh) -> Params:
-    """Parameters that every device of a mesh has, or a part of, each."""
-    devices, everywhere = set(mesh.devices.flat), NamedSharding(mesh, P())
+    """Parameters on every device of a mesh: split as they are there already, or a copy each."""
+    devices = tuple(mesh.devices.flat)
 
     def placed(leaf: Any) -> jax.Array:
-        there = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-        return leaf if there else jax.device_put(leaf, everywhere)
+        now, spec = getattr(leaf, "sharding", None), P()
+        if isinstance(now, NamedSharding) and tuple(now.mesh.devices.flat) == devices:
+            spec = now.spec if set(now.mesh.axis_names) <= set(mesh.axis_names) else P()
+        # Also where nothing moves: the array's own mesh may have axes of another type.
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
 
     return jax.tree.map(placed, params)
 
