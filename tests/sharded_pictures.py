@@ -186,7 +186,7 @@ def kept_where_they_are(mesh: Mesh) -> dict[str, Any]:
     placed = generation._on_all(params, mesh)
     return {
         "same": buffers(placed["split"]) == buffers(split),
-        "specs": {name: str(leaf.sharding.spec) for name, leaf in placed.items()},
+        "specs": {name: [*leaf.sharding.spec] for name, leaf in placed.items()},
         "devices": {name: len(leaf.sharding.device_set) for name, leaf in placed.items()},
     }
 
