@@ -117,8 +117,8 @@ class WrongBase(AdapterRefused):
     def __init__(self, adapter: Adapter, source: BaseModelSpec, found: str):
         super().__init__(
             f"{adapter.origin}: found {found}; expected one for {source.architecture}, which "
-            f"--source {source.name} is. Give the base model that it was trained on, or say "
-            f"--assume-base {source.architecture}.",
+            f"base model {source.name} is. Give the base model that it was trained on, or say "
+            f"--assume-base {source.architecture} (assume_base in Python).",
             code=Refusal.WRONG_BASE,
         )
 

@@ -17,10 +17,16 @@ from PIL import Image
 from tiny_pipelines import PROMPTS, UNETS
 
 import prolora_jax as pl
+from prolora_jax.adapter import Adapter
+from prolora_jax.architectures.configs import CONFIGS
+from prolora_jax.architectures.flax_names import flax_table, nested
+from prolora_jax.architectures.known import published_spec
+from prolora_jax.architectures.unet_table import unet_table
 from prolora_jax.cli import run
 from prolora_jax.cli.generate import seeds_of
-from prolora_jax.errors import UsageError
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
+from prolora_jax.evaluation.side_by_side import of_this_base
 from prolora_jax.models import diffusers_flax
 
 
@@ -169,6 +175,24 @@ def test_what_cannot_be_drawn(files, tmp_path, capsys, words, message):
     assert draw(files, tmp_path / "d.png", *words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "d.png").exists()
+
+
+def test_another_bases_adapter_is_refused_though_it_fits(tmp_path):
+    small = published_spec("ssd-1b")
+    modules = [builders.random_module(p, small, rank=1) for p in small.modules if ".attn" in p]
+    file = tmp_path / "ssd.safetensors"
+    pl.save_adapter(Adapter(tuple(modules), "kohya-ldm"), file, base=small)
+    shapes = flax_table(unet_table(CONFIGS["sdxl"]))
+    params = nested({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in shapes.items()})
+    with pytest.raises(AdapterRefused, match=r"ssd\.safetensors: .* ssd-1b") as caught:
+        of_this_base(file, params, pl.MigrationOptions())
+    assert caught.value.code is Refusal.WRONG_BASE
+    with pytest.raises(AdapterRefused, match="expected one for sdxl, which base model params is"):
+        pl.attach(params, {"x": pl.load_adapter(file)})
+    tree = pl.attach(params, {"x": pl.load_adapter(file)}, assume_base="sdxl")
+    assert list(pl.attached(tree)) == ["x"]
+    assumed = of_this_base(file, params, pl.MigrationOptions(assume_base="sdxl"))
+    assert len(assumed.modules) == 272
 
 
 def test_an_output_is_not_replaced_unasked(files, tmp_path, capsys):

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapter import Adapter, alike
+from prolora_jax.detection import check_base
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.formats import resolve
 from prolora_jax.io.adapters import load_adapter
 from prolora_jax.migration import make_plan, run_plan
 from prolora_jax.models.generation import generate
@@ -142,24 +144,51 @@ def draw_side_by_side(
     given: dict[str, list[Adapter]] = {}
     moved: dict[str, list[dict[str, int]]] = {}
     if AS_IT_IS in request.arms:
-        given[AS_IT_IS] = [load_adapter(file, spec_of(params)) for file in request.files]
+        given[AS_IT_IS] = [of_this_base(file, params, options) for file in request.files]
     if pair is not None:
-        originals = [load_adapter(file, pair.source.spec) for file in request.files]
+        originals = [
+            load_adapter(file, pair.source.spec, alpha_zero=options.alpha_zero)
+            for file in request.files
+        ]
         for arm in (arm for arm in request.arms if arm in METHODS):
             chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
             plans = [make_plan(adapter, pair, chosen, progress) for adapter in originals]
             done = [run_plan(a, pair, p, progress) for a, p in zip(originals, plans, strict=True)]
             given[arm] = [migrated for migrated, _ in done]
             moved[arm] = [report.counts for _, report in done]
-    always = None if request.always is None else load_adapter(request.always, spec_of(params))
+    always = None
+    if request.always is not None:
+        always = of_this_base(request.always, params, replace(options, assume_base=None))
     here = [arm for arm in request.arms if arm != SOURCE]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
     if source is not None and SOURCE in request.arms:
         del params
         pipeline, params = load_pipeline(source, **loading)
-        own = {SOURCE: [load_adapter(file, spec_of(params)) for file in request.files]}
+        own = {SOURCE: [of_this_base(file, params, options) for file in request.files]}
         drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
     return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
+
+
+def of_this_base(file: Path, params: Params, options: MigrationOptions) -> Adapter:
+    """An adapter of the base model that has these parameters.
+
+    Another base's adapter may fit them, too: every module of SSD-1B is one of SDXL's by name and
+    shape. So it is looked at what the file says it is for.
+
+    Args:
+        file: the adapter.
+        params: of all components.
+        options: `assume_base` is believed whatever the file says; `alpha_zero` as ever.
+
+    Returns:
+        The adapter, resolved.
+
+    Raises:
+        AdapterRefused: it cannot be used, or is another base's.
+    """
+    adapter, spec = load_adapter(file, alpha_zero=options.alpha_zero), spec_of(params)
+    check_base(adapter, spec, options.assume_base)
+    return resolve(adapter, spec)
 
 
 def _require(request: Request, *, has_source: bool) -> None:
@@ -228,7 +257,8 @@ def _columns(
         used = {n: 0.0 if arm == NONE else s for n, s in zip(names, request.scales, strict=True)}
         pictures = generate(
             pipeline,
-            attach(params, some | fixed),
+            # Each was looked at when it was loaded.
+            attach(params, some | fixed, assume_base=spec_of(params).architecture),
             request.prompts,
             request.seeds,
             scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),

@@ -130,11 +130,11 @@ def _require(
 
 def _on_all(params: Params, mesh: Mesh) -> Params:
     """Parameters on every device of a mesh: split as they are there already, or a copy each."""
-    devices = tuple(mesh.devices.flat)
+    devices = set(mesh.devices.flat)
 
     def placed(leaf: Any) -> jax.Array:
         now, spec = getattr(leaf, "sharding", None), P()
-        if isinstance(now, NamedSharding) and tuple(now.mesh.devices.flat) == devices:
+        if isinstance(now, NamedSharding) and now.device_set == devices:
             spec = now.spec if set(now.mesh.axis_names) <= set(mesh.axis_names) else P()
         # Also where nothing moves: the array's own mesh may have axes of another type.
         return jax.device_put(leaf, NamedSharding(mesh, spec))

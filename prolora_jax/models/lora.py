@@ -20,6 +20,7 @@ from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.flax_names import nested
 from prolora_jax.architectures.naming import flax_path
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.detection import check_base
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.formats.flax_keys import LORA
 from prolora_jax.formats.flax_tree import from_flax
@@ -46,6 +47,7 @@ def merge(
     *,
     parts: Collection[str] = COMPONENTS,
     donate: bool = False,
+    assume_base: str | None = None,
 ) -> Tree:
     """Add an adapter's update to the kernels it is for.
 
@@ -61,17 +63,20 @@ def merge(
         parts: components whose modules are merged; the adapter's others are left out.
         donate: whether the old kernels are given up as the new ones are made, so that no more
             than one of them is there twice; `params` cannot be used after that.
+        assume_base: id of the base model that the adapter is for (sdxl, ssd-1b, ...), whatever it
+            says itself.
 
     Returns:
         A tree of the same type. Leaves that the adapter does not touch are the same objects.
 
     Raises:
-        AdapterRefused: a module is not in the tree, or has another shape there.
+        AdapterRefused: a module is not in the tree, or has another shape there; or all fit, but
+            the adapter is another base model's, as SSD-1B's fit SDXL.
     """
     places = kernels(params)
     add = _added_in_place if donate else _added
     new = {}
-    for module in _modules_for(params, adapter, parts):
+    for module in _modules_for(params, adapter, parts, assume_base):
         place = places[module.path]
         down, up = _kernel_factors(module)
         new[place] = add(leaf_at(params, place), down, up, scale)
@@ -85,17 +90,22 @@ def unmerge(
     *,
     parts: Collection[str] = COMPONENTS,
     donate: bool = False,
+    assume_base: str | None = None,
 ) -> Tree:
     """Take off what `merge` has added; arguments, result and errors are the same.
 
     Raises:
         AdapterRefused: as `merge` does.
     """
-    return merge(params, adapter, -scale, parts=parts, donate=donate)
+    return merge(params, adapter, -scale, parts=parts, donate=donate, assume_base=assume_base)
 
 
 def attach(
-    params: Tree, adapters: Mapping[str, Adapter], *, parts: Collection[str] = COMPONENTS
+    params: Tree,
+    adapters: Mapping[str, Adapter],
+    *,
+    parts: Collection[str] = COMPONENTS,
+    assume_base: str | None = None,
 ) -> Tree:
     """Put adapters beside the kernels they are for; nothing changes until `adapted` names them.
 
@@ -107,6 +117,7 @@ def attach(
         params: as for `merge`.
         adapters: by the name that each gets in the tree.
         parts: components whose modules are put in; the adapters' others are left out.
+        assume_base: as for `merge`.
 
     Returns:
         A tree of the same type with `lora-<name>` places in it: `down` `(in, rank)` or
@@ -114,7 +125,7 @@ def attach(
         alpha / rank multiplied into `up`. The base's arrays are the same objects.
 
     Raises:
-        AdapterRefused: a module is not in the tree, or has another shape there.
+        AdapterRefused: as `merge` does.
         UsageError: a name is in the tree already, or is no name.
     """
     places, new = kernels(params), {}
@@ -127,7 +138,7 @@ def attach(
                 f"{sorted(taken)}; choose another, or detach the old one first",
                 code=Refusal.BAD_NAME,
             )
-        for module in _modules_for(params, adapter, parts):
+        for module in _modules_for(params, adapter, parts, assume_base):
             *layer, _ = places[module.path]
             dtype = leaf_at(params, places[module.path]).dtype
             for side, factor in zip(("down", "up"), _kernel_factors(module), strict=True):
@@ -190,10 +201,14 @@ def attached(params: Mapping[Any, Any], spec: BaseModelSpec | None = None) -> di
 
 
 def _modules_for(
-    params: Mapping[Any, Any], adapter: Adapter, parts: Collection[str]
+    params: Mapping[Any, Any],
+    adapter: Adapter,
+    parts: Collection[str],
+    assume_base: str | None,
 ) -> tuple[LoraModule, ...]:
     """The modules of an adapter that are to be put in, with their paths; all must be there."""
     spec = spec_of(params)
+    check_base(adapter, spec, assume_base)
     kept = tuple(m for m in resolve(adapter, spec).modules if m.path.partition(".")[0] in parts)
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
