@@ -17,7 +17,7 @@ from prolora_jax.models.adapted import adapted
 from prolora_jax.models.denoising import denoise
 from prolora_jax.models.diffusers_flax import theirs
 from prolora_jax.models.loading import Params
-from prolora_jax.models.lora import Scale
+from prolora_jax.models.lora import Scale, attached_names
 from prolora_jax.models.noise import picture_keys, starting_noise
 from prolora_jax.models.pipeline import Pipeline
 
@@ -56,7 +56,7 @@ def generate(
         guidance: how much the prompt counts against the negative one; 1 or less for not at all,
             which is half the work.
         size: height and width in pixels, multiples of 8; None for what the base was trained on.
-        scales: of the adapters to be used, by name.
+        scales: of the adapters to be used, by name; None for all that are beside the kernels, at 1.
         noise: to start from instead, standard normal, such as torch's: then pictures are torch's,
             too.
         at_once: pictures in one batch; on a mesh for each device.
@@ -86,6 +86,8 @@ def generate(
         names = mesh.axis_names
         mesh = Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
         params = _on_all(params, mesh)
+    if scales is None:
+        scales = dict.fromkeys(sorted(attached_names(params)), 1.0)
     drawn = []
     for begin in range(0, len(jobs), batch):
         progress("drawing", begin, len(jobs))
@@ -97,7 +99,7 @@ def generate(
         if mesh is not None:
             given = jax.device_put(given, NamedSharding(mesh, P("data")))
         with nullcontext() if mesh is None else jax.set_mesh(mesh):
-            pictures = draw(params, *given, negatives, guidance, dict(scales or {}))
+            pictures = draw(params, *given, negatives, guidance, dict(scales))
         drawn.append(np.asarray(pictures)[: len(jobs) - begin])
     progress("drawing", len(jobs), len(jobs))
     return np.concatenate(drawn).reshape(len(prompts), len(seeds), height, width, 3)
