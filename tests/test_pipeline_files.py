@@ -384,6 +384,7 @@ def test_what_is_refused(spoil, match, code, folder):
         ({"at_once": 0}, "size 16x16, 0 at once: expected multiples of 8, 1 or more"),
         ({"steps": 0}, "steps 0: expected 1 to 1000"),
         ({"steps": 1001}, "steps 1001: expected 1 to 1000, the times that the net was trained"),
+        ({"noise": np.zeros((1, 2, 4, 8, 8))}, r"shape .1, 2, 4, 8, 8.: expected .2, 1, 4, 8, 8."),
         ({"seeds": []}, "2 prompts, 0 seeds: expected at least one of each"),
         ({"prompts": []}, "0 prompts, 1 seeds: expected at least one of each"),
         (

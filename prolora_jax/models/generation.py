@@ -36,7 +36,7 @@ def generate(
     guidance: float = 7.5,
     size: tuple[int, int] | None = None,
     scales: Mapping[str, Scale] | None = None,
-    noise: Float[np.ndarray, "prompts seeds channels rows columns"] | None = None,
+    noise: Float[np.ndarray, "_ _ _ _ _"] | None = None,
     at_once: int = 4,
     mesh: Mesh | None = None,
     progress: Progress = lambda stage, done, total: None,
@@ -57,8 +57,8 @@ def generate(
             which is half the work.
         size: height and width in pixels, multiples of 8; None for what the base was trained on.
         scales: of the adapters to be used, by name; None for all that are beside the kernels, at 1.
-        noise: to start from instead, standard normal, such as torch's: then pictures are torch's,
-            too.
+        noise: to start from instead, standard normal, `(prompts, seeds, channels, rows, columns)`,
+            such as torch's: then pictures are torch's, too.
         at_once: pictures in one batch; on a mesh for each device.
         mesh: devices with an axis `data`, over which the pictures of a batch are spread. Parameters
             that are on all of them stay as they are, others are copied to each.
@@ -68,8 +68,8 @@ def generate(
         Pictures with values from 0 to 1, `(prompts, seeds, height, width, 3)`, float32.
 
     Raises:
-        UsageError: nothing to draw, a size that is not a multiple, too few steps or too many, a
-            mesh without the axis, or no adapter of a name.
+        UsageError: nothing to draw, a size that is not a multiple, too few steps or too many, noise
+            of another shape, a mesh without the axis, or no adapter of a name.
     """
     height, width = size or (pipeline.pixels,) * 2
     _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
@@ -78,6 +78,13 @@ def generate(
     draw = _compiled(pipeline, steps, guidance > 1, empty)
     side = pipeline.pixels_per_latent
     shape = (pipeline.unet.config.tensors.in_channels, height // side, width // side)
+    whole = (len(prompts), len(seeds), *shape)
+    if noise is not None and noise.shape != whole:
+        raise UsageError(
+            f"noise of shape {noise.shape}: expected {whole}, a picture's latents for each prompt "
+            f"and seed; correct it",
+            code=Refusal.BAD_OPTION,
+        )
     jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
     devices = 1 if mesh is None else mesh.shape["data"]
     batch = min(at_once, -(-len(jobs) // devices)) * devices
