@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import msgspec
+
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.configs import CONFIGS
 from prolora_jax.architectures.known import published_spec
@@ -18,6 +20,7 @@ from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.text_encoders import ENCODERS_OF, TEXT_ENCODERS
 from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.formats.header import PROVENANCE
 from prolora_jax.formats.keys import KOHYA_UNET
 from prolora_jax.formats.resolution import fits
 from prolora_jax.structure import place_of
@@ -118,7 +121,8 @@ class WrongBase(AdapterRefused):
         super().__init__(
             f"{adapter.origin}: found {found}; expected one for {source.architecture}, which "
             f"base model {source.name} is. Give the base model that it was trained on, or say "
-            f"--assume-base {source.architecture} (assume_base in Python).",
+            f"--assume-base {source.architecture} (of generate --migrate.assume-base, in Python "
+            f"assume_base).",
             code=Refusal.WRONG_BASE,
         )
 
@@ -144,7 +148,7 @@ def check_base(
         if known not in (None, assumed):
             raise WrongBase(adapter, source, f"--assume-base {assumed}")
         return (f"assumed-base: {assumed}",)
-    if known is None:
+    if known is None or known == _moved_to(adapter.metadata):
         return ()
     found = detect(adapter)
     if found.architectures and known not in found.architectures:
@@ -153,6 +157,18 @@ def check_base(
     if found.verdict == "ambiguous-base" and found.candidates:
         return (f"ambiguous-base: {', '.join(found.architectures)}",)
     return ()
+
+
+def _moved_to(metadata: Mapping[str, str]) -> str | None:
+    """The base model that a migration of ours has moved an adapter to, as its header says.
+
+    Modules cannot tell: what SSD-1B has and SDXL has more of is a part of SDXL's.
+    """
+    try:
+        facts = msgspec.json.decode(metadata.get(PROVENANCE, "{}"))
+    except msgspec.DecodeError:
+        return None
+    return facts.get("architecture") if isinstance(facts, dict) else None
 
 
 def _hints(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,12 @@
 """Base detection on real-size name tables: evidence, ambiguity said, wrong bases refused."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from toy_pair import make_files
 
 from prolora_jax.adapter import Adapter, LoraModule
 from prolora_jax.architectures.configs import CONFIGS
@@ -12,6 +14,9 @@ from prolora_jax.architectures.known import published_spec
 from prolora_jax.architectures.spec import ModuleSpec
 from prolora_jax.detection import check_base, detect
 from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.checkpoint import load_base_model
+from prolora_jax.migration import migrate
 from prolora_jax.options import BadOption, MigrationOptions
 
 
@@ -104,6 +109,25 @@ def test_wrong_base_is_refused_and_overridden(adapter: str, source: str):
     assert check_base(lora(adapter), spec, source) == (f"assumed-base: {source}",)
     with pytest.raises(AdapterRefused, match=f"--assume-base {adapter}; expected one for {source}"):
         check_base(lora(adapter), spec, adapter)
+
+
+def test_what_a_migration_wrote_is_believed():
+    """Moved from SSD-1B to SDXL's first blocks, an adapter has the modules of SSD-1B."""
+    spec = published_spec("sdxl")
+    moved = replace(lora("ssd-1b"), metadata={"prolora": '{"architecture": "sdxl"}'})
+    assert check_base(moved, spec) == ()
+    for text in ('{"architecture": null}', '{"architecture": "vega"}', "[]", "{"):
+        with pytest.raises(AdapterRefused, match="expected one for sdxl"):
+            check_base(replace(moved, metadata={"prolora": text}), spec)
+
+
+def test_a_migration_writes_what_it_moved_to(tmp_path):
+    files = make_files(tmp_path)
+    source, target = load_base_model(files.source), load_base_model(files.target)
+    named = replace(target, spec=replace(target.spec, architecture="ssd-1b"))
+    options = MigrationOptions(method="copy")
+    moved, _ = migrate(load_adapter(files.adapter), source, named, options)
+    assert json.loads(moved.metadata["prolora"])["architecture"] == "ssd-1b"
 
 
 def test_ambiguity_and_unknown_sources_pass():

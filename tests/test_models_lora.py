@@ -131,6 +131,7 @@ def test_what_is_in_a_tree_is_read_again(nets):
     for name, adapter in nets["adapters"].items():
         want = {m.path: builders.delta(m) for m in adapter.modules}
         builders.assert_deltas(found[name], want)
+    assert spec_of(both).modules == spec_of(nets["params"]).modules
     one = detach(both, "ink")
     assert attached(one).keys() == {"paper"}
     assert leaves_of(detach(both)) == leaves_of(nets["params"])

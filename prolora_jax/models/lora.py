@@ -8,7 +8,6 @@ use them.
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -196,7 +195,7 @@ def attached(params: Mapping[Any, Any], spec: BaseModelSpec | None = None) -> di
         if path is not None:
             key = "/".join((flax_path(path), *map(str, place[at:])))
             flat[key] = np.asarray(leaf)
-    spec, tree = spec or spec_of(detach(params)), nested(flat)
+    spec, tree = spec or spec_of(params), nested(flat)
     return {name: from_flax(tree, spec, name=name) for name in sorted(attached_names(params))}
 
 
@@ -244,4 +243,4 @@ def _sum(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: Scale) -> jax
 
 
 _added = jax.jit(_sum)
-_added_in_place = partial(jax.jit, donate_argnums=0)(_sum)
+_added_in_place = jax.jit(_sum, donate_argnums=0)

@@ -29,7 +29,7 @@ def starting_noise(
     """The noise that pictures start from, each from its own key.
 
     Args:
-        keys: of `lcm.picture_keys`.
+        keys: of `picture_keys`.
         shape: of one picture's latents: channels, height, width.
 
     Returns:

@@ -15,6 +15,7 @@ from flax.core import FrozenDict
 from prolora_jax.architectures.flax_names import torch_key
 from prolora_jax.architectures.known import identified
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.formats.flax_keys import LORA
 
 Tree = TypeVar("Tree", bound=Mapping[Any, Any])
 Place = tuple[Any, ...]
@@ -43,7 +44,7 @@ def leaf_at(tree: Mapping[Any, Any], place: Place) -> Any:
 
 
 def kernels(params: Mapping[Any, Any]) -> dict[str, Place]:
-    """Every linear layer and convolution in a tree.
+    """Every linear layer and convolution in a tree; adapters beside them are none.
 
     Args:
         params: the tree; `jax.ShapeDtypeStruct`s will do for leaves.
@@ -53,7 +54,8 @@ def kernels(params: Mapping[Any, Any]) -> dict[str, Place]:
     """
     found = {}
     for place, leaf in walk(params):
-        path = module_path(params, place) if place[-1] == "kernel" else None
+        is_adapter = any(str(name).startswith(LORA) for name in place)
+        path = module_path(params, place) if place[-1] == "kernel" and not is_adapter else None
         if path is not None and len(leaf.shape) in _KERNEL_AXES:
             found[path] = place
     return found
