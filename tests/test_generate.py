@@ -28,6 +28,7 @@ from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.evaluation.side_by_side import of_this_base
 from prolora_jax.models import diffusers_flax
+from prolora_jax.models.tree import spec_of
 
 
 class Files(NamedTuple):
@@ -166,6 +167,7 @@ def test_an_adapter_in_every_column_four_steps(files, tmp_path, capsys, kind):
             "cannot be used by the arm source",
         ),
         (["--lcm", "STYLE", "--sampler", "ddim"], "--lcm: found --always or another --sampler"),
+        (["--lora", "nowhere"], "nowhere: no such file"),
         (["--parts", "nowhere"], "nowhere: no such file or folder"),
     ],
 )
@@ -185,13 +187,13 @@ def test_another_bases_adapter_is_refused_though_it_fits(tmp_path):
     shapes = flax_table(unet_table(CONFIGS["sdxl"]))
     params = nested({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in shapes.items()})
     with pytest.raises(AdapterRefused, match=r"ssd\.safetensors: .* ssd-1b") as caught:
-        of_this_base(file, params, pl.MigrationOptions())
+        of_this_base(pl.load_adapter(file), spec_of(params))
     assert caught.value.code is Refusal.WRONG_BASE
     with pytest.raises(AdapterRefused, match="expected one for sdxl, which base model params is"):
         pl.attach(params, {"x": pl.load_adapter(file)})
     tree = pl.attach(params, {"x": pl.load_adapter(file)}, assume_base="sdxl")
     assert list(pl.attached(tree)) == ["x"]
-    assumed = of_this_base(file, params, pl.MigrationOptions(assume_base="sdxl"))
+    assumed = of_this_base(pl.load_adapter(file), spec_of(params), "sdxl")
     assert len(assumed.modules) == 272
 
 

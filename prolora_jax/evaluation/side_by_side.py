@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapter import Adapter, alike
+from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.detection import check_base
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.formats import resolve
@@ -134,6 +135,9 @@ def draw_side_by_side(
         BaseModelError: a base model cannot be used.
     """
     _require(request, has_source=pair is not None)
+    # Before gigabytes are read: a wrong name should not cost minutes.
+    files = [load_adapter(file, alpha_zero=options.alpha_zero) for file in request.files]
+    always = request.always and load_adapter(request.always, alpha_zero=options.alpha_zero)
     loading: dict[str, Any] = {
         "sampler": request.sampler,
         "spacing": request.spacing,
@@ -141,44 +145,41 @@ def draw_side_by_side(
     }
     pipeline, params = load_pipeline(request.base, parts=request.parts, **loading)
     settings = _settings(request, pipeline)
+    spec, assumed = spec_of(params), options.assume_base
     given: dict[str, list[Adapter]] = {}
     moved: dict[str, list[dict[str, int]]] = {}
     if AS_IT_IS in request.arms:
-        given[AS_IT_IS] = [of_this_base(file, params, options) for file in request.files]
+        given[AS_IT_IS] = [of_this_base(adapter, spec, assumed) for adapter in files]
     if pair is not None:
-        originals = [
-            load_adapter(file, pair.source.spec, alpha_zero=options.alpha_zero)
-            for file in request.files
-        ]
+        originals = [of_this_base(adapter, pair.source.spec, assumed) for adapter in files]
         for arm in (arm for arm in request.arms if arm in METHODS):
             chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
             plans = [make_plan(adapter, pair, chosen, progress) for adapter in originals]
             done = [run_plan(a, pair, p, progress) for a, p in zip(originals, plans, strict=True)]
             given[arm] = [migrated for migrated, _ in done]
             moved[arm] = [report.counts for _, report in done]
-    always = None
-    if request.always is not None:
-        always = of_this_base(request.always, params, replace(options, assume_base=None))
+    always = always and of_this_base(always, spec)
     here = [arm for arm in request.arms if arm != SOURCE]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
     if source is not None and SOURCE in request.arms:
         del params
         pipeline, params = load_pipeline(source, **loading)
-        own = {SOURCE: [of_this_base(file, params, options) for file in request.files]}
+        spec = spec_of(params)
+        own = {SOURCE: [of_this_base(adapter, spec, assumed) for adapter in files]}
         drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
     return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
 
 
-def of_this_base(file: Path, params: Params, options: MigrationOptions) -> Adapter:
-    """An adapter of the base model that has these parameters.
+def of_this_base(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Adapter:
+    """An adapter, if it is one of this base model.
 
     Another base's adapter may fit them, too: every module of SSD-1B is one of SDXL's by name and
     shape. So it is looked at what the file says it is for.
 
     Args:
-        file: the adapter.
-        params: of all components.
-        options: `assume_base` is believed whatever the file says; `alpha_zero` as ever.
+        adapter: as it was read.
+        spec: the base model.
+        assume_base: id of the base model to believe in, whatever the file says.
 
     Returns:
         The adapter, resolved.
@@ -186,8 +187,7 @@ def of_this_base(file: Path, params: Params, options: MigrationOptions) -> Adapt
     Raises:
         AdapterRefused: it cannot be used, or is another base's.
     """
-    adapter, spec = load_adapter(file, alpha_zero=options.alpha_zero), spec_of(params)
-    check_base(adapter, spec, options.assume_base)
+    check_base(adapter, spec, assume_base)
     return resolve(adapter, spec)
 
 
