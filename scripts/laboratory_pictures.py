@@ -13,7 +13,7 @@ from prolora_jax.evaluation.laboratory.samples import SampleExam, one_of_each, w
 from prolora_jax.evaluation.laboratory.trials import Pair
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.documents import read_yaml, write_json
-from prolora_jax.options import MigrationOptions
+from prolora_jax.plans.options import MigrationOptions
 
 ARMS = ("copy", "subspace", "null-space", "prolora", "prolora-full", "rotation")
 

@@ -15,9 +15,9 @@ import numpy as np
 from prolora_jax.evaluation.demo import FOLDER, PICTURES, RECIPE, SEED, SOURCE, STYLE, TARGET
 from prolora_jax.evaluation.laboratory.recipe import Recipe
 from prolora_jax.evaluation.laboratory.workshop import Workshop
+from prolora_jax.io.containers.tensors import write_tensors
 from prolora_jax.io.documents import read_yaml
-from prolora_jax.io.tensors import write_tensors
-from prolora_jax.models.loading import load_unet, save_unet
+from prolora_jax.nets.unet.loading import load_unet, save_unet
 
 CREDIT = (
     "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, UCI Machine Learning "

@@ -24,9 +24,9 @@ import builders
 import unets
 from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 
-from prolora_jax.architectures.flax_names import unet_to_flax
-from prolora_jax.models.config import from_diffusers
-from prolora_jax.models.unet import UNet
+from prolora_jax.architectures.flax_trees import unet_to_flax
+from prolora_jax.nets.unet.config import from_diffusers
+from prolora_jax.nets.unet.unet import UNet
 
 BASES = ("sd15", "sd21", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny")
 """Those that diffusers' Flax class can express, too."""

@@ -20,9 +20,9 @@ from numpy.testing import assert_allclose
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 
-from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet_table import UNetConfig
+from prolora_jax.architectures.unet.table import UNetConfig
 from prolora_jax.layout import down_to_matrix, up_to_matrix, weight_to_matrix
 
 _TINY = {

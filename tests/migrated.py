@@ -6,12 +6,12 @@ import ml_dtypes
 import numpy as np
 import reference
 
-from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.options import MigrationOptions
-from prolora_jax.plan import Action, Skip, SkippedModule
-from prolora_jax.report import MigrationReport, ModuleReport, Party
-from prolora_jax.verify import verify_adapter
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Action, Skip, SkippedModule
+from prolora_jax.plans.report import MigrationReport, ModuleReport, Party
+from prolora_jax.verification.adapter import verify_adapter
 
 
 def weight(rng, shape, like=None, distance=0.15):

@@ -13,18 +13,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prolora_jax import bases, basis_batches
-from prolora_jax.basis import Basis, Rule, choose_rank
-from prolora_jax.decomposition import gram_is_safe
-from prolora_jax.device_bases import (
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.containers.tensors import write_tensors
+from prolora_jax.method.basis import Basis, Rule, choose_rank
+from prolora_jax.method.decomposition import gram_is_safe
+from prolora_jax.method.decomposition_on_devices import (
     TallDecomposition,
     decompose_rows,
     decompose_stack,
     rows_program,
     safe_ratio,
 )
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.tensors import write_tensors
+from prolora_jax.subspaces import compute as bases
+from prolora_jax.subspaces import on_devices as basis_batches
 
 LONG, SHORT, K = 72, 40, 16
 TALLEST = 1003  # not a multiple of 8

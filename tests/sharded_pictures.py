@@ -22,14 +22,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_pipelines import PROMPTS, SIZE
 
 import prolora_jax as pl
-from prolora_jax.formats.flax_keys import LORA
-from prolora_jax.models import generation
-from prolora_jax.models.adapted import adapted
-from prolora_jax.models.loading import load_unet
-from prolora_jax.models.lora import attach
-from prolora_jax.models.pipeline import Pipeline
-from prolora_jax.models.pipeline_loading import load_pipeline
-from prolora_jax.models.tree import grafted, spec_of, walk
+from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.nets.adapters.adapted import adapted
+from prolora_jax.nets.adapters.lora import attach
+from prolora_jax.nets.adapters.tree import grafted, spec_of, walk
+from prolora_jax.nets.pipelines import generation
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
+from prolora_jax.nets.unet.loading import load_unet
 
 SEEDS = [2, 3, 5, 7, 11]
 SCALE = 0.04  # of factors whose numbers are about 1

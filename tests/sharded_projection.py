@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prolora_jax.energies import measure
-from prolora_jax.operators import METHODS, Method, Side, Span, prepare_side
-from prolora_jax.projection import Stored, apply_side, store
-from prolora_jax.singular import gauge, union
+from prolora_jax.method.energies import measure
+from prolora_jax.method.operators import METHODS, Method, Side, Span, prepare_side
+from prolora_jax.method.projection import Stored, apply_side, store
+from prolora_jax.method.singular import gauge, union
 
 ADAPTERS, OUT, IN, RANK = 16, 40, 56, 8
 

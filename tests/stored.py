@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import strategies as gen
 
-from prolora_jax.operator_store import Comparison, ComparisonKey, OperatorKey
-from prolora_jax.operators import FormKind, Method, ModuleOperators
+from prolora_jax.method.operators import FormKind, Method, ModuleOperators
+from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 
 A, B, C = (letter * 32 for letter in "abc")
 OUT, INTO, K_S, K_T = 96, 80, 20, 33  # widths of 64, and so less than whole axes

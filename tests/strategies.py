@@ -13,8 +13,15 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from prolora_jax.operators import METHODS, ROTATION_MIN_COS, FormKind, Side, Span, prepare_side
-from prolora_jax.projection import apply_side
+from prolora_jax.method.operators import (
+    METHODS,
+    ROTATION_MIN_COS,
+    FormKind,
+    Side,
+    Span,
+    prepare_side,
+)
+from prolora_jax.method.projection import apply_side
 
 laws = settings(
     max_examples=10,  # per case of the menu

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prolora_jax.alignment import Alignment, align, fitting_modules, only_alignment
+from prolora_jax.matching.alignment import Alignment, align, fitting_modules, only_alignment
 
 
 def every_alignment(rows: int, columns: int) -> list[tuple[tuple[int, int], ...]]:

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from toy_pair import make_files
 
-from prolora_jax import bases as module
-from prolora_jax.bases import MemoryStore, compute_bases, load_or_compute
-from prolora_jax.basis import Basis
 from prolora_jax.cli import run
 from prolora_jax.errors import BaseModelError
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.tensors import write_tensors
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.containers.tensors import write_tensors
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.basis import Basis
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.subspaces import compute as module
+from prolora_jax.subspaces.compute import MemoryStore, compute_bases, load_or_compute
 
 SLOT = "down_blocks.0.attentions.0.transformer_blocks"
 

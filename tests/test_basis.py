@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import laws
 
-from prolora_jax.basis import (
+from prolora_jax.method.basis import (
     Basis,
     choose_rank,
     common_rank,
@@ -19,7 +19,7 @@ from prolora_jax.basis import (
     numerical_rank,
     stable_rank,
 )
-from prolora_jax.decomposition import decompose
+from prolora_jax.method.decomposition import decompose
 
 SHAPES = ((24, 24), (36, 14), (14, 36), (1, 18), (18, 1), (1, 1), (96, 64))
 

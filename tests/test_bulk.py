@@ -13,19 +13,19 @@ import pytest
 from jax import monitoring
 from toy_pair import SOURCE, ToyFiles, make_files
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import spec_from_config
-from prolora_jax.blocks import WIDTHS, rank_class, split_rows
-from prolora_jax.bulk import FileJob, migrate_files
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
-from prolora_jax.io.adapters import load_adapter, save_adapter
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.operators import Method, Span, prepare_side
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
-from prolora_jax.projection import apply_side
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.operators import Method, Span, prepare_side
+from prolora_jax.method.projection import apply_side
+from prolora_jax.migration.blocks import WIDTHS, rank_class, split_rows
+from prolora_jax.migration.many import FileJob, migrate_files
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 SPEC = spec_from_config(SOURCE, name="sdxl-like")
 

@@ -12,17 +12,17 @@ import pytest
 from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax import bulk
-from prolora_jax import catalog_run as catalog_module
-from prolora_jax.bulk import Writing
-from prolora_jax.catalog import CatalogJob, run_catalog, scan_catalog
+from prolora_jax.catalog import run as catalog_module
+from prolora_jax.catalog.catalog import CatalogJob, run_catalog, scan_catalog
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.catalog_files import locked
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.manifest import Manifest
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.outputs.catalog_files import locked
+from prolora_jax.io.outputs.manifest import Manifest
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration import many as bulk
+from prolora_jax.migration.many import Writing
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 
 @pytest.fixture(scope="module")
@@ -210,13 +210,13 @@ def test_one_run_at_a_time(folder: Path, pair: BasePair):
 KILLED = """
 import os, sys, threading
 from pathlib import Path
-from prolora_jax.bulk import Writing
+from prolora_jax.migration.many import Writing
 from prolora_jax.catalog import CatalogJob, run_catalog
 from prolora_jax.io import manifest
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.migration.pair import BasePair
 source, target, store, folder, out, last = sys.argv[1:]
 put, seen = manifest.Manifest.put, [0]
 def counted(self, *entries):

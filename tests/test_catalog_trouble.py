@@ -13,16 +13,16 @@ import pytest
 from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax import catalog_run as catalog_module
-from prolora_jax.bulk import Writing
-from prolora_jax.catalog import CatalogJob, run_catalog
+from prolora_jax.catalog import run as catalog_module
+from prolora_jax.catalog.catalog import CatalogJob, run_catalog
 from prolora_jax.cli.console import progress_line
 from prolora_jax.errors import OutputError, Refusal
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.manifest import Manifest
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.outputs.manifest import Manifest
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration.many import Writing
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 FEW = ("to_q",)
 
@@ -191,7 +191,7 @@ def test_a_disk_that_takes_no_more_of_the_manifest(
 INTERRUPTED = """
 import os, signal, sys
 from prolora_jax.cli import main
-from prolora_jax.io.manifest import Manifest
+from prolora_jax.io.outputs.manifest import Manifest
 put, sent = Manifest.put, []
 def counted(self, *entries):
     put(self, *entries)

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 from safetensors.torch import load_file, save_file
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.io.checkpoint import load_base_model
+from prolora_jax.io.base_models.checkpoint import load_base_model
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CONV = "unet.up_blocks.0.resnets.0.conv1"

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli import run
-from prolora_jax.plan import MigrationPlan
+from prolora_jax.plans.plan import MigrationPlan
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +284,7 @@ def test_verify_accepts_and_rejects(
 
 def test_interrupt_is_130(files: ToyFiles, tmp_path: Path):
     code = (
-        "import prolora_jax.migration as m\n"
+        "import prolora_jax.migration.single as m\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"
         "m.make_plan = stop\n"
         "from prolora_jax.cli import main\n"

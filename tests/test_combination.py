@@ -10,13 +10,13 @@ import pytest
 from test_bulk import SPEC, write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.adapter import Adapter, LoraModule, delta
 from prolora_jax.cli import run
-from prolora_jax.combination import combine, widest
 from prolora_jax.errors import AdapterRefused, UsageError
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.options import MigrationOptions
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.combination import combine, widest
+from prolora_jax.plans.options import MigrationOptions
 
 
 @pytest.fixture(scope="module")

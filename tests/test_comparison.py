@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from toy_pair import make_files
 
-from prolora_jax.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.comparison import compare
 from prolora_jax.cli import run
-from prolora_jax.comparison import compare
 
 Q, K, V = (f"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_{x}" for x in "qkv")
 

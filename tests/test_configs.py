@@ -10,11 +10,11 @@ import pytest
 import yaml
 from toy_pair import SOURCE
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import UNetConfig, spec_from_config, unet_table
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.unet.table import UNetConfig, spec_from_config, unet_table
 from prolora_jax.cli import run
-from prolora_jax.io.adapters import load_adapter, save_adapter
-from prolora_jax.io.tensors import write_tensors
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.containers.tensors import write_tensors
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs"
 VEGA = replace(

@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import spec_from_config
-from prolora_jax.formats import FORMATS, dump, parse, resolve
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.dumping import dump
+from prolora_jax.adapters.formats.keys import FORMATS
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(TINY_XL_TABLE, name="xl")
 SD15 = spec_from_config(TINY_SD15_TABLE, name="sd15")

@@ -13,14 +13,17 @@ from builders import random_module
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.configs import CONFIGS
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.dumping import dump
+from prolora_jax.adapters.formats.keys import FORMATS
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.published import published_base
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.cli import run
 from prolora_jax.errors import AdapterRefused, UsageError
-from prolora_jax.formats import FORMATS, dump, parse, published_base
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")
 SPECS = {name: spec_from_config(CONFIGS[name], name=name) for name in CONFIGS}

@@ -2,13 +2,13 @@
 
 import pytest
 
-from prolora_jax.architectures.correspondence import (
+from prolora_jax.architectures.identify import published_spec
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.architectures.unet.correspondence import (
     CORRESPONDENCES,
     Correspondence,
     source_paths,
 )
-from prolora_jax.architectures.known import published_spec
-from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 
 # (source, target): modules of the target, of equal shape under the map, under equal names.
 COUNTS = {

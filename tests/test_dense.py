@@ -5,7 +5,7 @@ import pytest
 import reference
 from migrated import weight
 
-from prolora_jax.dense import recompute
+from prolora_jax.verification.dense import recompute
 
 EXACT = 1e-12  # two float64 routes, sizes of order 1
 

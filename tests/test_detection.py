@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from toy_pair import make_files
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.known import published_spec
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.detection import check_base, detect
+from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.spec import ModuleSpec
-from prolora_jax.detection import check_base, detect
+from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.migration import migrate
-from prolora_jax.options import BadOption, MigrationOptions
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.single import migrate
+from prolora_jax.plans.options import BadOption, MigrationOptions
 
 
 def module(path: str, shape: tuple[int, ...]) -> LoraModule:

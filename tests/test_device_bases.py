@@ -17,12 +17,13 @@ import pytest
 from jax.sharding import Mesh
 from sharded_bases import model_of_many_shapes, spectra
 
-from prolora_jax import bases, basis_batches
-from prolora_jax.bases import MemoryStore, compute_bases
 from prolora_jax.errors import BaseModelError
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.tensors import TensorFile, write_tensors
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.containers.tensors import TensorFile, write_tensors
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.subspaces import compute as bases
+from prolora_jax.subspaces import on_devices as basis_batches
+from prolora_jax.subspaces.compute import MemoryStore, compute_bases
 
 SCRIPT = Path(__file__).with_name("sharded_bases.py")
 
@@ -186,7 +187,7 @@ def test_accelerators_are_used_when_there_is_enough_to_do(
     assert compute_bases(model, paths, MemoryStore()) == len(paths)
     assert used == []
     monkeypatch.setattr(bases, "POOL_WORTH", 0.0)
-    monkeypatch.setattr("prolora_jax.basis_workers.compute_one", forbidden)
+    monkeypatch.setattr("prolora_jax.subspaces.on_host.compute_one", forbidden)
     store = MemoryStore()
     assert compute_bases(model, paths, store, workers=2) == len(paths)
     assert compute_bases(model, paths, store, workers=2) == 0
@@ -212,11 +213,11 @@ def test_a_stack_that_does_not_divide_is_refused(found: dict[str, Any]):
 def test_computing_on_the_host_loads_no_jax(model: BaseModel):
     code = (
         "import sys\n"
-        "from prolora_jax.bases import MemoryStore, compute_bases\n"
-        "from prolora_jax.io.checkpoint import load_base_model\n"
+        "from prolora_jax.subspaces.compute import MemoryStore, compute_bases\n"
+        "from prolora_jax.io.base_models.checkpoint import load_base_model\n"
         f"model = load_base_model({model.location!r})\n"
         "compute_bases(model, model.spec.modules, MemoryStore())\n"
-        "import prolora_jax.basis_workers\n"
+        "import prolora_jax.subspaces.on_host\n"
         "print([m for m in ('jax', 'jaxlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

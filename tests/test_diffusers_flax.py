@@ -20,8 +20,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.testing import assert_allclose
 
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.models.diffusers_flax import flax_class, theirs
-from prolora_jax.models.pipeline_loading import load_pipeline
+from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +47,14 @@ def test_libraries_without_flax(library, number, found, folder, monkeypatch):
             raise PackageNotFoundError(name)
         return number if name == library else version(name)
 
-    monkeypatch.setattr("prolora_jax.models.diffusers_flax.version", stand_in)
+    monkeypatch.setattr("prolora_jax.nets.pipelines.diffusers_flax.version", stand_in)
     match = rf"{library}: found {found}, the last with Flax, .*pip install 'prolora_jax\[pipelines"
     for use in (lambda: flax_class("CLIPTokenizer"), enter):
         with pytest.raises(UsageError, match=match) as caught:
             use()
         assert caught.value.code is Refusal.MISSING_LIBRARY
     # Before gigabytes are read.
-    monkeypatch.setattr("prolora_jax.models.pipeline_loading.load_unet", None)
+    monkeypatch.setattr("prolora_jax.nets.pipelines.pipeline_loading.load_unet", None)
     with pytest.raises(UsageError, match=match):
         load_pipeline(folder, sampler="lcm")
 
@@ -134,8 +134,8 @@ from functools import partial
 sys.modules["torch"] = None
 import jax
 jax.jit = partial(jax.jit, compiler_options={unets.QUICK!r})
-from prolora_jax.models.generation import generate
-from prolora_jax.models.pipeline_loading import load_pipeline
+from prolora_jax.nets.pipelines.generation import generate
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 assert not {{"diffusers", "transformers"}} & sys.modules.keys()
 pipeline, params = load_pipeline({str(folder)!r}, dtype="bfloat16")
 kinds = {{name: {{str(a.dtype) for a in jax.tree.leaves(params[name])}} for name in params}}

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from prolora_jax import encoding
-from prolora_jax.encoding import DTYPES, HostFactors
+from prolora_jax.method import encoding
+from prolora_jax.method.encoding import DTYPES, HostFactors
 
 
 def factors(rank: int = 4, seed: int = 0) -> HostFactors:

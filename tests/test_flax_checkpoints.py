@@ -19,8 +19,8 @@ from numpy.testing import assert_array_equal
 from transformers import CLIPTextConfig, FlaxCLIPTextModel
 
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.msgpack_tree import MsgpackTree
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 
 # Stock Flax classes of diffusers know one depth per block, and 32 groups in every norm.
 CONFIG = builders.TINY_XL | {"block_out_channels": (32, 64, 64), "norm_num_groups": 32}

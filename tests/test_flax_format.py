@@ -14,11 +14,11 @@ from diffusers.models.modeling_flax_pytorch_utils import rename_key
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.flax_tree import from_flax, to_flax
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.formats import from_flax, to_flax
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")
 SD15 = spec_from_config(builders.TINY_SD15_TABLE, name="sd15")

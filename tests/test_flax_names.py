@@ -10,11 +10,11 @@ import pytest
 from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from flax.core import unfreeze
 
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.flax_names import flax_table, torch_key
-from prolora_jax.architectures.known import published_spec
+from prolora_jax.architectures.flax_trees import flax_table, torch_key
+from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.naming import flax_path
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
 
 # SHA-256 of the sorted lines "place<TAB>[shape]".
 DIGESTS = {

@@ -20,12 +20,15 @@ from safetensors.torch import save_file as save_torch
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.configs import CONFIGS
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.dumping import dump
+from prolora_jax.adapters.formats.keys import FORMATS
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.naming import flat
-from prolora_jax.architectures.unet_table import spec_from_config
-from prolora_jax.formats import FORMATS, dump, parse, resolve
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 NETS = {
     "xl": (builders.TINY_XL, builders.TINY_XL_TABLE),

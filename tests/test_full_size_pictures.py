@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import unets
 
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.flax_names import flax_table, nested
-from prolora_jax.architectures.unet_table import unet_table
-from prolora_jax.models.config import from_diffusers
-from prolora_jax.models.diffusers_flax import flax_class, theirs
-from prolora_jax.models.generation import _compiled
-from prolora_jax.models.noise import picture_keys
-from prolora_jax.models.pipeline import Pipeline
-from prolora_jax.models.samplers import sampler_named
-from prolora_jax.models.unet import UNet
+from prolora_jax.architectures.flax_trees import flax_table, nested
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
+from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
+from prolora_jax.nets.pipelines.generation import _compiled
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.sampling.noise import picture_keys
+from prolora_jax.nets.sampling.samplers import sampler_named
+from prolora_jax.nets.unet.config import from_diffusers
+from prolora_jax.nets.unet.unet import UNet
 
 CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
 CLIP_L = CLIP | {

@@ -17,18 +17,18 @@ from PIL import Image
 from tiny_pipelines import PROMPTS, UNETS
 
 import prolora_jax as pl
-from prolora_jax.adapter import Adapter
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.flax_names import flax_table, nested
-from prolora_jax.architectures.known import published_spec
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.architectures.flax_trees import flax_table, nested
+from prolora_jax.architectures.identify import published_spec
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.cli import run
 from prolora_jax.cli.generate import seeds_of
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.evaluation.side_by_side import of_this_base
-from prolora_jax.models import diffusers_flax
-from prolora_jax.models.tree import spec_of
+from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.pipelines import diffusers_flax
 
 
 class Files(NamedTuple):

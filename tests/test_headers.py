@@ -11,14 +11,14 @@ from builders import random_module
 from pairs import make_pair
 from safetensors import safe_open
 
-from prolora_jax.adapter import Adapter
-from prolora_jax.architectures.unet_table import spec_from_config
-from prolora_jax.formats import FORMATS
-from prolora_jax.formats.header import for_target
-from prolora_jax.io.adapters import load_adapter, save_adapter
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.migration import migrate
-from prolora_jax.options import MigrationOptions
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.formats.header_strings import for_target
+from prolora_jax.adapters.formats.keys import FORMATS
+from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.single import migrate
+from prolora_jax.plans.options import MigrationOptions
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

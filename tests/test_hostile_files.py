@@ -17,10 +17,11 @@ from safetensors.numpy import save, save_file
 
 from prolora_jax.cli import run
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal, UsageError
-from prolora_jax.io import header, pickles, tensors
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.tensors import TensorFile
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.containers import pickles, tensors
+from prolora_jax.io.containers import safetensors_header as header
+from prolora_jax.io.containers.tensors import TensorFile
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 NAME = "lora_unet_mid_block_attentions_0_proj_in"

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.hub import fetch_base_model, is_hub_id
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 
 HUB_ID = "some-org/tiny-xl"
 UNET = "unet/diffusion_pytorch_model.safetensors"

@@ -24,7 +24,7 @@ from prolora_jax.errors import (
     UsageError,
 )
 from prolora_jax.io import atomic
-from prolora_jax.io.tensors import TensorFile, read_tensors, write_tensors
+from prolora_jax.io.containers.tensors import TensorFile, read_tensors, write_tensors
 
 DTYPES = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16, np.int64, np.uint8, np.bool_]
 INTACT = save({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.float32)})

@@ -16,8 +16,8 @@ from prolora_jax.evaluation.laboratory.recipe import AdapterRecipe, BaseRecipe, 
 from prolora_jax.evaluation.laboratory.summary import table
 from prolora_jax.evaluation.laboratory.sweep import Arm, Sweep, results, run_sweep
 from prolora_jax.io.documents import read_yaml
-from prolora_jax.models.loading import initial_params
-from prolora_jax.options import MigrationOptions
+from prolora_jax.nets.unet.loading import initial_params
+from prolora_jax.plans.options import MigrationOptions
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "laboratory"
 

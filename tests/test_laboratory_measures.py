@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prolora_jax.evaluation.laboratory.measures import (
+from prolora_jax.evaluation.metrics.shares import (
     diversity,
     gap_share,
     paired_difference,

@@ -4,9 +4,9 @@ import numpy as np
 
 from prolora_jax.evaluation.laboratory.classifier import train_classifier
 from prolora_jax.evaluation.laboratory.data import CONCEPTS, Pictures, concept_pictures
-from prolora_jax.evaluation.laboratory.measures import diversity, squared_mmd
 from prolora_jax.evaluation.laboratory.samples import one_of_each
 from prolora_jax.evaluation.laboratory.workshop import picture_grid
+from prolora_jax.evaluation.metrics.shares import diversity, squared_mmd
 
 
 def shapes(seed: int) -> Pictures:

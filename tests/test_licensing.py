@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prolora_jax.licensing import forbidding_field
+from prolora_jax.catalog.licences import forbidding_field
 
 FORBID = [
     {"allowDerivatives": False},

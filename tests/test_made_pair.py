@@ -14,20 +14,20 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 
-from prolora_jax.architectures.known import identified, published_spec
+from prolora_jax.architectures.identify import identified, published_spec
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet_table import spec_from_config, unet_table
-from prolora_jax.basis import choose_rank
+from prolora_jax.architectures.unet.table import spec_from_config, unet_table
 from prolora_jax.benchmarks import made_models
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.benchmarks.made_models import WEIGHTS_FILE, real_pair, source_tensor, target_tensor
 from prolora_jax.errors import OutputError, UsageError
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.streamed import write_streamed
-from prolora_jax.io.tensors import TensorFile
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.containers.streamed import write_streamed
+from prolora_jax.io.containers.tensors import TensorFile
+from prolora_jax.method.basis import choose_rank
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "make_checkpoint_pair.py"
 main = runpy.run_path(str(SCRIPT))["main"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prolora_jax.catalog_record import CatalogRecord, count_records
 from prolora_jax.errors import OutputError, Refusal, UsageError
-from prolora_jax.io.manifest import NAME, Entry, Manifest, Proof, export
+from prolora_jax.io.outputs.manifest import NAME, Entry, Manifest, Proof, export
+from prolora_jax.plans.catalog_record import CatalogRecord, count_records
 
 FULL = CatalogRecord(
     input="styles/ü \n b.safetensors",

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prolora_jax.architectures.configs import CONFIGS
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.architectures.unet_table import spec_from_config
-from prolora_jax.matching import match_modules, same_structure
-from prolora_jax.structure import BLOCK, place_of, split_block
+from prolora_jax.architectures.unet.places import BLOCK, place_of, split_block
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.matching.matching import match_modules, same_structure
 
 SLOT = "unet.down_blocks.1.attentions.0"
 

@@ -7,10 +7,10 @@ import torch
 import unets
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.models.config import as_diffusers, from_diffusers
+from prolora_jax.nets.unet.config import as_diffusers, from_diffusers
 
 HEADS = {"sdxl": (5, 10, 20), "sd15": (8, 8, 8, 8), "sdxl-refiner": (6, 12, 24, 24)}
 

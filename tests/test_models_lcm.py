@@ -18,9 +18,9 @@ from diffusers.schedulers import scheduling_lcm
 from numpy.testing import assert_allclose, assert_array_equal
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.models.lcm import LCMScheduler, LCMState
-from prolora_jax.models.lcm_config import LCMConfig
-from prolora_jax.models.noise import fresh_noise, picture_keys
+from prolora_jax.nets.sampling.lcm import LCMScheduler, LCMState
+from prolora_jax.nets.sampling.lcm_config import LCMConfig
+from prolora_jax.nets.sampling.noise import fresh_noise, picture_keys
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SD = BETAS | {"num_train_timesteps": 1000, "clip_sample": False, "set_alpha_to_one": False}
@@ -177,7 +177,7 @@ def test_requests_that_are_refused():
 SHARDED = """
 import functools, sys, jax, numpy
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from prolora_jax.models.lcm import LCMScheduler
+from prolora_jax.nets.sampling.lcm import LCMScheduler
 assert not {"torch", "diffusers", "transformers"} & {*sys.modules}
 @functools.partial(jax.jit, static_argnums=0)
 def run(scheduler, key, start):

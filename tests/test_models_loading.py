@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.testing import assert_allclose, assert_array_equal
 
 import prolora_jax as pl
-from prolora_jax.architectures.flax_names import leaves, nested, unet_from_flax, unet_to_flax
+from prolora_jax.architectures.flax_trees import leaves, nested, unet_from_flax, unet_to_flax
 from prolora_jax.errors import BaseModelError, OutputError, Refusal, UsageError
 
 CONFIG = unets.SMALL["sdxl"]

@@ -14,18 +14,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 import prolora_jax as pl
 from prolora_jax import layout
-from prolora_jax.adapter import Adapter, alike
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.flax_names import flax_table, nested
-from prolora_jax.architectures.known import published_spec
+from prolora_jax.adapters.adapter import Adapter, alike
+from prolora_jax.architectures.flax_trees import flax_table, nested
+from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.naming import flax_path
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.errors import AdapterRefused, UsageError
-from prolora_jax.models.adapted import adapted
-from prolora_jax.models.loading import load_unet
-from prolora_jax.models.lora import attach, attached, detach, merge, unmerge
-from prolora_jax.models.tree import kernels, spec_of, walk
-from prolora_jax.models.unet import UNet
+from prolora_jax.nets.adapters.adapted import adapted
+from prolora_jax.nets.adapters.lora import attach, attached, detach, merge, unmerge
+from prolora_jax.nets.adapters.tree import kernels, spec_of, walk
+from prolora_jax.nets.unet.loading import load_unet
+from prolora_jax.nets.unet.unet import UNet
 
 ATOL = 2e-5  # float32 nets whose predictions are about 1
 

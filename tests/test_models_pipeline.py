@@ -19,12 +19,12 @@ from peft import LoraConfig, get_peft_model_state_dict
 from tiny_pipelines import PROMPTS, SIZE, UNETS
 
 import prolora_jax as pl
-from prolora_jax.models.diffusers_flax import theirs
-from prolora_jax.models.generation import generate
-from prolora_jax.models.noise import fresh_noise, picture_keys
-from prolora_jax.models.pipeline import Pipeline
-from prolora_jax.models.pipeline_loading import load_pipeline
-from prolora_jax.models.stock import stock_pipeline
+from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.pipelines.generation import generate
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
+from prolora_jax.nets.pipelines.stock import stock_pipeline
+from prolora_jax.nets.sampling.noise import fresh_noise, picture_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 NOISE = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)

@@ -14,9 +14,9 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from numpy.testing import assert_allclose
 
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.models.diffusers_flax import theirs
-from prolora_jax.models.lcm import LCMScheduler
-from prolora_jax.models.samplers import sampler_named
+from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.sampling.lcm import LCMScheduler
+from prolora_jax.nets.sampling.samplers import sampler_named
 
 # torch's schedulers say it themselves, of NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

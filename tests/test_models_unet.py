@@ -13,13 +13,13 @@ from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionMod
 from flax.core import unfreeze
 from numpy.testing import assert_allclose
 
-from prolora_jax.architectures.configs import CONFIGS
-from prolora_jax.architectures.flax_names import flax_table, leaves
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.architectures.flax_trees import flax_table, leaves
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.errors import UsageError
-from prolora_jax.models.config import from_diffusers
-from prolora_jax.models.loading import initial_params, load_unet
-from prolora_jax.models.unet import UNet
+from prolora_jax.nets.unet.config import from_diffusers
+from prolora_jax.nets.unet.loading import initial_params, load_unet
+from prolora_jax.nets.unet.unet import UNet
 
 # Millions of parameters, as published or counted by diffusers.
 MILLIONS = {

@@ -21,11 +21,11 @@ from stored import (
     operators_of,
 )
 
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.operator_folder import VERSION, OperatorFolder
-from prolora_jax.io.tensors import TensorFile
-from prolora_jax.operator_store import MemoryOperators, OperatorKey, OperatorStore, digest
-from prolora_jax.operators import METHODS, FormKind, Method
+from prolora_jax.io.containers.tensors import TensorFile
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.io.stores.operator_folder import VERSION, OperatorFolder
+from prolora_jax.method.operators import METHODS, FormKind, Method
+from prolora_jax.method.prepared import MemoryOperators, OperatorKey, OperatorStore, digest
 
 FORMS: list[tuple[Method, FormKind]] = [
     *((method, "thin") for method in METHODS[1:]),

@@ -8,10 +8,10 @@ import reference as ref
 import strategies as gen
 from strategies import Bases, Case, Factors, assert_close, dense
 
-from prolora_jax import encoding
-from prolora_jax.operators import METHODS, Span, prepare_side
-from prolora_jax.projection import apply_side, store
-from prolora_jax.singular import gauge, union
+from prolora_jax.method import encoding
+from prolora_jax.method.operators import METHODS, Span, prepare_side
+from prolora_jax.method.projection import apply_side, store
+from prolora_jax.method.singular import gauge, union
 
 SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prolora_jax.options import BadOption, MigrationOptions, basis_rule, output_rank
+from prolora_jax.plans.options import BadOption, MigrationOptions, basis_rule, output_rank
 
 
 @pytest.mark.parametrize(

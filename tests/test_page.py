@@ -13,13 +13,13 @@ import pytest
 from test_bulk import write
 from toy_pair import make_files
 
-from prolora_jax.catalog_record import CatalogRecord, CatalogSummary, count_records
+from prolora_jax.catalog.page.facts import COLUMNS, decisions, refusals, trust
+from prolora_jax.catalog.page.figures import heat_map, histogram
+from prolora_jax.catalog.page.render import page_html
+from prolora_jax.catalog.page.words import REASONS
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
-from prolora_jax.page.facts import COLUMNS, decisions, refusals, trust
-from prolora_jax.page.figures import heat_map, histogram
-from prolora_jax.page.render import page_html
-from prolora_jax.page.words import REASONS
+from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HOSTILE = '</script><b onclick="x">&amp;\'☃\u2028 50%#?.safetensors'

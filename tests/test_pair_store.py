@@ -10,16 +10,16 @@ import pytest
 from stored import assert_same, file_of
 from toy_pair import make_files
 
-from prolora_jax import pair as pair_module
-from prolora_jax import pair_work
 from prolora_jax.errors import UsageError
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.tensors import read_tensors, write_tensors
-from prolora_jax.operator_store import MemoryOperators, OperatorKey
-from prolora_jax.operators import METHODS, Method, ModuleOperators
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.containers.tensors import read_tensors, write_tensors
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.operators import METHODS, Method, ModuleOperators
+from prolora_jax.method.prepared import MemoryOperators, OperatorKey
+from prolora_jax.migration import pair as pair_module
+from prolora_jax.migration import pair_work
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 Models = tuple[BaseModel, BaseModel]
 Modules = list[tuple[str, str]]

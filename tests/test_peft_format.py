@@ -16,11 +16,11 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.dumping import dump
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
-from prolora_jax.formats import dump
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.layout import weight_to_matrix
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")
@@ -231,7 +231,7 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prolora_jax.io.peft_folder.atomic.write_text", fail)
+    monkeypatch.setattr("prolora_jax.io.adapters.peft_folder.atomic.write_text", fail)
     with pytest.raises(KeyboardInterrupt):
         save_adapter(Adapter((random_module(TO_Q, XL),), "peft"), tmp_path / "out", base=XL)
     assert list(tmp_path.iterdir()) == []

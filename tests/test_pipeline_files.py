@@ -30,13 +30,13 @@ from tiny_pipelines import LENGTH, PROMPTS, UNETS
 from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax as text_by
 from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
 
-from prolora_jax.architectures.flax_names import leaves
 from prolora_jax.architectures.flax_parts import text_encoder_to_flax, vae_to_flax
+from prolora_jax.architectures.flax_trees import leaves
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.models.diffusers_flax import theirs
-from prolora_jax.models.generation import generate
-from prolora_jax.models.pipeline import Pipeline
-from prolora_jax.models.pipeline_loading import load_pipeline
+from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.pipelines.generation import generate
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 
 TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.matching import Alignment, Matching
-from prolora_jax.options import MigrationOptions
-from prolora_jax.plan import (
+from prolora_jax.matching.matching import Alignment, Matching
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import (
     Action,
     Measure,
     MigrationPlan,

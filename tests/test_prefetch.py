@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from prolora_jax.prefetch import prefetch
+from prolora_jax.engines.prefetch import prefetch
 
 PATIENCE = 5.0  # seconds; only a failing test waits for them
 

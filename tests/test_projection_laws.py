@@ -21,10 +21,10 @@ from strategies import (
     laws,
 )
 
-from prolora_jax import projection
-from prolora_jax.basis import compute_basis
-from prolora_jax.energies import measure
-from prolora_jax.operators import METHODS, FormKind, Method, Side, effective_method
+from prolora_jax.method import projection
+from prolora_jax.method.basis import compute_basis
+from prolora_jax.method.energies import measure
+from prolora_jax.method.operators import METHODS, FormKind, Method, Side, effective_method
 
 SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
 FROM_WEIGHTS = 1e-4  # law 8(ii): bases rounded to float32, cut no nearer than CLUSTERED

@@ -19,11 +19,13 @@ from builders import (
 from numpy.testing import assert_array_equal
 from safetensors.numpy import save_file
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.dumping import dump
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
-from prolora_jax.formats import dump, parse, resolve
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(TINY_XL_TABLE, name="tiny-xl")
 SSD = spec_from_config(TINY_SSD_TABLE, name="tiny-ssd")

@@ -9,7 +9,7 @@ from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli import run
 from prolora_jax.errors import AdapterRefused
-from prolora_jax.io.tensors import read_tensors, write_tensors
+from prolora_jax.io.containers.tensors import read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

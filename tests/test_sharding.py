@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prolora_jax.operators import METHODS
+from prolora_jax.method.operators import METHODS
 
 SHARE = 1e-6  # of ||dW||: float32 sums in another order
 SCRIPT = Path(__file__).with_name("sharded_projection.py")

@@ -8,18 +8,18 @@ from safetensors import safe_open
 from test_bulk import write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax.bulk import Writing
-from prolora_jax.catalog import run_catalog
-from prolora_jax.catalog_run import CatalogJob
+from prolora_jax.catalog.catalog import run_catalog
+from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
-from prolora_jax.io.adapters import load_adapter, save_adapter
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.manifest import Manifest
-from prolora_jax.io.sidecars import Folders, carry
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.adapters.sidecars import Folders, carry
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.outputs.manifest import Manifest
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration.many import Writing
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 CIVITAI = {
     "id": 5,

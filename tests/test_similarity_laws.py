@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EQUAL, UNEQUAL, each_case, laws
 
-from prolora_jax.similarity import SideSimilarity, principal_cosines, side_similarity
+from prolora_jax.method.similarity import SideSimilarity, principal_cosines, side_similarity
 
 STORED = 1e-6  # bases are stored in float32; phi is a mean of squares of at most 36 columns
 STANDARD_ERRORS = 4  # a sample mean strays further in 1 of 16000 samples

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Case, assert_close, each_case, laws
 
-from prolora_jax.encoding import HostFactors
-from prolora_jax.projection import gram, store
-from prolora_jax.singular import gauge, singular_form, union
+from prolora_jax.method.encoding import HostFactors
+from prolora_jax.method.projection import gram, store
+from prolora_jax.method.singular import gauge, singular_form, union
 
 FLOAT32 = 1e-5  # relative to ||up|| ||down||: sums of at most 36 float32 products
 ROUNDING = 3e-7  # of the update: that of its float32 output

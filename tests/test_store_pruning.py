@@ -21,10 +21,10 @@ from stored import (
 )
 
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.operator_folder import VERSION, OperatorFolder
-from prolora_jax.io.store_files import mark_used
-from prolora_jax.operator_store import digest
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.io.stores.operator_folder import VERSION, OperatorFolder
+from prolora_jax.io.stores.store_files import mark_used
+from prolora_jax.method.prepared import digest
 
 
 def filled(folder: Path) -> FolderStore:

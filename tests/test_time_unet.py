@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import test_models_unet
 
-from prolora_jax.models.diffusers_flax import theirs
+from prolora_jax.nets.pipelines.diffusers_flax import theirs
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "time_unet.py"
 

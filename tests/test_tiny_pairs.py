@@ -8,17 +8,17 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import ModuleSpec
-from prolora_jax.architectures.unet_table import UNetConfig, unet_table
-from prolora_jax.io.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.tensors import write_tensors
-from prolora_jax.migration import migrate
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
-from prolora_jax.plan import UNVERIFIED_TEXT_ENCODER, Skip
-from prolora_jax.structure import BLOCK, Place, place_of
-from prolora_jax.verify import verify_adapter
+from prolora_jax.architectures.unet.places import BLOCK, Place, place_of
+from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.containers.tensors import write_tensors
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.single import migrate
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Skip
+from prolora_jax.verification.adapter import verify_adapter
 
 SD = UNetConfig((8, 16, 24, 24), (1, 1, 1, 0), (0, 1, 1, 1), cross_attention_dim=12)
 BK = replace(SD, layers_per_block=1)

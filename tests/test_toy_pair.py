@@ -4,8 +4,8 @@ from pathlib import Path
 
 from toy_pair import make_files, planted_block
 
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.pair import BasePair
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.pair import BasePair
 
 
 def test_planted_blocks_are_recovered_in_every_slot(tmp_path: Path):

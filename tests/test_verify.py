@@ -12,8 +12,8 @@ import reference
 from migrated import DTYPES, Base, Files, make_files
 
 from prolora_jax.errors import UsageError
-from prolora_jax.plan import Action, Skip, SkippedModule
-from prolora_jax.verify import verify_adapter
+from prolora_jax.plans.plan import Action, Skip, SkippedModule
+from prolora_jax.verification.adapter import verify_adapter
 
 # --- right files --------------------------------------------------------------------------------
 

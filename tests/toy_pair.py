@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet_table import UNetConfig, spec_from_config, unet_table
-from prolora_jax.io.adapters import save_adapter
-from prolora_jax.io.tensors import write_tensors
-from prolora_jax.structure import BLOCK, split_block
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.unet.places import BLOCK, split_block
+from prolora_jax.architectures.unet.table import UNetConfig, spec_from_config, unet_table
+from prolora_jax.io.adapters.files import save_adapter
+from prolora_jax.io.containers.tensors import write_tensors
 
 SOURCE = UNetConfig(
     block_out_channels=(16, 32, 64),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prolora_jax.architectures.flax_names import Tree, nested
+from prolora_jax.architectures.flax_trees import Tree, nested
 from prolora_jax.layout import weight_to_kernel
 
 # What diffusers' Flax VAE calls its attention, by what torch's does today; its old names are these.

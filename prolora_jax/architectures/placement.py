@@ -7,15 +7,15 @@ encoders; of every other component (VAE, schedules) nothing is said.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from prolora_jax.architectures.clip import (
+from prolora_jax.architectures.clip.single_files import (
     CLIP_PREFIXES,
     FUSED,
     OPEN_CLIP_PREFIXES,
     open_clip_layers,
     plain_layers,
 )
-from prolora_jax.architectures.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
 from prolora_jax.architectures.naming import UNET
+from prolora_jax.architectures.unet.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 _WEIGHT = ".weight"

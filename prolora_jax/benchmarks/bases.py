@@ -31,12 +31,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolora_jax.architectures.known import published_spec
-from prolora_jax.basis import STORED_ENERGY, compute_basis
+from prolora_jax.architectures.identify import published_spec
 from prolora_jax.benchmarks import baselines, environment, peaks
 from prolora_jax.benchmarks.cores import all_cores, pin, progress, unpin
 from prolora_jax.benchmarks.targets import at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio, total
+from prolora_jax.method.basis import STORED_ENERGY, compute_basis
 
 Shape = tuple[int, int]
 

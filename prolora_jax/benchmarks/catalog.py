@@ -32,15 +32,22 @@ from prolora_jax.benchmarks.made_catalog import write_catalog
 from prolora_jax.benchmarks.made_models import tiny_pair, write_models
 from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, interleaved
-from prolora_jax.bulk import FileJob, Prepared, Writing, migrate_files, read_job, write_job
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.execute import move_all
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.io.inputs import expand
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
-from prolora_jax.plan import Action
+from prolora_jax.io.adapters.inputs import expand
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration.execute import move_all
+from prolora_jax.migration.many import (
+    FileJob,
+    Prepared,
+    Writing,
+    migrate_files,
+    read_job,
+    write_job,
+)
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Action
 
 FILES, MOST = 64, 1024
 QUICK_FILES, QUICK_MOST = 4, 12

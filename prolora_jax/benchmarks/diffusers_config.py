@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prolora_jax.architectures.unet_table import UNetConfig
+from prolora_jax.architectures.unet.table import UNetConfig
 
 _MOST_GROUPS = 32
 _SIZES = 6

@@ -16,10 +16,10 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 
-from prolora_jax.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.benchmarks.made_models import generator
-from prolora_jax.io.adapters import save_adapter
+from prolora_jax.io.adapters.files import save_adapter
 
 Layers = Literal["attn", "attn2", "attn+ff"]
 
@@ -50,7 +50,7 @@ class MadeAdapter:
 
     Attributes:
         name: its file or folder.
-        format: one of `prolora_jax.formats.FORMATS`.
+        format: one of `adapters.formats.keys.FORMATS`.
         ranks: the ranks in it, ascending.
         dtype: of its factors.
         layers: which layers it has: attention, text attention only, or feed-forwards, too.

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prolora_jax.adapter import LoraModule
+from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.benchmarks import baselines
 from prolora_jax.benchmarks.baselines import PaperLayer, Spans, ThinLayer, WideLayers
 from prolora_jax.benchmarks.bases import orthonormal
-from prolora_jax.blocks import rank_class, split_rows, stacked
-from prolora_jax.execute import Moved, Work, move_all
-from prolora_jax.operators import ModuleOperators, Span, prepare_side
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
-from prolora_jax.plan import Action, MigrationPlan, ModuleSimilarity, PlanStep
-from prolora_jax.projection import apply_side, rows_of
+from prolora_jax.method.operators import ModuleOperators, Span, prepare_side
+from prolora_jax.method.projection import apply_side, rows_of
+from prolora_jax.migration.blocks import rank_class, split_rows, stacked
+from prolora_jax.migration.execute import Moved, Work, move_all
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Action, MigrationPlan, ModuleSimilarity, PlanStep
 
 Shape = tuple[int, int]
 

@@ -37,14 +37,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from prolora_jax.architectures.known import published_spec
+from prolora_jax.architectures.identify import published_spec
 from prolora_jax.benchmarks import baselines, environment, peaks
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_updates import MadeModule, Shape, Updates, made_module
 from prolora_jax.benchmarks.recompression import recompression
 from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio, total
-from prolora_jax.blocks import rank_class
+from prolora_jax.migration.blocks import rank_class
 
 TARGET = "ssd-1b"
 RANK, ADAPTERS = 16, 64

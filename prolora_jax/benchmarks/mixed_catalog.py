@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapter import Adapter
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.formats.dumping import dump
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.benchmarks.made_catalog import POOL, make_adapter, planned
 from prolora_jax.benchmarks.made_models import generator
-from prolora_jax.formats.dumping import dump
-from prolora_jax.io.adapters import save_adapter
+from prolora_jax.io.adapters.files import save_adapter
 from prolora_jax.io.atomic import write_bytes
-from prolora_jax.io.tensors import write_tensors
+from prolora_jax.io.containers.tensors import write_tensors
 
 Tensors = dict[str, np.ndarray]
 

@@ -11,8 +11,8 @@ from prolora_jax.benchmarks.baselines import cut_by_qr
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_updates import Shape, Updates, made_module
 from prolora_jax.benchmarks.timing import interleaved, ratio
-from prolora_jax.projection import gram, store
-from prolora_jax.singular import gauge, union
+from prolora_jax.method.projection import gram, store
+from prolora_jax.method.singular import gauge, union
 
 DECADES = 4
 """How much smaller the last column of an update is than the first, where columns decay."""

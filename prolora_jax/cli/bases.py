@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from prolora_jax.cli.console import Common, Reporter, absolute, out
 
 if TYPE_CHECKING:
-    from prolora_jax.io.checkpoint import BaseModel
+    from prolora_jax.io.base_models.checkpoint import BaseModel
 
 COMMON = Common()
 bases = App(name="bases", help_format="plaintext")
@@ -38,10 +38,10 @@ def build(
     """
     import msgspec
 
-    from prolora_jax.bases import compute_bases
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.options import basis_rule
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.plans.options import basis_rule
+    from prolora_jax.subspaces.compute import compute_bases
 
     if not models:
         raise UsageError("bases build needs at least one base model", code=Refusal.BAD_OPTION)
@@ -72,7 +72,7 @@ def build(
 
 def _usable(source: "BaseModel", target: "BaseModel") -> tuple[Collection[str], Collection[str]]:
     """Modules of both models that a migration from one to the other can use."""
-    from prolora_jax.pair import BasePair
+    from prolora_jax.migration.pair import BasePair
 
     pairs = BasePair(source, target).matching().pairs
     return dict.fromkeys(pairs.values()), pairs
@@ -120,7 +120,7 @@ def prune(
     import msgspec
 
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.io.base_models.checkpoint import load_base_model
 
     if older_than is not None and not 0.0 <= older_than < math.inf:
         raise UsageError(

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
-from prolora_jax.catalog_verify import CatalogCheck
+from prolora_jax.catalog.verify import CatalogCheck
 from prolora_jax.cli.console import printable
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
 
 SHOWN = 20
 """Files that a table names; the JSON has all of them."""

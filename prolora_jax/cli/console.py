@@ -27,7 +27,7 @@ from rich.text import Text
 from prolora_jax.errors import Refusal, UsageError
 
 if TYPE_CHECKING:
-    from prolora_jax.io.basis_store import FolderStore
+    from prolora_jax.io.stores.basis_store import FolderStore
 
 
 class _RateColumn(ProgressColumn):
@@ -98,7 +98,7 @@ class Common:
 
     def basis_store(self) -> "FolderStore":
         """The basis store in the chosen folder."""
-        from prolora_jax.io.basis_store import FolderStore, default_store
+        from prolora_jax.io.stores.basis_store import FolderStore, default_store
 
         return FolderStore(self.store or default_store())
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.cli.console import Common, out
-from prolora_jax.options import AlphaZero
 
 COMMON = Common()
 Format = Literal[
@@ -42,9 +42,11 @@ def convert(
     """
     import msgspec
 
-    from prolora_jax.formats import concrete_format, published_base, resolve
-    from prolora_jax.io.adapters import load_adapter, save_adapter
-    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.adapters.formats.dumping import concrete_format
+    from prolora_jax.adapters.formats.published import published_base
+    from prolora_jax.adapters.formats.resolution import resolve
+    from prolora_jax.io.adapters.files import load_adapter, save_adapter
+    from prolora_jax.io.base_models.checkpoint import load_base_model
 
     spec = None if base is None else load_base_model(base).spec
     adapter = load_adapter(input, alpha_zero=alpha_zero, allow_pickle=allow_pickle)

@@ -35,13 +35,13 @@ def demo(
     from prolora_jax.evaluation.laboratory.samples import write_grid
     from prolora_jax.evaluation.pictures import block_map, similarity_panels
     from prolora_jax.io import atomic
-    from prolora_jax.io.adapters import load_adapter, save_adapter
-    from prolora_jax.io.basis_store import FolderStore
-    from prolora_jax.io.reports import write_report
-    from prolora_jax.migration import make_plan, run_plan
-    from prolora_jax.options import MigrationOptions
-    from prolora_jax.relation import relation
-    from prolora_jax.verify import verify_adapter
+    from prolora_jax.io.adapters.files import load_adapter, save_adapter
+    from prolora_jax.io.outputs.reports import write_report
+    from prolora_jax.io.stores.basis_store import FolderStore
+    from prolora_jax.migration.single import make_plan, run_plan
+    from prolora_jax.plans.options import MigrationOptions
+    from prolora_jax.plans.relation import relation
+    from prolora_jax.verification.adapter import verify_adapter
 
     store = FolderStore(out_path / "bases") if common.store is None else common.basis_store()
     methods = get_args(get_type_hints(MigrationOptions)["method"])

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.report import MigrationReport
+from prolora_jax.plans.report import MigrationReport
 
 if TYPE_CHECKING:
     from prolora_jax.evaluation.laboratory.trials import Result
-    from prolora_jax.verify import VerifyReport
+    from prolora_jax.verification.adapter import VerifyReport
 
 
 def demo_row(

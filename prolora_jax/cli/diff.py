@@ -33,12 +33,12 @@ def diff(
     """
     import msgspec
 
+    from prolora_jax.adapters.comparison import compare
     from prolora_jax.cli import tables
-    from prolora_jax.comparison import compare
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.adapters import load_adapter
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.reports import read_report, report_path
+    from prolora_jax.io.adapters.files import load_adapter
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.io.outputs.reports import read_report, report_path
 
     spec_a = spec_b = None if base is None else load_base_model(base).spec
     origins = None

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.options import MigrationOptions
+from prolora_jax.plans.options import MigrationOptions
 
 if TYPE_CHECKING:
     from prolora_jax.evaluation.side_by_side import SideBySide
@@ -86,9 +86,9 @@ def generate(
 
     from prolora_jax.evaluation.grid import write_side_by_side
     from prolora_jax.evaluation.side_by_side import Request, draw_side_by_side
-    from prolora_jax.io.adapters import refuse_existing
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.pair import BasePair
+    from prolora_jax.io.adapters.files import refuse_existing
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.migration.pair import BasePair
 
     usual = ("none", "copy", migrate.method) if source else ("none", "lora")
     chosen = arms.split(",") if arms else usual if lora else ("none",)

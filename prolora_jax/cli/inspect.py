@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.cli.console import Common, out, show_error
-from prolora_jax.options import AlphaZero
 
 COMMON = Common()
 
@@ -29,11 +29,11 @@ def inspect(
     """
     import msgspec
 
+    from prolora_jax.adapters.inspection import inspect_adapter, refused
     from prolora_jax.cli import tables
     from prolora_jax.errors import ProloraError, Refusal, UsageError
-    from prolora_jax.inspection import inspect_adapter, refused
-    from prolora_jax.io.adapters import load_adapter
-    from prolora_jax.io.checkpoint import load_base_model
+    from prolora_jax.io.adapters.files import load_adapter
+    from prolora_jax.io.base_models.checkpoint import load_base_model
 
     if not paths:
         raise UsageError("inspect needs at least one file", code=Refusal.BAD_OPTION)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.cli.convert import Format
-from prolora_jax.options import MigrationOptions
+from prolora_jax.plans.options import MigrationOptions
 
 COMMON = Common()
 OPTIONS = MigrationOptions()
@@ -67,27 +67,28 @@ def migrate(
             --rank cuts.
         weight: of an input of --merge, in their order, once for each [default: 1 for all].
     """
-    from prolora_jax.bulk import Writing
-    from prolora_jax.catalog import CatalogJob
+    from prolora_jax.adapters.detection import check_base
+    from prolora_jax.adapters.formats.dumping import concrete_format
+    from prolora_jax.adapters.formats.resolution import resolve
+    from prolora_jax.catalog.catalog import CatalogJob
+    from prolora_jax.catalog.license_check import require_license
     from prolora_jax.cli import tables
     from prolora_jax.cli.migrate_many import is_one, migrate_many
-    from prolora_jax.combination import combine, parts_of, widest
-    from prolora_jax.detection import check_base
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.formats import concrete_format, resolve
-    from prolora_jax.io.adapters import (
+    from prolora_jax.io.adapters.files import (
         load_adapter,
         refuse_existing,
         save_adapter,
         writes_folder,
     )
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.reports import read_plan, report_path, write_report
-    from prolora_jax.io.sidecars import Folders, carry
-    from prolora_jax.license_check import require_license
-    from prolora_jax.migration import make_plan, run_plan
-    from prolora_jax.pair import BasePair
-    from prolora_jax.reuse import check_plan
+    from prolora_jax.io.adapters.sidecars import Folders, carry
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.io.outputs.reports import read_plan, report_path, write_report
+    from prolora_jax.migration.combination import combine, parts_of, widest
+    from prolora_jax.migration.many import Writing
+    from prolora_jax.migration.pair import BasePair
+    from prolora_jax.migration.single import make_plan, run_plan
+    from prolora_jax.plans.reuse import check_plan
 
     if preset == "paper":
         options = replace(options, method="prolora", gate="phi", gate_sides="left")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from prolora_jax.cli.console import Common, Reporter, absolute, out
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.peft_folder import is_adapter_folder
+from prolora_jax.io.adapters.peft_folder import is_adapter_folder
 
 if TYPE_CHECKING:
-    from prolora_jax.catalog_record import CatalogRecord, CatalogSummary
-    from prolora_jax.catalog_run import CatalogJob
+    from prolora_jax.catalog.run import CatalogJob
+    from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary
 
 
 def write_page(page: Path, summary: "CatalogSummary", records: Sequence["CatalogRecord"]) -> None:
@@ -21,9 +21,9 @@ def write_page(page: Path, summary: "CatalogSummary", records: Sequence["Catalog
         UsageError: its folder's `pair.report.json` cannot be read.
         OutputError: it cannot be written.
     """
+    from prolora_jax.catalog.page.render import page_html
     from prolora_jax.io import atomic
-    from prolora_jax.io.reports import read_pair_report
-    from prolora_jax.page.render import page_html
+    from prolora_jax.io.outputs.reports import read_pair_report
 
     pair = None if summary.started is None else read_pair_report(Path(summary.out))
     similarities = {} if pair is None else pair.similarities
@@ -61,12 +61,12 @@ def migrate_many(
     """
     import msgspec
 
-    from prolora_jax.catalog import run_catalog, scan_catalog, summary_of_scan
-    from prolora_jax.catalog_record import FINISHED
+    from prolora_jax.catalog.catalog import run_catalog, scan_catalog, summary_of_scan
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.manifest import Manifest
-    from prolora_jax.pair import BasePair
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.io.outputs.manifest import Manifest
+    from prolora_jax.migration.pair import BasePair
+    from prolora_jax.plans.catalog_record import FINISHED
 
     if job.out.exists() and not job.out.is_dir():
         raise UsageError(

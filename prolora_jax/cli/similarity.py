@@ -37,10 +37,10 @@ def similarity(
     import msgspec
 
     from prolora_jax.cli import tables
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.options import MigrationOptions
-    from prolora_jax.pair import BasePair
-    from prolora_jax.relation import relation
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.migration.pair import BasePair
+    from prolora_jax.plans.options import MigrationOptions
+    from prolora_jax.plans.relation import relation
 
     options = MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank)
     pair = BasePair(

@@ -27,11 +27,11 @@ def status(
     """
     import msgspec
 
-    from prolora_jax.catalog import summary_of
+    from prolora_jax.catalog.catalog import summary_of
     from prolora_jax.cli import catalog_tables
     from prolora_jax.cli.migrate_many import write_page
-    from prolora_jax.io.manifest import Manifest
-    from prolora_jax.io.manifest import export as write_table
+    from prolora_jax.io.outputs.manifest import Manifest
+    from prolora_jax.io.outputs.manifest import export as write_table
 
     with Manifest(folder) as manifest:
         summary, records = summary_of(manifest), list(manifest.records())

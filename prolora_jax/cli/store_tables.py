@@ -8,8 +8,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.io.basis_store import FolderStore, StoredBasis
-from prolora_jax.io.operator_folder import StoredComparison, StoredOperators
+from prolora_jax.io.stores.basis_store import FolderStore, StoredBasis
+from prolora_jax.io.stores.operator_folder import StoredComparison, StoredOperators
 
 
 def store_document(store: FolderStore) -> dict[str, Any]:

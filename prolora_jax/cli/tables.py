@@ -9,16 +9,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.alignment import Alignment
+from prolora_jax.adapters.comparison import Comparison
+from prolora_jax.adapters.inspection import Inspection
+from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.cli.console import printable
-from prolora_jax.comparison import Comparison
-from prolora_jax.inspection import Inspection
-from prolora_jax.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
-from prolora_jax.report import MigrationReport
-from prolora_jax.structure import split_block
+from prolora_jax.matching.alignment import Alignment
+from prolora_jax.plans.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
+from prolora_jax.plans.report import MigrationReport
 
 if TYPE_CHECKING:
-    from prolora_jax.verify import VerifyReport
+    from prolora_jax.verification.adapter import VerifyReport
 
 SHOWN = 12
 """Longest list of modules printed; the rest is in the JSON."""

@@ -40,17 +40,17 @@ def verify(
     """
     import msgspec
 
-    from prolora_jax.catalog_verify import verify_catalog
+    from prolora_jax.catalog.verify import verify_catalog
     from prolora_jax.cli import catalog_tables, tables
-    from prolora_jax.combination import combine
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.adapters import load_adapter
-    from prolora_jax.io.checkpoint import load_base_model
-    from prolora_jax.io.manifest import NAME
-    from prolora_jax.io.reports import pair_report_above, read_any_report
-    from prolora_jax.pair_report import FileReport, whole_report
-    from prolora_jax.report import MigrationReport
-    from prolora_jax.verify import verify_adapter
+    from prolora_jax.io.adapters.files import load_adapter
+    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.io.outputs.manifest import NAME
+    from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
+    from prolora_jax.migration.combination import combine
+    from prolora_jax.plans.folder_report import FileReport, whole_report
+    from prolora_jax.plans.report import MigrationReport
+    from prolora_jax.verification.adapter import verify_adapter
 
     reporter = Reporter(common.quiet)
     if (output / NAME).is_file():

@@ -21,9 +21,9 @@ from prolora_jax.evaluation.laboratory.lessons import Split
 from prolora_jax.evaluation.laboratory.recipe import Recipe
 from prolora_jax.evaluation.laboratory.trials import Contest, Pair
 from prolora_jax.evaluation.laboratory.workshop import Workshop
-from prolora_jax.io.basis_store import FolderStore
+from prolora_jax.io.containers.tensors import read_tensors
 from prolora_jax.io.documents import read_yaml
-from prolora_jax.io.tensors import read_tensors
+from prolora_jax.io.stores.basis_store import FolderStore
 
 FOLDER = Path(__file__).parent / "demo_lab"
 RECIPE, PICTURES = "recipe.yaml", "held_out.safetensors"

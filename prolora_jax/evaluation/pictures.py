@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.io import atomic
-from prolora_jax.structure import split_block
 
 Cells = Mapping[str, float | None]
 """A number by module path; None where there is none to show."""

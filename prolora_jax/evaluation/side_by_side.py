@@ -10,22 +10,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from prolora_jax.adapter import Adapter, alike
+from prolora_jax.adapters.adapter import Adapter, alike
+from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.detection import check_base
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.formats import resolve
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.migration import make_plan, run_plan
-from prolora_jax.models.generation import generate
-from prolora_jax.models.loading import Params
-from prolora_jax.models.lora import attach
-from prolora_jax.models.pipeline import Pipeline
-from prolora_jax.models.pipeline_loading import load_pipeline
-from prolora_jax.models.samplers import Sampler, Spacing
-from prolora_jax.models.tree import spec_of
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.single import make_plan, run_plan
+from prolora_jax.nets.adapters.lora import attach
+from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.pipelines.generation import generate
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
+from prolora_jax.nets.sampling.samplers import Sampler, Spacing
+from prolora_jax.nets.unet.loading import Params
+from prolora_jax.plans.options import MigrationOptions
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
 NONE, AS_IT_IS, SOURCE = "none", "lora", "source"

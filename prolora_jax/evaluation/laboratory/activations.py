@@ -8,14 +8,14 @@ import numpy as np
 from flax import linen as nn
 
 from prolora_jax.architectures.naming import flax_path
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.evaluation.laboratory.data import CLASSES, text_table
 from prolora_jax.evaluation.laboratory.diffusion import noised, sample
 from prolora_jax.evaluation.laboratory.distillation import STRIDES
 from prolora_jax.evaluation.laboratory.nets import Params
 from prolora_jax.evaluation.laboratory.workshop import Workshop
-from prolora_jax.models.config import UNetConfig
-from prolora_jax.models.unet import UNet
+from prolora_jax.nets.unet.config import UNetConfig
+from prolora_jax.nets.unet.unet import UNet
 
 Activations = Mapping[str, np.ndarray]
 """Inputs `(rows, in)` in float64 by module path."""

@@ -12,11 +12,11 @@ from functools import cached_property
 
 import numpy as np
 
+from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.evaluation.laboratory.activations import Activations, recorded_inputs
 from prolora_jax.evaluation.laboratory.adapters import Factors
 from prolora_jax.evaluation.laboratory.trials import Contest
-from prolora_jax.options import MigrationOptions
-from prolora_jax.structure import split_block
+from prolora_jax.plans.options import MigrationOptions
 
 Deltas = dict[str, np.ndarray]
 """Updates `(out, in)` in float64 by target path."""

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from prolora_jax.evaluation.laboratory import verdicts
-from prolora_jax.evaluation.laboratory.measures import Share
 from prolora_jax.evaluation.laboratory.summary import Row, table
 from prolora_jax.evaluation.laboratory.verdicts import RELATIVES, on
+from prolora_jax.evaluation.metrics.shares import Share
 
 OPEN = " min_similarity=-1.0"
 METHODS = ("subspace", "null-space", "prolora", "prolora-full", "rotation")

@@ -10,11 +10,7 @@ import numpy as np
 from prolora_jax.evaluation.laboratory.data import Pictures, concept_pictures
 from prolora_jax.evaluation.laboratory.diffusion import Batch
 from prolora_jax.evaluation.laboratory.distillation import jumps
-from prolora_jax.evaluation.laboratory.lessons import (
-    HELD_OUT_SEED,
-    effect_pictures,
-    own_pictures,
-)
+from prolora_jax.evaluation.laboratory.lessons import HELD_OUT_SEED, effect_pictures, own_pictures
 from prolora_jax.evaluation.laboratory.losses import exam
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 

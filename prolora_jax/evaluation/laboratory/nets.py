@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prolora_jax.architectures.flax_names import unet_from_flax, unet_to_flax
-from prolora_jax.architectures.unet_table import UNetConfig as UNetTensors
-from prolora_jax.architectures.unet_table import unet_table
+from prolora_jax.architectures.flax_trees import unet_from_flax, unet_to_flax
+from prolora_jax.architectures.unet.table import UNetConfig as UNetTensors
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.evaluation.laboratory.data import TEXT_WIDTH, text_table
 from prolora_jax.evaluation.laboratory.diffusion import Predict
-from prolora_jax.models.config import UNetConfig
-from prolora_jax.models.unet import UNet
+from prolora_jax.nets.unet.config import UNetConfig
+from prolora_jax.nets.unet.unet import UNet
 
 Params = dict[str, Any]
 CHUNK = 64

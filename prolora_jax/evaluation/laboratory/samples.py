@@ -14,13 +14,9 @@ from prolora_jax.evaluation.laboratory.classifier import Classifier, train_class
 from prolora_jax.evaluation.laboratory.data import CLASSES, Pictures, to_pixels
 from prolora_jax.evaluation.laboratory.diffusion import sample
 from prolora_jax.evaluation.laboratory.distillation import GUIDANCE, STRIDES
-from prolora_jax.evaluation.laboratory.lessons import (
-    effect_pictures,
-    own_pictures,
-    sampled_words,
-)
-from prolora_jax.evaluation.laboratory.measures import diversity, squared_mmd
+from prolora_jax.evaluation.laboratory.lessons import effect_pictures, own_pictures, sampled_words
 from prolora_jax.evaluation.laboratory.workshop import Workshop, picture_grid
+from prolora_jax.evaluation.metrics.shares import diversity, squared_mmd
 from prolora_jax.io import atomic
 
 COUNT, STEPS = 200, 20

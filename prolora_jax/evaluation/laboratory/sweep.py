@@ -19,10 +19,10 @@ from prolora_jax.evaluation.laboratory.controls import random_subspace
 from prolora_jax.evaluation.laboratory.exams import Depth
 from prolora_jax.evaluation.laboratory.trials import Contest, Outcome, Pair, move
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
-from prolora_jax.io.adapters import load_adapter
+from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.documents import read_lines, write_lines
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
 
 MEASURES = 3
 """Raised when what is measured changes: all is then measured again."""

@@ -11,7 +11,7 @@ import numpy as np
 from prolora_jax.evaluation.laboratory.adapters import Factors, merged
 from prolora_jax.evaluation.laboratory.diffusion import Draw
 from prolora_jax.evaluation.laboratory.nets import Params, forward
-from prolora_jax.models.config import UNetConfig
+from prolora_jax.nets.unet.config import UNetConfig
 
 if TYPE_CHECKING:
     import optax  # of the extra `lab`: trained models are evaluated without it

@@ -10,21 +10,21 @@ from functools import cached_property
 
 import numpy as np
 
-from prolora_jax.adapter import Adapter
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
 from prolora_jax.evaluation.laboratory.exams import Depth, exams
 from prolora_jax.evaluation.laboratory.losses import losses
-from prolora_jax.evaluation.laboratory.measures import Share, gap_share
 from prolora_jax.evaluation.laboratory.nets import predictor
 from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
-from prolora_jax.io.adapters import load_adapter
-from prolora_jax.io.basis_store import FolderStore
-from prolora_jax.io.checkpoint import load_base_model
-from prolora_jax.migration import make_plan, run_plan
-from prolora_jax.options import MigrationOptions
-from prolora_jax.pair import BasePair
+from prolora_jax.evaluation.metrics.shares import Share, gap_share
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.single import make_plan, run_plan
+from prolora_jax.plans.options import MigrationOptions
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from prolora_jax.evaluation.laboratory.measures import Share, paired_difference
 from prolora_jax.evaluation.laboratory.summary import Row, number
+from prolora_jax.evaluation.metrics.shares import Share, paired_difference
 
 RELATIVES = ("light", "pruned", "quick", "far")
 EQUAL, LOSS_LIMIT, GATE_COST, STRICT_GATE_COST = 0.01, 0.02, 0.01, 0.05

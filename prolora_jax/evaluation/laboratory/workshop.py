@@ -15,7 +15,7 @@ from shutil import rmtree
 
 import numpy as np
 
-from prolora_jax.architectures.unet_table import spec_from_config
+from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.evaluation.laboratory import train
 from prolora_jax.evaluation.laboratory.adapters import (
     Factors,
@@ -44,10 +44,10 @@ from prolora_jax.evaluation.laboratory.nets import (
     pruned_params,
 )
 from prolora_jax.evaluation.laboratory.recipe import BaseRecipe, Recipe
-from prolora_jax.io.adapters import load_adapter, save_adapter
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.documents import read_json, write_json
-from prolora_jax.models.config import UNetConfig
-from prolora_jax.models.loading import initial_params, load_unet, save_unet
+from prolora_jax.nets.unet.config import UNetConfig
+from prolora_jax.nets.unet.loading import initial_params, load_unet, save_unet
 
 Say = Callable[[str], None]
 

@@ -1,0 +1,169 @@
+"""Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
+
+NumPy and strings only; nothing here starts a device. Factors keep the file's own dtype and
+layout, so that a conversion can give back the same bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+
+AlphaZero = Literal["refuse", "rank", "zero"]
+"""What an alpha of 0 means: a refusal, alpha = rank, or no effect; programs disagree."""
+
+
+@dataclass(frozen=True)
+class LoraModule:
+    """The factors of one layer, as the file has them.
+
+    Attributes:
+        path: dotted diffusers path with component
+            (`unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q`), or, until
+            `formats.resolve` has seen a base model, the flat name of a kohya file
+            (`lora_unet_input_blocks_4_1_...`).
+        down: `(rank, in)`, or `(rank, in, kh, kw)` for a convolution.
+        up: `(out, rank)`, or `(out, rank, 1, 1)` for a convolution.
+        alpha: scale numerator; None when the file has none, and then the scale is 1.
+    """
+
+    path: str
+    down: np.ndarray
+    up: np.ndarray
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of rank columns."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """`alpha / rank`, or 1 when the file has no alpha for this module (formats.md 2.3)."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the update, scale included; float64, no dense update is formed."""
+        down = self.down.reshape(self.rank, -1).astype(np.float64)
+        up = self.up.reshape(-1, self.rank).astype(np.float64)
+        # Rounding can leave a tiny negative number where the update is zero.
+        squared = max(float(np.sum((up.T @ up) * (down @ down.T))), 0.0)
+        return abs(self.scale) * squared**0.5
+
+    def padded(self, rank: int) -> "LoraModule":
+        """The same update at a higher rank: zero columns, and an alpha that grows with it."""
+        missing = (0, rank - self.rank)
+        alpha = None if self.alpha is None else self.scale * rank
+        up_axes = [(0, 0), missing, *[(0, 0)] * (self.up.ndim - 2)]
+        return replace(
+            self,
+            down=np.pad(self.down, [missing, *[(0, 0)] * (self.down.ndim - 1)]),
+            up=np.pad(self.up, up_axes),
+            alpha=alpha,
+        )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter file.
+
+    Attributes:
+        modules: the modules, in the order of their paths in the file.
+        format: key convention, one of `formats.FORMATS`.
+        extras: tensors that are carried along unchanged, by their full key.
+        metadata: header strings of the file.
+        origin: where it came from, for messages.
+    """
+
+    modules: tuple[LoraModule, ...]
+    format: str
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    origin: str = "adapter"
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The distinct ranks, ascending."""
+        return tuple(sorted({module.rank for module in self.modules}))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether module paths are still the flat names of a kohya file (see `LoraModule`)."""
+        return any("." not in module.path for module in self.modules)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content (paths, alphas, shapes, dtypes, numbers), whatever its order."""
+        digest = sha256()
+        for module in sorted(self.modules, key=lambda m: m.path):
+            digest.update(f"{module.path} {module.alpha}".encode())
+            _update(digest, module.down)
+            _update(digest, module.up)
+        for key in sorted(self.extras):
+            digest.update(key.encode())
+            _update(digest, self.extras[key])
+        return digest.hexdigest()
+
+    def module(self, path: str) -> LoraModule:
+        """The module at `path`; `KeyError` names the nearest paths if there is none."""
+        for module in self.modules:
+            if module.path == path:
+                return module
+        tail = path.rsplit(".", 1)[-1]
+        near = [m.path for m in self.modules if m.path.endswith(tail)][:3]
+        raise KeyError(f"{self.origin}: no module {path!r}; nearest: {', '.join(near) or 'none'}")
+
+
+def alike(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The same updates in the same modules at the same ranks, so that one program serves all.
+
+    Args:
+        adapters: resolved against the same base model.
+
+    Returns:
+        As many adapters. Each has the modules of all, in one order, and each module the largest of
+        its ranks; zeros fill what an adapter has not.
+    """
+    largest: dict[str, LoraModule] = {}
+    for module in (module for adapter in adapters for module in adapter.modules):
+        if module.path not in largest or module.rank > largest[module.path].rank:
+            largest[module.path] = module
+    empty = {
+        path: replace(m, down=np.zeros_like(m.down), up=np.zeros_like(m.up))
+        for path, m in sorted(largest.items())
+    }
+    made = []
+    for adapter in adapters:
+        own = {m.path: m.padded(empty[m.path].rank) for m in adapter.modules}
+        modules = tuple(own.get(path, module) for path, module in empty.items())
+        made.append(replace(adapter, modules=modules))
+    return made
+
+
+def delta(adapter: Adapter, path: str) -> np.ndarray:
+    """The dense update of one module, scale included: for tests and small matrices.
+
+    Args:
+        adapter: any adapter.
+        path: module path, as in the adapter.
+
+    Returns:
+        float64, `(out, in)`, or `(out, in, kh, kw)` for a convolution.
+
+    Raises:
+        KeyError: when there is no such module.
+    """
+    module = adapter.module(path)
+    down = module.down.reshape(module.rank, -1).astype(np.float64)
+    up = module.up.reshape(-1, module.rank).astype(np.float64)
+    return (module.scale * up @ down).reshape(up.shape[0], *module.down.shape[1:])
+
+
+def _update(digest: Any, array: np.ndarray) -> None:
+    digest.update(f"{array.dtype} {array.shape}".encode())
+    # As bytes, and not copied: NumPy hands out no buffer of bfloat16.
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -1,0 +1,180 @@
+"""The grammar of tensor keys: module name, then suffix. Each key is read by itself.
+
+Real files mix conventions (diffusers' own writer does), so nothing is concluded from the first
+key, and `FORMATS` is what the majority of a file's modules look like, not how it is parsed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.architectures.naming import UNET, flat
+
+FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion")
+KOHYA_UNET = "lora_unet_"
+PEFT_WRAPPER = "base_model.model."
+# Component by flat prefix; `lora_te_` is how files for SD 1 and 2 call their only text encoder.
+KOHYA_TEXT_ENCODERS = {
+    "lora_te_": "text_encoder.",
+    "lora_te1_": "text_encoder.",
+    "lora_te2_": "text_encoder_2.",
+    "lora_te3_": "text_encoder_3.",
+}
+
+_TEXT_ENCODERS = frozenset(component.rstrip(".") for component in KOHYA_TEXT_ENCODERS.values())
+
+Part = Literal["down", "up", "alpha"]
+
+# What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
+_LYCORIS = "lycoris_"
+_UNET_ROOTS = frozenset(
+    ("conv_in", "conv_out", "time_embedding", "add_embedding", "down_blocks", "mid_block")
+    + ("up_blocks",)
+)
+_LDM_ROOTS = frozenset(
+    ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out")
+)
+_LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+# What a flat name of LDM blocks starts with. `time_embed_0` is LDM, `time_embedding_` is not.
+_FLAT_LDM = tuple(f"{KOHYA_UNET}{root}_" for root in sorted(_LDM_ROOTS))
+
+
+def _suffixes() -> Mapping[str, tuple[str, Part]]:
+    """What each suffix adds to the module name, and which part it marks."""
+    table: dict[str, tuple[str, Part]] = {
+        ".lora_down.weight": ("", "down"),
+        ".lora_up.weight": ("", "up"),
+        ".lora_A.weight": ("", "down"),
+        ".lora_B.weight": ("", "up"),
+        ".lora_A": ("", "down"),
+        ".lora_B": ("", "up"),
+        ".lora.down.weight": ("", "down"),
+        ".lora.up.weight": ("", "up"),
+        ".lora_linear_layer.down.weight": ("", "down"),
+        ".lora_linear_layer.up.weight": ("", "up"),
+    }
+    # The oldest diffusers files: the layer's own name is hidden in the suffix.
+    unet = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
+    text = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+    for middle, layers in ((".processor", unet), ("", text)):
+        for old, layer in layers.items():
+            table[f"{middle}.{old}_lora.down.weight"] = (f".{layer}", "down")
+            table[f"{middle}.{old}_lora.up.weight"] = (f".{layer}", "up")
+            table[f"{middle}.{old}_lora.alpha"] = (f".{layer}", "alpha")
+    table[".alpha"] = ("", "alpha")
+    return dict(sorted(table.items(), key=lambda item: -len(item[0])))  # longest first
+
+
+_SUFFIXES = _suffixes()
+
+
+def _text_encoder_layers() -> Mapping[str, str]:
+    """CLIP module by its flat and its dotted name, for more layers than any CLIP encoder has.
+
+    transformers 5 dropped the `text_model.` level of one of its two CLIP classes. Both
+    generations end up under the older name, which all readers know.
+    """
+    attention = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    inner = [*attention, "mlp.fc1", "mlp.fc2"]
+    newer = [f"encoder.layers.{i}.{name}" for i in range(64) for name in inner]
+    table = {"text_projection": "text_projection"}
+    for name in newer:
+        path = f"text_model.{name}"
+        table |= {name: path, flat(name): path, path: path, flat(path): path}
+    return table
+
+
+_TEXT_ENCODER_LAYERS = _text_encoder_layers()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A tensor key, taken apart.
+
+    Attributes:
+        path: module; dotted with component, or flat with `lora_unet_` where only a base model
+            can tell the dots.
+        part: which tensor of the module it is.
+        format: one of `FORMATS`, the convention this key is written in.
+        adapter: the adapter's name, where peft has put it into the key.
+    """
+
+    path: str
+    part: Part
+    format: str
+    adapter: str | None = None
+
+
+def split_key(key: str) -> Key | None:
+    """Take a LoRA key apart; None if it is not one."""
+    if "/" in key:
+        return _split_place(key)
+    name, part, adapter = _split_suffix(key)
+    if part is None:
+        return None
+    return Key(_canonical(name), part, _format(name), adapter)
+
+
+def is_text_encoder(path: str) -> bool:
+    """Whether a module path belongs to a text encoder, which no UNet spec knows."""
+    return path.startswith("text_encoder")
+
+
+def _split_place(key: str) -> Key | None:
+    """A key of a Flax tree, `unet/.../to_q/lora-<adapter>/down/kernel` or `.../alpha`."""
+    match key.removesuffix("/kernel").rsplit("/", 2):
+        case [place, name, ("down" | "up") as part] if key.endswith("/kernel"):
+            pass
+        case [place, name, "alpha" as part]:
+            pass
+        case _:
+            return None
+    if not name.startswith(LORA):
+        return None
+    # Only a base model can tell the UNet's dots; a text encoder has them between all levels.
+    path = _canonical(place.replace("/", ".")) if place.startswith("text_encoder") else place
+    return Key(path, part, "flax", name.removeprefix(LORA))
+
+
+def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:
+    for suffix, (tail, part) in _SUFFIXES.items():
+        if key.endswith(suffix):
+            return key.removesuffix(suffix) + tail, part, None
+    # peft puts the adapter's name between: `to_q.lora_A.default.weight`.
+    match key.rsplit(".", 3):
+        case [name, "lora_A", adapter, "weight"]:
+            return name, "down", adapter
+        case [name, "lora_B", adapter, "weight"]:
+            return name, "up", adapter
+    return key, None, None
+
+
+def _canonical(name: str) -> str:
+    name = name.replace(PEFT_WRAPPER, "", 1)
+    if name.startswith(_LYCORIS):
+        return KOHYA_UNET + name.removeprefix(_LYCORIS)
+    for prefix, component in KOHYA_TEXT_ENCODERS.items():
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            return component + _TEXT_ENCODER_LAYERS.get(rest, rest)
+    for prefix in _LDM_PREFIXES:
+        name = name.removeprefix(prefix)
+    root, _, rest = name.partition(".")
+    if root in _TEXT_ENCODERS:
+        return f"{root}.{_TEXT_ENCODER_LAYERS.get(rest, rest)}"
+    if root in _UNET_ROOTS:
+        return UNET + name
+    if root in _LDM_ROOTS:
+        return KOHYA_UNET + flat(name)
+    return name
+
+
+def _format(name: str) -> str:
+    if PEFT_WRAPPER in name:
+        return "peft"
+    if "." in name or name in _UNET_ROOTS:
+        return "diffusers"
+    if name.startswith((*_FLAT_LDM, "lora_te1_", "lora_te2_")):
+        return "kohya-ldm"
+    return "kohya-diffusers"

@@ -1,0 +1,223 @@
+"""Tensors of a file to an `Adapter`; each ends in a module, in `extras`, or in a refusal."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import ml_dtypes
+import numpy as np
+
+from prolora_jax import layout
+from prolora_jax.adapters.adapter import Adapter, AlphaZero, LoraModule
+from prolora_jax.adapters.algorithms.foreign import refuse_foreign
+from prolora_jax.adapters.formats.keys import Key, Part, is_text_encoder, split_key
+from prolora_jax.adapters.formats.lora_config import alpha_by_config
+from prolora_jax.errors import AdapterRefused, Refusal
+
+_log = logging.getLogger(__name__)
+
+_EMBEDDINGS = "bundle_emb."  # textual inversions packed with an adapter; carried along
+_FLOATS = frozenset(
+    np.dtype(dtype) for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+)
+
+
+@dataclass
+class _Group:
+    """What a file has for one module, and where: array and key by part."""
+
+    format: str
+    parts: dict[Part, tuple[np.ndarray, str]] = field(default_factory=dict)
+
+
+def parse(
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str],
+    origin: str,
+    alpha_zero: AlphaZero = "refuse",
+    *,
+    outline: bool = False,
+) -> Adapter:
+    """Read an adapter, whatever mixture of key conventions it uses.
+
+    Flat UNet names stay flat (`lora_unet_...`) until `resolve` has seen a base model.
+
+    Args:
+        tensors: every tensor of the file by key.
+        metadata: header strings; `lora_adapter_metadata` gives the scale of diffusers files.
+        origin: the file, for messages.
+        alpha_zero: what an alpha of 0 means: `rank` reads it as "alpha = rank", as kohya's loader
+            and LyCORIS do; `zero` as no effect, as the web interfaces and diffusers do; `refuse`
+            refuses the file.
+        outline: the tensors stand for others of the same shapes (`io.tensors.outline_tensors`):
+            their numbers are not looked at, and no alpha is taken from them.
+
+    Returns:
+        The adapter, factors untouched (but `up` is zero where `alpha_zero` says so), modules in
+        the order of `tensors`.
+
+    Raises:
+        AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
+            finite; `code` says which.
+    """
+    keys = {key: split_key(key) for key in tensors}
+    unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
+    refuse_foreign(tensors, unread, origin=origin)
+    if not outline:
+        _require_finite(tensors, origin)
+    _require_one_adapter(keys.values(), origin)
+
+    groups: dict[str, _Group] = {}
+    extras: dict[str, np.ndarray] = {}
+    for key, parts in keys.items():
+        if parts is None:
+            extras[key] = tensors[key]
+        else:
+            group = groups.setdefault(parts.path, _Group(parts.format))
+            array = tensors[key]
+            if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
+                array = layout.kernel_to_weight(array)
+            _add(group, parts, key, array, origin)
+    modules, formats = [], Counter()
+    for path, group in groups.items():
+        if set(group.parts) == {"alpha"}:
+            array, key = group.parts["alpha"]
+            _log.warning("%s: %s belongs to no module; carried along", origin, key)
+            extras[key] = array
+            continue
+        modules.append(_module(path, group, metadata, origin, alpha_zero))
+        formats[is_text_encoder(path), group.format] += 1
+    if not modules:
+        raise AdapterRefused(
+            f"{origin}: not-an-adapter:no-modules: found {len(tensors)} tensors and no LoRA "
+            f"module; expected pairs of lora_down and lora_up; give an adapter file",
+            code=Refusal.NOT_AN_ADAPTER,
+        )
+    # The majority of the UNet modules, of the text encoder's where there are no others.
+    (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
+    return Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+
+
+def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
+    if key.part in group.parts:
+        before, known = group.parts[key.part]
+        if not same_array(before, array):
+            raise AdapterRefused(
+                f"{origin}: {key.path}: found two different {key.part} tensors, {known} and "
+                f"{name}; expected one; remove the wrong one",
+                code=Refusal.DUPLICATE_MODULE,
+            )
+        _log.warning("%s: %s repeats %s; one is kept", origin, name, known)
+        return
+    group.parts[key.part] = (array, name)
+
+
+def same_array(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays have the same dtype, shape and numbers."""
+    return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
+
+
+def _module(
+    path: str, group: _Group, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
+) -> LoraModule:
+    pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
+    for half, other in pair:
+        if half not in group.parts:
+            raise AdapterRefused(
+                f"{origin}: {path}: the {half} factor is missing, found only "
+                f"{group.parts[other][1]}; expected both; fetch the file again",
+                code=Refusal.INCOMPLETE_PAIR,
+            )
+    (down, down_key), (up, up_key) = group.parts["down"], group.parts["up"]
+    for array, key in ((down, down_key), (up, up_key)):
+        if array.dtype not in _FLOATS:
+            raise AdapterRefused(
+                f"{origin}: tensor {key} has dtype {array.dtype.name}; expected float16, "
+                f"bfloat16, float32 or float64; convert the file to one of these",
+                code=Refusal.UNSUPPORTED_DTYPE,
+            )
+    if not _fit(down, up):
+        raise AdapterRefused(
+            f"{origin}: {path}: found down of shape {down.shape} and up of shape {up.shape}; "
+            f"expected (rank, in[, kh, kw]) and (out, rank[, 1, 1]) of one rank; fetch the file "
+            f"again",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    alpha = alpha_by_config(path, down.shape[0], metadata, origin)
+    if "alpha" in group.parts:
+        alpha = _scalar(*group.parts["alpha"], path, origin)
+    if alpha == 0:
+        return _read_zero(LoraModule(path, down, up), alpha_zero, origin)
+    return LoraModule(path, down, up, alpha)
+
+
+def _read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraModule:
+    """The module without its alpha of 0: no file that is written from it is read in two ways."""
+    if alpha_zero == "rank":
+        return replace(module, alpha=float(module.rank))
+    if alpha_zero == "zero":
+        return replace(module, up=np.zeros_like(module.up))
+    raise AdapterRefused(
+        f"{origin}: {module.path}: found alpha 0, which some programs read as no effect and others "
+        f"as alpha = rank; expected another number; set it to what was meant, or say it with "
+        f"--alpha-zero rank or --alpha-zero zero",
+        code=Refusal.ALPHA_ZERO,
+    )
+
+
+def _fit(down: np.ndarray, up: np.ndarray) -> bool:
+    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or 0 in (*down.shape, *up.shape):
+        return False
+    return down.shape[0] == up.shape[1] and set(up.shape[2:]) <= {1}
+
+
+def _scalar(array: np.ndarray, key: str, path: str, origin: str) -> float:
+    if array.size != 1:
+        raise AdapterRefused(
+            f"{origin}: {path}: found {key} of shape {array.shape}; expected one number; fetch "
+            f"the file again",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    return float(array.reshape(()))
+
+
+def _require_one_adapter(keys: Iterable[Key | None], origin: str) -> None:
+    """Refuse a file of several adapters: whose module is whose cannot be kept apart later."""
+    names = sorted({key.adapter for key in keys if key is not None and key.adapter is not None})
+    if len(names) > 1:
+        raise AdapterRefused(
+            f"{origin}: found {len(names)} adapters, {', '.join(names[:5])}; expected one; save "
+            f"each to a file of its own",
+            code=Refusal.DUPLICATE_MODULE,
+        )
+
+
+def _require_finite(tensors: Mapping[str, np.ndarray], origin: str) -> None:
+    for key, array in tensors.items():
+        if _all_finite(array):
+            continue
+        with np.errstate(invalid="ignore"):  # signalling NaNs of bfloat16 warn
+            finite = np.isfinite(array)
+        if not finite.all():
+            bad = int(array.size - finite.sum())
+            raise AdapterRefused(
+                f"{origin}: tensor {key} has {bad} of {array.size} numbers that are NaN or "
+                f"infinite; expected finite numbers; fetch or train the adapter again",
+                code=Refusal.NON_FINITE,
+            )
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """Whether every number is finite, for dtypes whose bits say it faster than `isfinite` does.
+
+    False may also mean that it has to be looked at. Every file is checked, and for float16 the
+    bits take a fifth of the time: infinite and NaN are the numbers with the largest exponent.
+    """
+    largest = _INFINITE_BITS.get(array.dtype)
+    if largest is None or array.size == 0:
+        return False
+    return int((array.view(np.uint16) & 0x7FFF).max()) < largest
+
+
+_INFINITE_BITS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}

@@ -1,0 +1,113 @@
+"""An adapter against a base model: every module gets its dotted path and is checked."""
+
+import logging
+from dataclasses import replace
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.keys import KOHYA_UNET, is_text_encoder
+from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.errors import AdapterRefused, Refusal
+
+_log = logging.getLogger(__name__)
+
+
+def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
+    """Give every module its dotted path in `spec` and check its shapes.
+
+    Modules of text encoders are left as they are where `spec` knows no text encoder: it may have
+    been read from a UNet alone. Resolving twice changes nothing.
+
+    Args:
+        adapter: as parsed.
+        spec: the base model it was trained on.
+
+    Returns:
+        The adapter with dotted paths; factors untouched.
+
+    Raises:
+        AdapterRefused: a module is not in the base, has other shapes, or occurs twice with
+            different numbers.
+    """
+    paths = {module.path: _path(module.path, spec) for module in adapter.modules}
+    _require_all(adapter, paths, spec)
+    found: dict[str, LoraModule] = {}
+    for module in adapter.modules:
+        path = paths[module.path]
+        assert path is not None  # _require_all
+        known = found.get(path)
+        if known is None:
+            found[path] = replace(module, path=path)
+        elif not _same(known, module):
+            raise AdapterRefused(
+                f"{adapter.origin}: {path}: found twice with different numbers, once as "
+                f"{module.path}; expected one; remove the wrong one",
+                code=Refusal.DUPLICATE_MODULE,
+            )
+    if len(found) < len(adapter.modules):
+        repeated = len(adapter.modules) - len(found)
+        _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
+    _require_shapes(adapter.origin, found, spec)
+    return replace(adapter, modules=tuple(found.values()))
+
+
+def fits(module: LoraModule, spec: ModuleSpec) -> bool:
+    """Whether the factors have the shapes of this layer; for 1x1 windows 2 or 4 axes will do."""
+    out, width, *window = spec.shape
+    pointwise = set(window) <= {1}
+    downs = {(module.rank, width, *window)}
+    if pointwise:
+        downs |= {(module.rank, width), (module.rank, width, 1, 1)}
+    return module.down.shape in downs and module.up.shape[:2] == (out, module.rank)
+
+
+def _path(name: str, spec: BaseModelSpec) -> str | None:
+    if name in spec.modules or (is_text_encoder(name) and not _knows(name, spec)):
+        return name
+    if "/" in name:
+        return spec.by_flax_name.get(name)
+    if name.startswith(KOHYA_UNET):
+        return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
+    return None
+
+
+def _knows(path: str, spec: BaseModelSpec) -> bool:
+    """Whether `spec` has modules of the component that `path` belongs to."""
+    prefix = path.partition(".")[0] + "."
+    return any(known.startswith(prefix) for known in spec.modules)
+
+
+def _require_all(adapter: Adapter, paths: dict[str, str | None], spec: BaseModelSpec) -> None:
+    missing = [name for name, path in paths.items() if path is None]
+    if not missing:
+        return
+    total = sum(not is_text_encoder(name) or _knows(name, spec) for name in paths)
+    none = len(missing) == total
+    first = ", ".join(missing[:3])
+    raise AdapterRefused(
+        f"{adapter.origin}: {len(missing)}/{total} modules are not in base model {spec.name}, "
+        f"first {first}; expected "
+        f"{'an adapter for this architecture' if none else 'every module to be there'}; "
+        f"name the base model that the adapter was trained on",
+        code=Refusal.NO_MATCHING_MODULE if none else Refusal.UNMATCHED_MODULES,
+    )
+
+
+def _require_shapes(origin: str, modules: dict[str, LoraModule], spec: BaseModelSpec) -> None:
+    known = {path: module for path, module in modules.items() if path in spec.modules}
+    bad = [module for path, module in known.items() if not fits(module, spec.modules[path])]
+    if not bad:
+        return
+    module, shape = bad[0], spec.modules[bad[0].path].shape
+    up = (shape[0], module.rank, *(1 for _ in shape[2:]))
+    raise AdapterRefused(
+        f"{origin}: {module.path}: found down {module.down.shape} and up {module.up.shape}; "
+        f"expected down {(module.rank, *shape[1:])} and up {up} for a weight {shape} of base "
+        f"model {spec.name} ({len(bad)}/{len(known)} modules differ); name the base model that "
+        f"the adapter was trained on",
+        code=Refusal.SHAPE_MISMATCH,
+    )
+
+
+def _same(a: LoraModule, b: LoraModule) -> bool:
+    return a.alpha == b.alpha and same_array(a.down, b.down) and same_array(a.up, b.up)

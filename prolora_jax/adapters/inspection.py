@@ -1,0 +1,94 @@
+"""What an adapter file is, as a record: for `prolora inspect` and for catalogs."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.detection import Detection, detect
+from prolora_jax.errors import ProloraError
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about one file.
+
+    Attributes:
+        path: the file.
+        verdict: `ok` or `refused`.
+        reason: code of the refusal.
+        message: the refusal in words.
+        format: key convention.
+        modules: number of modules.
+        ranks: number of modules by rank.
+        dtypes: number of modules by dtype.
+        alpha: number of modules with an alpha.
+        scales: smallest and largest scale.
+        components: number of modules by component (`unet`, `text_encoder`, ...).
+        norm: Frobenius norm of all updates together.
+        zero: modules whose update is zero.
+        extras: tensors that are carried along.
+        metadata: header strings that say what it was trained on.
+        base: which published base models it can belong to, and why; None for a refused file.
+    """
+
+    path: str
+    verdict: str
+    reason: str | None = None
+    message: str | None = None
+    format: str | None = None
+    modules: int = 0
+    ranks: dict[int, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    alpha: int = 0
+    scales: tuple[float, float] | None = None
+    components: dict[str, int] = field(default_factory=dict)
+    norm: float = 0.0
+    zero: int = 0
+    extras: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    base: Detection | None = None
+
+
+TRAINED_ON = (
+    "ss_base_model_version",
+    "ss_sd_model_name",
+    "modelspec.architecture",
+    "modelspec.title",
+    "ss_network_module",
+)
+"""Header strings that hint at the base model; hints only, shapes and names decide."""
+
+
+def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
+    """Facts about a file that could be read."""
+    norms = [module.norm for module in adapter.modules]
+    scales = [module.scale for module in adapter.modules]
+    return Inspection(
+        path=path,
+        verdict="ok",
+        format=adapter.format,
+        modules=len(adapter.modules),
+        ranks=dict(sorted(Counter(m.rank for m in adapter.modules).items())),
+        dtypes=dict(Counter(m.up.dtype.name for m in adapter.modules)),
+        alpha=sum(m.alpha is not None for m in adapter.modules),
+        scales=(min(scales), max(scales)) if scales else None,
+        components=dict(Counter(_component(m.path) for m in adapter.modules)),
+        norm=float(np.linalg.norm(norms)),
+        zero=sum(norm == 0.0 for norm in norms),
+        extras=tuple(sorted(adapter.extras)),
+        metadata={key: adapter.metadata[key] for key in TRAINED_ON if key in adapter.metadata},
+        base=detect(adapter),
+    )
+
+
+def refused(path: str, error: ProloraError) -> Inspection:
+    """The record of a file that could not be used."""
+    return Inspection(path=path, verdict="refused", reason=str(error.code), message=str(error))
+
+
+def _component(path: str) -> str:
+    if path.startswith(("lora_unet_", "unet.", "unet/")):
+        return "unet"
+    return path.split(".", 1)[0]

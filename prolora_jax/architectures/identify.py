@@ -1,0 +1,85 @@
+"""Which published model a spec is, and the specs of published models."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+
+from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS, text_encoder_table
+from prolora_jax.architectures.placement import placements
+from prolora_jax.architectures.recognition import modules_of, spec_from_shapes
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import unet_table
+
+Shapes = frozenset[tuple[str, tuple[int, ...]]]
+
+
+def identified(spec: BaseModelSpec) -> BaseModelSpec:
+    """The same modules, with `architecture` and `text_encoders` filled in.
+
+    Args:
+        spec: modules as a checkpoint's header has them.
+
+    Returns:
+        A spec whose architecture is that of the published UNet with exactly these modules and
+        shapes, or None. Its text encoders are those that this architecture uses; for an unknown
+        UNet, the known ones among those whose modules are in `spec`.
+    """
+    architecture = _architectures().get(_shapes_of(spec, "unet"))
+    if architecture is not None:
+        encoders = tuple(ENCODERS_OF[architecture].values())
+    else:
+        found = (
+            _encoders().get(_shapes_of(spec, component))
+            for component in ("text_encoder", "text_encoder_2")
+        )
+        encoders = tuple(encoder for encoder in found if encoder is not None)
+    return replace(spec, architecture=architecture, text_encoders=encoders)
+
+
+def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseModelSpec:
+    """The spec of a published model, without a checkpoint.
+
+    Args:
+        architecture: id in `configs.CONFIGS`; the spec's name, too.
+        text_encoders: whether its text encoders' modules are in it.
+
+    Returns:
+        What `io.checkpoint` finds in that model's files.
+
+    Raises:
+        KeyError: there is no such architecture.
+    """
+    tensors = {f"unet.{key}": shape for key, shape in unet_table(CONFIGS[architecture]).items()}
+    for component, encoder in ENCODERS_OF[architecture].items() if text_encoders else ():
+        table = text_encoder_table(TEXT_ENCODERS[encoder])
+        tensors |= {f"{component}.{key}": shape for key, shape in table.items()}
+    return identified(spec_from_shapes(tensors, name=architecture))
+
+
+@cache
+def _architectures() -> Mapping[Shapes, str]:
+    specs = {
+        name: spec_from_shapes(unet_table(config), name=name) for name, config in CONFIGS.items()
+    }
+    return {_shapes_of(spec, "unet"): name for name, spec in specs.items()}
+
+
+@cache
+def _encoders() -> Mapping[Shapes, str]:
+    known = {}
+    for name, config in TEXT_ENCODERS.items():
+        # With and without its projection: pipelines use the same tower either way.
+        for projection in {config.projection, None}:
+            table = text_encoder_table(replace(config, projection=projection))
+            tensors = {f"text_encoder.{key}": shape for key, shape in table.items()}
+            spec = BaseModelSpec(name, modules_of(placements(tensors)))
+            known[_shapes_of(spec, "text_encoder")] = name
+    return known
+
+
+def _shapes_of(spec: BaseModelSpec, component: str) -> Shapes:
+    """Names and shapes of one component's modules, without the component's own name."""
+    return frozenset(
+        (path.partition(".")[2], spec.modules[path].shape) for path in spec.component(component)
+    )

@@ -1,0 +1,1 @@
+"""UNets of the Stable Diffusion kind."""

@@ -1,0 +1,1 @@
+"""Thousands of adapter files: scanned, migrated, verified."""

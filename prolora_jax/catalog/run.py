@@ -1,0 +1,262 @@
+"""One run over the scanned files of a catalog: what is unfinished, done, and noted.
+
+A row of the manifest says that an output is there only after it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from prolora_jax.catalog.scan import Scanned, duplicates, outcome_fields
+from prolora_jax.errors import OutputError, ProloraError, Refusal
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
+from prolora_jax.io.outputs.catalog_files import file_hash, link, stamp
+from prolora_jax.io.outputs.manifest import Entry, Manifest, Proof
+from prolora_jax.io.outputs.reports import report_path
+from prolora_jax.migration.many import FileJob, Outcome, Writing, migrate_files
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.subspaces.compute import Progress
+
+BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
+"""Reasons that lie in the run, not in the file: the same file may do better another time."""
+
+
+@dataclass(frozen=True)
+class CatalogJob:
+    """What is to be done with a catalog.
+
+    Attributes:
+        inputs: files and folders.
+        out: the output folder; it gets the same tree.
+        options: of every migration.
+        writing: formats, and whether outputs of others may be replaced.
+        retry: whether files that were refused or failed before are tried again.
+        fail_fast: stop at the first file that is refused when it is read.
+    """
+
+    inputs: tuple[Path, ...]
+    out: Path
+    options: MigrationOptions
+    writing: Writing
+    retry: bool = False
+    fail_fast: bool = False
+
+
+class CatalogRun:
+    """One run over scanned files."""
+
+    def __init__(
+        self,
+        job: CatalogJob,
+        manifest: Manifest,
+        found: Sequence[Scanned],
+        pair: BasePair,
+        digest: str,
+    ):
+        self.job, self.manifest, self.pair = job, manifest, pair
+        self.writing = job.writing._replace(pair=digest)
+        self.found = {one.record.input: one for one in found}
+        self.same = duplicates(found, job.options)
+        self.known = {entry.record.input: entry for entry in manifest.entries()}
+        self.todo: list[Scanned] = []
+
+    def plan(self) -> None:
+        """Decide what is unfinished, and note all of it before anything is written."""
+        entries = []
+        for name, one in self.found.items():
+            known = self.known.get(name)
+            if one.record.output is None:
+                entries.append(Entry(one.record, Proof(None, one.stamp)))
+                continue
+            kept = None if known is None else self._kept(one, known)
+            if kept is not None:
+                entries.append(kept)
+                continue
+            output = self.job.out / one.record.output
+            if not (_made(known, one) or self.job.writing.overwrite) and _exists(output):
+                message = (
+                    f"{output}: exists already and no run over this folder has made it; expected "
+                    "no file there; use --overwrite, or name another folder"
+                )
+                entries.append(Entry(_failed(one.record, Refusal.OUTPUT_EXISTS, message), Proof()))
+                continue
+            entries.append(Entry(one.record, Proof()))
+            self.todo.append(one)
+        self.manifest.remove(self.known.keys() - self.found.keys())
+        self.manifest.put(*entries)
+
+    def _kept(self, one: Scanned, known: Entry) -> Entry | None:
+        """The record of a file that is done; None when it has to be done (again)."""
+        record, proof = known.record, known.proof
+        if proof.job != one.outlook.job or record.output != one.record.output:
+            return None
+        if proof.input_stamp != one.stamp and not self._same_content(one, record):
+            return None
+        if record.state not in FINISHED:
+            return None if self.job.retry or record.state == "planned" else known
+        if record.duplicate_of != self.same.get(record.input):
+            return None
+        output = self.job.out / str(record.output)
+        now = _stamp(output)
+        if now is None or not report_path(output).is_file():
+            return None
+        if now != proof.output_stamp and file_hash(output) != record.output_hash:
+            return None
+        return Entry(record, Proof(proof.job, one.stamp, now))
+
+    def _same_content(self, one: Scanned, record: CatalogRecord) -> bool:
+        try:
+            adapter = load_adapter(
+                one.item.path,
+                self.pair.source.spec,
+                alpha_zero=self.job.options.alpha_zero,
+                allow_pickle=self.writing.allow_pickle,
+                quiet=True,
+            )
+        except (ProloraError, OSError):
+            return False  # it is reported when it is read
+        return adapter.fingerprint == record.input_hash
+
+    def migrate(self, progress: Progress | None) -> None:
+        """Migrate what is unfinished and no duplicate of another file."""
+        places = {self.job.out / str(one.record.output): one for one in self.todo}
+        jobs = [
+            FileJob(one.item.path, output, one.outlook.rank, replace=True)
+            for output, one in places.items()
+            if one.record.input not in self.same
+        ]
+
+        def finish(outcome: Outcome) -> None:
+            one = places[outcome.job.output]
+            self.manifest.put(self._entry(one, outcome))
+
+        for outcome in migrate_files(
+            jobs, self.pair, self.job.options, self.writing, progress, finish
+        ):
+            if outcome.error is not None and self.job.fail_fast:
+                break
+
+    def _entry(self, one: Scanned, outcome: Outcome) -> Entry:
+        """What a migration came to; runs in the writing thread, behind the output."""
+        record, report = replace(one.record, seconds=outcome.seconds), outcome.report
+        if outcome.error is not None or report is None or outcome.energy is None:
+            code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
+            return Entry(_failed(record, code, str(outcome.error)), self._proof(one))
+        moved = [
+            (
+                m.source_path,
+                None if m.phi_left is None or m.phi_right is None else (m.phi_left, m.phi_right),
+                m.flags,
+            )
+            for m in report.modules
+        ]
+        now = stamp(outcome.job.output)
+        record = replace(
+            record,
+            **outcome_fields(moved, report.skipped, report.flags),  # pyright: ignore[reportArgumentType]
+            state="migrated",
+            energy_in=outcome.energy[0],
+            energy_moved=outcome.energy[1],
+            energy_out=sum(m.norm_out**2 for m in report.modules),
+            input_hash=report.input.fingerprint,
+            output_hash=file_hash(outcome.job.output),
+            size_out=now and now[1],
+        )
+        return Entry(record, self._proof(one, now and now[0]))
+
+    def _proof(self, one: Scanned, output: str | None = None) -> Proof:
+        return Proof(one.outlook.job, one.stamp, output)
+
+    def link_duplicates(self) -> None:
+        """Give files with the content of another one its output, under their own names."""
+        done = {entry.record.input: entry for entry in self.manifest.entries()}
+        for one in self.todo:
+            name = one.record.input
+            if name not in self.same:
+                continue
+            first = done[self.same[name]].record
+            if first.state == "planned":
+                continue  # the run was told to stop before it came to it
+            if first.state != "migrated":
+                entry = Entry(
+                    replace(
+                        one.record,
+                        verdict="refused",
+                        state=first.state,
+                        output=None,
+                        reason=first.reason,
+                        message=f"as {first.input}, which has the same content: {first.message}",
+                        duplicate_of=first.input,
+                    ),
+                    self._proof(one),
+                )
+            else:
+                entry = self._linked(one, first)
+            self.manifest.put(entry)
+
+    def carry_sidecars(self, folders: Folders) -> None:
+        """Have what stands beside the inputs beside their outputs, also of earlier runs."""
+        note = {"source": self.pair.source.spec.name, "target": self.pair.target.spec.name}
+        for entry in list(self.manifest.entries()):
+            record, one = entry.record, self.found.get(entry.record.input)
+            if record.state not in FINISHED or one is None:
+                continue
+            output = self.job.out / str(record.output)
+            given = {"migrated_from": one.item.path.name} | note
+            try:
+                carried = carry(folders.of(one.item.path), output, given)
+            except OutputError as error:
+                carried = Carried(flags=(f"sidecars: {error}",))
+            shown = carried.preview and carried.preview.relative_to(self.job.out).as_posix()
+            others = (flag for flag in record.flags if not flag.startswith("sidecar"))
+            changed = replace(record, preview=shown, flags=(*others, *carried.flags))
+            if changed != record:
+                self.manifest.put(entry._replace(record=changed))
+
+    def _linked(self, one: Scanned, first: CatalogRecord) -> Entry:
+        here, there = (self.job.out / str(r.output) for r in (one.record, first))
+        try:
+            link(there, here)
+            link(report_path(there), report_path(here))
+        except OutputError as error:
+            return Entry(_failed(one.record, error.code, str(error)), self._proof(one))
+        record = replace(
+            first,
+            input=one.record.input,
+            output=one.record.output,
+            size_in=one.record.size_in,
+            state="duplicate",
+            duplicate_of=first.input,
+            seconds=None,
+        )
+        return Entry(record, self._proof(one, _stamp(here)))
+
+
+def _made(known: Entry | None, one: Scanned) -> bool:
+    """Whether what is at a file's place is an earlier output of it, as far as is known.
+
+    A record that says that another's file was found there is no claim to it; nor is a refusal.
+    """
+    if known is None or known.record.output != one.record.output:
+        return False
+    broken = known.record.state == "failed" and known.record.reason != Refusal.OUTPUT_EXISTS
+    return broken or known.record.state in {"planned", *FINISHED}
+
+
+def _failed(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
+    state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
+    return replace(
+        record, verdict="refused", state=state, reason=str(code), message=message, size_out=None
+    )
+
+
+def _stamp(path: Path) -> str | None:
+    now = stamp(path)
+    return None if now is None else now[0]
+
+
+def _exists(output: Path) -> bool:
+    return output.exists() or report_path(output).exists()

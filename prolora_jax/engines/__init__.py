@@ -1,0 +1,1 @@
+"""Who does independent tasks, here or elsewhere."""

@@ -1,0 +1,1 @@
+"""Numbers that say what a migration is worth."""

@@ -1,0 +1,204 @@
+"""Adapter files on disk."""
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.formats.dumping import dump, fold_scales
+from prolora_jax.adapters.formats.header_strings import HASHES, stripped
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.io.adapters import peft_folder
+from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
+from prolora_jax.io.adapters.hashes import file_hashes
+from prolora_jax.io.containers.pickles import read_pickle
+from prolora_jax.io.containers.signatures import is_pickle
+from prolora_jax.io.containers.tensors import outline_tensors, read_tensors, write_tensors
+
+_log = logging.getLogger(__name__)
+
+_SINGLE_FILE = frozenset({".safetensors", ".sft"})
+
+
+def load_adapter(
+    path: str | Path,
+    base: BaseModelSpec | None = None,
+    *,
+    alpha_zero: AlphaZero = "refuse",
+    allow_pickle: bool = False,
+    quiet: bool = False,
+) -> Adapter:
+    """Read an adapter of any supported format.
+
+    Args:
+        path: a safetensors file, a Flax msgpack file, or a folder that peft wrote; of a single
+            file that peft wrote, `adapter_config.json` beside it gives the scale.
+        base: the base model it was trained on; with it, flat names become dotted paths and
+            every module is checked.
+        alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
+            `refuse` the file.
+        allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
+        quiet: log nothing where a file of peft's has no configuration beside it; who reads
+            thousands says it once (`lacks_config`).
+
+    Returns:
+        The adapter, with factors in the file's own dtype and layout.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: the file cannot be used; `code` says why.
+    """
+    path = Path(path)
+    if path.is_dir():
+        tensors, metadata = peft_folder.read_folder(path)
+    elif is_flax_file(path):
+        tensors, metadata = read_flax(path)
+    else:
+        pickled = allow_pickle and path.is_file() and is_pickle(path)
+        read = read_pickle if pickled else read_tensors
+        tensors, metadata = read(path, error=AdapterRefused)
+        metadata = metadata | _config_beside(path, tensors)
+    adapter = parse(tensors, metadata, str(path), alpha_zero)
+    if lacks_config(adapter) and not path.is_dir() and not quiet:
+        _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
+    return adapter if base is None else resolve(adapter, base)
+
+
+def outline_adapter(path: Path, origin: str, alpha_zero: AlphaZero = "refuse") -> Adapter:
+    """What a safetensors file or a folder that peft wrote holds, from headers alone.
+
+    Shapes, dtypes, names and the scale of a configuration are right; every number is 1.
+
+    Args:
+        path: the file or folder.
+        origin: what to call it in messages.
+        alpha_zero: as for `load_adapter`; an alpha that stands in a tensor is not looked at.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: the header says that the file cannot be used.
+    """
+    read = partial(outline_tensors, origin=origin)
+    if path.is_dir():
+        tensors, metadata = peft_folder.read_folder(path, read)
+    else:
+        tensors, metadata = read(path, error=AdapterRefused)
+        metadata = metadata | _config_beside(path, tensors)
+    return parse(tensors, metadata, origin, alpha_zero, outline=True)
+
+
+def lacks_config(adapter: Adapter) -> bool:
+    """Whether an adapter is of peft's kind and nothing said its scale, which is then taken as 1."""
+    return adapter.format == "peft" and HEADER_KEY not in adapter.metadata
+
+
+def save_adapter(
+    adapter: Adapter,
+    path: str | Path,
+    *,
+    format: str | None = None,
+    base: BaseModelSpec,
+    metadata: Mapping[str, str] | None = None,
+    strip_metadata: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write an adapter, whole or not at all.
+
+    Header strings are carried over; hashes among them are computed anew.
+
+    Args:
+        adapter: what to write.
+        path: where to; folders are made. Format `peft` makes a folder of it, unless it ends in
+            `.safetensors`: one file has no field for the scale, which then goes into `up`.
+        format: one of `adapters.formats.keys.FORMATS`; the adapter's own if None.
+        base: the base model it is for, which knows the names.
+        metadata: header strings to add or replace.
+        strip_metadata: whether all header strings but `prolora`, `format` and those of the licence
+            are left out.
+        overwrite: whether an existing output may be replaced.
+
+    Raises:
+        UsageError: the output exists and `overwrite` is not set, or the format is unknown.
+        AdapterRefused: a module is not in `base`, or does not fit the format.
+    """
+    path, format = Path(path), format or adapter.format
+    folder = writes_folder(path, format)
+    refuse_existing(path, overwrite, folder=folder)
+    if format == "peft" and not folder:
+        adapter = fold_scales(adapter)
+    tensors, dumped = dump(adapter, format, base)
+    header = {**dumped, **(metadata or {})}
+    config = header.pop(HEADER_KEY, None)
+    if strip_metadata:
+        header = stripped(header)
+    if format == "flax":
+        kept = {key: text for key, text in header.items() if key not in HASHES}
+        write_flax(path, tensors, kept)
+    elif folder and config is not None:
+        peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
+    else:
+        _write(path, _without_component(tensors) if format == "peft" else tensors, header)
+
+
+def writes_folder(path: Path, format: str) -> bool:
+    """Whether an output in this format under this name is a folder."""
+    return format == "peft" and path.suffix.lower() not in _SINGLE_FILE
+
+
+def refuse_existing(path: str | Path, overwrite: bool, *, folder: bool = False) -> None:
+    """Check that an output may be written, before any work is done for it.
+
+    Args:
+        path: the output.
+        overwrite: whether an existing output may be replaced.
+        folder: whether the output is a folder.
+
+    Raises:
+        UsageError: the output exists and may not be replaced, or a folder stands where a file is
+            to be, or the other way round.
+    """
+    path = Path(path)
+    if path.exists() and path.is_dir() != folder:
+        found, expected = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise UsageError(
+            f"{path}: found a {found}; expected the name of a {expected} to write; choose another",
+            code=Refusal.OUTPUT_EXISTS,
+        )
+    exists = peft_folder.is_adapter_folder(path) if folder else path.exists()
+    if exists and not overwrite:
+        raise UsageError(
+            f"{path}: output exists; expected a new name; choose another or allow overwriting "
+            "(--overwrite)",
+            code=Refusal.OUTPUT_EXISTS,
+        )
+
+
+def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
+    """The configuration beside a file of peft's, as the header string diffusers would have."""
+    if not any(PEFT_WRAPPER in key for key in keys):
+        return {}
+    text = peft_folder.config_beside(path)
+    return {} if text is None else {HEADER_KEY: text}
+
+
+def _without_component(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """PEFT's keys as its own files of one network have them; several networks stay apart."""
+    if any(PEFT_WRAPPER in key and not key.startswith("unet.") for key in tensors):
+        return dict(tensors)
+    return {key.removeprefix("unet."): array for key, array in tensors.items()}
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:
+    """Write a safetensors file; the hashes that its header has are computed anew."""
+    # ascontiguousarray gives a scalar an axis; the reshape takes it away again.
+    stored = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in tensors.items()}
+    kept = {key: text for key, text in header.items() if key not in HASHES}
+    write_tensors(path, stored, kept | file_hashes(stored, kept, HASHES & header.keys()))

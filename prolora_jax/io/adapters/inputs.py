@@ -1,0 +1,132 @@
+"""Which adapters some paths stand for, and where each one's output goes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.adapters.flax_file import is_flax_file
+from prolora_jax.io.adapters.peft_folder import is_adapter_folder
+from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
+
+ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin", ".ckpt", ".pth"})
+"""Files in a folder that are taken for adapters; those that cannot be used are then refused."""
+
+ARCHIVE_SUFFIXES = frozenset({".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst"})
+
+_RANK_KEYS = ("down", "lora_A", "lora_up", "lora_B", "up")
+
+
+class Input(NamedTuple):
+    """One adapter, and its place below the folder that was given (its name, for a file).
+
+    `refusal`: why it is none, known without opening it: an archive, a folder that may not be read.
+    """
+
+    path: Path
+    relative: Path
+    refusal: tuple[Refusal, str] | None = None
+
+
+def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
+    """The adapters that some files and folders hold, sorted, each once.
+
+    A folder that peft wrote is one adapter; other folders are searched, links to folders too, but
+    no folder twice. Hidden files are left out.
+
+    Args:
+        paths: files and folders.
+        leave_out: a folder that is not searched: outputs may go into the catalog itself.
+
+    Returns:
+        What was found. Files that are named are taken whatever their suffix.
+
+    Raises:
+        UsageError: a path does not exist, or two adapters would have the same output.
+    """
+    found: dict[Path, Input] = {}
+    seen: set[tuple[int, int]] = set()
+    if leave_out is not None and leave_out.is_dir():
+        seen.add(_identity(leave_out.stat()))
+    for path in paths:
+        if not path.exists():
+            raise UsageError(
+                f"{path}: no such file or folder; expected adapters; check the path",
+                code=Refusal.MISSING_FILE,
+            )
+        whole = not path.is_dir() or is_adapter_folder(path)
+        for item in [Input(path, Path(path.name))] if whole else _walk(path, path, seen):
+            other = found.setdefault(item.relative, item)
+            if other.path.resolve() != item.path.resolve():
+                raise UsageError(
+                    f"{item.path}: would have the same output as {other.path}; expected different "
+                    "names; migrate them to different folders",
+                    code=Refusal.OUTPUT_EXISTS,
+                )
+    return [found[relative] for relative in sorted(found)]
+
+
+def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
+    try:
+        status = folder.stat()
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as failure:  # it hides what is in it; the others go on
+        message = f"{folder}: cannot be searched ({failure.strerror}); check its permissions"
+        yield Input(folder, folder.relative_to(top), (Refusal.MISSING_FILE, message))
+        return
+    if _identity(status) in seen:
+        return  # a link that leads back
+    seen.add(_identity(status))
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if is_adapter_folder(path):
+                yield Input(path, path.relative_to(top))
+            else:
+                yield from _walk(path, top, seen)
+        elif path.suffix.lower() in ARCHIVE_SUFFIXES:
+            message = f"{path}: found an archive; expected adapters; unpack it first"
+            yield Input(path, path.relative_to(top), (Refusal.ARCHIVE, message))
+        elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_flax(path):
+            yield Input(path, path.relative_to(top), _unfit_name(path))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _is_flax(path: Path) -> bool:
+    try:
+        return is_flax_file(path)
+    except OSError:
+        return False  # nothing in its name says that it is an adapter
+
+
+def _unfit_name(path: Path) -> tuple[Refusal, str] | None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        message = f"{shown}: found a name that is not UTF-8; expected one that is; rename it"
+        return Refusal.BAD_NAME, message
+    return None
+
+
+def likely_rank(path: Path) -> int:
+    """The largest rank that a safetensors header shows; 0 where it cannot be told.
+
+    Good for nothing but an order of work: no tensor is read, nothing is checked.
+    """
+    file = path / "adapter_model.safetensors" if path.is_dir() else path
+    try:
+        tensors = read_header(file).tensors
+    except (BadHeader, OSError):
+        return 0
+    named = ((key, entry.shape) for key, entry in tensors.items() if len(entry.shape) >= 2)
+    return max(
+        (min(shape[:2]) for key, shape in named if any(part in key for part in _RANK_KEYS)),
+        default=0,
+    )

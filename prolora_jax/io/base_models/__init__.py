@@ -1,0 +1,1 @@
+"""Base models on disk and from the hub."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: reports, the manifest of a folder."""

@@ -1,0 +1,172 @@
+"""Files of a run over a catalog: the lock, stamps and hashes, links, what killed runs have left."""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.io import atomic
+from prolora_jax.io.adapters.peft_folder import CONFIG
+from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
+
+LOCK = ".lock"
+_PIECE = 2**22
+_SAMPLES, _SAMPLE_BYTES = 16, 512
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold an output folder, which is made, against other runs. The system frees it at any end.
+
+    Raises:
+        UsageError: another run holds it.
+        OutputError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as failure:
+        message = atomic.cannot_write(out, failure.strerror or str(failure))
+        raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
+            raise UsageError(
+                f"{out}: another run writes there (process {holder or 'unknown'}); expected a "
+                "folder of its own; wait for it, or name another",
+                code=Refusal.LOCKED,
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(out: Path) -> int:
+    """Remove what killed runs have left in a folder that is locked; returns how many."""
+    found = 0
+    for folder, folders, files in os.walk(out):
+        for name in [*folders, *files]:
+            if name.startswith(".") and name.endswith(atomic.TEMPORARY_SUFFIX):
+                found += 1
+                with suppress(OSError):
+                    remove_output(Path(folder, name))
+    return found
+
+
+def remove_output(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it.
+
+    Raises:
+        OSError: it stays.
+    """
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def stamp(path: Path) -> tuple[str, int] | None:
+    """Sizes and times of change of a file or of a folder's files, and their bytes; None when gone.
+
+    Of a single file that peft wrote the configuration beside it belongs to it.
+    """
+    try:
+        names = _files(path) if path.is_dir() else [path, path.parent / CONFIG]
+        parts, size = [], 0
+        for name in names:
+            if name != path and not name.is_file():
+                continue
+            status = name.stat()
+            parts.append(f"{name.name}:{status.st_size}:{status.st_mtime_ns}")
+            size += status.st_size if name == path or path.is_dir() else 0
+        return " ".join(parts), size
+    except OSError:
+        return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of its adapter files' names and bytes in order.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in _files(path) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(f"{name.relative_to(path)}\0".encode(errors="surrogateescape"))
+        with name.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def sample_hash(path: Path) -> str:
+    """A digest of a few bytes of some tensors: files that differ in it have different content.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for name in _files(path) if path.is_dir() else [path]:
+        with name.open("rb", buffering=0) as file:
+            for start in _places(name):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _places(path: Path) -> list[int]:
+    """Where to look: at tensors by name, since their order in a file is the writer's."""
+    try:
+        header = read_header(path)
+    except (BadHeader, OSError):
+        size = path.stat().st_size
+        return [size * i // _SAMPLES for i in range(_SAMPLES)]
+    entries = list(header.tensors.values())
+    chosen = entries[:: max(len(entries) // _SAMPLES, 1)]
+    return [header.body + entry.start for entry in chosen]
+
+
+def link(existing: Path, path: Path) -> None:
+    """Have the files of one output under another name, too; copies where links are not possible.
+
+    Raises:
+        OutputError: the disk does not take it.
+    """
+    temporary = path.parent / f".{secrets.token_hex(8)}{atomic.TEMPORARY_SUFFIX}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if existing.is_dir():
+            shutil.copytree(existing, temporary, copy_function=_link_one)
+            if path.is_dir():
+                shutil.rmtree(path)
+        else:
+            _link_one(existing, temporary)
+        os.replace(temporary, path)
+    except OSError as failure:
+        message = atomic.cannot_write(path, failure.strerror or str(failure))
+        raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
+    finally:
+        with suppress(OSError):
+            remove_output(temporary)
+
+
+def _link_one(existing: str | Path, path: str | Path) -> None:
+    try:
+        os.link(existing, path)
+    except OSError:
+        shutil.copyfile(existing, path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Weights and configurations of a folder that peft wrote; not its README and pictures."""
+    return sorted(p for p in folder.rglob("adapter_*") if p.is_file())

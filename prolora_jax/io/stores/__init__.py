@@ -1,0 +1,1 @@
+"""Subspaces and operators kept between runs."""

@@ -1,0 +1,1 @@
+"""Which source module feeds which target module."""

@@ -1,0 +1,1 @@
+"""docs/method.md as code: arrays in, arrays out."""

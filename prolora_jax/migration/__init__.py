@@ -1,0 +1,1 @@
+"""The job: two base models, adapters moved from one to the other."""

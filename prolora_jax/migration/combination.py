@@ -1,0 +1,124 @@
+"""Several adapters as one: the weighted sum of their updates, exact, as factors side by side.
+
+Every arm is linear in the update, so the sum of migrated adapters is the migrated sum. Its rank is
+the sum of their ranks; `--rank` cuts that.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.report import Part
+
+TITLE = "modelspec.title"
+
+
+def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapter:
+    """The adapter whose update is `sum of weight * update`, module by module.
+
+    Args:
+        adapters: at least one, resolved against one base model; a module that only some have gets
+            the sum over these.
+        weights: one each; 1 for all when empty.
+
+    Returns:
+        Factors in float32 (float64, where an input has them), scales and weights in `up`, no
+        alpha; key convention of the first adapter; the header strings that all have alike.
+
+    Raises:
+        UsageError: there are not as many weights as adapters, or one is not finite.
+        AdapterRefused: tensors that are carried along have different numbers in two of them.
+    """
+    weights = tuple(weights) or (1.0,) * len(adapters)
+    if len(weights) != len(adapters):
+        raise UsageError(
+            f"found {len(weights)} weights for {len(adapters)} adapters; expected one for each, "
+            "or none: then each counts 1",
+            code=Refusal.BAD_OPTION,
+        )
+    if not np.isfinite(weights).all():
+        raise UsageError(
+            f"weights {', '.join(map(str, weights))}: expected finite numbers",
+            code=Refusal.BAD_OPTION,
+        )
+    parts: dict[str, list[LoraModule]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for module in adapter.modules:
+            parts.setdefault(module.path, []).append(_weighted(module, weight))
+    return Adapter(
+        tuple(_side_by_side(listed) for listed in parts.values()),
+        adapters[0].format,
+        _extras(adapters),
+        _metadata(adapters),
+        " + ".join(adapter.origin for adapter in adapters),
+    )
+
+
+def parts_of(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Part, ...]:
+    """What a combined adapter is made of, for its report."""
+    weights = tuple(weights) or (1.0,) * len(adapters)
+    pairs = zip(adapters, weights, strict=True)
+    return tuple(Part(one.origin, one.fingerprint, float(weight)) for one, weight in pairs)
+
+
+def widest(options: MigrationOptions, adapters: Sequence[Adapter]) -> MigrationOptions:
+    """The same options; a dtype of `same` becomes the widest that the adapters have."""
+    if options.dtype != "same":
+        return options
+    dtypes = {str(m.up.dtype) for adapter in adapters for m in adapter.modules}
+    # float16 and bfloat16 hold different numbers: only float32 holds both.
+    return replace(options, dtype=dtypes.pop() if len(dtypes) == 1 else "float32")
+
+
+def _weighted(module: LoraModule, weight: float) -> LoraModule:
+    dtype = np.result_type(np.float32, *(f.dtype for f in (module.up, module.down) if _plain(f)))
+    up = module.up.astype(dtype) * np.asarray(weight * module.scale, dtype)
+    return replace(module, down=module.down.astype(dtype), up=up, alpha=None)
+
+
+def _plain(factor: np.ndarray) -> bool:
+    """Whether NumPy itself knows the dtype; those of ml_dtypes are all narrower than float32."""
+    return factor.dtype.kind == "f"
+
+
+def _side_by_side(modules: Sequence[LoraModule]) -> LoraModule:
+    first, axes = modules[0], max(module.down.ndim for module in modules)
+    downs = [_with_axes(module.down, axes) for module in modules]
+    ups = [_with_axes(module.up, axes) for module in modules]
+    return replace(first, down=np.concatenate(downs, axis=0), up=np.concatenate(ups, axis=1))
+
+
+def _with_axes(factor: np.ndarray, axes: int) -> np.ndarray:
+    """A pointwise convolution may be written with two axes or with four."""
+    return factor.reshape(factor.shape + (1,) * (axes - factor.ndim))
+
+
+def _extras(adapters: Sequence[Adapter]) -> Mapping[str, np.ndarray]:
+    found: dict[str, tuple[str, np.ndarray]] = {}
+    for adapter in adapters:
+        for key, array in adapter.extras.items():
+            origin, known = found.setdefault(key, (adapter.origin, array))
+            if not same_array(known, array):
+                raise AdapterRefused(
+                    f"{adapter.origin}: {key}: found other numbers than in {origin}; expected "
+                    "tensors that are no LoRA factors to be alike, since they cannot be added up; "
+                    "migrate the two apart",
+                    code=Refusal.DUPLICATE_KEY,
+                )
+    return {key: array for key, (_, array) in found.items()}
+
+
+def _metadata(adapters: Sequence[Adapter]) -> Mapping[str, str]:
+    counts = Counter(item for adapter in adapters for item in adapter.metadata.items())
+    alike = {key: text for (key, text), n in counts.items() if n == len(adapters)}
+    titles = [a.metadata.get(TITLE) or PurePath(a.origin).stem for a in adapters]
+    return (
+        alike | {TITLE: ", ".join(titles)} if any(TITLE in a.metadata for a in adapters) else alike
+    )

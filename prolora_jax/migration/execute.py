@@ -1,0 +1,324 @@
+"""Steps of plans on the device: the rank columns of many adapters as one block per module.
+
+The path of a module: factors from the host -> rows of a block, with the rows of other adapters of
+its rank class -> both sides of the arm (`projection.apply_side`) -> singular form where a rank
+was asked for -> back on the host, padding removed, rank cut, rescaled.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from prolora_jax import layout
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.method import encoding
+from prolora_jax.method.encoding import DTYPES, HostFactors
+from prolora_jax.method.energies import measure
+from prolora_jax.method.operators import Method, ModuleOperators, effective_method
+from prolora_jax.method.projection import SideResult, apply_side, rows_of, store
+from prolora_jax.method.singular import gauge, singular_form, union
+from prolora_jax.migration.blocks import matrix_shape, rank_class, split_rows, stacked
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions, output_rank
+from prolora_jax.plans.plan import Action, MigrationPlan, PlanStep
+from prolora_jax.subspaces.compute import Progress
+
+IN_FLIGHT = 3
+"""Blocks that the device works on while the host prepares and collects others."""
+
+
+AHEAD = 2
+"""Modules whose operators are asked for before their turn."""
+
+
+class Moved(NamedTuple):
+    """One module's new factors, on the host.
+
+    Attributes:
+        factors: in the output's dtype, scale folded in.
+        shape: of the weight that the update was trained on.
+        rank_in: rank of the input.
+        norm_in: Frobenius norm of the input's update.
+        norm_out: of the output's, before it is rounded to its dtype.
+        kept: share of the projected update's squared norm that the chosen rank keeps.
+        energies: shares of the input's squared norm in its four blocks; None for copies.
+        still: directions that `rotation` left still, (left, right); None for other arms.
+    """
+
+    factors: HostFactors
+    shape: tuple[int, ...]
+    rank_in: int
+    norm_in: float
+    norm_out: float
+    kept: float
+    energies: tuple[float, float, float, float] | None = None
+    still: tuple[int, int] | None = None
+
+
+class Work(NamedTuple):
+    """One adapter, resolved against the source's spec, and what is to be done with it.
+
+    Attributes:
+        modules: the modules that the plan's steps need, by path; `move_all` takes them out, so
+            that a batch does not hold inputs and outputs at the same time.
+        plan: for this pair.
+    """
+
+    modules: dict[str, LoraModule]
+    plan: MigrationPlan
+
+    @staticmethod
+    def of(adapter: Adapter, plan: MigrationPlan) -> "Work":
+        """What the plan needs of an adapter."""
+        needed = {step.source_path for step in plan.steps}
+        return Work({m.path: m for m in adapter.modules if m.path in needed}, plan)
+
+
+class _Job(NamedTuple):
+    """One module of one adapter to project; `owner` is the adapter's place in the batch."""
+
+    owner: int
+    step: PlanStep
+    module: LoraModule
+
+
+class _Block(NamedTuple):
+    """What the device works on: some jobs of one module, and the results that will be there."""
+
+    jobs: list[_Job]
+    still: tuple[int, int] | None
+    compressed: bool
+    left: SideResult
+    right: SideResult
+
+
+Results = dict[str, Moved | AdapterRefused]
+"""By target path: new factors, or why the file has to be refused."""
+
+
+def move_all(
+    works: Sequence[Work],
+    pair: BasePair,
+    options: MigrationOptions,
+    progress: Progress | None = None,
+) -> list[Results]:
+    """New factors of some adapters, by target path; what an arm leaves nothing of is left out.
+
+    Args:
+        works: adapters and their plans, all made for this pair and these options.
+        pair: source and target.
+        options: the options of the plans.
+        progress: called with ("projection", done, total); one module of one adapter counts 1.
+
+    Returns:
+        For each adapter one entry per step that has an update.
+    """
+    moved: list[Results] = [{} for _ in works]
+    groups: dict[tuple[str, str], list[_Job]] = {}
+    for owner, (modules, plan) in enumerate(works):
+        for step in plan.steps:
+            module = modules[step.source_path]
+            if step.action is Action.COPY:
+                moved[owner][step.path] = _copied(module, options)
+            elif _method(step, module, options) is not None:
+                jobs = groups.setdefault((step.path, step.source_path), [])
+                jobs.append(_Job(owner, step, module))
+        modules.clear()
+    total = sum(len(plan.steps) for _, plan in works)
+    done = sum(map(len, moved))
+    pair.prepare_operators(list(groups), options, progress)
+    running: deque[_Block] = deque()
+
+    def collect() -> None:
+        nonlocal done
+        block = running.popleft()
+        for owner, path, result in _collect(block, options):
+            moved[owner][path] = result
+        done += len(block.jobs)
+        if progress is not None:
+            progress("projection", done, total)
+
+    for place, operators in _operators_ahead(list(groups), pair, options):
+        for block in _start(groups.pop(place), operators, options):
+            running.append(block)
+            if len(running) > IN_FLIGHT:
+                collect()
+    while running:
+        collect()
+    return moved
+
+
+def host_factors(module: LoraModule) -> HostFactors:
+    """Factors as float32 matrices with the scale folded into `up`."""
+    down = layout.down_to_matrix(module.down).astype(np.float32)
+    up = layout.up_to_matrix(module.up).astype(np.float32) * np.float32(module.scale)
+    return HostFactors(down, up)
+
+
+def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Method | None:
+    similarity = step.similarity
+    if similarity is None:
+        raise AssertionError(f"{step.path}: a projection step without a similarity")
+    method = next(m for m in get_args(Method) if m == options.method)
+    return effective_method(method, similarity.k_source, similarity.k_target, matrix_shape(module))
+
+
+def _operators_ahead(
+    places: list[tuple[str, str]], pair: BasePair, options: MigrationOptions
+) -> Iterator[tuple[tuple[str, str], ModuleOperators]]:
+    """Operators of each place, asked for `AHEAD` places early: a disk reads them meanwhile."""
+    asked: deque[tuple[tuple[str, str], ModuleOperators]] = deque()
+    for place in places:
+        asked.append((place, pair.operators(*place, options)))
+        if len(asked) > AHEAD:
+            yield asked.popleft()
+    while asked:
+        yield asked.popleft()
+
+
+def _start(
+    jobs: list[_Job], operators: ModuleOperators, options: MigrationOptions
+) -> Iterator[_Block]:
+    """Send the jobs of one module to the device, in blocks of one rank class."""
+    step = jobs[0].step
+    method = _method(step, jobs[0].module, options)
+    assert method is not None  # by move_all
+    # Not `jnp.asarray`: on CPU, `device_put` takes the mapped pages of a stored operator as they
+    # are, and 8 GB for a pair of SDXL's size are not copied for every batch.
+    on_device = jax.device_put([side.operator for side in operators])
+    still = (operators.left.still, operators.right.still) if method == "rotation" else None
+    kinds: dict[tuple[int, bool, np.dtype], list[_Job]] = {}
+    for job in jobs:
+        rank, compressed = rank_class(job.module.rank), _compressed(method, job.module, options)
+        kinds.setdefault((rank, compressed, _dtype(job.module, options)), []).append(job)
+    for (rank, compressed, _), members in kinds.items():
+        for start, places in split_rows(len(members), rank):
+            chosen = members[start : start + places]
+            rows = rows_of(*stacked([job.module for job in chosen], rank, places))
+            with jax.enable_x64(compressed):
+                left, right = (
+                    apply_side(side.form, matrices, block, compressed)
+                    for side, matrices, block in zip(operators, on_device, rows, strict=True)
+                )
+            yield _Block(chosen, still, compressed, left, right)
+
+
+def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
+    """Of the output; float64 becomes float32, in which all is computed."""
+    if options.dtype != "same":
+        return DTYPES[options.dtype]
+    return np.dtype(np.float32) if module.up.dtype == np.float64 else module.up.dtype
+
+
+def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:
+    """Whether the singular form is needed: a rank was asked for that is not there already."""
+    full = module.rank * (2 if method == "prolora" else 1)
+    wanted = output_rank(options.rank)
+    enough = wanted[0] == "exact" or (wanted[0] == "source" and full == module.rank)
+    return not enough or full > min(matrix_shape(module))
+
+
+def _collect(
+    block: _Block, options: MigrationOptions
+) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
+    """Wait for a block, choose ranks and scales, have it stored, and take it apart."""
+    grams = jax.device_get((block.left.grams, block.right.grams))
+    measured = measure(*grams)
+    energies = np.stack(measured.energies, axis=1)
+    before, after = np.sqrt(measured.before), np.sqrt(measured.after)
+    ranks, kept = [job.module.rank for job in block.jobs], np.ones(len(before))
+    mixing = None
+    if block.compressed:
+        parts = zip(*(side.parts for side in grams), strict=True)
+        form = union([gauge(up, down) for up, down in parts])
+        for i, job in enumerate(block.jobs):
+            ranks[i], kept[i] = _cut(form.sigma[i], job.module, options)
+        keep = _most_columns(form.sigma.shape[1], grams[0].total.shape[1], options)
+        mixing = (form.up[:, :keep].astype(np.float32), form.down[:, :keep].astype(np.float32))
+        after = after * np.sqrt(kept)
+    scale = np.full_like(before, options.scale)
+    if options.rescale == "norm":
+        scale *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
+    dtype = _dtype(block.jobs[0].module, options)
+    stored = jax.device_get(
+        store(block.left.parts, block.right.parts, mixing, scale.astype(np.float32), dtype.name)
+    )
+    for i, (owner, step, module) in enumerate(block.jobs):
+        used = _used(stored.used[i], ranks[i], block.compressed)
+        if not stored.finite[i]:
+            yield owner, step.path, _too_large(step.path, dtype)
+            continue
+        a, b, c, d = energies[i] / (energies[i].sum() or 1.0)
+        yield (
+            owner,
+            step.path,
+            Moved(
+                HostFactors(stored.down[i][used], stored.up[i][:, used]),
+                (module.up.shape[0], *module.down.shape[1:]),
+                module.rank,
+                float(before[i]),
+                abs(float(after[i] * scale[i])),
+                float(kept[i]),
+                (float(a), float(b), float(c), float(d)),
+                block.still,
+            ),
+        )
+
+
+def _most_columns(columns: int, rank: int, options: MigrationOptions) -> int:
+    """How many leading columns any adapter of a rank class can need, whoever else is there."""
+    kind, value = output_rank(options.rank)
+    if kind == "source":
+        return min(rank, columns)
+    return min(int(value), columns) if kind == "rank" and value is not None else columns
+
+
+def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
+    """Columns of one adapter to keep: of the rank chosen, without those that are zero."""
+    if singular:
+        used = used & (np.arange(len(used)) < rank)
+    if used.all():
+        return slice(None)  # a view: the numbers stay where the device has put them
+    return np.flatnonzero(used) if used.any() else np.array([0])
+
+
+def _too_large(path: str, dtype: np.dtype) -> AdapterRefused:
+    return AdapterRefused(
+        f"{path}: a number of the update does not fit {dtype.name}. "
+        "Use --dtype bfloat16 or float32.",
+        code=Refusal.NON_FINITE,
+    )
+
+
+def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
+    """A module that is not projected: its rank is cut and its scale folded all the same."""
+    factors, kept = host_factors(module), 1.0
+    if output_rank(options.rank)[0] not in ("exact", "source"):
+        whole, sigma = singular_form(factors)
+        rank, kept = _cut(sigma, module, options)
+        factors = HostFactors(whole.down[:rank], whole.up[:, :rank])
+    norm_in, norm_out = module.norm, encoding.update_norm(factors)
+    scale = options.scale
+    if options.rescale == "norm":
+        scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
+    if scale != 1.0:
+        factors = HostFactors(factors.down, factors.up * np.float32(scale))
+    dtype = _dtype(module, options)
+    try:
+        factors = encoding.cast(factors, dtype)
+    except OverflowError:
+        return _too_large(module.path, dtype)
+    shape = (module.up.shape[0], *module.down.shape[1:])
+    return Moved(factors, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
+
+
+def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:
+    """How many columns of a singular form to keep, and the share of the squared norm they hold."""
+    rank = encoding.columns_for(sigma, output_rank(options.rank), module.rank)
+    rank = min(rank, *matrix_shape(module))
+    squared = np.square(sigma, dtype=np.float64)
+    return rank, float(squared[:rank].sum() / squared.sum()) if squared.any() else 1.0

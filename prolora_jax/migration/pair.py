@@ -1,0 +1,279 @@
+"""A source and a target base model together: matching by weights, similarity, operators."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, source_paths
+from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.matching.matching import Matching, match_modules
+from prolora_jax.method.basis import Extent, Rule, choose_rank, common_rank
+from prolora_jax.method.operators import ModuleOperators, effective_method
+from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
+from prolora_jax.migration.evidence import cosines, similarities
+from prolora_jax.migration.pair_work import WeightPair, compare_all, prepare_all
+from prolora_jax.plans.options import Match, MigrationOptions, basis_rule
+from prolora_jax.plans.plan import Measure, ModuleSimilarity
+from prolora_jax.subspaces.compute import (
+    BasisStore,
+    MemoryStore,
+    Progress,
+    compute_bases,
+    load_or_compute,
+)
+
+CLUSTERED_ANGLE = 0.1
+"""A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""
+
+OPTIONS = MigrationOptions()
+IDENTICAL = Measure(identical=True)
+# A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
+PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
+
+Modules = tuple[str, str]
+"""Path in the target, and in the source, of two modules of one shape."""
+
+
+class _Known(NamedTuple):
+    """What is known of two modules under one rule for their ranks."""
+
+    comparison: Comparison
+    measure: Measure
+
+
+class BasePair:
+    """What can be known of two base models without any adapter.
+
+    Thousands of adapters ask for the same: what was found once is looked up after that.
+
+    Args:
+        source: base model that adapters were trained on.
+        target: base model that they move to.
+        store: where bases and what comes of them are found and kept; memory when None.
+        workers: processes for what has to be computed (see `compute_bases`).
+    """
+
+    def __init__(
+        self,
+        source: BaseModel,
+        target: BaseModel,
+        store: BasisStore | None = None,
+        workers: int = 1,
+    ):
+        self.source = source
+        self.target = target
+        self.workers = workers
+        self.store = MemoryStore() if store is None else store
+        # By `basis_rank` and `pair_rank`, which all that is compared depends on.
+        self._known: dict[tuple[str, str], dict[Modules, _Known]] = {}
+        self._equal: dict[Modules, bool] = {}
+        self._matchings: dict[tuple[str, ...], Matching] = {}
+
+    def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
+        """Match modules; reads weights only where shapes and order leave a choice, and only once.
+
+        Args:
+            mode: `auto`, `name`, `block` or `module` (see `match_modules`).
+            options: `match_score`, and for `similarity` the rank rule and pairing of ranks.
+
+        Returns:
+            Source path by target path, and the alignments behind it.
+        """
+        asked = (mode, options.match_score)
+        if options.match_score == "similarity":
+            asked += (options.basis_rank, options.pair_rank)
+        if asked not in self._matchings:
+            self._matchings[asked] = self._match(mode, options)
+        return self._matchings[asked]
+
+    def _match(self, mode: Match, options: MigrationOptions) -> Matching:
+        def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
+            if options.match_score == "cosine":
+                return cosines(self.source, self.target, sources, targets)
+            pairs = [(path, source_path) for path in targets for source_path in sources]
+            known = self._compared(pairs, options)
+            return similarities(
+                lambda *pair: _mean_similarity(known[pair].comparison), sources, targets
+            )
+
+        specs = self.source.spec, self.target.spec
+        return match_modules(*specs, evidence, mode, source_paths(*specs, PUBLISHED))
+
+    def measure(
+        self,
+        pairs: Mapping[str, str],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> dict[str, Measure]:
+        """Similarity of each pair of modules, or that their weights are equal.
+
+        Args:
+            pairs: source path by target path.
+            options: rank rule, pairing of ranks, what to do with identical weights.
+            progress: called after each pair.
+
+        Returns:
+            Measures by target path. `copy` needs none and computes none.
+        """
+        if options.method == "copy":
+            return dict.fromkeys(pairs, Measure())
+        copied = options.identical == "copy"
+        equal = {pair for pair in pairs.items() if copied and self._identical(pair)}
+        known = self._compared(
+            [pair for pair in pairs.items() if pair not in equal], options, progress
+        )
+        return {
+            pair[0]: IDENTICAL if pair in equal else known[pair].measure for pair in pairs.items()
+        }
+
+    def _compared(
+        self,
+        pairs: Iterable[Modules],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> Mapping[Modules, _Known]:
+        """All that is known under these options; of `pairs` at least, looked up or computed."""
+        ranks = options.basis_rank, options.pair_rank
+        known = self._known.setdefault(ranks, {})
+        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in pairs if p not in known}
+        if not keys:
+            return known
+        modules = {key: pair for pair, key in keys.items()}  # equal weights are compared once
+        stored = {key: self.store.operators.comparison(key) for key in modules}
+        found = {key: comparison for key, comparison in stored.items() if comparison is not None}
+        missing = {key: pair for key, pair in modules.items() if key not in found}
+        if missing:
+            self._prepare_bases(missing.values(), options, progress)
+            todo = {key: self._ranked(pair, options) for key, pair in missing.items()}
+            found |= compare_all(self.store, todo, self.workers, progress)
+        known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
+        return known
+
+    def _weights(self, pair: Modules) -> tuple[str, str]:
+        """Fingerprints of (source, target)."""
+        return self.source.fingerprint(pair[1]), self.target.fingerprint(pair[0])
+
+    def _prepare_bases(
+        self, pairs: Iterable[Modules], options: MigrationOptions, progress: Progress | None
+    ) -> None:
+        """Compute what the store lacks, in worker processes when there is much of it."""
+        rule = basis_rule(options.basis_rank)
+        targets, sources = map(dict.fromkeys, zip(*pairs, strict=True))
+        for model, paths in ((self.source, sources), (self.target, targets)):
+            compute_bases(model, paths, self.store, rule, progress, self.workers)
+
+    def _ranked(self, pair: Modules, options: MigrationOptions) -> WeightPair:
+        """Both weights with their common ranks, for which the store then has enough columns."""
+        rule, (path, source_path) = basis_rule(options.basis_rank), pair
+        k_source = choose_rank(self._extent(self.source, source_path, rule).s, rule)
+        k_target = choose_rank(self._extent(self.target, path, rule).s, rule)
+        k_source, k_target = common_rank(k_source, k_target, options.pair_rank)
+        self._require_columns(pair, k_source, k_target)
+        shape = self.target.spec.modules[path].matrix_shape
+        return WeightPair(*self._weights(pair), k_source, k_target, shape)
+
+    def _require_columns(self, pair: Modules, k_source: int, k_target: int) -> None:
+        """Have the store serve so many columns of both bases."""
+        self._extent(self.source, pair[1], ("rank", k_source))
+        self._extent(self.target, pair[0], ("rank", k_target))
+
+    def _extent(self, model: BaseModel, path: str, rule: Rule) -> Extent:
+        """What the store can serve, once it can serve this rule."""
+        extent = self.store.extent(model.fingerprint(path))
+        if extent is None or extent.columns < choose_rank(extent.s, rule):
+            extent = load_or_compute(model, path, self.store, rule).extent
+        return extent
+
+    def prepare_operators(
+        self,
+        pairs: Sequence[Modules],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> None:
+        """Prepare what `operators` will be asked for, in worker processes when it is much.
+
+        Args:
+            pairs: (target path, source path) of modules.
+            options: arm, rank rule, pairing of ranks.
+            progress: called with ("operators", done, total).
+        """
+        known = self._compared(pairs, options, progress)
+        keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
+        missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
+        if missing:
+            self._prepare_bases(missing.values(), options, progress)
+            self._prepare(missing, self.workers, progress)
+
+    def operators(self, path: str, source_path: str, options: MigrationOptions) -> ModuleOperators:
+        """Prepared operators of a pair of modules.
+
+        Args:
+            path: target module.
+            source_path: source module.
+            options: arm, rank rule, pairing of ranks.
+
+        Returns:
+            The operators of `effective_method` for the ranks of the pair; read-only.
+
+        Raises:
+            LookupError: the store does not keep what it was given.
+        """
+        pair = path, source_path
+        comparison = self._compared([pair], options)[pair].comparison
+        key = self._operator_key(pair, comparison, options)
+        operators = self.store.operators.get(key)
+        if operators is None:  # not prepared yet, or its file is damaged
+            self._prepare({key: pair}, 1)
+            operators = self.store.operators.get(key)
+        if operators is None:
+            raise LookupError(f"{path}: operators {key} were stored and are not there")
+        return operators
+
+    def _operator_key(
+        self, pair: Modules, comparison: Comparison, options: MigrationOptions
+    ) -> OperatorKey:
+        ranks = comparison.k_source, comparison.k_target
+        shape = self.target.spec.modules[pair[0]].matrix_shape
+        method = effective_method(options.method, *ranks, shape) or options.method
+        return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
+
+    def _prepare(
+        self, todo: Mapping[OperatorKey, Modules], workers: int, progress: Progress | None = None
+    ) -> None:
+        for key, pair in todo.items():
+            self._require_columns(pair, key.k_source, key.k_target)
+        modules = self.target.spec.modules
+        shapes = {key: modules[path].matrix_shape for key, (path, _) in todo.items()}
+        prepare_all(self.store, shapes, workers, progress)
+
+    def _identical(self, pair: Modules) -> bool:
+        """Equal after casting both weights to the narrower of their dtypes."""
+        if pair not in self._equal:
+            self._equal[pair] = self._reads_equal(pair)
+        return self._equal[pair]
+
+    def _reads_equal(self, pair: Modules) -> bool:
+        source, target = self._weights(pair)
+        if source == target:
+            return True
+        a, b = self.source.weight(pair[1]), self.target.weight(pair[0])
+        if a.dtype == b.dtype:
+            return False
+        narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
+        with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
+            return np.array_equal(a.astype(narrower), b.astype(narrower))
+
+
+def _measure(compared: Comparison) -> Measure:
+    similarity = ModuleSimilarity(*compared[:6])
+    flags = ("clustered-cut",) if compared.cut_angle > CLUSTERED_ANGLE else ()
+    return Measure(similarity=similarity, flags=flags)
+
+
+def _mean_similarity(compared: Comparison) -> float:
+    """Mean of both sides, corrected for chance where that says something."""
+    left, right = compared.phi_hat_left, compared.phi_hat_right
+    left = compared.phi_left if left is None else left
+    right = compared.phi_right if right is None else right
+    return (left + right) / 2

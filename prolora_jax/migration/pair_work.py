@@ -1,0 +1,132 @@
+"""What is computed once per pair of weights, from their bases in a store: by worker processes, too.
+
+NumPy only: a worker process does not load JAX.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from prolora_jax.engines.processes import run_in_processes
+from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.basis import Basis, cut_angle
+from prolora_jax.method.operators import ROTATION_MIN_COS, ModuleOperators, Span, prepare_side
+from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
+from prolora_jax.method.similarity import side_similarity
+from prolora_jax.subspaces.compute import POOL_WORTH, BasisStore, Progress
+
+
+class WeightPair(NamedTuple):
+    """Two weights by their fingerprints, and how many singular vectors of each are retained."""
+
+    source: str
+    target: str
+    k_source: int
+    k_target: int
+    shape: tuple[int, int]
+
+
+def compare_all(
+    store: BasisStore,
+    todo: Mapping[ComparisonKey, WeightPair],
+    workers: int,
+    progress: Progress | None = None,
+) -> dict[ComparisonKey, Comparison]:
+    """Compute comparisons; each is stored as soon as it is there."""
+    operations = sum(2.0 * w.k_source * w.k_target * sum(w.shape) for w in todo.values())
+    if isinstance(store, FolderStore) and _worth(operations, workers):
+        tasks = [_Comparing(store.folder, *item) for item in todo.items()]
+        results = ((t.key, c) for t, c in run_in_processes(_compare_stored, tasks, workers))
+    else:
+        results = ((key, compare(store, weights)) for key, weights in todo.items())
+    found = {}
+    for done, (key, comparison) in enumerate(results, start=1):
+        store.operators.put_comparison(key, comparison)
+        found[key] = comparison
+        if progress is not None:
+            progress("similarity", done, len(todo))
+    return found
+
+
+def prepare_all(
+    store: BasisStore,
+    todo: Mapping[OperatorKey, tuple[int, int]],
+    workers: int,
+    progress: Progress | None = None,
+) -> None:
+    """Fill the store with operators, by the shape of their weights; each as soon as it is there."""
+    operations = sum(2.0 * key.k_source * sum(d * d for d in todo[key]) for key in todo)
+
+    def here() -> Iterator[None]:
+        for key in todo:
+            store.operators.put(key, prepare(store, key))
+            yield
+
+    if isinstance(store, FolderStore) and _worth(operations, workers):
+        tasks = [_Preparing(store.folder, key) for key in todo]
+        results = run_in_processes(_prepare_stored, tasks, workers)
+    else:
+        results = here()
+    for done, _ in enumerate(results, start=1):
+        if progress is not None:
+            progress("operators", done, len(todo))
+
+
+def _worth(operations: float, workers: int) -> bool:
+    return workers > 1 and operations > POOL_WORTH
+
+
+class _Comparing(NamedTuple):
+    folder: Path
+    key: ComparisonKey
+    weights: WeightPair
+
+
+def _compare_stored(task: _Comparing) -> Comparison:
+    return compare(FolderStore(task.folder), task.weights)
+
+
+class _Preparing(NamedTuple):
+    folder: Path
+    key: OperatorKey
+
+
+def _prepare_stored(task: _Preparing) -> None:
+    # Written here: sending tens of megabytes to the parent costs more than preparing them.
+    store = FolderStore(task.folder)
+    store.operators.put(task.key, prepare(store, task.key))
+
+
+def compare(store: BasisStore, weights: WeightPair) -> Comparison:
+    """Similarity of two weights on both sides, and the larger of the angles at their cuts."""
+    source, target = _bases(store, weights.source, weights.target)
+    k_s, k_t = weights.k_source, weights.k_target
+    left = side_similarity(source.u[:, :k_s], target.u[:, :k_t])
+    right = side_similarity(source.v[:, :k_s], target.v[:, :k_t])
+    shape = target.u.shape[0], target.v.shape[0]
+    angle = max(cut_angle(source.s, k_s, shape), cut_angle(target.s, k_t, shape))
+    return Comparison(left.phi, right.phi, left.corrected, right.corrected, k_s, k_t, angle)
+
+
+def prepare(store: BasisStore, key: OperatorKey) -> ModuleOperators:
+    """Operators of an arm for two weights."""
+    source, target = _bases(store, key.source, key.target)
+    min_cos = ROTATION_MIN_COS if key.min_cos is None else key.min_cos
+    left, right = (
+        prepare_side(key.method, _span(a, key.k_source), _span(b, key.k_target), min_cos)
+        for a, b in ((source.u, target.u), (source.v, target.v))
+    )
+    return ModuleOperators(left, right)
+
+
+def _bases(store: BasisStore, source: str, target: str) -> tuple[Basis, Basis]:
+    found = store.get(source), store.get(target)
+    if found[0] is None or found[1] is None:
+        raise AssertionError(f"{source}, {target}: bases are computed before they are compared")
+    return found[0], found[1]
+
+
+def _span(vectors, k: int) -> Span:
+    """The leading k columns; the others where all of the space's are there."""
+    dim, columns = vectors.shape
+    return Span(vectors[:, :k], vectors[:, k:] if columns == dim else None)

@@ -1,0 +1,1 @@
+"""Nets that make pictures, in Flax (linen)."""

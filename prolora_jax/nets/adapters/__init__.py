@@ -1,0 +1,1 @@
+"""Adapters on Flax nets that run."""

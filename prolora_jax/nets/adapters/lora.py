@@ -1,0 +1,246 @@
+"""Adapters on a net's parameters: merged into its kernels, or beside them, where they stay apart.
+
+Merged, an update is added to the kernel and costs nothing when the net runs. Beside the kernel it
+is MaxDiffusion's layout, `.../to_q/lora-<name>/{down, up}/kernel`: several adapters, each with a
+scale of its own, and the base's parameters are the same arrays, not copies. `adapted` makes a net
+use them.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prolora_jax import layout
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.adapters.formats.flax_tree import from_flax
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.flax_trees import nested
+from prolora_jax.architectures.naming import flax_path
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.nets.adapters.tree import (
+    COMPONENTS,
+    Tree,
+    grafted,
+    kernels,
+    leaf_at,
+    module_path,
+    pruned,
+    spec_of,
+    walk,
+)
+
+Scale = float | jax.Array
+
+
+def merge(
+    params: Tree,
+    adapter: Adapter,
+    scale: Scale = 1.0,
+    *,
+    parts: Collection[str] = COMPONENTS,
+    donate: bool = False,
+    assume_base: str | None = None,
+) -> Tree:
+    """Add an adapter's update to the kernels it is for.
+
+    The sum is formed in float32 and rounded once to the kernel's dtype. In float32 `unmerge`
+    therefore gives back each kernel to 1e-6 of its largest number; in bfloat16 both roundings
+    are up to 2^-8 of the sum, so a base that is to be used again is better kept, or the adapter
+    put beside the kernels (`attach`).
+
+    Args:
+        params: a UNet's parameters, or those of several components (see `models.tree`).
+        adapter: of any format; names are looked up in the tree.
+        scale: what the update is multiplied with, beside its own alpha / rank.
+        parts: components whose modules are merged; the adapter's others are left out.
+        donate: whether the old kernels are given up as the new ones are made, so that no more
+            than one of them is there twice; `params` cannot be used after that.
+        assume_base: id of the base model that the adapter is for (sdxl, ssd-1b, ...), whatever it
+            says itself.
+
+    Returns:
+        A tree of the same type. Leaves that the adapter does not touch are the same objects.
+
+    Raises:
+        AdapterRefused: a module is not in the tree, or has another shape there; or all fit, but
+            the adapter is another base model's, as SSD-1B's fit SDXL.
+    """
+    places = kernels(params)
+    add = _added_in_place if donate else _added
+    new = {}
+    for module in _modules_for(params, adapter, parts, assume_base):
+        place = places[module.path]
+        down, up = _kernel_factors(module)
+        new[place] = add(leaf_at(params, place), down, up, scale)
+    return grafted(params, new)
+
+
+def unmerge(
+    params: Tree,
+    adapter: Adapter,
+    scale: Scale = 1.0,
+    *,
+    parts: Collection[str] = COMPONENTS,
+    donate: bool = False,
+    assume_base: str | None = None,
+) -> Tree:
+    """Take off what `merge` has added; arguments, result and errors are the same.
+
+    Raises:
+        AdapterRefused: as `merge` does.
+    """
+    return merge(params, adapter, -scale, parts=parts, donate=donate, assume_base=assume_base)
+
+
+def attach(
+    params: Tree,
+    adapters: Mapping[str, Adapter],
+    *,
+    parts: Collection[str] = COMPONENTS,
+    assume_base: str | None = None,
+) -> Tree:
+    """Put adapters beside the kernels they are for; nothing changes until `adapted` names them.
+
+    A program that was compiled for a tree is used again for any other of the same structure:
+    other factors under the same name, of the same ranks. `adapter.alike` makes several adapters
+    so.
+
+    Args:
+        params: as for `merge`.
+        adapters: by the name that each gets in the tree.
+        parts: components whose modules are put in; the adapters' others are left out.
+        assume_base: as for `merge`.
+
+    Returns:
+        A tree of the same type with `lora-<name>` places in it: `down` `(in, rank)` or
+        `(kh, kw, in, rank)`, `up` `(rank, out)` or `(1, 1, rank, out)`, in the kernel's dtype,
+        alpha / rank multiplied into `up`. The base's arrays are the same objects.
+
+    Raises:
+        AdapterRefused: as `merge` does.
+        UsageError: a name is in the tree already, or is no name.
+    """
+    places, new = kernels(params), {}
+    taken = attached_names(params)
+    for name, adapter in adapters.items():
+        if name in taken or not name or "/" in name:
+            found = "a name that is taken" if name in taken else "no name"
+            raise UsageError(
+                f"adapter {name!r}: found {found}; expected one without / that is none of "
+                f"{sorted(taken)}; choose another, or detach the old one first",
+                code=Refusal.BAD_NAME,
+            )
+        for module in _modules_for(params, adapter, parts, assume_base):
+            *layer, _ = places[module.path]
+            dtype = leaf_at(params, places[module.path]).dtype
+            for side, factor in zip(("down", "up"), _kernel_factors(module), strict=True):
+                # In its final layout first: a device takes no strided views.
+                array = jnp.asarray(np.ascontiguousarray(factor), dtype)
+                new[*layer, LORA + name, side, "kernel"] = array
+    return grafted(params, new)
+
+
+def detach(params: Tree, name: str | None = None) -> Tree:
+    """A tree without an adapter that `attach` has put in, or without any.
+
+    Args:
+        params: the tree.
+        name: the adapter's; None for all.
+
+    Returns:
+        A tree of the same type.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    names = attached_names(params)
+    if name is not None and name not in names:
+        raise UsageError(
+            f"adapter {name!r}: not in the tree; expected one of {sorted(names)}",
+            code=Refusal.BAD_NAME,
+        )
+    return pruned(params, {LORA + n for n in (names if name is None else {name})})
+
+
+def attached_names(params: Mapping[Any, Any]) -> set[str]:
+    """Names of the adapters in a tree."""
+    steps = (str(step) for place, _ in walk(params) for step in place)
+    return {step.removeprefix(LORA) for step in steps if step.startswith(LORA)}
+
+
+def attached(params: Mapping[Any, Any], spec: BaseModelSpec | None = None) -> dict[str, Adapter]:
+    """The adapters in a tree, as `attach` or MaxDiffusion has put them there.
+
+    Args:
+        params: the tree, with or without the base's own parameters.
+        spec: the base model; read off the parameters if None.
+
+    Returns:
+        Adapter by name, resolved, format `flax`.
+
+    Raises:
+        AdapterRefused: a module is none of the base model's.
+    """
+    flat = {}
+    for place, leaf in walk(params):
+        at = next((i for i, step in enumerate(place) if str(step).startswith(LORA)), None)
+        path = None if at is None else module_path(params, (*place[:at], "kernel"))
+        if path is not None:
+            key = "/".join((flax_path(path), *map(str, place[at:])))
+            flat[key] = np.asarray(leaf)
+    spec, tree = spec or spec_of(params), nested(flat)
+    return {name: from_flax(tree, spec, name=name) for name in sorted(attached_names(params))}
+
+
+def _modules_for(
+    params: Mapping[Any, Any],
+    adapter: Adapter,
+    parts: Collection[str],
+    assume_base: str | None,
+) -> tuple[LoraModule, ...]:
+    """The modules of an adapter that are to be put in, with their paths; all must be there."""
+    spec = spec_of(params)
+    check_base(adapter, spec, assume_base)
+    kept = tuple(m for m in resolve(adapter, spec).modules if m.path.partition(".")[0] in parts)
+    absent = [module.path for module in kept if module.path not in spec.modules]
+    if absent:
+        part = absent[0].partition(".")[0]
+        raise AdapterRefused(
+            f"{adapter.origin}: {len(absent)}/{len(kept)} modules are not in the parameters, first "
+            f"{absent[0]}; expected the parameters of {part}, too; give a tree of both, "
+            f"{{'unet': ..., '{part}': ...}}, or leave these modules out with parts=('unet',)",
+            code=Refusal.UNMATCHED_MODULES,
+        )
+    shapes = {path: module.shape for path, module in spec.modules.items()}
+    return tuple(_shaped(module, shapes[module.path]) for module in kept)
+
+
+def _shaped(module: LoraModule, shape: tuple[int, ...]) -> LoraModule:
+    """With as many axes as the layer's weight has."""
+    down = layout.matrix_to_down(layout.down_to_matrix(module.down), shape)
+    up = layout.matrix_to_up(layout.up_to_matrix(module.up), shape)
+    return replace(module, down=down, up=up)
+
+
+def _kernel_factors(module: LoraModule) -> tuple[np.ndarray, np.ndarray]:
+    """Down and up as kernels, float32, the scale in `up`."""
+    up = module.up.astype(np.float32) * np.float32(module.scale)
+    return layout.weight_to_kernel(module.down.astype(np.float32)), layout.weight_to_kernel(up)
+
+
+def _sum(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: Scale) -> jax.Array:
+    update = jnp.matmul(
+        down, up.reshape(up.shape[-2:]), precision="highest", preferred_element_type=jnp.float32
+    )
+    return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+
+
+_added = jax.jit(_sum)
+_added_in_place = jax.jit(_sum, donate_argnums=0)

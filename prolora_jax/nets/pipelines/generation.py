@@ -1,0 +1,184 @@
+"""Pictures from prompts and seeds, compiled once, over as many devices as there are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.nets.adapters.adapted import adapted
+from prolora_jax.nets.adapters.lora import Scale, attached_names
+from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.sampling.denoising import denoise
+from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
+from prolora_jax.nets.unet.loading import Params
+
+Pictures = Float[np.ndarray, "prompts seeds height width 3"]
+Progress = Callable[[str, int, int], None]
+
+
+def generate(
+    pipeline: Pipeline,
+    params: Params,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    negative: str | None = None,
+    steps: int = 25,
+    guidance: float = 7.5,
+    size: tuple[int, int] | None = None,
+    scales: Mapping[str, Scale] | None = None,
+    noise: Float[np.ndarray, "_ _ _ _ _"] | None = None,
+    at_once: int = 4,
+    mesh: Mesh | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Pictures:
+    """Draw every prompt with every seed.
+
+    A picture depends on its prompt and its seed, not on the others, nor on how many are drawn at
+    once, beyond the rounding of sums.
+
+    Args:
+        pipeline: of `load_pipeline`.
+        params: of all components; with adapters beside the kernels (`attach`) or merged.
+        prompts: what to draw.
+        seeds: of the noise that each picture starts from; other noise than torch's of that seed.
+        negative: what not to draw.
+        steps: of the sampler.
+        guidance: how much the prompt counts against the negative one; 1 or less for not at all,
+            which is half the work.
+        size: height and width in pixels, multiples of 8; None for what the base was trained on.
+        scales: of the adapters to be used, by name; None for all that are beside the kernels, at 1.
+        noise: to start from instead, standard normal, `(prompts, seeds, channels, rows, columns)`,
+            such as torch's: then pictures are torch's, too.
+        at_once: pictures in one batch; on a mesh for each device.
+        mesh: devices with an axis `data`, over which the pictures of a batch are spread. Parameters
+            that are on all of them stay as they are, others are copied to each.
+        progress: called with the stage, and how many pictures of how many are done.
+
+    Returns:
+        Pictures with values from 0 to 1, `(prompts, seeds, height, width, 3)`, float32.
+
+    Raises:
+        UsageError: nothing to draw, a size that is not a multiple, too few steps or too many, noise
+            of another shape, a mesh without the axis, or no adapter of a name.
+    """
+    height, width = size or (pipeline.pixels,) * 2
+    _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
+    tokens, negatives = pipeline.tokens(list(prompts)), pipeline.tokens([negative or ""])
+    empty = negative is None and pipeline.zeros_for_empty
+    draw = _compiled(pipeline, steps, guidance > 1, empty)
+    side = pipeline.pixels_per_latent
+    shape = (pipeline.unet.config.tensors.in_channels, height // side, width // side)
+    whole = (len(prompts), len(seeds), *shape)
+    if noise is not None and noise.shape != whole:
+        raise UsageError(
+            f"noise of shape {noise.shape}: expected {whole}, a picture's latents for each prompt "
+            f"and seed; correct it",
+            code=Refusal.BAD_OPTION,
+        )
+    jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
+    devices = 1 if mesh is None else mesh.shape["data"]
+    batch = min(at_once, -(-len(jobs) // devices)) * devices
+    if mesh is not None:
+        # What goes where inside is left to XLA, also if the axes are explicit (jax.make_mesh).
+        names = mesh.axis_names
+        mesh = Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
+        params = _on_all(params, mesh)
+    if scales is None:
+        scales = dict.fromkeys(sorted(attached_names(params)), 1.0)
+    drawn = []
+    for begin in range(0, len(jobs), batch):
+        progress("drawing", begin, len(jobs))
+        # The last batch is filled up: another size would be compiled again.
+        some = (jobs[begin : begin + batch] * batch)[:batch]
+        keys = picture_keys([seeds[seed] for _, seed in some])
+        start = starting_noise(keys, shape) if noise is None else noise[*zip(*some, strict=True)]
+        given = tokens[[prompt for prompt, _ in some]], start, keys
+        if mesh is not None:
+            given = jax.device_put(given, NamedSharding(mesh, P("data")))
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            pictures = draw(params, *given, negatives, guidance, dict(scales))
+        drawn.append(np.asarray(pictures)[: len(jobs) - begin])
+    progress("drawing", len(jobs), len(jobs))
+    return np.concatenate(drawn).reshape(len(prompts), len(seeds), height, width, 3)
+
+
+def _require(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    steps: int,
+    at_once: int,
+    mesh: Mesh | None,
+    pipeline: Pipeline,
+) -> None:
+    """Refuse what cannot be drawn, before anything is compiled."""
+    most = pipeline.sampler.config.num_train_timesteps
+    height, width = size
+    if not prompts or not seeds:
+        problem = f"{len(prompts)} prompts, {len(seeds)} seeds: expected at least one of each"
+    elif height % 8 or width % 8 or min(size) < 8 or at_once < 1:
+        problem = f"size {height}x{width}, {at_once} at once: expected multiples of 8, 1 or more"
+    elif not 1 <= steps <= most:
+        problem = f"steps {steps}: expected 1 to {most}, the times that the net was trained for"
+    elif mesh is not None and "data" not in mesh.axis_names:
+        problem = f"mesh with axes {mesh.axis_names}: expected one called data"
+    else:
+        return
+    raise UsageError(f"{problem}; correct it", code=Refusal.BAD_OPTION)
+
+
+def _on_all(params: Params, mesh: Mesh) -> Params:
+    """Parameters on every device of a mesh: split as they are there already, or a copy each."""
+    devices = set(mesh.devices.flat)
+
+    def placed(leaf: Any) -> jax.Array:
+        now, spec = getattr(leaf, "sharding", None), P()
+        if isinstance(now, NamedSharding) and now.device_set == devices:
+            spec = now.spec if set(now.mesh.axis_names) <= set(mesh.axis_names) else P()
+        # Also where nothing moves: the array's own mesh may have axes of another type.
+        return jax.device_put(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(placed, params)
+
+
+@lru_cache(maxsize=8)
+def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
+    def draw(
+        params: Params,
+        tokens: Array,
+        noise: Array,
+        keys: Array,
+        negatives: Array,
+        guidance: Any,
+        scales: dict[str, Any],
+    ) -> Array:
+        with theirs(), adapted(scales):
+            told = pipeline.embed(params, tokens)
+            untold = None
+            if guided:
+                one = pipeline.embed(params, negatives)
+                untold = jax.tree.map(lambda x: jnp.zeros_like(x) if empty else x, one)
+                untold = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), untold, told)
+            latents = denoise(
+                pipeline,
+                params,
+                noise,
+                told,
+                untold,
+                keys=keys,
+                steps=steps,
+                guidance=guidance,
+            )
+        return pipeline.decode(params, latents)
+
+    return jax.jit(draw)

@@ -1,0 +1,198 @@
+"""Pipelines from disk: every part is read, checked against its configuration, and put together."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prolora_jax.architectures.flax_trees import leaves
+from prolora_jax.errors import BaseModelError, ProloraError, Refusal
+from prolora_jax.io.base_models.pipeline_files import PipelineFiles, is_fast_only, pipeline_files
+from prolora_jax.io.base_models.unet_files import read_unet_config
+from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.sampling.samplers import Sampler, Spacing, sampler_named
+from prolora_jax.nets.unet.loading import Params, load_unet
+from prolora_jax.nets.unet.unet import UNet
+
+_USUAL_SAMPLE = 64
+# Fields of a VAE's configuration that Flax's class does not know, and what it then has in effect.
+_VAE_FIXED = {
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "shift_factor": (None, 0),
+    "use_quant_conv": (None, True),
+    "use_post_quant_conv": (None, True),
+    "mid_block_add_attention": (None, True),
+    "act_fn": (None, "silu", "swish"),
+}
+
+
+def load_pipeline(
+    path: str | Path,
+    *,
+    parts: str | Path | None = None,
+    sampler: Sampler = "auto",
+    spacing: Spacing | None = None,
+    dtype: Any = jnp.float32,
+) -> tuple[Pipeline, Params]:
+    """A base model that makes pictures, straight from safetensors; without torch.
+
+    Args:
+        path: a diffusers pipeline's folder (safetensors or Flax msgpack), a hub id, or any UNet
+            that `load_unet` takes.
+        parts: the pipeline from which everything but the UNet is taken.
+        sampler: `auto` for the one the pipeline names.
+        spacing: where the sampler's steps are, if not where the pipeline has them: Lightning's and
+            Hyper's adapters want `trailing`.
+        dtype: of the parameters, and what is computed in, but for the VAE and the sampler.
+
+    Returns:
+        The pipeline, and its parameters by component.
+
+    Raises:
+        UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
+        BaseModelError: a part is missing, damaged, or of a kind that is not supported.
+    """
+    files = pipeline_files(path, parts)
+    given = files.unet_config
+    raw = read_unet_config(files.unet)[0] if given is None else given
+    # Before gigabytes are read: whether the libraries are there, and the sampler is one of theirs.
+    flax_class("FlaxAutoencoderKL")
+    scheduler = files.config("scheduler", "scheduler_config.json")
+    if spacing is not None:
+        scheduler["timestep_spacing"] = spacing
+    made_sampler = sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler")
+    unet, unet_params = load_unet(files.unet, dtype=dtype, config=given)
+    params: Params = {"unet": unet_params}
+    encoders, tokenizers = {}, {}
+    for name in _text_encoders(files, unet):
+        encoders[name], params[name] = _text_encoder(files, name, dtype)
+        tokenizers[name] = _tokenizer(files.tokenizer(name), encoders[name].config)
+    vae, params["vae"] = _vae(files)
+    is_sdxl = unet.config.time_ids_dim is not None
+    pipeline = Pipeline(
+        unet=unet,
+        vae=vae,
+        text_encoders=encoders,
+        tokenizers=tokenizers,
+        sampler=made_sampler,
+        zeros_for_empty=bool(files.index.get("force_zeros_for_empty_prompt", is_sdxl)),
+        sample_size=_sample_size(raw, str(files.unet)),
+    )
+    return pipeline, params
+
+
+def _text_encoders(files: PipelineFiles, unet: UNet) -> tuple[str, ...]:
+    """The text encoders that this UNet needs; all must be there."""
+    tensors, sizes = unet.config.tensors, unet.config.time_ids_dim
+    needed = ("text_encoder",) if sizes is None else ("text_encoder", "text_encoder_2")
+    found = files.text_encoders
+    if found != needed:
+        raise BaseModelError(
+            f"{files.folder}: found {', '.join(found) or 'no text encoder'}; expected "
+            f"{', '.join(needed)} for a UNet that looks at a text of width "
+            f"{tensors.cross_attention_dim}; give the pipeline that the UNet was trained in "
+            f"(SDXL's refiner, which has one encoder only, does not draw by itself)",
+            code=Refusal.UNREADABLE_BASE,
+        )
+    return needed
+
+
+def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Params]:
+    projected = "WithProjection" if name == "text_encoder_2" else ""
+    raw = files.config(name)
+    with _read(files.folder / name / "config.json"):
+        config = flax_class("CLIPTextConfig")(**raw)
+        # Nothing is initialised: the parameters are handed over at every call.
+        encoder = flax_class(f"FlaxCLIPTextModel{projected}")(config, dtype=dtype, _do_init=False)
+    tree = files.parameters(name)
+    if not projected:
+        tree.pop("text_projection", None)
+    _require_same(tree, encoder.params_shape_tree, f"{files.folder / name}")
+    return encoder, _on_device(tree, dtype)
+
+
+def _tokenizer(folder: Path, config: Any) -> Any:
+    with _read(folder):
+        # The slow one where it can be: it is what torch's pipelines use.
+        kind = "CLIPTokenizerFast" if is_fast_only(folder) else "CLIPTokenizer"
+        tokenizer = flax_class(kind).from_pretrained(folder)
+    if len(tokenizer) > config.vocab_size:
+        raise BaseModelError(
+            f"{folder}: found {len(tokenizer)} tokens; expected at most {config.vocab_size}, which "
+            f"the text encoder knows; give the tokenizer that belongs to it",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    # Where no length is given it is 1e30; and Flax says nothing of a place that it has not.
+    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
+    return tokenizer
+
+
+def _sample_size(config: Mapping[str, Any], origin: str) -> int:
+    found = config.get("sample_size") or _USUAL_SAMPLE
+    if not isinstance(found, int):
+        raise BaseModelError(
+            f"{origin}: field sample_size is {found!r}; expected a whole number, height and width "
+            f"in one; correct it in the UNet's configuration",
+            code=Refusal.UNSUPPORTED_CONFIG,
+        )
+    return found
+
+
+@contextmanager
+def _read(origin: Path) -> Iterator[None]:
+    """Within this context the libraries take in a file; what they stumble over is refused."""
+    try:
+        with theirs():
+            yield
+    except ProloraError:
+        raise
+    except Exception as failure:  # noqa: BLE001 (they check little: it may be any)
+        reason = " ".join(str(failure).split())[:200]
+        raise BaseModelError(
+            f"{origin}: cannot be used ({type(failure).__name__}: {reason}); expected a part of a "
+            f"Stable Diffusion pipeline; fetch it again",
+            code=Refusal.UNREADABLE_BASE,
+        ) from failure
+
+
+def _vae(files: PipelineFiles) -> tuple[Any, Params]:
+    raw, origin = files.config("vae"), str(files.folder / "vae")
+    for name, allowed in _VAE_FIXED.items():
+        if raw.get(name) not in allowed:
+            raise BaseModelError(
+                f"{origin}/config.json: field {name} is {raw[name]!r}; expected "
+                f"{' or '.join(map(repr, allowed))}; only VAEs of the Stable Diffusion family are "
+                f"supported",
+                code=Refusal.UNSUPPORTED_CONFIG,
+            )
+    with _read(files.folder / "vae" / "config.json"):
+        fields = {key: value for key, value in raw.items() if not key.startswith("_")}
+        vae = flax_class("FlaxAutoencoderKL").from_config(fields)
+        shapes = jax.eval_shape(vae.init_weights, jax.random.key(0))
+    tree = files.parameters("vae")
+    _require_same(tree, shapes, origin)
+    return vae, _on_device(tree, jnp.float32)
+
+
+def _require_same(tree: Params, expected: Any, origin: str) -> None:
+    """Refuse parameters that are not, one for one, those of the net."""
+    found = {key: leaf.shape for key, leaf in leaves(tree)}
+    want = {key: leaf.shape for key, leaf in leaves(expected)}
+    for key in sorted(found.keys() | want.keys()):
+        if found.get(key) != want.get(key):
+            raise BaseModelError(
+                f"{origin}: found {key} of shape {found.get(key)}; expected {want.get(key)}; the "
+                f"weights are not those of config.json",
+                code=Refusal.SHAPE_MISMATCH,
+            )
+
+
+def _on_device(tree: Params, dtype: Any) -> Params:
+    # Copied in its final layout first: a device takes no strided views.
+    return jax.tree.map(lambda a: jnp.asarray(np.ascontiguousarray(a), dtype), tree)

@@ -1,0 +1,1 @@
+"""Noise, samplers and their loop."""

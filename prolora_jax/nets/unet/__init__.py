@@ -1,0 +1,1 @@
+"""The UNet in Flax."""

@@ -1,0 +1,1 @@
+"""What was asked, what will be done, what was done."""

@@ -1,0 +1,155 @@
+"""What the user asked for: every option of a migration, checked when it is made."""
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from math import isfinite
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from prolora_jax.adapters.adapter import AlphaZero
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.errors import Refusal, UsageError
+
+Match = Literal["auto", "name", "block", "module"]
+
+
+class BadOption(UsageError):
+    """Raised when an option has a value it cannot have."""
+
+    def __init__(self, name: str, value: object, expected: str, hint: str = ""):
+        flag = "--" + name.replace("_", "-")
+        super().__init__(f"{flag} {value}: expected {expected}.{hint}", code=Refusal.BAD_OPTION)
+
+
+@dataclass(frozen=True)
+class MigrationOptions:
+    """Options of a migration; the command line has the same names with dashes.
+
+    Attributes:
+        method: arm of method.md 3; `copy` is the ungated baseline.
+        basis_rank: `energy=0.9`, `rank=320`, `fraction=0.5` or `numerical`.
+        pair_rank: one common k per pair (`max`), or each base its `own`.
+        min_similarity: a module moves when the gate's similarity reaches this on the gate's sides.
+        gate: what is compared with `min_similarity`: `phi`, or `corrected` for chance.
+        gate_sides: `both`, or `left` only as the paper writes it.
+        below: modules below the gate get no adapter (`skip`), or the source's update (`copy`).
+        identical: modules whose base weights are equal are copied, or projected all the same.
+        match: `name`; `block` (alignment of stages, slots and transformer blocks); `module` (the
+            best-scored module of the same role and shape, not one-to-one); or `auto`: names when
+            both bases have the same modules, else what is published, else blocks.
+        match_score: what alignments are decided on: `cosine` of the base weights, or `similarity`
+            of their bases, corrected for chance.
+        assume_base: id of the base model that the adapter was trained on (sdxl, ssd-1b, ...),
+            whatever the file itself says.
+        rotation_min_cos: principal pairs below this cosine are left still by `rotation`.
+        include: path patterns (`*attn2*`); when given, only matching target modules move.
+        exclude: path patterns of target modules that do not move.
+        rank: `exact`, `source`, a number, or `energy=e`.
+        uniform_rank: zero-pad every module to the largest rank.
+        rescale: `norm` restores each module's Frobenius norm.
+        scale: multiplies every update.
+        dtype: of the output; `same` is the input's.
+        alpha_zero: an alpha of 0 in the input means that the file is refused, alpha = `rank`, or
+            no effect (`zero`); programs disagree.
+
+    Raises:
+        BadOption: from the constructor, when a value is not one of those above.
+    """
+
+    method: Literal["copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"] = (
+        "prolora-full"
+    )
+    basis_rank: str = "energy=0.9"
+    pair_rank: Literal["max", "own"] = "max"
+    min_similarity: float = 0.8
+    gate: Literal["phi", "corrected"] = "phi"
+    gate_sides: Literal["both", "left"] = "both"
+    below: Literal["skip", "copy"] = "skip"
+    identical: Literal["copy", "project"] = "copy"
+    match: Match = "auto"
+    match_score: Literal["cosine", "similarity"] = "cosine"
+    assume_base: str | None = None
+    rotation_min_cos: float = 0.1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    rank: str = "exact"
+    uniform_rank: bool = False
+    rescale: Literal["none", "norm"] = "none"
+    scale: float = 1.0
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    alpha_zero: AlphaZero = "refuse"
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self)).items():
+            value, choices = getattr(self, name), get_args(hint)
+            if get_origin(hint) is Literal and value not in choices:
+                near = get_close_matches(str(value), choices, n=1)
+                meant = f" Did you mean {near[0]!r}?" if near else ""
+                raise BadOption(name, value, " | ".join(choices), meant)
+        basis_rule(self.basis_rank)
+        output_rank(self.rank)
+        if self.assume_base is not None and self.assume_base not in CONFIGS:
+            raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
+        if not 0.0 < self.rotation_min_cos <= 1.0:
+            raise BadOption("rotation_min_cos", self.rotation_min_cos, "a number in (0, 1]")
+        if not -1.0 <= self.min_similarity <= 1.0:
+            raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
+        if not isfinite(self.scale):
+            raise BadOption("scale", self.scale, "a finite number")
+
+    def changed(self) -> dict[str, object]:
+        """The options that differ from their defaults."""
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
+
+
+def basis_rule(text: str) -> tuple[str, float | None]:
+    """Parse a rank rule of a basis.
+
+    Args:
+        text: `energy=e` (0 < e <= 1), `rank=k` (k >= 1), `fraction=f` (0 < f <= 1), `numerical`.
+
+    Returns:
+        (kind, value), value None for `numerical`.
+
+    Raises:
+        BadOption: when the text is none of these.
+    """
+    kind, _, number = text.partition("=")
+    if kind == "numerical" and not number:
+        return kind, None
+    value = _number(number)
+    if kind == "rank" and value is not None and value >= 1 and value == int(value):
+        return kind, value
+    if kind in ("energy", "fraction") and value is not None and 0.0 < value <= 1.0:
+        return kind, value
+    raise BadOption("basis_rank", text, "energy=0.9 | rank=320 | fraction=0.5 | numerical")
+
+
+def output_rank(text: str) -> tuple[str, float | None]:
+    """Parse the rank of the output: `exact`, `source`, an integer >= 1, or `energy=e`.
+
+    Returns:
+        ("exact", None), ("source", None), ("rank", n) or ("energy", e).
+
+    Raises:
+        BadOption: when the text is none of these.
+    """
+    if text in ("exact", "source"):
+        return text, None
+    if text.isdigit() and int(text) >= 1:
+        return "rank", int(text)
+    kind, _, number = text.partition("=")
+    value = _number(number)
+    if kind == "energy" and value is not None and 0.0 < value <= 1.0:
+        return kind, value
+    raise BadOption("rank", text, "exact | source | a number >= 1 | energy=0.99")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""What a migration did, module by module, as JSON-able records."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from prolora_jax.matching.alignment import Alignment
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Action, PlanStep, SkippedModule
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One module of the output.
+
+    Norms are Frobenius norms of the update; energies are shares of `norm_in` squared in the four
+    blocks of method.md 6 (source spans, left then right: along/across), None for copies.
+
+    Attributes:
+        path: module of the target.
+        source_path: module of the source whose adapter it got.
+        action: `project` or `copy`.
+        phi_left: similarity of the out-side spans; None when it was not computed.
+        phi_right: the same on the in side.
+        phi_hat_left: corrected for chance; None also where both spans are everything.
+        phi_hat_right: the same on the in side.
+        k_source: retained rank of the source weight.
+        k_target: retained rank of the target weight.
+        rank_in: rank in the input file.
+        rank_out: rank in the output file, before zero-padding to a uniform rank.
+        norm_in: norm of the input's update.
+        norm_out: norm of the output's update, before it is rounded to the output's dtype.
+        kept: share of the projected update's squared norm kept by `--rank`.
+        energies: along-along, along-across, across-along, across-across.
+        still_left: principal directions that `rotation` left still on the out side.
+        still_right: the same on the in side.
+        flags: see docs/method.md.
+    """
+
+    path: str
+    source_path: str
+    action: Action
+    phi_left: float | None
+    phi_right: float | None
+    phi_hat_left: float | None
+    phi_hat_right: float | None
+    k_source: int | None
+    k_target: int | None
+    rank_in: int
+    rank_out: int
+    norm_in: float
+    norm_out: float
+    kept: float
+    energies: tuple[float, float, float, float] | None = None
+    still_left: int | None = None
+    still_right: int | None = None
+    flags: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(
+        step: PlanStep,
+        ranks: tuple[int, int],
+        norms: tuple[float, float],
+        kept: float = 1.0,
+        energies: tuple[float, float, float, float] | None = None,
+        still: tuple[int, int] | None = None,
+    ) -> "ModuleReport":
+        """What became of a step of a plan.
+
+        Args:
+            step: it.
+            ranks: in and out.
+            norms: of the update, in and out.
+            kept: share of the squared norm that `--rank` kept.
+            energies: of the four blocks.
+            still: left and right.
+        """
+        s = step.similarity
+        return ModuleReport(
+            path=step.path,
+            source_path=step.source_path,
+            action=step.action,
+            phi_left=s and s.phi_left,
+            phi_right=s and s.phi_right,
+            phi_hat_left=s and s.phi_hat_left,
+            phi_hat_right=s and s.phi_hat_right,
+            k_source=s and s.k_source,
+            k_target=s and s.k_target,
+            rank_in=ranks[0],
+            rank_out=ranks[1],
+            norm_in=norms[0],
+            norm_out=norms[1],
+            kept=kept,
+            energies=energies,
+            still_left=still and still[0],
+            still_right=still and still[1],
+            flags=step.flags,
+        )
+
+
+@dataclass(frozen=True)
+class Party:
+    """A source, a target or an input: where it is and what identifies its content."""
+
+    location: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several adapters that were migrated as one: where, what, and how strong."""
+
+    location: str
+    fingerprint: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class MigrationReport:
+    """Everything about one migrated adapter; written beside it as `.report.json`.
+
+    `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`. `parts` are
+    what the input was put together from (`--merge`), none for a single file.
+    """
+
+    prolora_version: str
+    options: MigrationOptions
+    source: Party
+    target: Party
+    input: Party
+    modules: tuple[ModuleReport, ...]
+    skipped: tuple[SkippedModule, ...]
+    alignments: tuple[Alignment, ...]
+    carried: tuple[str, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+
+    def to_json(self) -> str:
+        """The report as indented JSON."""
+        return msgspec.json.format(msgspec.json.encode(self)).decode()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain dicts, lists, strings and numbers."""
+        return msgspec.to_builtins(self)
+
+
+def count(modules: tuple[ModuleReport, ...], skipped: tuple[SkippedModule, ...]) -> dict[str, int]:
+    """Number of modules by what became of them: project, copy, and each skip reason."""
+    found = Counter(str(m.action) for m in modules)
+    found.update(str(s.reason) for s in skipped)
+    return dict(sorted(found.items()))

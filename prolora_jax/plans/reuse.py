@@ -1,0 +1,71 @@
+"""A plan that was made before, checked against the job at hand (`migrate --plan`)."""
+
+from dataclasses import fields
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, MigrationPlan
+
+
+class BadPlan(UsageError):
+    """Raised when a plan was made for another job than the one at hand."""
+
+    def __init__(self, found: str):
+        super().__init__(
+            f"--plan: {found}. Make a plan for this job with --dry-run --json.",
+            code=Refusal.BAD_PLAN,
+        )
+
+
+def check_plan(
+    plan: MigrationPlan,
+    adapter: Adapter,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+    options: MigrationOptions,
+) -> None:
+    """Refuse a plan that was made for another pair, other options or another adapter.
+
+    Names are compared, weights are not: two fine-tunes of one name are for the user to tell apart.
+
+    Args:
+        plan: as read; its own options are what is run.
+        adapter: resolved against `source`.
+        source: base model the adapter was trained on.
+        target: base model it moves to.
+        options: as given now; those that are not at their defaults have to be the plan's.
+
+    Raises:
+        BadPlan: with what differs.
+    """
+    for flag, planned, here in (
+        ("--source", plan.source, source.name),
+        ("--target", plan.target, target.name),
+    ):
+        if planned != here:
+            raise BadPlan(f"found {flag} {here}; expected {planned}, which the plan was made for")
+    for field in fields(options):
+        given, planned = getattr(options, field.name), getattr(plan.options, field.name)
+        if given not in (field.default, planned):
+            flag = "--" + field.name.replace("_", "-")
+            raise BadPlan(f"found {flag} {given}; expected {planned}, which the plan was made with")
+    modules = {module.path for module in adapter.modules}
+    planned = {s.source_path for s in (*plan.steps, *plan.skipped) if s.source_path is not None}
+    if modules != planned:
+        which, where = sorted(modules - planned), "the adapter has and the plan has not"
+        if not which:
+            which, where = sorted(planned - modules), "the plan has and the adapter has not"
+        raise BadPlan(
+            f"{adapter.origin}: found {len(which)} modules that {where}, first {which[0]}"
+        )
+    for step in plan.steps:
+        if UNVERIFIED_TEXT_ENCODER in step.flags:
+            continue
+        specs = source.modules.get(step.source_path), target.modules.get(step.path)
+        shapes = [spec and spec.shape for spec in specs]
+        if None in shapes or shapes[0] != shapes[1]:
+            raise BadPlan(
+                f"{step.path}: found shapes {shapes} in source and target; expected equal"
+            )

@@ -1,0 +1,1 @@
+"""Singular vectors of base weights, computed and kept."""

@@ -1,0 +1,183 @@
+"""Bases of a base model's weights, computed when a store does not have them."""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.method.basis import STORED_ENERGY, Basis, Extent, Rule, choose_rank
+from prolora_jax.method.prepared import MemoryOperators, OperatorStore
+from prolora_jax.subspaces.on_host import Todo, compute_one, in_processes, in_turn, operations
+
+if TYPE_CHECKING:
+    import jax
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
+
+
+@runtime_checkable
+class BasisStore(Protocol):
+    """Where bases are kept, by the fingerprint of their weight; `operators` of pairs beside."""
+
+    @property
+    def operators(self) -> OperatorStore:
+        """Where what is computed from pairs of bases is kept."""
+        ...
+
+    def get(self, fingerprint: str) -> Basis | None:
+        """The basis of a weight, None when it is not there."""
+        ...
+
+    def extent(self, fingerprint: str) -> Extent | None:
+        """What the basis of a weight can serve, without its vectors; None when it is not there."""
+        ...
+
+    def put(self, fingerprint: str, basis: Basis) -> None:
+        """Keep a basis; an older one of the same weight is replaced."""
+        ...
+
+
+class MemoryStore:
+    """Keeps bases for the life of the object."""
+
+    def __init__(self):
+        self._bases: dict[str, Basis] = {}
+        self._operators = MemoryOperators()
+
+    @property
+    def operators(self) -> OperatorStore:
+        """See `BasisStore`."""
+        return self._operators
+
+    def get(self, fingerprint: str) -> Basis | None:
+        """See `BasisStore`."""
+        return self._bases.get(fingerprint)
+
+    def extent(self, fingerprint: str) -> Extent | None:
+        """See `BasisStore`."""
+        basis = self._bases.get(fingerprint)
+        return None if basis is None else basis.extent
+
+    def put(self, fingerprint: str, basis: Basis) -> None:
+        """See `BasisStore`."""
+        self._bases[fingerprint] = basis
+
+
+POOL_WORTH = 2e10
+"""Floating-point operations from which starting worker processes, or looking for accelerators,
+pays (about 2 s of one core)."""
+
+
+def load_or_compute(
+    model: BaseModel, path: str, store: BasisStore, rule: Rule = ("energy", STORED_ENERGY)
+) -> Basis:
+    """The basis of one module, with at least the columns that `rule` asks for.
+
+    Args:
+        model: the base model.
+        path: module path.
+        store: asked first; gets what had to be computed.
+        rule: how many columns are needed.
+
+    Returns:
+        The basis. Computing it costs about 10 * long * short^2 float64 operations.
+
+    Raises:
+        BaseModelError: when the weight has NaN or infinite numbers.
+    """
+    fingerprint = model.fingerprint(path)
+    basis = store.get(fingerprint)
+    if basis is None or not _serves(basis.extent, rule):
+        basis = compute_one(model, path, _wider(None if basis is None else basis.extent, rule))
+        store.put(fingerprint, basis)
+    return basis
+
+
+def compute_bases(
+    model: BaseModel,
+    paths: Iterable[str],
+    store: BasisStore,
+    rule: Rule = ("energy", STORED_ENERGY),
+    progress: Progress | None = None,
+    workers: int = 1,
+    mesh: "jax.sharding.Mesh | None" = None,
+) -> int:
+    """Fill a store with the bases of some modules; what it already has is not done again.
+
+    Each basis goes into the store as soon as it is there: a run that is killed and started again
+    goes on where it was.
+
+    Args:
+        model: the base model.
+        paths: module paths.
+        store: where the bases go.
+        rule: how many columns are needed.
+        progress: called with ("bases", done, total) after each basis that is computed.
+        workers: processes, each with one BLAS thread and its own view of the checkpoint; they
+            are started only when there is enough to do. A script that asks for more than one
+            needs the usual `if __name__ == "__main__":`.
+        mesh: devices to compute on, one axis; weights of one shape are spread over them in
+            stacks, very large ones by their rows (see `basis_batches`). None: this process's
+            accelerators when it has any and there is enough to do, else the host. What the
+            devices cannot do safely is done on the host.
+
+    Returns:
+        How many bases were computed.
+
+    Raises:
+        BaseModelError: when a weight has NaN or infinite numbers.
+    """
+    todo: dict[str, tuple[str, Rule]] = {}  # by fingerprint: equal weights are done once
+    for path in paths:
+        fingerprint = model.fingerprint(path)
+        extent = store.extent(fingerprint)
+        if not _serves(extent, rule):
+            todo[fingerprint] = path, _wider(extent, rule)
+    with closing(_computed(model, todo, workers, mesh)) as computed:
+        for done, (fingerprint, basis) in enumerate(computed, start=1):
+            store.put(fingerprint, basis)
+            if progress is not None:
+                progress("bases", done, len(todo))
+    return len(todo)
+
+
+def _computed(
+    model: BaseModel, todo: Todo, workers: int, mesh: "jax.sharding.Mesh | None"
+) -> Generator[tuple[str, Basis], None, None]:
+    """Bases by fingerprint: from devices where there are any, the rest on the host."""
+    if mesh is None and _work(model, todo) > POOL_WORTH:
+        from prolora_jax.subspaces.on_devices import accelerators
+
+        mesh = accelerators()
+    if mesh is not None and todo:
+        from prolora_jax.subspaces.on_devices import on_devices
+
+        unsafe: Todo = {}
+        for fingerprint, basis in on_devices(model, todo, mesh):
+            if basis is None:
+                unsafe[fingerprint] = todo[fingerprint]
+            else:
+                yield fingerprint, basis
+        todo = unsafe
+    if workers > 1 and _work(model, todo) > POOL_WORTH:
+        yield from in_processes(model, todo, workers)
+    else:
+        yield from in_turn(model, todo)
+
+
+def _work(model: BaseModel, todo: Todo) -> float:
+    return sum(operations(model, path) for path, _ in todo.values())
+
+
+def _serves(extent: Extent | None, rule: Rule) -> bool:
+    return extent is not None and extent.columns >= choose_rank(extent.s, rule)
+
+
+def _wider(extent: Extent | None, rule: Rule) -> Rule:
+    """Never ask for less than the default, so that the next rule is likely served, too."""
+    if extent is not None:
+        return "rank", choose_rank(extent.s, rule)
+    if rule[0] == "energy" and (rule[1] or 0.0) < STORED_ENERGY:
+        return "energy", STORED_ENERGY
+    return rule
