@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from prolora_jax.plans.options import MigrationOptions as MigrationOptions
     from prolora_jax.plans.plan import MigrationPlan as MigrationPlan
     from prolora_jax.plans.report import MigrationReport as MigrationReport
-    from prolora_jax.subspaces.compute import MemoryStore as MemoryStore
     from prolora_jax.subspaces.compute import compute_bases as compute_bases
+    from prolora_jax.subspaces.store import MemoryStore as MemoryStore
     from prolora_jax.verification.adapter import verify_adapter as verify_adapter
 
 _HOME = {
@@ -60,7 +60,7 @@ _HOME = {
     "BaseModel": "io.base_models.checkpoint",
     "load_base_model": "io.base_models.checkpoint",
     "FolderStore": "io.stores.basis_store",
-    "MemoryStore": "subspaces.compute",
+    "MemoryStore": "subspaces.store",
     "compute_bases": "subspaces.compute",
     # the same as nets that run
     "load_unet": "nets.unet.loading",

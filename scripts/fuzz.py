@@ -27,7 +27,8 @@ import numpy as np
 from fuzz_mutations import BYTES, HEADER, KEYS
 from safetensors.numpy import save
 
-from prolora_jax.architectures.unet.table import UNetConfig, spec_from_config, unet_table
+from prolora_jax.architectures.identify import spec_from_config
+from prolora_jax.architectures.unet.table import UNetConfig, unet_table
 from prolora_jax.errors import ProloraError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model

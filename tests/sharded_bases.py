@@ -26,6 +26,7 @@ from prolora_jax.method.decomposition_on_devices import (
 )
 from prolora_jax.subspaces import compute as bases
 from prolora_jax.subspaces import on_devices as basis_batches
+from prolora_jax.subspaces.store import MemoryStore
 
 LONG, SHORT, K = 72, 40, 16
 TALLEST = 1003  # not a multiple of 8
@@ -201,7 +202,7 @@ def stores(folder: Path, mesh: Mesh) -> tuple[dict[str, Errors], dict[str, list[
         todo = {model.fingerprint(path): (path, rule) for path in paths}
         gone = {f for f, basis in basis_batches.on_devices(model, todo, mesh) if basis is None}
         by_host[rule[0]] = sorted(todo[f][0] for f in gone)
-        device, host = bases.MemoryStore(), bases.MemoryStore()
+        device, host = MemoryStore(), MemoryStore()
         counts = (
             bases.compute_bases(model, paths, device, rule, mesh=mesh),
             bases.compute_bases(model, paths, device, rule, mesh=mesh),

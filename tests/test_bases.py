@@ -22,7 +22,8 @@ from prolora_jax.method.basis import Basis
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces import compute as module
-from prolora_jax.subspaces.compute import MemoryStore, compute_bases, load_or_compute
+from prolora_jax.subspaces.compute import compute_bases, load_or_compute
+from prolora_jax.subspaces.store import MemoryStore
 
 SLOT = "down_blocks.0.attentions.0.transformer_blocks"
 

@@ -14,7 +14,7 @@ from jax import monitoring
 from toy_pair import SOURCE, ToyFiles, make_files
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.cli import run
 from prolora_jax.errors import Refusal
 from prolora_jax.io.adapters.files import load_adapter, save_adapter

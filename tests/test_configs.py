@@ -11,7 +11,8 @@ import yaml
 from toy_pair import SOURCE
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.architectures.unet.table import UNetConfig, spec_from_config, unet_table
+from prolora_jax.architectures.identify import spec_from_config
+from prolora_jax.architectures.unet.table import UNetConfig, unet_table
 from prolora_jax.cli import run
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.containers.tensors import write_tensors

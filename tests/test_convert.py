@@ -18,9 +18,9 @@ from prolora_jax.adapters.formats.dumping import dump
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.published import published_base
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.cli import run
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter

@@ -23,7 +23,8 @@ from prolora_jax.io.containers.tensors import TensorFile, write_tensors
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.subspaces import compute as bases
 from prolora_jax.subspaces import on_devices as basis_batches
-from prolora_jax.subspaces.compute import MemoryStore, compute_bases
+from prolora_jax.subspaces.compute import compute_bases
+from prolora_jax.subspaces.store import MemoryStore
 
 SCRIPT = Path(__file__).with_name("sharded_bases.py")
 

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.flax_tree import from_flax, to_flax
-from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.formats.header_strings import for_target
 from prolora_jax.adapters.formats.keys import FORMATS
-from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.single import migrate

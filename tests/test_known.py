@@ -8,10 +8,9 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS, text_encoder_table
-from prolora_jax.architectures.identify import identified, published_spec
+from prolora_jax.architectures.identify import identified, published_spec, spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config
 
 # The published text encoders, in transformers' words; SD 2's has 23 layers there.
 PUBLISHED = {

@@ -14,9 +14,9 @@ from diffusers.loaders.single_file_utils import (
 )
 from numpy.testing import assert_array_equal
 
-from prolora_jax.architectures.naming import ldm_paths
 from prolora_jax.architectures.unet.ldm import paths_of_ldm_names
 from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.spellings import ldm_paths
 from prolora_jax.architectures.unet.table import UNetConfig, unet_table
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model

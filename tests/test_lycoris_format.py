@@ -15,7 +15,7 @@ from lycoris.wrapper import LycorisNetwork, create_lycoris, create_lycoris_from_
 from safetensors.numpy import load_file, save_file
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")

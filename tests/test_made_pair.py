@@ -14,9 +14,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 
-from prolora_jax.architectures.identify import identified, published_spec
+from prolora_jax.architectures.identify import identified, published_spec, spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.table import spec_from_config, unet_table
+from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.benchmarks import made_models
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.benchmarks.made_models import WEIGHTS_FILE, real_pair, source_tensor, target_tensor

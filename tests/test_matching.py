@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.architectures.unet.places import BLOCK, place_of, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.matching.matching import match_modules, same_structure
 
 SLOT = "unet.down_blocks.1.attentions.0"

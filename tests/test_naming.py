@@ -4,9 +4,10 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-from prolora_jax.architectures.naming import ldm_paths
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config, unet_table
+from prolora_jax.architectures.unet.spellings import ldm_paths
+from prolora_jax.architectures.unet.table import unet_table
 
 SPECS = {name: spec_from_config(config, name=name) for name, config in CONFIGS.items()}
 TO_Q = "transformer_blocks.0.attn1.to_q"

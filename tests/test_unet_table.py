@@ -9,8 +9,9 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from unets import PUBLISHED
 
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config, unet_table
+from prolora_jax.architectures.unet.table import unet_table
 
 # SHA-256 of the sorted lines "key<TAB>[shape]".
 DIGESTS = {

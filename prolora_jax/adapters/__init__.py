@@ -1,1 +1,14 @@
-"""What an adapter is: its modules, which base model it is for, how it is spelled in files."""
+"""What an adapter is: its modules, the base model it is for, its spelling in files.
+
+adapter.py: Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
+algorithms/: What the tensors of a module mean.
+comparison.py: Two adapters side by side, module by module, on factors (no dense update is
+    formed).
+formats/: How adapters are spelled: a dict of tensors becomes an `Adapter`, and back; no disk.
+detection.py: Which published base model an adapter was trained on: evidence, candidates, never a
+    guess.
+inspection.py: What an adapter file is, as a record: for `prolora inspect` and for catalogs.
+
+Never: jax, files.
+May import: errors, layout, architectures.
+"""

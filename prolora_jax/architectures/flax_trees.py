@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.architectures.naming import UNET, flax_path
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import unet_table
@@ -19,7 +20,6 @@ from prolora_jax.layout import kernel_to_weight, weight_to_kernel
 Shape = tuple[int, ...]
 Tree = dict[str, Any]
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 _ROOT = "unet/"
 _WRAPPERS = ("params",)  # a training state keeps its tree in a field of this name
 
@@ -126,7 +126,7 @@ def torch_key(place: tuple[str, ...]) -> str | None:
         place = place[1:]
     if not place or place[-1] not in _LEAVES:
         return None
-    if place[0] not in {*_TEXT_ENCODERS, "text_model", "text_projection", "unet"}:
+    if place[0] not in {*COMPONENTS, "text_model", "text_projection", "unet"}:
         place = ("unet", *place)
     parts = [*place[:-1], _LEAVES[place[-1]]]
     if place[0] == "unet":

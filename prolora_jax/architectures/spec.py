@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from prolora_jax.architectures.naming import UNET, flat, flax_path, ldm_paths
+from prolora_jax.architectures.naming import UNET, flat, flax_path
+from prolora_jax.architectures.unet.spellings import ldm_paths
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,12 @@ from pathlib import Path
 
 import numpy as np
 
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.places import BLOCK, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import Shape, UNetConfig, spec_from_config, unet_table
+from prolora_jax.architectures.unet.table import Shape, UNetConfig, unet_table
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.io.atomic import write_text
 from prolora_jax.io.containers.streamed import write_streamed

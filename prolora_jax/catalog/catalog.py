@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner, duplicates, with_energies
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.inputs import Input, expand
 from prolora_jax.io.outputs.catalog_files import locked, sweep
@@ -22,7 +23,6 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport, shared_options
 from prolora_jax.plans.relation import relation
-from prolora_jax.subspaces.compute import Progress
 
 
 def scan_catalog(

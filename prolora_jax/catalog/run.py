@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prolora_jax.catalog.scan import Scanned, duplicates, outcome_fields
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
@@ -18,7 +19,6 @@ from prolora_jax.migration.many import FileJob, Outcome, Writing, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.subspaces.compute import Progress
 
 BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
 """Reasons that lie in the run, not in the file: the same file may do better another time."""

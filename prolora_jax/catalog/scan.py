@@ -20,6 +20,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.catalog.license_check import license_problem
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import lacks_config, load_adapter, outline_adapter, writes_folder
 from prolora_jax.io.adapters.flax_file import is_flax_file
@@ -43,7 +44,6 @@ from prolora_jax.plans.plan import (
     SkippedModule,
     wanted_pairs,
 )
-from prolora_jax.subspaces.compute import Progress
 
 _ORIGIN, _ALONE = "<this file>", "alone "
 _HEADER_BYTES = 220

@@ -4,6 +4,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import ProloraError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
@@ -12,7 +13,6 @@ from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.folder_report import FileReport, whole_report
-from prolora_jax.subspaces.compute import Progress
 from prolora_jax.verification.adapter import verify_adapter
 
 

@@ -1,6 +1,6 @@
 """What a base model draws with adapters: as they are, moved to it by each arm, or without any."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,6 +14,7 @@ from prolora_jax.adapters.adapter import Adapter, alike
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.migration.pair import BasePair
@@ -37,7 +38,6 @@ _LCM_STEPS, _STEPS = 4, 25
 _GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
 
 Pictures = Float[np.ndarray, "rows height width 3"]
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

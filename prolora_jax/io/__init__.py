@@ -1,1 +1,15 @@
-"""Everything that touches a disk."""
+"""Disks: every file of the package is opened here.
+
+atomic.py: Files appear whole or not at all.
+containers/: Files that hold tensors, whatever the tensors are.
+adapters/: Adapters on disk: files, folders, and what stands beside them.
+base_models/: Base models on disk and from the hub.
+documents.py: Small documents: YAML that people write, JSON that programs leave behind.
+outputs/: What a run leaves behind: reports, the manifest of a folder.
+process_memory.py: Memory of this process that no file backs: pages of mapped files can be taken
+    back.
+stores/: Singular vectors and operators, kept between runs.
+
+Never: jax.
+May import: errors, layout, architectures, adapters, method, plans.
+"""

@@ -1,1 +1,10 @@
-"""Which source module feeds which target module."""
+"""Which source module feeds which target module.
+
+alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (method.md 5).
+levels.py: Alignment of two UNets, level by level: stages, the slots of a stage, the blocks of a
+    slot.
+matching.py: Which source module feeds which target module (method.md 5).
+
+Never: jax, files.
+May import: errors, architectures.
+"""

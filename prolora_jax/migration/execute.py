@@ -14,6 +14,7 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.method import encoding
 from prolora_jax.method.encoding import DTYPES, HostFactors
@@ -25,7 +26,6 @@ from prolora_jax.migration.blocks import matrix_shape, rank_class, split_rows, s
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions, output_rank
 from prolora_jax.plans.plan import Action, MigrationPlan, PlanStep
-from prolora_jax.subspaces.compute import Progress
 
 IN_FLIGHT = 3
 """Blocks that the device works on while the host prepares and collects others."""

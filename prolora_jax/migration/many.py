@@ -17,6 +17,7 @@ from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.prefetch import prefetch
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
 from prolora_jax.io.adapters.inputs import likely_rank
@@ -30,7 +31,6 @@ from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.subspaces.compute import Progress
 
 BATCH_ROWS = 512
 """Rank columns of a batch per module: one wide block (`blocks.WIDTHS`)."""

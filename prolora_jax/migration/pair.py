@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, source_paths
+from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.matching.matching import Matching, match_modules
 from prolora_jax.method.basis import Extent, Rule, choose_rank, common_rank
@@ -15,13 +16,8 @@ from prolora_jax.migration.evidence import cosines, similarities
 from prolora_jax.migration.pair_work import WeightPair, compare_all, prepare_all
 from prolora_jax.plans.options import Match, MigrationOptions, basis_rule
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
-from prolora_jax.subspaces.compute import (
-    BasisStore,
-    MemoryStore,
-    Progress,
-    compute_bases,
-    load_or_compute,
-)
+from prolora_jax.subspaces.compute import compute_bases, load_or_compute
+from prolora_jax.subspaces.store import BasisStore, MemoryStore
 
 CLUSTERED_ANGLE = 0.1
 """A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.engines.processes import run_in_processes
+from prolora_jax.engines.progress import Progress
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.method.basis import Basis, cut_angle
 from prolora_jax.method.operators import ROTATION_MIN_COS, ModuleOperators, Span, prepare_side
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.method.similarity import side_similarity
-from prolora_jax.subspaces.compute import POOL_WORTH, BasisStore, Progress
+from prolora_jax.subspaces.compute import POOL_WORTH
+from prolora_jax.subspaces.store import BasisStore
 
 
 class WeightPair(NamedTuple):

@@ -13,6 +13,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, for_target
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
@@ -28,7 +29,7 @@ from prolora_jax.plans.plan import (
     wanted_pairs,
 )
 from prolora_jax.plans.report import MigrationReport, ModuleReport, Party, count
-from prolora_jax.subspaces.compute import BasisStore, Progress
+from prolora_jax.subspaces.store import BasisStore
 
 
 def migrate(

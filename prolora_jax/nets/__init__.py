@@ -1,1 +1,10 @@
-"""Nets that make pictures, in Flax (linen)."""
+"""Flax nets that run: the UNet, samplers, pipelines, and adapters on them.
+
+adapters/: Adapters on the parameters of running nets.
+unet/: The UNet of the Stable Diffusion family in Flax (linen).
+pipelines/: From prompts to pictures.
+sampling/: From noise to latents: schedules, samplers, and their loop.
+
+Never: files.
+May import: errors, layout, engines, architectures, adapters, io.
+"""

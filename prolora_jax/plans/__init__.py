@@ -1,1 +1,14 @@
-"""What was asked, what will be done, what was done."""
+"""What was asked, what will be done, and what was done.
+
+catalog_record.py: What is known of each file of a catalog, and of the catalog as a whole.
+options.py: What the user asked for: every option of a migration, checked when it is made.
+plan.py: What will be done with every module, decided before anything is computed on a device.
+relation.py: One sentence about a pair of base models, from the similarity of its modules.
+report.py: What a migration did, module by module, as JSON-able records.
+folder_report.py: Reports of a folder: what all files share stands once, and each file's report
+    holds totals.
+reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
+
+Never: jax, files.
+May import: errors, architectures, adapters, matching.
+"""

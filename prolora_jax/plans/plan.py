@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.architectures.clip.table import ENCODERS_OF
+from prolora_jax.architectures.clip.table import encoder_of, is_text_encoder
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.places import place_of
 from prolora_jax.matching.alignment import Alignment
@@ -23,9 +23,6 @@ from prolora_jax.plans.options import MigrationOptions
 
 WEAK_SIMILARITY = 0.5
 """A module that passes on phi with a chance-corrected similarity below this is flagged."""
-
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
-"""Components that a base model's text encoders may have, in the order of their names."""
 
 UNVERIFIED_TEXT_ENCODER = "unverified: text encoder absent"
 """Flag of a text encoder's module that was copied because both bases name the same encoder."""
@@ -142,11 +139,6 @@ class MigrationPlan:
         return msgspec.json.decode(text, type=MigrationPlan)
 
 
-def is_text_encoder(path: str) -> bool:
-    """Whether a module path belongs to a text encoder."""
-    return path.startswith("text_encoder")
-
-
 def wanted_pairs(adapter: Adapter, matching: Matching, options: MigrationOptions) -> dict[str, str]:
     """Source path by target path for the modules that may move: those to be measured."""
     modules = {m.path: m for m in adapter.modules if not _is_zero(m)}
@@ -227,17 +219,6 @@ def _unmatched(
     if b is not None and path not in matching.pairs and (a is None or a.shape != b.shape):
         return SkippedModule(Skip.SHAPE_MISMATCH, path, path)
     return SkippedModule(Skip.REMOVED_IN_TARGET, path, None)
-
-
-def encoder_of(spec: BaseModelSpec, path: str) -> str | None:
-    """Which text encoder a base model has in the place of a module's component."""
-    component = path.partition(".")[0]
-    if spec.architecture is not None:
-        return ENCODERS_OF[spec.architecture].get(component)
-    present = [c for c in TEXT_ENCODERS if spec.component(c)]
-    if len(present) != len(spec.text_encoders):
-        present = list(TEXT_ENCODERS)  # of an unknown model: named in the usual order
-    return dict(zip(present, spec.text_encoders, strict=False)).get(component)
 
 
 def _reason_before_measuring(

@@ -16,17 +16,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.clip.table import encoder_of, is_text_encoder
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions, basis_rule, output_rank
-from prolora_jax.plans.plan import (
-    UNVERIFIED_TEXT_ENCODER,
-    Action,
-    Skip,
-    SkippedModule,
-    encoder_of,
-    is_text_encoder,
-)
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, Skip, SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport
 from prolora_jax.verification.dense import DenseResult, recompute
 

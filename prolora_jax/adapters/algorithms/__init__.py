@@ -1,1 +1,4 @@
-"""What the tensors of a module mean."""
+"""What the tensors of a module mean.
+
+foreign.py: Files that are no plain LoRA adapter: recognised by their keys and refused by name.
+"""

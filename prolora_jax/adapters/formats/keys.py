@@ -116,11 +116,6 @@ def split_key(key: str) -> Key | None:
     return Key(_canonical(name), part, _format(name), adapter)
 
 
-def is_text_encoder(path: str) -> bool:
-    """Whether a module path belongs to a text encoder, which no UNet spec knows."""
-    return path.startswith("text_encoder")
-
-
 def _split_place(key: str) -> Key | None:
     """A key of a Flax tree, `unet/.../to_q/lora-<adapter>/down/kernel` or `.../alpha`."""
     match key.removesuffix("/kernel").rsplit("/", 2):

@@ -6,7 +6,8 @@ The block names are LDM's for SDXL and its children, diffusers' for SD 1 and 2; 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.formats.keys import KOHYA_UNET, is_text_encoder
+from prolora_jax.adapters.formats.keys import KOHYA_UNET
+from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal

@@ -11,8 +11,9 @@ import numpy as np
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, LoraModule
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign
-from prolora_jax.adapters.formats.keys import Key, Part, is_text_encoder, split_key
+from prolora_jax.adapters.formats.keys import Key, Part, split_key
 from prolora_jax.adapters.formats.lora_config import alpha_by_config
+from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _log = logging.getLogger(__name__)

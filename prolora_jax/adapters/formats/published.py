@@ -5,9 +5,9 @@ from functools import lru_cache
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.formats.dumping import concrete_format, key_names
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
 

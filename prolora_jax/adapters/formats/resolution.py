@@ -4,8 +4,9 @@ import logging
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.keys import KOHYA_UNET, is_text_encoder
+from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 

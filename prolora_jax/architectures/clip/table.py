@@ -7,8 +7,13 @@ their fused projections split (see `placement` for the files that keep them fuse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from prolora_jax.architectures.spec import BaseModelSpec
+
 Shape = tuple[int, ...]
 Entries = Iterator[tuple[str, Shape]]
+
+COMPONENTS = ("text_encoder", "text_encoder_2")
+"""Components that a base model's text encoders may be, in the order of their names."""
 
 _VOCABULARY, _POSITIONS = 49408, 77
 
@@ -85,3 +90,19 @@ def _linear(path: str, width: int, out: int) -> Entries:
 def _norm(path: str, width: int) -> Entries:
     yield f"{path}.weight", (width,)
     yield f"{path}.bias", (width,)
+
+
+def is_text_encoder(path: str) -> bool:
+    """Whether a module path belongs to a text encoder, which no UNet's spec knows."""
+    return path.startswith("text_encoder")
+
+
+def encoder_of(spec: BaseModelSpec, path: str) -> str | None:
+    """Which text encoder a base model has in the place of a module's component."""
+    component = path.partition(".")[0]
+    if spec.architecture is not None:
+        return ENCODERS_OF[spec.architecture].get(component)
+    present = [c for c in COMPONENTS if spec.component(c)]
+    if len(present) != len(spec.text_encoders):
+        present = list(COMPONENTS)  # of an unknown model: named in the usual order
+    return dict(zip(present, spec.text_encoders, strict=False)).get(component)

@@ -7,7 +7,7 @@ contradict it. No list of known models is needed: the file's own block numbers t
 
 from collections.abc import Collection, Iterator
 
-from prolora_jax.architectures.naming import ldm_paths
+from prolora_jax.architectures.unet.spellings import ldm_paths
 
 LDM_PARTS = (
     "input_blocks.",

@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from prolora_jax.architectures.recognition import spec_from_shapes
-from prolora_jax.architectures.spec import BaseModelSpec
-
 Shape = tuple[int, ...]
 Depths = tuple[int | tuple[int, ...], ...]
 Entries = Iterator[tuple[str, Shape]]
@@ -71,11 +68,6 @@ def unet_table(config: UNetConfig) -> dict[str, Shape]:
         entries += _linear("add_embedding.linear_1", config.add_embedding_dim, config.time_dim)
         entries += _linear("add_embedding.linear_2", config.time_dim, config.time_dim)
     return dict(sorted(entries))
-
-
-def spec_from_config(config: UNetConfig, *, name: str) -> BaseModelSpec:
-    """The modules of the UNet that `config` describes."""
-    return spec_from_shapes(unet_table(config), name=name)
 
 
 def _down_blocks(config: UNetConfig) -> Entries:

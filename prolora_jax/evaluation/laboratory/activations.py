@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.naming import flax_path
-from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.evaluation.laboratory.data import CLASSES, text_table
 from prolora_jax.evaluation.laboratory.diffusion import noised, sample
 from prolora_jax.evaluation.laboratory.distillation import STRIDES

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.naming import flax_path
-from prolora_jax.architectures.unet.table import spec_from_config
 from prolora_jax.nets.unet.config import UNetConfig
 
 

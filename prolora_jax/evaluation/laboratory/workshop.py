@@ -15,7 +15,7 @@ from shutil import rmtree
 
 import numpy as np
 
-from prolora_jax.architectures.unet.table import spec_from_config
+from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.evaluation.laboratory import train
 from prolora_jax.evaluation.laboratory.adapters import (
     Factors,

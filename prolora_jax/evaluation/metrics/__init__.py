@@ -1,1 +1,5 @@
-"""Numbers that say what a migration is worth."""
+"""Measures: arrays in, one number out.
+
+shares.py: How much of an adapter arrived: share of the loss gap, distances between sets of
+    pictures.
+"""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.containers.orbax_tree import orbax_item
 
@@ -14,7 +15,6 @@ UNET_STEMS = (_UNET_STEM, _UNET_FLAX.split(".")[0])
 """What the usual names of a UNet's files begin with: they say nothing of the model."""
 
 _TEXT_STEM, _TEXT_FLAX = "model", "flax_model.msgpack"
-_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def component_part(pipeline: Path, name: str) -> Part | None:
 
 
 def _text_encoders(pipeline: Path) -> Iterator[Part]:
-    for name in _TEXT_ENCODERS:
+    for name in COMPONENTS:
         folder = pipeline / name
         part = _component(folder, f"{name}.", _TEXT_STEM, _TEXT_FLAX) if folder.is_dir() else None
         if part is not None:  # a UNet alone is a base model, too

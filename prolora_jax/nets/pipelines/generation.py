@@ -1,6 +1,6 @@
 """Pictures from prompts and seeds, compiled once, over as many devices as there are."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_names
@@ -22,7 +23,6 @@ from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 from prolora_jax.nets.unet.loading import Params
 
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
-Progress = Callable[[str, int, int], None]
 
 
 def generate(

@@ -1,0 +1,54 @@
+"""Where the singular vectors of weights are kept, by the fingerprint of their weight."""
+
+from typing import Protocol, runtime_checkable
+
+from prolora_jax.method.basis import Basis, Extent
+from prolora_jax.method.prepared import MemoryOperators, OperatorStore
+
+
+@runtime_checkable
+class BasisStore(Protocol):
+    """Where bases are kept, by the fingerprint of their weight; `operators` of pairs beside."""
+
+    @property
+    def operators(self) -> OperatorStore:
+        """Where what is computed from pairs of bases is kept."""
+        ...
+
+    def get(self, fingerprint: str) -> Basis | None:
+        """The basis of a weight, None when it is not there."""
+        ...
+
+    def extent(self, fingerprint: str) -> Extent | None:
+        """What the basis of a weight can serve, without its vectors; None when it is not there."""
+        ...
+
+    def put(self, fingerprint: str, basis: Basis) -> None:
+        """Keep a basis; an older one of the same weight is replaced."""
+        ...
+
+
+class MemoryStore:
+    """Keeps bases for the life of the object."""
+
+    def __init__(self):
+        self._bases: dict[str, Basis] = {}
+        self._operators = MemoryOperators()
+
+    @property
+    def operators(self) -> OperatorStore:
+        """See `BasisStore`."""
+        return self._operators
+
+    def get(self, fingerprint: str) -> Basis | None:
+        """See `BasisStore`."""
+        return self._bases.get(fingerprint)
+
+    def extent(self, fingerprint: str) -> Extent | None:
+        """See `BasisStore`."""
+        basis = self._bases.get(fingerprint)
+        return None if basis is None else basis.extent
+
+    def put(self, fingerprint: str, basis: Basis) -> None:
+        """See `BasisStore`."""
+        self._bases[fingerprint] = basis
