@@ -1,6 +1,6 @@
 """`python -m prolora_jax` is `prolora`."""
 
-from prolora_jax.cli import main
+from prolora_jax.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -21,7 +21,7 @@ COLUMNS = ("read", "migrate", "write", "refused")
 
 def proofs() -> Iterator[tuple[str, str, str, str]]:
     """(family, what, oracle, test) of every mark in tests/."""
-    for path in sorted((ROOT / "tests").glob("test_*.py")):
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef):
                 continue

@@ -2,12 +2,11 @@
 
 adapter.py: Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
 algorithms/: What the tensors of a module mean.
-comparison.py: Two adapters side by side, module by module, on factors (no dense update is
-    formed).
+comparison.py: Two adapters side by side, module by module, on factors.
 formats/: How adapters are spelled: a dict of tensors becomes an `Adapter`, and back; no disk.
-detection.py: Which published base model an adapter was trained on: evidence, candidates, never a
-    guess.
+detection.py: Which published base model an adapter was trained on: evidence, candidates.
 inspection.py: What an adapter file is, as a record: for `prolora inspect` and for catalogs.
+licences.py: Whether what people write beside an adapter forbids derivatives.
 
 Never: jax, files.
 May import: errors, layout, architectures.

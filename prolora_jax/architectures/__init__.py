@@ -1,12 +1,9 @@
 """What a base model is: its modules, their names in every spelling, their shapes.
 
-naming.py: The spellings of a module: diffusers and LDM block names, dotted and flat, and Flax
-    trees.
+naming.py: The spellings of a module: diffusers and LDM block names, dotted and flat.
 clip/: CLIP's text encoders: their tensors, and their names in single files.
-flax_parts.py: Text encoders and VAEs: their checkpoints as the Flax trees of transformers and
-    diffusers.
-flax_trees.py: Flax trees: where each torch tensor is in one, which tensor a place in one means,
-    and both ways.
+flax_parts.py: Text encoders and VAEs.
+flax_trees.py: Flax trees: where each torch tensor is in one, and the way back.
 identify.py: Which published model a spec is, and the specs of published models.
 placement.py: Where a file has the weight of each module, whatever naming its keys follow.
 recognition.py: A base model's modules, read off the tensor names and shapes of its checkpoint.

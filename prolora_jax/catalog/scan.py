@@ -19,12 +19,12 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.catalog.license_check import license_problem
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import lacks_config, load_adapter, outline_adapter, writes_folder
 from prolora_jax.io.adapters.flax_file import is_flax_file
 from prolora_jax.io.adapters.inputs import Input
+from prolora_jax.io.adapters.license_check import license_problem
 from prolora_jax.io.adapters.peft_folder import config_beside
 from prolora_jax.io.adapters.sidecars import Folders
 from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest

@@ -71,7 +71,6 @@ def migrate(
     from prolora_jax.adapters.formats.dumping import concrete_format
     from prolora_jax.adapters.formats.resolution import resolve
     from prolora_jax.catalog.catalog import CatalogJob
-    from prolora_jax.catalog.license_check import require_license
     from prolora_jax.cli import tables
     from prolora_jax.cli.migrate_many import is_one, migrate_many
     from prolora_jax.errors import Refusal, UsageError
@@ -81,6 +80,7 @@ def migrate(
         save_adapter,
         writes_folder,
     )
+    from prolora_jax.io.adapters.license_check import require_license
     from prolora_jax.io.adapters.sidecars import Folders, carry
     from prolora_jax.io.base_models.checkpoint import load_base_model
     from prolora_jax.io.outputs.reports import read_plan, report_path, write_report

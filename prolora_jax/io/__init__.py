@@ -6,8 +6,7 @@ adapters/: Adapters on disk: files, folders, and what stands beside them.
 base_models/: Base models on disk and from the hub.
 documents.py: Small documents: YAML that people write, JSON that programs leave behind.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
-process_memory.py: Memory of this process that no file backs: pages of mapped files can be taken
-    back.
+process_memory.py: Memory of this process that no file backs.
 stores/: Singular vectors and operators, kept between runs.
 
 Never: jax.

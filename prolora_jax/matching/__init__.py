@@ -1,8 +1,7 @@
 """Which source module feeds which target module.
 
 alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (method.md 5).
-levels.py: Alignment of two UNets, level by level: stages, the slots of a stage, the blocks of a
-    slot.
+levels.py: Alignment of two UNets, level by level: stages, the slots of a stage.
 matching.py: Which source module feeds which target module (method.md 5).
 
 Never: jax, files.

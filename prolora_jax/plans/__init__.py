@@ -5,8 +5,7 @@ options.py: What the user asked for: every option of a migration, checked when i
 plan.py: What will be done with every module, decided before anything is computed on a device.
 relation.py: One sentence about a pair of base models, from the similarity of its modules.
 report.py: What a migration did, module by module, as JSON-able records.
-folder_report.py: Reports of a folder: what all files share stands once, and each file's report
-    holds totals.
+folder_report.py: Reports of a folder: what all files share stands once.
 reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
 
 Never: jax, files.

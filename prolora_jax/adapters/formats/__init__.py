@@ -3,20 +3,14 @@
 diffusers.py: Diffusers' keys: `unet.<dotted path>.lora_A.weight` and `.lora_B.weight`, scale 1.
 flax_keys.py: Keys of a Flax tree with `/` between its levels, and the tensors under them.
 keys.py: The grammar of tensor keys: module name, then suffix. Each key is read by itself.
-kohya.py: Kohya's keys: `lora_unet_<flat path>.lora_down.weight`, `.lora_up.weight`, `.alpha`.
-lora_config.py: The scale that peft and diffusers keep beside the tensors, in a LoraConfig as
-    JSON.
-header_strings.py: Header strings: what is carried over, rewritten for another base model, or
-    dropped.
-maxdiffusion.py: MaxDiffusion: kohya's keys with an alpha on every module and one rank for the
-    whole file.
-parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`, or in a
-    refusal.
-peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, and the scale in
-    `adapter_config.json`.
+kohya.py: Kohya's keys: `lora_unet_<flat path>.lora_down.weight`, `.alpha`.
+lora_config.py: The scale that peft and diffusers keep beside the tensors.
+header_strings.py: Header strings: what is carried over, rewritten for another base model.
+maxdiffusion.py: MaxDiffusion's files: kohya's keys, an alpha on every module, one rank.
+parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`.
+peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the config.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.
 dumping.py: An `Adapter` to tensors under the keys of one format.
-flax_tree.py: Flax trees: `unet / down_blocks_1 / ... / to_q / lora-<adapter> / {down, up} /
-    kernel`.
+flax_tree.py: Flax trees: `unet / ... / to_q / lora-<adapter> / {down, up} / kernel`.
 published.py: Which published base model's names an adapter uses, where nobody has said it.
 """

@@ -1,7 +1,6 @@
 """UNets of the Stable Diffusion family: their tensors, their places, their spellings.
 
-correspondence.py: Which layer of its teacher each layer of a pruned model comes from, where that
-    is published.
+correspondence.py: Which layer of its teacher each layer of a pruned model comes from.
 places.py: A UNet as stages, slots and transformer blocks, read off its module paths.
 spellings.py: The LDM names of a UNet's modules: `input_blocks.4.1.proj_in`.
 ldm.py: LDM names of a UNet read back: which module a key of such a file means.

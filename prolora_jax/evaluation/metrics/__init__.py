@@ -1,5 +1,4 @@
 """Measures: arrays in, one number out.
 
-shares.py: How much of an adapter arrived: share of the loss gap, distances between sets of
-    pictures.
+shares.py: How much of an adapter arrived: share of the loss gap.
 """

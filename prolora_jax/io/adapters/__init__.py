@@ -1,11 +1,10 @@
 """Adapters on disk: files, folders, and what stands beside them.
 
 flax_file.py: Adapters and parameters in msgpack: the bytes of `flax.serialization`, without Flax.
-hashes.py: The hashes by which web sites and user interfaces know an adapter file (formats.md
-    5.1).
+hashes.py: The hashes by which web sites and user interfaces know an adapter file.
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.
 inputs.py: Which adapters some paths stand for, and where each one's output goes.
-sidecars.py: Files beside an adapter that are about it: found by name, read for their licence,
-    carried along.
+sidecars.py: Files beside an adapter that are about it: found, read, carried along.
+license_check.py: The licence of an adapter, wherever it stands: its header, the files beside it.
 """

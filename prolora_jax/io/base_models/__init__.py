@@ -1,11 +1,8 @@
 """Base models on disk and from the hub.
 
 hub.py: Base models from the hub: the files that are read here, and no others.
-model_files.py: Which files hold a base model's weights: in a folder of diffusers, of Flax, or of
-    orbax.
+model_files.py: Which files hold a base model's weights.
 checkpoint.py: Base models on disk, in whatever container they come, read weight by weight.
-pipeline_files.py: A text-to-image pipeline on disk, as diffusers keeps it: its parts and their
-    configurations.
-unet_files.py: A UNet as diffusers keeps it: `config.json` and, beside it, its tensors in one of
-    three forms.
+pipeline_files.py: A text-to-image pipeline on disk: its parts and their configurations.
+unet_files.py: A UNet as diffusers keeps it: `config.json` and its tensors.
 """

@@ -1,10 +1,8 @@
 """From noise to latents: schedules, samplers, and their loop.
 
 lcm_config.py: What LCM's sampler has to know of a net, read off any scheduler's configuration.
-noise.py: The noise of each picture, from a key of its own: it does not depend on what else is
-    drawn.
+noise.py: The noise of each picture, from a key of its own.
 lcm.py: Sampling in a few steps by a latent consistency model (LCM).
 denoising.py: From noise to latents: the loop of a sampler around the UNet, with guidance.
-samplers.py: Which sampler draws: the one a pipeline names, or another; of diffusers' Flax
-    classes, or LCM.
+samplers.py: Which sampler draws: the one that a pipeline names, or another.
 """

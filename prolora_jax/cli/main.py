@@ -1,0 +1,117 @@
+"""The `prolora` command: parses, calls the package, prints. Nothing else of the package prints."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError
+from cyclopts.config import Yaml
+
+from prolora_jax.errors import ProloraError
+
+# Before NumPy is imported. Several BLAS threads on cores that others use, too, made the small
+# decompositions here 5 to 15 times slower; a user's own setting stands.
+for _library in ("OPENBLAS", "OMP", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+# XLA's pool has a thread per core; with few, programs with batched LAPACK calls can wait for each
+# other for ever (jaxlib 0.10.2 on 2 cores).
+os.environ.setdefault("NPROC", "16")
+
+app = App(
+    name="prolora",
+    help=(
+        "Move LoRA adapters from one base model to another in closed form.\n\n"
+        "Start with: prolora demo"
+    ),
+    help_format="plaintext",
+    help_epilogue=(
+        "Exit codes: 0 done (skipped modules are in the report), 1 a file was refused, failed or "
+        "did not verify, 2 the command is wrong, 130 interrupted."
+    ),
+)
+# Commands are named by string, so that `prolora --help` imports none of them.
+for _name, _help in {
+    "demo": "The whole job on two small trained nets: a style moved by every arm, judged, drawn.",
+    "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
+    "bases": "Compute bases ahead of time, list them, prune the store.",
+    "similarity": "How close two base models are, module by module, and what to expect.",
+    "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
+    "status": "How far a catalog has come: counts, refusals; all records as a table.",
+    "convert": "Write an adapter in another format; no base model's weights, no device.",
+    "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
+    "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
+    "diff": "Two adapters module by module: norms, cosine, retained energy.",
+    "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
+}.items():
+    app.command(f"prolora_jax.cli.{_name}:{_name}", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: what stands behind `prolora`.
+
+    Returns:
+        The exit code: 0, 1, 2 or 130.
+    """
+    from prolora_jax.cli.console import show_error
+
+    try:
+        app.config = _config(arguments)
+        code = app(
+            list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_value",
+        )
+    except CycloptsError as error:
+        show_error(" ".join(str(error).split()) + " See: prolora --help")
+        return 2
+    except ProloraError as error:
+        show_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        show_error("interrupted; nothing half-written is left behind")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output is gone (`prolora inspect ... | head`): not an error of ours.
+        sys.stderr.close()
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
+        if os.environ.get("PROLORA_TRACEBACK"):
+            raise
+        show_error(
+            f"internal error, please report it: {type(error).__name__}: {error}. "
+            "Set PROLORA_TRACEBACK=1 to see where."
+        )
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
+    """`--config FILE.yaml`: option values by name; the command line wins."""
+    for index, word in enumerate(arguments):
+        if word == "--config" and index + 1 < len(arguments):
+            return (_yaml(arguments[index + 1]),)
+        if word.startswith("--config="):
+            return (_yaml(word.partition("=")[2]),)
+    return ()
+
+
+def _yaml(path: str) -> Yaml:
+    from prolora_jax.errors import Refusal, UsageError
+
+    if not Path(path).is_file():
+        raise UsageError(
+            f"{path}: no such file; expected a YAML file of options. Check --config.",
+            code=Refusal.MISSING_FILE,
+        )
+    return Yaml(path, use_commands_as_keys=False, must_exist=True)
