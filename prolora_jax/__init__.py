@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from prolora_jax.plans.options import MigrationOptions as MigrationOptions
     from prolora_jax.plans.plan import MigrationPlan as MigrationPlan
     from prolora_jax.plans.report import MigrationReport as MigrationReport
-    from prolora_jax.subspaces.compute import compute_bases as compute_bases
+    from prolora_jax.subspaces.compute import compute_subspaces as compute_subspaces
     from prolora_jax.subspaces.store import MemoryStore as MemoryStore
     from prolora_jax.verification.adapter import verify_adapter as verify_adapter
 
@@ -61,7 +61,8 @@ _HOME = {
     "load_base_model": "io.base_models.checkpoint",
     "FolderStore": "io.stores.basis_store",
     "MemoryStore": "subspaces.store",
-    "compute_bases": "subspaces.compute",
+    "compute_subspaces": "subspaces.compute",
+    "compute_bases": "subspaces.compute:compute_subspaces",  # its name until 0.1.0
     # the same as nets that run
     "load_unet": "nets.unet.loading",
     "save_unet": "nets.unet.loading",
@@ -101,6 +102,7 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'prolora_jax' has no attribute {name!r}")
-    value = getattr(import_module(f"prolora_jax.{_HOME[name]}"), name)
+    home, _, there = _HOME[name].partition(":")
+    value = getattr(import_module(f"prolora_jax.{home}"), there or name)
     globals()[name] = value
     return value

@@ -28,7 +28,7 @@ from fuzz_mutations import BYTES, HEADER, KEYS
 from safetensors.numpy import save
 
 from prolora_jax.architectures.identify import spec_from_config
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.errors import ProloraError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
@@ -40,7 +40,7 @@ MOST_CHARACTERS = 3_000
 MOST_FAILURES = 20
 """Listed in the result; all are counted."""
 
-_XL = UNetConfig(
+_XL = UNetTensors(
     block_out_channels=(16, 32, 32),
     down_depths=(0, 1, 1),
     up_depths=(1, 1, 0),
@@ -48,7 +48,7 @@ _XL = UNetConfig(
     add_embedding_dim=40,
     linear_projection=True,
 )
-_BASE = UNetConfig((8, 16), (1, 0), (0, 1), layers_per_block=1, cross_attention_dim=8)
+_BASE = UNetTensors((8, 16), (1, 0), (0, 1), layers_per_block=1, cross_attention_dim=8)
 SPEC = spec_from_config(_XL, name="tiny-xl")
 _BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 # Dotted path, LDM's flat name, shapes of down and up.

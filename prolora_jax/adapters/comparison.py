@@ -29,7 +29,7 @@ class ModuleDifference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AdapterComparison:
     """What two adapters have in common.
 
     Attributes:
@@ -49,7 +49,7 @@ class Comparison:
     energy: float | None
 
 
-def compare(a: Adapter, b: Adapter, origins: Mapping[str, str] | None = None) -> Comparison:
+def compare(a: Adapter, b: Adapter, origins: Mapping[str, str] | None = None) -> AdapterComparison:
     """Compare two adapters by module path.
 
     Args:
@@ -76,7 +76,7 @@ def compare(a: Adapter, b: Adapter, origins: Mapping[str, str] | None = None) ->
         float(np.linalg.norm([m.norm_b for m in modules.values()])),
         sum(products.values()),
     )
-    return Comparison(
+    return AdapterComparison(
         modules,
         tuple(path for path in of_a if path not in used),
         tuple(path for path in of_b if path not in pairs),

@@ -9,7 +9,7 @@ from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import modules_of, spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
@@ -57,7 +57,7 @@ def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseMod
     return identified(spec_from_shapes(tensors, name=architecture))
 
 
-def spec_from_config(config: UNetConfig, *, name: str) -> BaseModelSpec:
+def spec_from_config(config: UNetTensors, *, name: str) -> BaseModelSpec:
     """The modules of the UNet that `config` describes."""
     return spec_from_shapes(unet_table(config), name=name)
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from prolora_jax.architectures.unet.table import UNetConfig
+from prolora_jax.architectures.unet.table import UNetTensors
 
 _MOST_GROUPS = 32
 _SIZES = 6
 """Numbers (sizes, crop, target sizes) that are embedded beside the pooled text."""
 
 
-def diffusers_config(config: UNetConfig, *, head_width: int) -> dict[str, Any]:
+def diffusers_config(config: UNetTensors, *, head_width: int) -> dict[str, Any]:
     """The fields with which diffusers builds a UNet that has the tensors of `unet_table`.
 
     Args:

@@ -34,7 +34,7 @@ from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.places import BLOCK, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
-from prolora_jax.architectures.unet.table import Shape, UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import Shape, UNetTensors, unet_table
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.io.atomic import write_text
 from prolora_jax.io.containers.streamed import write_streamed
@@ -62,7 +62,7 @@ class MadeNet:
     """
 
     folder: str
-    config: UNetConfig
+    config: UNetTensors
     head_width: int = 64
 
 
@@ -118,8 +118,8 @@ def tiny_pair(seed: int = 0, noise: float = 0.1) -> MadePair:
         "add_embedding_dim": 112,
         "linear_projection": True,
     }
-    source = UNetConfig(down_depths=(0, 2, 6), up_depths=(6, 2, 0), mid_depth=6, **shared)
-    target = UNetConfig(
+    source = UNetTensors(down_depths=(0, 2, 6), up_depths=(6, 2, 0), mid_depth=6, **shared)
+    target = UNetTensors(
         down_depths=(0, 2, 3), up_depths=((3, 3, 6), (2, 1, 1), 0), mid="resnet", **shared
     )
     return MadePair(
@@ -228,12 +228,12 @@ def _chosen(name: str, depth: int, kept: int) -> tuple[int, ...]:
 
 
 @cache
-def _table(config: UNetConfig) -> Mapping[str, Shape]:
+def _table(config: UNetTensors) -> Mapping[str, Shape]:
     return unet_table(config)
 
 
 @cache
-def _depths(config: UNetConfig) -> Mapping[str, int]:
+def _depths(config: UNetTensors) -> Mapping[str, int]:
     """Number of transformer blocks by slot."""
     found: dict[str, int] = {}
     for path in spec_from_config(config, name="depths").modules:

@@ -13,9 +13,9 @@ from prolora_jax.errors import OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
 from prolora_jax.io.outputs.catalog_files import file_hash, link, stamp
-from prolora_jax.io.outputs.manifest import Entry, Manifest, Proof
+from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import report_path
-from prolora_jax.migration.many import FileJob, Outcome, Writing, migrate_files
+from prolora_jax.migration.many import FileJob, FileOutcome, Writing, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
@@ -69,7 +69,7 @@ class CatalogRun:
         for name, one in self.found.items():
             known = self.known.get(name)
             if one.record.output is None:
-                entries.append(Entry(one.record, Proof(None, one.stamp)))
+                entries.append(ManifestRow(one.record, Proof(None, one.stamp)))
                 continue
             kept = None if known is None else self._kept(one, known)
             if kept is not None:
@@ -81,14 +81,16 @@ class CatalogRun:
                     f"{output}: exists already and no run over this folder has made it; expected "
                     "no file there; use --overwrite, or name another folder"
                 )
-                entries.append(Entry(_failed(one.record, Refusal.OUTPUT_EXISTS, message), Proof()))
+                entries.append(
+                    ManifestRow(_failed(one.record, Refusal.OUTPUT_EXISTS, message), Proof())
+                )
                 continue
-            entries.append(Entry(one.record, Proof()))
+            entries.append(ManifestRow(one.record, Proof()))
             self.todo.append(one)
         self.manifest.remove(self.known.keys() - self.found.keys())
         self.manifest.put(*entries)
 
-    def _kept(self, one: Scanned, known: Entry) -> Entry | None:
+    def _kept(self, one: Scanned, known: ManifestRow) -> ManifestRow | None:
         """The record of a file that is done; None when it has to be done (again)."""
         record, proof = known.record, known.proof
         if proof.job != one.outlook.job or record.output != one.record.output:
@@ -105,7 +107,7 @@ class CatalogRun:
             return None
         if now != proof.output_stamp and file_hash(output) != record.output_hash:
             return None
-        return Entry(record, Proof(proof.job, one.stamp, now))
+        return ManifestRow(record, Proof(proof.job, one.stamp, now))
 
     def _same_content(self, one: Scanned, record: CatalogRecord) -> bool:
         try:
@@ -129,7 +131,7 @@ class CatalogRun:
             if one.record.input not in self.same
         ]
 
-        def finish(outcome: Outcome) -> None:
+        def finish(outcome: FileOutcome) -> None:
             one = places[outcome.job.output]
             self.manifest.put(self._entry(one, outcome))
 
@@ -139,12 +141,12 @@ class CatalogRun:
             if outcome.error is not None and self.job.fail_fast:
                 break
 
-    def _entry(self, one: Scanned, outcome: Outcome) -> Entry:
+    def _entry(self, one: Scanned, outcome: FileOutcome) -> ManifestRow:
         """What a migration came to; runs in the writing thread, behind the output."""
         record, report = replace(one.record, seconds=outcome.seconds), outcome.report
         if outcome.error is not None or report is None or outcome.energy is None:
             code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
-            return Entry(_failed(record, code, str(outcome.error)), self._proof(one))
+            return ManifestRow(_failed(record, code, str(outcome.error)), self._proof(one))
         moved = [
             (
                 m.source_path,
@@ -165,7 +167,7 @@ class CatalogRun:
             output_hash=file_hash(outcome.job.output),
             size_out=now and now[1],
         )
-        return Entry(record, self._proof(one, now and now[0]))
+        return ManifestRow(record, self._proof(one, now and now[0]))
 
     def _proof(self, one: Scanned, output: str | None = None) -> Proof:
         return Proof(one.outlook.job, one.stamp, output)
@@ -181,7 +183,7 @@ class CatalogRun:
             if first.state == "planned":
                 continue  # the run was told to stop before it came to it
             if first.state != "migrated":
-                entry = Entry(
+                entry = ManifestRow(
                     replace(
                         one.record,
                         verdict="refused",
@@ -216,13 +218,13 @@ class CatalogRun:
             if changed != record:
                 self.manifest.put(entry._replace(record=changed))
 
-    def _linked(self, one: Scanned, first: CatalogRecord) -> Entry:
+    def _linked(self, one: Scanned, first: CatalogRecord) -> ManifestRow:
         here, there = (self.job.out / str(r.output) for r in (one.record, first))
         try:
             link(there, here)
             link(report_path(there), report_path(here))
         except OutputError as error:
-            return Entry(_failed(one.record, error.code, str(error)), self._proof(one))
+            return ManifestRow(_failed(one.record, error.code, str(error)), self._proof(one))
         record = replace(
             first,
             input=one.record.input,
@@ -232,10 +234,10 @@ class CatalogRun:
             duplicate_of=first.input,
             seconds=None,
         )
-        return Entry(record, self._proof(one, _stamp(here)))
+        return ManifestRow(record, self._proof(one, _stamp(here)))
 
 
-def _made(known: Entry | None, one: Scanned) -> bool:
+def _made(known: ManifestRow | None, one: Scanned) -> bool:
     """Whether what is at a file's place is an earlier output of it, as far as is known.
 
     A record that says that another's file was found there is no claim to it; nor is a refusal.

@@ -11,7 +11,7 @@ main.py: The command line as a whole: which commands there are, exit codes, `--c
 migrate_many.py: `prolora migrate` with several inputs or a folder.
 status.py: `prolora status`.
 store_tables.py: What a store holds, as tables for people and as rows for JSON.
-bases.py: `prolora bases build | list | prune`.
+subspaces.py: `prolora subspaces build | list | prune`.
 tables.py: Plans, reports and similarities as tables for people.
 demo.py: `prolora demo`.
 diff.py: `prolora diff`.

@@ -35,7 +35,7 @@ app = App(
 for _name, _help in {
     "demo": "The whole job on two small trained nets: a style moved by every arm, judged, drawn.",
     "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
-    "bases": "Compute bases ahead of time, list them, prune the store.",
+    "subspaces": "Compute subspaces ahead of time, list them, prune the store.",
     "similarity": "How close two base models are, module by module, and what to expect.",
     "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
     "status": "How far a catalog has come: counts, refusals; all records as a table.",

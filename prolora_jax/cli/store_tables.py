@@ -21,7 +21,7 @@ def store_document(store: FolderStore) -> dict[str, Any]:
     compared = store.operators.comparisons()
     return {
         "store": str(store.folder),
-        "bases": store.entries(),
+        "subspaces": store.entries(),
         "operators": operators,
         "comparisons": {"count": len(compared), "bytes": _bytes(compared)},
     }
@@ -39,7 +39,7 @@ def show_store(console: Console, store: FolderStore) -> None:
         for (method, shape), found in _by_arm(operators).items():
             table.add_row(method, _shape(shape), str(len(found)), _megabytes(found))
         console.print(table)
-    for what, found in (("bases", bases), ("operators", operators), ("comparisons", compared)):
+    for what, found in (("subspaces", bases), ("operators", operators), ("comparisons", compared)):
         console.print(f"{len(found)} {what}, {_megabytes(found)} MB")
 
 
@@ -48,7 +48,7 @@ def _show_bases(console: Console, folder: Path, entries: list[StoredBasis]) -> N
     for entry in entries:
         rows.setdefault(entry.shape, []).append(entry)
     table = Table(title=f"Basis store {folder}")
-    for name in ("out x in", "bases", "columns (min .. median .. max)", "MB"):
+    for name in ("out x in", "subspaces", "columns (min .. median .. max)", "MB"):
         table.add_column(name, justify="right")
     for shape, found in rows.items():
         columns = [entry.columns for entry in found]

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.adapters.comparison import Comparison
+from prolora_jax.adapters.comparison import AdapterComparison
 from prolora_jax.adapters.inspection import Inspection
 from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.cli.console import printable
@@ -209,7 +209,7 @@ def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:
     return ", ".join(f"{what} ({number} modules)" for what, number in counts.items())
 
 
-def show_comparison(console: Console, found: Comparison) -> None:
+def show_comparison(console: Console, found: AdapterComparison) -> None:
     """The modules that differ most, then the totals."""
     table = Table(title="Modules that differ most")
     for name in ("module", "norm A", "norm B", "cosine", "energy B / A", "|B - A| / |A|"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.errors import BaseModelError
-from prolora_jax.evaluation.laboratory.adapters import Factors
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 from prolora_jax.evaluation.laboratory.data import CLASSES, Pictures, to_pixels
 from prolora_jax.evaluation.laboratory.diffusion import sample
 from prolora_jax.evaluation.laboratory.exams import Depth
@@ -50,7 +50,7 @@ def style_file(base: str = SOURCE) -> Path:
     return FOLDER / "adapters" / base / f"{STYLE}-s{SEED}.safetensors"
 
 
-def drawn(contest: Contest, factors: Mapping[str, Factors]) -> np.ndarray:
+def drawn(contest: Contest, factors: Mapping[str, TrainedFactors]) -> np.ndarray:
     """One picture of each digit by the target with an adapter, `(10, 8, 8)`; the same noise."""
     predict = contest.pair.workshop.predict(TARGET, dict(factors))
     words = np.arange(CLASSES, dtype=np.int32)

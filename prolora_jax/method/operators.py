@@ -61,7 +61,7 @@ class Span(NamedTuple):
     outside: Float[np.ndarray, "dim rest"] | None = None
 
 
-class Part(NamedTuple):
+class Summand(NamedTuple):
     """One summand of an arm: `[b +] synthesis y`.
 
     Attributes:
@@ -87,7 +87,7 @@ class Form(NamedTuple):
     kind: FormKind
     first: int
     outside: bool
-    parts: tuple[Part, ...]
+    parts: tuple[Summand, ...]
 
 
 class SideOperator(NamedTuple):
@@ -193,12 +193,12 @@ def prepare_side(
 
 
 MapName = Literal["carried", "cut", "full", "turned", "rest"]
-_MAPS: dict[MapName, Part] = {
-    "carried": Part("first", False),  # into the second span
-    "cut": Part("all", True),  # outside the first span, cut to outside the second
-    "full": Part("all", True),
-    "turned": Part("all", True),
-    "rest": Part("rest", False),  # `cut` where the complement of the first span is measured
+_MAPS: dict[MapName, Summand] = {
+    "carried": Summand("first", False),  # into the second span
+    "cut": Summand("all", True),  # outside the first span, cut to outside the second
+    "full": Summand("all", True),
+    "turned": Summand("all", True),
+    "rest": Summand("rest", False),  # `cut` where the complement of the first span is measured
 }
 
 
@@ -233,7 +233,7 @@ def _candidates(method: Method, source: Span, target: Span) -> Iterator[_Candida
         thin = Form("complement" if outside else "thin", first, outside, parts)
         yield _Candidate(thin, maps, a, b, measured)
         if len(maps) == 1:
-            dense = Form("dense", first, outside, (Part("block", False),))
+            dense = Form("dense", first, outside, (Summand("block", False),))
             yield _Candidate(dense, maps, a, b, first)
     if method == "prolora" and source.outside is not None:
         halves: tuple[MapName, ...] = ("carried", "rest")

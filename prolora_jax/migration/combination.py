@@ -15,7 +15,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.report import Part
+from prolora_jax.plans.report import MergedPart
 
 TITLE = "modelspec.title"
 
@@ -61,11 +61,11 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
     )
 
 
-def parts_of(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Part, ...]:
+def parts_of(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[MergedPart, ...]:
     """What a combined adapter is made of, for its report."""
     weights = tuple(weights) or (1.0,) * len(adapters)
     pairs = zip(adapters, weights, strict=True)
-    return tuple(Part(one.origin, one.fingerprint, float(weight)) for one, weight in pairs)
+    return tuple(MergedPart(one.origin, one.fingerprint, float(weight)) for one, weight in pairs)
 
 
 def widest(options: MigrationOptions, adapters: Sequence[Adapter]) -> MigrationOptions:

@@ -26,7 +26,7 @@ from prolora_jax.io.outputs.reports import report_path, write_report
 from prolora_jax.migration.blocks import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import Header, encode, make_plan
+from prolora_jax.migration.single import AdapterHeader, encode, make_plan
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
@@ -82,7 +82,7 @@ class Writing(NamedTuple):
     pair: str | None = None
 
 
-class Outcome(NamedTuple):
+class FileOutcome(NamedTuple):
     """What became of one file: a report, or an error.
 
     Attributes:
@@ -104,7 +104,7 @@ class Prepared(NamedTuple):
     """One adapter read and planned: what `move_all` and `write_job` need of it."""
 
     job: FileJob
-    header: Header
+    header: AdapterHeader
     plan: MigrationPlan
     work: Work
     rows: int
@@ -119,8 +119,8 @@ def migrate_files(
     options: MigrationOptions,
     writing: Writing | None = None,
     progress: Progress | None = None,
-    finish: Callable[[Outcome], None] | None = None,
-) -> Iterator[Outcome]:
+    finish: Callable[[FileOutcome], None] | None = None,
+) -> Iterator[FileOutcome]:
     """Migrate files; each one's output and report are on the disk when its outcome comes.
 
     Args:
@@ -143,19 +143,19 @@ def migrate_files(
     ordered = sorted(jobs, key=_order)
     batches = prefetch(_batches(ordered, pair, options, how, progress))
 
-    def finished(outcome: Outcome) -> Outcome:
+    def finished(outcome: FileOutcome) -> FileOutcome:
         if finish is not None:
             finish(outcome)
         return outcome
 
-    def write(item: Prepared, result: Results | Outcome) -> Outcome:
+    def write(item: Prepared, result: Results | FileOutcome) -> FileOutcome:
         return finished(_written(item, result, pair, how))
 
     writer = ThreadPoolExecutor(1, "write")
     try:
-        written: list[Future[Outcome]] = []
+        written: list[Future[FileOutcome]] = []
 
-        def outcomes() -> Iterator[Outcome]:
+        def outcomes() -> Iterator[FileOutcome]:
             nonlocal done
             for future in written:
                 done += 1
@@ -171,7 +171,7 @@ def migrate_files(
             share = (time.perf_counter() - started) / max(len(prepared), 1)
             # The batch before this one has had the time of a whole batch to be written.
             yield from outcomes()
-            refused = [item for item in batch if isinstance(item, Outcome)]
+            refused = [item for item in batch if isinstance(item, FileOutcome)]
             written += [writer.submit(finished, item) for item in refused]
             timed = (item._replace(seconds=item.seconds + share) for item in prepared)
             for moved in zip(timed, results, strict=True):
@@ -191,7 +191,7 @@ def _order(job: FileJob) -> int:
 
 def _moved(
     prepared: Sequence[Prepared], pair: BasePair, options: MigrationOptions
-) -> Sequence[Results | Outcome]:
+) -> Sequence[Results | FileOutcome]:
     """Results of a batch; what fails in it fails for each of its files, and for no other."""
     try:
         return move_all([item.work for item in prepared], pair, options)
@@ -199,7 +199,7 @@ def _moved(
         raise
     except Exception as error:  # noqa: BLE001 (the next batch may do better)
         failed = error if isinstance(error, ProloraError) else _unexpected(error, "its batch")
-        return [Outcome(item.job, error=failed) for item in prepared]
+        return [FileOutcome(item.job, error=failed) for item in prepared]
 
 
 def _unexpected(error: Exception, where: object) -> ProloraError:
@@ -210,9 +210,9 @@ def _unexpected(error: Exception, where: object) -> ProloraError:
 
 
 def _written(
-    item: Prepared, result: Results | Outcome, pair: BasePair, writing: Writing
-) -> Outcome:
-    return result if isinstance(result, Outcome) else write_job(item, result, pair, writing)
+    item: Prepared, result: Results | FileOutcome, pair: BasePair, writing: Writing
+) -> FileOutcome:
+    return result if isinstance(result, FileOutcome) else write_job(item, result, pair, writing)
 
 
 def _batches(
@@ -221,8 +221,8 @@ def _batches(
     options: MigrationOptions,
     writing: Writing,
     progress: Progress | None,
-) -> Iterator[list[Prepared | Outcome]]:
-    batch: list[Prepared | Outcome] = []
+) -> Iterator[list[Prepared | FileOutcome]]:
+    batch: list[Prepared | FileOutcome] = []
     rows = size = 0
     for job in jobs:
         item = _isolated(job, lambda job=job: read_job(job, pair, options, writing, progress))
@@ -239,19 +239,19 @@ def _batches(
 T = TypeVar("T")
 
 
-def _isolated(job: FileJob, run: Callable[[], T]) -> T | Outcome:
+def _isolated(job: FileJob, run: Callable[[], T]) -> T | FileOutcome:
     """The result, or the error as this file's outcome; a bad base model ends the whole run."""
     try:
         return run()
     except BaseModelError:
         raise
     except ProloraError as error:
-        return Outcome(job, error=error)
+        return FileOutcome(job, error=error)
     except OSError as error:
         message = f"{job.source}: cannot be read ({error.strerror or error}); check the disk"
-        return Outcome(job, error=UsageError(message, code=Refusal.MISSING_FILE))
+        return FileOutcome(job, error=UsageError(message, code=Refusal.MISSING_FILE))
     except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
-        return Outcome(job, error=_unexpected(error, job.source))
+        return FileOutcome(job, error=_unexpected(error, job.source))
 
 
 def read_job(
@@ -290,7 +290,7 @@ def read_job(
     size = sum(m.up.nbytes + m.down.nbytes for m in work.modules.values())
     energy = energy_that_moves(adapter, plan)
     seconds = time.perf_counter() - started
-    return Prepared(job, Header.of(adapter), plan, work, rows, size, energy, seconds)
+    return Prepared(job, AdapterHeader.of(adapter), plan, work, rows, size, energy, seconds)
 
 
 def energy_that_moves(adapter: Adapter, plan: MigrationPlan) -> tuple[float, float]:
@@ -305,10 +305,10 @@ def _is_folder(job: FileJob, writing: Writing) -> bool:
     return writes_folder(job.output, "peft" if same else writing.format)
 
 
-def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing) -> Outcome:
+def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing) -> FileOutcome:
     """Write one adapter and its report; an error is its outcome."""
 
-    def run() -> Outcome:
+    def run() -> FileOutcome:
         started = time.perf_counter()
         migrated, report = encode(item.header, item.plan, results, pair)
         if item.job.replace and item.job.output.is_dir():
@@ -324,6 +324,6 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
         brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)
         write_report(item.job.output, brief or report)
         seconds = item.seconds + time.perf_counter() - started
-        return Outcome(item.job, report, energy=item.energy, seconds=seconds)
+        return FileOutcome(item.job, report, energy=item.energy, seconds=seconds)
 
     return _isolated(item.job, run)

@@ -16,7 +16,7 @@ from prolora_jax.migration.evidence import cosines, similarities
 from prolora_jax.migration.pair_work import WeightPair, compare_all, prepare_all
 from prolora_jax.plans.options import Match, MigrationOptions, basis_rule
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
-from prolora_jax.subspaces.compute import compute_bases, load_or_compute
+from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
 from prolora_jax.subspaces.store import BasisStore, MemoryStore
 
 CLUSTERED_ANGLE = 0.1
@@ -47,7 +47,7 @@ class BasePair:
         source: base model that adapters were trained on.
         target: base model that they move to.
         store: where bases and what comes of them are found and kept; memory when None.
-        workers: processes for what has to be computed (see `compute_bases`).
+        workers: processes for what has to be computed (see `compute_subspaces`).
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class BasePair:
         rule = basis_rule(options.basis_rank)
         targets, sources = map(dict.fromkeys, zip(*pairs, strict=True))
         for model, paths in ((self.source, sources), (self.target, targets)):
-            compute_bases(model, paths, self.store, rule, progress, self.workers)
+            compute_subspaces(model, paths, self.store, rule, progress, self.workers)
 
     def _ranked(self, pair: Modules, options: MigrationOptions) -> WeightPair:
         """Both weights with their common ranks, for which the store then has enough columns."""

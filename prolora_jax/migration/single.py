@@ -104,12 +104,12 @@ def run_plan(
     Raises:
         AdapterRefused: when no module moves, or a number does not fit the output's dtype.
     """
-    header = Header.of(adapter)
+    header = AdapterHeader.of(adapter)
     (results,) = move_all([Work.of(adapter, plan)], pair, plan.options, progress)
     return encode(header, plan, results, pair)
 
 
-class Header(NamedTuple):
+class AdapterHeader(NamedTuple):
     """An adapter without its modules, and what the output needs to know of them."""
 
     adapter: Adapter
@@ -117,14 +117,14 @@ class Header(NamedTuple):
     uniform: bool
 
     @staticmethod
-    def of(adapter: Adapter) -> "Header":
+    def of(adapter: Adapter) -> "AdapterHeader":
         """The header of an adapter."""
         bare = replace(adapter, modules=())
-        return Header(bare, adapter.fingerprint, len(adapter.ranks) == 1)
+        return AdapterHeader(bare, adapter.fingerprint, len(adapter.ranks) == 1)
 
 
 def encode(
-    header: Header, plan: MigrationPlan, results: Results, pair: BasePair
+    header: AdapterHeader, plan: MigrationPlan, results: Results, pair: BasePair
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 

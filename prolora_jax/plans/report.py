@@ -109,7 +109,7 @@ class Party:
 
 
 @dataclass(frozen=True)
-class Part:
+class MergedPart:
     """One of several adapters that were migrated as one: where, what, and how strong."""
 
     location: str
@@ -136,7 +136,7 @@ class MigrationReport:
     carried: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+    parts: tuple[MergedPart, ...] = ()
 
     def to_json(self) -> str:
         """The report as indented JSON."""

@@ -44,7 +44,7 @@ def load_or_compute(
     return basis
 
 
-def compute_bases(
+def compute_subspaces(
     model: BaseModel,
     paths: Iterable[str],
     store: BasisStore,
@@ -63,7 +63,7 @@ def compute_bases(
         paths: module paths.
         store: where the bases go.
         rule: how many columns are needed.
-        progress: called with ("bases", done, total) after each basis that is computed.
+        progress: called with ("subspaces", done, total) after each basis that is computed.
         workers: processes, each with one BLAS thread and its own view of the checkpoint; they
             are started only when there is enough to do. A script that asks for more than one
             needs the usual `if __name__ == "__main__":`.
@@ -88,7 +88,7 @@ def compute_bases(
         for done, (fingerprint, basis) in enumerate(computed, start=1):
             store.put(fingerprint, basis)
             if progress is not None:
-                progress("bases", done, len(todo))
+                progress("subspaces", done, len(todo))
     return len(todo)
 
 

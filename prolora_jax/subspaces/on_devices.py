@@ -40,7 +40,7 @@ class Item(NamedTuple):
     rule: Rule
 
 
-class Batch(NamedTuple):
+class DeviceBatch(NamedTuple):
     """What one device call decomposes.
 
     Attributes:
@@ -79,7 +79,7 @@ def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, 
     """
     wide = mesh.devices.flat[0].platform != "tpu"
     batches = plan_batches(model, todo, mesh.size)
-    running: tuple[Batch, TallDecomposition] | None = None
+    running: tuple[DeviceBatch, TallDecomposition] | None = None
     for batch, tall in prefetch((batch, _read(model, batch)) for batch in batches):
         # Not around the loop: what runs between two items of a generator would be in it, too.
         with jax.enable_x64(wide):
@@ -92,7 +92,7 @@ def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, 
         yield from _collect(model, *running)
 
 
-def plan_batches(model: BaseModel, todo: Todo, devices: int) -> list[Batch]:
+def plan_batches(model: BaseModel, todo: Todo, devices: int) -> list[DeviceBatch]:
     """Group what is to be done by shape, in calls of as equal size as the byte budget allows."""
     by_shape: dict[tuple[int, int], list[Item]] = {}
     for fingerprint, (path, rule) in todo.items():
@@ -102,19 +102,19 @@ def plan_batches(model: BaseModel, todo: Todo, devices: int) -> list[Batch]:
     for shape, items in by_shape.items():
         weight = FLOAT32_BYTES * shape[0] * shape[1]
         if weight > ROWS_BYTES:
-            batches += [Batch((item,), shape, 0) for item in items]
+            batches += [DeviceBatch((item,), shape, 0) for item in items]
             continue
         most = max(STACK_BYTES // weight, 1) * devices
         calls = -(-len(items) // most)
         # One size for all calls of a shape: each size is compiled anew.
         size = -(-len(items) // (calls * devices)) * devices
         batches += [
-            Batch(tuple(items[i : i + size]), shape, size) for i in range(0, len(items), size)
+            DeviceBatch(tuple(items[i : i + size]), shape, size) for i in range(0, len(items), size)
         ]
     return batches
 
 
-def _read(model: BaseModel, batch: Batch) -> np.ndarray:
+def _read(model: BaseModel, batch: DeviceBatch) -> np.ndarray:
     """Weights of a batch, tall and float32: `(size, long, short)`, by rows `(long, short)`."""
     if not batch.size:
         return _tall(model, batch.items[0].path)
@@ -135,7 +135,7 @@ def _is_wide(model: BaseModel, path: str) -> bool:
 
 
 def _collect(
-    model: BaseModel, batch: Batch, found: TallDecomposition
+    model: BaseModel, batch: DeviceBatch, found: TallDecomposition
 ) -> Iterator[tuple[str, Basis | None]]:
     """Wait for a batch and cut it into bases."""
     long, s, short = (np.asarray(array) for array in found)

@@ -86,7 +86,7 @@ def test_merged_adds_the_update_and_leaves_the_base_alone():
     down, up = factors[path].down, np.ones(factors[path].up.shape, np.float32)
     before = params["up_blocks_0"]["attentions_1"]["transformer_blocks_0"]["attn2"]["to_v"]
     kept = np.array(before["kernel"])
-    after = adapters.merged(params, {path: adapters.Factors(down, up)}, scale=0.5)
+    after = adapters.merged(params, {path: adapters.TrainedFactors(down, up)}, scale=0.5)
     place = after["up_blocks_0"]["attentions_1"]["transformer_blocks_0"]["attn2"]["to_v"]
     np.testing.assert_allclose(place["kernel"], kept + 0.5 * (up @ down).T, rtol=1e-5)
     np.testing.assert_array_equal(before["kernel"], kept)
@@ -168,12 +168,12 @@ def test_concepts_are_in_range_and_vary(name):
 def test_random_subspace_keeps_the_diagonal_blocks_only():
     rng = np.random.default_rng(0)
     down, up = rng.standard_normal((2, 12)), rng.standard_normal((10, 2))
-    moved = controls.random_subspace({"x": adapters.Factors(down, up)}, 0.5, seed=0)["x"]
+    moved = controls.random_subspace({"x": adapters.TrainedFactors(down, up)}, 0.5, seed=0)["x"]
     dense, whole = moved.up @ moved.down, up @ down
     # Both blocks are orthogonal projections of the update.
     assert np.sum(dense * whole) == pytest.approx(np.sum(dense**2), rel=1e-4)
     assert 0.2 < np.sum(dense**2) / np.sum(whole**2) < 0.8
-    every = controls.random_subspace({"x": adapters.Factors(down, up)}, 1.0, seed=0)["x"]
+    every = controls.random_subspace({"x": adapters.TrainedFactors(down, up)}, 1.0, seed=0)["x"]
     # On the short side a full span is everything; on the long side it is not.
     assert every.up.shape == (10, 4)
 

@@ -12,7 +12,7 @@ from toy_pair import SOURCE
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.identify import spec_from_config
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.cli.main import run
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.containers.tensors import write_tensors
@@ -25,7 +25,7 @@ VEGA = replace(
     up_depths=((2, 2, 2), (1, 1, 1), 0),
 )
 SSD = replace(VEGA, down_depths=(0, (2, 2), (4, 4)), up_depths=((4, 4, 5), (2, 1, 1), 0))
-SD15 = UNetConfig((16, 32, 48, 48), (1, 1, 1, 0), (0, 1, 1, 1), cross_attention_dim=24)
+SD15 = UNetTensors((16, 32, 48, 48), (1, 1, 1, 0), (0, 1, 1, 1), cross_attention_dim=24)
 BK_SMALL = replace(SD15, layers_per_block=1, mid=None)
 PAIRS = {
     "sdxl-to-ssd-1b": (SOURCE, SSD),
@@ -35,7 +35,7 @@ PAIRS = {
 }
 
 
-def net(folder: Path, config: UNetConfig, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def net(folder: Path, config: UNetTensors, of: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A net whose weights are, where there are such, nearly those of another."""
     rng = np.random.default_rng(len(of))
     tensors = {}

@@ -17,7 +17,7 @@ from numpy.testing import assert_array_equal
 from prolora_jax.architectures.unet.ldm import paths_of_ldm_names
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.spellings import ldm_paths
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 
@@ -146,9 +146,9 @@ def test_the_refiners_encoder_is_the_second_one(tmp_path):
 
 # Layouts that no published model has, beside all published ones.
 LAYOUTS = dict(CONFIGS) | {
-    "three-layers": UNetConfig((8, 16), down_depths=(1, 0), up_depths=(2, 1), layers_per_block=3),
-    "one-block": UNetConfig((8,), down_depths=(1,), up_depths=(0,)),
-    "five-blocks": UNetConfig((8,) * 5, (0, 1, 0, 1, 0), (1, 0, 0, 1, 1), layers_per_block=1),
+    "three-layers": UNetTensors((8, 16), down_depths=(1, 0), up_depths=(2, 1), layers_per_block=3),
+    "one-block": UNetTensors((8,), down_depths=(1,), up_depths=(0,)),
+    "five-blocks": UNetTensors((8,) * 5, (0, 1, 0, 1, 0), (1, 0, 0, 1, 1), layers_per_block=1),
     "no-middle": replace(CONFIGS["sd15"], mid=None),
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prolora_jax.errors import OutputError, Refusal, UsageError
-from prolora_jax.io.outputs.manifest import NAME, Entry, Manifest, Proof, export
+from prolora_jax.io.outputs.manifest import NAME, Manifest, ManifestRow, Proof, export
 from prolora_jax.plans.catalog_record import CatalogRecord, count_records
 
 FULL = CatalogRecord(
@@ -45,10 +45,10 @@ BARE = CatalogRecord(
 def test_every_field_comes_back(tmp_path: Path):
     proof = Proof("job", "1:2", "3:4")
     with Manifest(tmp_path / "out", write=True) as manifest:
-        manifest.put(Entry(FULL, proof), Entry(BARE, Proof()))
+        manifest.put(ManifestRow(FULL, proof), ManifestRow(BARE, Proof()))
         manifest.set_facts(source="sdxl", started=None, options={"rank": "source"})
     with Manifest(tmp_path / "out") as manifest:
-        assert list(manifest.entries()) == [Entry(BARE, Proof()), Entry(FULL, proof)]
+        assert list(manifest.entries()) == [ManifestRow(BARE, Proof()), ManifestRow(FULL, proof)]
         assert manifest.facts() == {
             "source": "sdxl",
             "started": None,
@@ -58,10 +58,10 @@ def test_every_field_comes_back(tmp_path: Path):
 
 def test_a_reader_sees_what_was_committed_while_the_writer_goes_on(tmp_path: Path):
     with Manifest(tmp_path, write=True) as writer:
-        writer.put(Entry(BARE, Proof()))
+        writer.put(ManifestRow(BARE, Proof()))
         with Manifest(tmp_path) as reader:
             assert [r.state for r in reader.records()] == ["refused"]
-            writer.put(Entry(replace(BARE, state="failed"), Proof()))
+            writer.put(ManifestRow(replace(BARE, state="failed"), Proof()))
             assert [r.state for r in reader.records()] == ["failed"]
             writer.remove([BARE.input])
             assert list(reader.records()) == []

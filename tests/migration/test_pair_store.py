@@ -245,7 +245,7 @@ def test_worker_processes_prepare_the_same(
             modules, options, lambda *now: seen.append(now)
         )
     steps = {now[0] for now in seen}
-    assert {"bases", "similarity", "operators"} <= steps
+    assert {"subspaces", "similarity", "operators"} <= steps
     assert seen.count(("operators", len(modules), len(modules))) == 2
     for entry in one.operators.entries():
         wanted = one.operators.get(entry.key)

@@ -11,7 +11,7 @@ import pytest
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import ModuleSpec
 from prolora_jax.architectures.unet.places import BLOCK, Place, place_of
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.containers.tensors import write_tensors
 from prolora_jax.migration.pair import BasePair
@@ -20,12 +20,12 @@ from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Skip
 from prolora_jax.verification.adapter import verify_adapter
 
-SD = UNetConfig((8, 16, 24, 24), (1, 1, 1, 0), (0, 1, 1, 1), cross_attention_dim=12)
+SD = UNetTensors((8, 16, 24, 24), (1, 1, 1, 0), (0, 1, 1, 1), cross_attention_dim=12)
 BK = replace(SD, layers_per_block=1)
 TINY = replace(
     BK, block_out_channels=(8, 16, 24), down_depths=(1, 1, 1), up_depths=(1, 1, 1), mid=None
 )
-XL = UNetConfig(
+XL = UNetTensors(
     (8, 16, 24), (0, 2, 5), (5, 2, 0), mid_depth=5, cross_attention_dim=12, add_embedding_dim=10
 )
 SSD = replace(XL, down_depths=(0, 2, 3), mid="resnet", up_depths=((3, 3, 5), (2, 1, 1), 0))
@@ -74,7 +74,7 @@ def save(folder: Path, tensors: dict[str, np.ndarray]) -> BaseModel:
     return load_base_model(folder)
 
 
-def make(folder: Path, source: UNetConfig, target: UNetConfig, origin, noise: float) -> BasePair:
+def make(folder: Path, source: UNetTensors, target: UNetTensors, origin, noise: float) -> BasePair:
     """A random source and a target that is made of its layers."""
     rng = np.random.default_rng(0)
     given = {k: rng.normal(size=shape) for k, shape in unet_table(source).items()}

@@ -22,7 +22,7 @@ from prolora_jax.method.basis import Basis
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces import compute as module
-from prolora_jax.subspaces.compute import compute_bases, load_or_compute
+from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
 from prolora_jax.subspaces.store import MemoryStore
 
 SLOT = "down_blocks.0.attentions.0.transformer_blocks"
@@ -52,20 +52,20 @@ def test_worker_processes_give_the_same_bases(tmp_path: Path, monkeypatch: pytes
     model = make_model(tmp_path)
     monkeypatch.setattr(module, "POOL_WORTH", 0.0)
     one, two = MemoryStore(), FolderStore(tmp_path / "store")
-    assert compute_bases(model, attention(model), one) == 12
+    assert compute_subspaces(model, attention(model), one) == 12
     seen = []
-    done = compute_bases(
+    done = compute_subspaces(
         model, attention(model), two, progress=lambda *now: seen.append(now), workers=2
     )
     assert done == 12
-    assert seen[-1] == ("bases", 12, 12)
+    assert seen[-1] == ("subspaces", 12, 12)
     for path in attention(model):
         a, b = (store.get(model.fingerprint(path)) for store in (one, two))
         assert a is not None
         assert b is not None
         for x, y in zip(a, b, strict=True):
             np.testing.assert_array_equal(x, y)
-    assert compute_bases(model, attention(model), two, workers=2) == 0
+    assert compute_subspaces(model, attention(model), two, workers=2) == 0
 
 
 def test_more_columns_are_computed_when_a_rule_needs_them(tmp_path: Path):
@@ -84,7 +84,7 @@ def test_bad_weight_is_named_also_from_a_worker(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "POOL_WORTH", 0.0)
     for workers in (1, 2):
         with pytest.raises(BaseModelError, match=r"attn1.to_q: found NaN .*another copy") as caught:
-            compute_bases(model, attention(model), MemoryStore(), workers=workers)
+            compute_subspaces(model, attention(model), MemoryStore(), workers=workers)
         assert caught.value.code == "non-finite"
 
 
@@ -102,7 +102,7 @@ def test_damaged_file_is_computed_again(tmp_path: Path):
 
 def test_prune_touches_only_what_is_the_stores(tmp_path: Path):
     model, store = make_model(tmp_path), FolderStore(tmp_path / "store")
-    compute_bases(model, attention(model), store)
+    compute_subspaces(model, attention(model), store)
     mine = store.folder / "notes.txt"
     mine.write_text("mine")
     old = store.folder / f"{'0' * 32}.v0.safetensors"
@@ -134,18 +134,18 @@ def test_store_of_nothing(tmp_path: Path):
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = make_model(tmp_path)
     store = ["--store", str(tmp_path / "store"), "--json"]
-    build = ["bases", "build", model.location, *store, "-q"]
+    build = ["subspaces", "build", model.location, *store, "-q"]
     for expected in (12, 0):
         assert run(build) == 0
         assert json.loads(capsys.readouterr().out)["models"][0]["computed"] == expected
-    assert run(["bases", "list", *store]) == 0
-    listed = json.loads(capsys.readouterr().out)["bases"]
+    assert run(["subspaces", "list", *store]) == 0
+    listed = json.loads(capsys.readouterr().out)["subspaces"]
     assert {tuple(entry["shape"]) for entry in listed} == {(24, 24), (24, 32)}
-    assert run(["bases", "prune", *store, "--keep", model.location]) == 0
+    assert run(["subspaces", "prune", *store, "--keep", model.location]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 0
-    assert run(["bases", "list", "--store", str(tmp_path / "store")]) == 0
+    assert run(["subspaces", "list", "--store", str(tmp_path / "store")]) == 0
     assert "12 bases" in capsys.readouterr().out
-    assert run(["bases", "build", "--store", str(tmp_path / "store")]) == 2
+    assert run(["subspaces", "build", "--store", str(tmp_path / "store")]) == 2
     assert run([*build, "--workers", "0"]) == 2
 
 
@@ -164,7 +164,7 @@ def test_list_and_prune_know_operators(tmp_path: Path, capsys: pytest.CaptureFix
     options = ["--store", str(store.folder), "--json"]
 
     def answer(*command: str) -> dict:
-        assert run(["bases", *command, *options]) == 0
+        assert run(["subspaces", *command, *options]) == 0
         return json.loads(capsys.readouterr().out)
 
     listed = answer("list")
@@ -178,7 +178,7 @@ def test_list_and_prune_know_operators(tmp_path: Path, capsys: pytest.CaptureFix
     assert sum(row["bytes"] for row in rows.values()) == sum(entry.size for entry in operators)
     size = sum(path.stat().st_size for path in (store.folder / "operators").glob("*.json"))
     assert listed["comparisons"] == {"count": len(compared), "bytes": size}
-    assert run(["bases", "list", *options[:2]]) == 0
+    assert run(["subspaces", "list", *options[:2]]) == 0
     table = capsys.readouterr().out
     assert f"{len(operators)} operators, " in table
     assert f"{len(compared)} comparisons, " in table
@@ -190,7 +190,7 @@ def test_list_and_prune_know_operators(tmp_path: Path, capsys: pytest.CaptureFix
     # Only one of a file's two weights is kept.
     answer("prune", "--keep", source.location)
     listed = answer("list")
-    assert listed["bases"]
+    assert listed["subspaces"]
     assert listed["operators"] == []
     assert listed["comparisons"]["count"] == 0
 
@@ -202,7 +202,7 @@ def test_prune_by_age(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for path in files[1:]:
         os.utime(path, (days_ago, days_ago))
     capsys.readouterr()
-    prune = ["bases", "prune", "--store", str(store.folder), "--older-than"]
+    prune = ["subspaces", "prune", "--store", str(store.folder), "--older-than"]
     assert run([*prune, "3", "--dry-run"]) == 0
     assert f"Would delete {len(files) - 1} files" in capsys.readouterr().out
     assert run([*prune, "10.5"]) == 0
@@ -220,7 +220,7 @@ def test_prune_by_age(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_prune_refuses_days_that_are_none(
     days: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    assert run(["bases", "prune", "--store", str(tmp_path), f"--older-than={days}"]) == 2
+    assert run(["subspaces", "prune", "--store", str(tmp_path), f"--older-than={days}"]) == 2
     assert "--older-than" in capsys.readouterr().err
 
 
@@ -229,7 +229,7 @@ def test_build_for_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     pair = BasePair(load_base_model(files.source), load_base_model(files.target))
     pairs = pair.matching().pairs
     folder = tmp_path / "store"
-    build = ["bases", "build", str(files.source), str(files.target)]
+    build = ["subspaces", "build", str(files.source), str(files.target)]
     options = ["--for-pair", "--store", str(folder), "--json", "-q"]
     assert run([*build, *options]) == 0
     found = json.loads(capsys.readouterr().out)["models"]
@@ -255,7 +255,7 @@ def test_build_for_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     )
     assert set(seen) == {"similarity"}
     for models in ([], [str(files.source)], [str(files.source)] * 3):
-        assert run(["bases", "build", *models, *options]) == 2
+        assert run(["subspaces", "build", *models, *options]) == 2
         message = capsys.readouterr().err
         assert ("at least one" if not models else f"found {len(models)}") in message
 
@@ -263,7 +263,7 @@ def test_build_for_a_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 def test_killed_build_goes_on_where_it_was(tmp_path: Path):
     model = make_model(tmp_path, blocks=6, dim=300)
     folder = tmp_path / "store"
-    command = [sys.executable, "-m", "prolora_jax", "bases", "build", model.location]
+    command = [sys.executable, "-m", "prolora_jax", "subspaces", "build", model.location]
     command += ["--store", str(folder), "-q", "--workers", "1"]
     process = subprocess.Popen(command)
     while len(list(folder.glob("*.safetensors"))) < 3 and process.poll() is None:
@@ -274,7 +274,7 @@ def test_killed_build_goes_on_where_it_was(tmp_path: Path):
     stored = {entry.fingerprint for entry in store.entries()}
     assert 3 <= len(stored) < 36
     times = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    assert compute_bases(model, attention(model), store) == 36 - len(stored)
+    assert compute_subspaces(model, attention(model), store) == 36 - len(stored)
     for name, written in times.items():
         assert (folder / name).stat().st_mtime_ns == written
     assert len(store.entries()) == 36

@@ -23,7 +23,7 @@ from prolora_jax.io.containers.tensors import TensorFile, write_tensors
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.subspaces import compute as bases
 from prolora_jax.subspaces import on_devices as basis_batches
-from prolora_jax.subspaces.compute import compute_bases
+from prolora_jax.subspaces.compute import compute_subspaces
 from prolora_jax.subspaces.store import MemoryStore
 
 SCRIPT = Path(__file__).parents[1].joinpath("support", "sharded_bases.py")
@@ -156,18 +156,18 @@ def test_interrupted_run_goes_on_where_it_was(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compute_bases(model, paths, store, progress=interrupt, mesh=one_device())
+        compute_subspaces(model, paths, store, progress=interrupt, mesh=one_device())
     assert [t.name for t in threading.enumerate() if t.name == "prefetch"] == []
     times = {file: file.stat().st_mtime_ns for file in store.folder.iterdir()}
     assert len(times) == 5
     seen = []
-    done = compute_bases(
+    done = compute_subspaces(
         model, paths, store, progress=lambda *now: seen.append(now), mesh=one_device()
     )
     assert done == len(seen) == len(paths) - 5
     assert {file: file.stat().st_mtime_ns for file in times} == times
     assert len(store.entries()) == len(paths)
-    assert compute_bases(model, paths, store, mesh=one_device()) == 0
+    assert compute_subspaces(model, paths, store, mesh=one_device()) == 0
 
 
 def test_accelerators_are_used_when_there_is_enough_to_do(
@@ -185,13 +185,13 @@ def test_accelerators_are_used_when_there_is_enough_to_do(
 
     monkeypatch.setattr(basis_batches, "accelerators", there_is_one)
     paths = list(model.spec.modules)
-    assert compute_bases(model, paths, MemoryStore()) == len(paths)
+    assert compute_subspaces(model, paths, MemoryStore()) == len(paths)
     assert used == []
     monkeypatch.setattr(bases, "POOL_WORTH", 0.0)
     monkeypatch.setattr("prolora_jax.subspaces.on_host.compute_one", forbidden)
     store = MemoryStore()
-    assert compute_bases(model, paths, store, workers=2) == len(paths)
-    assert compute_bases(model, paths, store, workers=2) == 0
+    assert compute_subspaces(model, paths, store, workers=2) == len(paths)
+    assert compute_subspaces(model, paths, store, workers=2) == 0
     assert used == [1]
 
 
@@ -203,7 +203,7 @@ def test_bad_weight_is_named(model: BaseModel, tmp_path: Path):
     write_tensors(tmp_path / "bad.safetensors", tensors)
     broken = load_base_model(tmp_path / "bad.safetensors")
     with pytest.raises(BaseModelError, match=r"attn2.to_k: found NaN or infinite") as caught:
-        compute_bases(broken, broken.spec.modules, MemoryStore(), mesh=one_device())
+        compute_subspaces(broken, broken.spec.modules, MemoryStore(), mesh=one_device())
     assert caught.value.code == "non-finite"
 
 
@@ -214,10 +214,11 @@ def test_a_stack_that_does_not_divide_is_refused(found: dict[str, Any]):
 def test_computing_on_the_host_loads_no_jax(model: BaseModel):
     code = (
         "import sys\n"
-        "from prolora_jax.subspaces.compute import MemoryStore, compute_bases\n"
+        "from prolora_jax.subspaces.compute import compute_subspaces\n"
+        "from prolora_jax.subspaces.store import MemoryStore\n"
         "from prolora_jax.io.base_models.checkpoint import load_base_model\n"
         f"model = load_base_model({model.location!r})\n"
-        "compute_bases(model, model.spec.modules, MemoryStore())\n"
+        "compute_subspaces(model, model.spec.modules, MemoryStore())\n"
         "import prolora_jax.subspaces.on_host\n"
         "print([m for m in ('jax', 'jaxlib') if m in sys.modules])"
     )

@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.table import UNetConfig
+from prolora_jax.architectures.unet.table import UNetTensors
 from prolora_jax.layout import down_to_matrix, up_to_matrix, weight_to_matrix
 
 _TINY = {
@@ -59,7 +59,7 @@ TINY_SD15: dict[str, Any] = {
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
 }
 
-_TABLE = UNetConfig(
+_TABLE = UNetTensors(
     block_out_channels=(16, 32, 32),
     down_depths=(0, 1, 3),
     up_depths=(3, 1, 0),
@@ -69,7 +69,7 @@ _TABLE = UNetConfig(
     linear_projection=True,
 )
 TINY_XL_TABLE = _TABLE
-TINY_SSD_TABLE = UNetConfig(
+TINY_SSD_TABLE = UNetTensors(
     block_out_channels=(16, 32, 32),
     down_depths=(0, 1, 2),
     up_depths=((2, 2, 3), 1, 0),
@@ -78,7 +78,7 @@ TINY_SSD_TABLE = UNetConfig(
     add_embedding_dim=40,
     linear_projection=True,
 )
-TINY_SD15_TABLE = UNetConfig(
+TINY_SD15_TABLE = UNetTensors(
     block_out_channels=(16, 32), down_depths=(1, 0), up_depths=(0, 1), cross_attention_dim=24
 )
 

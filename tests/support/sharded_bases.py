@@ -1,7 +1,7 @@
 """Run by test_subspaces_on_devices.py in a process of its own, with 8 virtual CPU devices.
 
 Decomposes weights of several spectra on one device, over a mesh and by rows, and through
-`compute_bases`; prints the largest error of each kind as JSON.
+`compute_subspaces`; prints the largest error of each kind as JSON.
 """
 
 import json
@@ -204,9 +204,9 @@ def stores(folder: Path, mesh: Mesh) -> tuple[dict[str, Errors], dict[str, list[
         by_host[rule[0]] = sorted(todo[f][0] for f in gone)
         device, host = MemoryStore(), MemoryStore()
         counts = (
-            bases.compute_bases(model, paths, device, rule, mesh=mesh),
-            bases.compute_bases(model, paths, device, rule, mesh=mesh),
-            bases.compute_bases(model, paths, host, rule),
+            bases.compute_subspaces(model, paths, device, rule, mesh=mesh),
+            bases.compute_subspaces(model, paths, device, rule, mesh=mesh),
+            bases.compute_subspaces(model, paths, host, rule),
         )
         if counts != (len(todo), 0, len(todo)):
             sys.exit(f"computed {counts}, expected all, none, all of {len(todo)}")

@@ -14,11 +14,11 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.unet.places import BLOCK, split_block
-from prolora_jax.architectures.unet.table import UNetConfig, unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.io.adapters.files import save_adapter
 from prolora_jax.io.containers.tensors import write_tensors
 
-SOURCE = UNetConfig(
+SOURCE = UNetTensors(
     block_out_channels=(16, 32, 64),
     down_depths=(0, 2, 5),
     up_depths=(5, 2, 0),
@@ -27,7 +27,7 @@ SOURCE = UNetConfig(
     add_embedding_dim=112,
     linear_projection=True,
 )
-TARGET = UNetConfig(
+TARGET = UNetTensors(
     block_out_channels=(16, 32, 64),
     down_depths=(0, (2, 2), (2, 2)),
     up_depths=((2, 2, 5), (2, 1, 1), 0),
@@ -89,7 +89,7 @@ def planted_block(slot: str, index: int) -> int:
 
 
 @cache
-def _depths(config: UNetConfig) -> dict[str, int]:
+def _depths(config: UNetTensors) -> dict[str, int]:
     found: dict[str, int] = {}
     for path in spec_from_config(config, name="toy").modules:
         split = split_block(path)

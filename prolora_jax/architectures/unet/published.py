@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from prolora_jax.architectures.unet.table import UNetConfig
+from prolora_jax.architectures.unet.table import UNetTensors
 
-_SD15 = UNetConfig(
+_SD15 = UNetTensors(
     block_out_channels=(320, 640, 1280, 1280),
     down_depths=(1, 1, 1, 0),
     up_depths=(0, 1, 1, 1),
 )
-_SDXL = UNetConfig(
+_SDXL = UNetTensors(
     block_out_channels=(320, 640, 1280),
     down_depths=(0, 2, 10),
     up_depths=(10, 2, 0),
@@ -24,11 +24,11 @@ _KOALA_700M = replace(
 )
 _BK_SDM_BASE = replace(_SD15, layers_per_block=1)
 
-CONFIGS: Mapping[str, UNetConfig] = {
+CONFIGS: Mapping[str, UNetTensors] = {
     "sd15": _SD15,
     "sd21": replace(_SD15, cross_attention_dim=1024, linear_projection=True),
     "sdxl": _SDXL,
-    "sdxl-refiner": UNetConfig(
+    "sdxl-refiner": UNetTensors(
         block_out_channels=(384, 768, 1536, 1536),
         down_depths=(0, 4, 4, 0),
         up_depths=(0, 4, 4, 0),

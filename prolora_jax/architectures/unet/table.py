@@ -14,7 +14,7 @@ Entries = Iterator[tuple[str, Shape]]
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetTensors:
     """The numbers that decide which tensors a UNet has.
 
     Attributes:
@@ -50,7 +50,7 @@ class UNetConfig:
         return 4 * self.block_out_channels[0]
 
 
-def unet_table(config: UNetConfig) -> dict[str, Shape]:
+def unet_table(config: UNetTensors) -> dict[str, Shape]:
     """Shape of every tensor by key, in torch layout: weights, biases and norms, sorted by key."""
     widths = config.block_out_channels
     first, last = widths[0], widths[-1]
@@ -70,7 +70,7 @@ def unet_table(config: UNetConfig) -> dict[str, Shape]:
     return dict(sorted(entries))
 
 
-def _down_blocks(config: UNetConfig) -> Entries:
+def _down_blocks(config: UNetTensors) -> Entries:
     width = config.block_out_channels[0]
     for i, out in enumerate(config.block_out_channels):
         depths = per_attention(config.down_depths[i], config.layers_per_block)
@@ -83,7 +83,7 @@ def _down_blocks(config: UNetConfig) -> Entries:
             yield from _conv(f"down_blocks.{i}.downsamplers.0.conv", out, out, 3)
 
 
-def _mid_block(config: UNetConfig, width: int) -> Entries:
+def _mid_block(config: UNetTensors, width: int) -> Entries:
     if config.mid is None:
         return
     yield from _resnet("mid_block.resnets.0", width, width, config)
@@ -92,7 +92,7 @@ def _mid_block(config: UNetConfig, width: int) -> Entries:
         yield from _resnet("mid_block.resnets.1", width, width, config)
 
 
-def _up_blocks(config: UNetConfig) -> Entries:
+def _up_blocks(config: UNetTensors) -> Entries:
     widths = config.block_out_channels
     # Widths of everything the down path handed over, consumed from the end.
     skips = [widths[0]]
@@ -117,7 +117,7 @@ def per_attention(depth: int | tuple[int, ...], layers: int) -> tuple[int, ...]:
     return (depth,) * layers if depth else ()
 
 
-def _resnet(path: str, width: int, out: int, config: UNetConfig) -> Entries:
+def _resnet(path: str, width: int, out: int, config: UNetTensors) -> Entries:
     yield from _norm(f"{path}.norm1", width)
     yield from _conv(f"{path}.conv1", width, out, 3)
     yield from _linear(f"{path}.time_emb_proj", config.time_dim, out)
@@ -127,7 +127,7 @@ def _resnet(path: str, width: int, out: int, config: UNetConfig) -> Entries:
         yield from _conv(f"{path}.conv_shortcut", width, out, 1)
 
 
-def _attention(path: str, width: int, depth: int, config: UNetConfig) -> Entries:
+def _attention(path: str, width: int, depth: int, config: UNetTensors) -> Entries:
     yield from _norm(f"{path}.norm", width)
     for name in ("proj_in", "proj_out"):
         if config.linear_projection:

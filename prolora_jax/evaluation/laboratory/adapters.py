@@ -13,7 +13,7 @@ from prolora_jax.architectures.naming import flax_path
 from prolora_jax.nets.unet.config import UNetConfig
 
 
-class Factors(NamedTuple):
+class TrainedFactors(NamedTuple):
     """One module's update `up @ down`, in torch orientation; the scale is in the factors.
 
     Attributes:
@@ -27,7 +27,7 @@ class Factors(NamedTuple):
 
 def new_factors(
     config: UNetConfig, rank: int, seed: int, kinds: Iterable[str] = ("attn",)
-) -> dict[str, Factors]:
+) -> dict[str, TrainedFactors]:
     """Factors of a new adapter: `down` normal with variance 1 / in, `up` zero.
 
     Args:
@@ -46,14 +46,14 @@ def new_factors(
         if any(module.kind_is(kind) for kind in kinds):
             out, width = module.matrix_shape
             down = rng.standard_normal((rank, width)) / np.sqrt(width)
-            made[path] = Factors(
+            made[path] = TrainedFactors(
                 jnp.asarray(down, jnp.float32), jnp.zeros((out, rank), jnp.float32)
             )
     return made
 
 
 def merged(
-    params: Mapping[str, Any], factors: Mapping[str, Factors], scale: float = 1.0
+    params: Mapping[str, Any], factors: Mapping[str, TrainedFactors], scale: float = 1.0
 ) -> dict[str, Any]:
     """Parameters with the adapter's updates added to their kernels; the ones given stay."""
     tree = dict(params)
@@ -69,7 +69,7 @@ def merged(
     return tree
 
 
-def as_adapter(factors: Mapping[str, Factors]) -> Adapter:
+def as_adapter(factors: Mapping[str, TrainedFactors]) -> Adapter:
     """The record that `save_adapter` writes."""
     return Adapter(
         tuple(
@@ -80,16 +80,16 @@ def as_adapter(factors: Mapping[str, Factors]) -> Adapter:
     )
 
 
-def factors_of(adapter: Adapter) -> dict[str, Factors]:
+def factors_of(adapter: Adapter) -> dict[str, TrainedFactors]:
     """Factors of a loaded adapter of linear layers, its scales multiplied in."""
     return {
-        module.path: Factors(
+        module.path: TrainedFactors(
             module.down.astype(np.float32), (module.scale * module.up).astype(np.float32)
         )
         for module in adapter.modules
     }
 
 
-def total_norm(factors: Mapping[str, Factors]) -> float:
+def total_norm(factors: Mapping[str, TrainedFactors]) -> float:
     """Frobenius norm of all updates together."""
     return float(np.sqrt(sum(m.norm**2 for m in as_adapter(factors).modules)))

@@ -14,7 +14,7 @@ import numpy as np
 
 from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.evaluation.laboratory.activations import Activations, recorded_inputs
-from prolora_jax.evaluation.laboratory.adapters import Factors
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 from prolora_jax.evaluation.laboratory.trials import Contest
 from prolora_jax.plans.options import MigrationOptions
 
@@ -78,12 +78,12 @@ class Move:
         pair = self.contest.pair
         return recorded_inputs(pair.workshop, pair.source, pair.target, of, FORWARD_PICTURES)
 
-    def _moved(self, options: MigrationOptions) -> dict[str, Factors]:
+    def _moved(self, options: MigrationOptions) -> dict[str, TrainedFactors]:
         contest = self.contest
         return contest.pair.moved(contest.adapter, contest.seed, options)[0]
 
 
-def deltas(factors: Mapping[str, Factors]) -> Deltas:
+def deltas(factors: Mapping[str, TrainedFactors]) -> Deltas:
     """Dense updates."""
     return {
         path: np.asarray(up, np.float64) @ np.asarray(down, np.float64)
@@ -91,10 +91,10 @@ def deltas(factors: Mapping[str, Factors]) -> Deltas:
     }
 
 
-def as_factors(updates: Deltas) -> dict[str, Factors]:
+def as_factors(updates: Deltas) -> dict[str, TrainedFactors]:
     """Factors whose products are the updates; as many columns as those have."""
     return {
-        path: Factors(np.eye(delta.shape[1], dtype=np.float32), delta.astype(np.float32))
+        path: TrainedFactors(np.eye(delta.shape[1], dtype=np.float32), delta.astype(np.float32))
         for path, delta in updates.items()
     }
 

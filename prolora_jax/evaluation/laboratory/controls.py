@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from prolora_jax.evaluation.laboratory.adapters import Factors
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 
 
 def random_subspace(
-    factors: Mapping[str, Factors], fraction: float, seed: int
-) -> dict[str, Factors]:
+    factors: Mapping[str, TrainedFactors], fraction: float, seed: int
+) -> dict[str, TrainedFactors]:
     """The `prolora` formula with random spans: `P dW Q + (I - P) dW (I - Q)`.
 
     Both models get the same random span on each side, so nothing is lost to a bad match: what this
@@ -30,7 +30,7 @@ def random_subspace(
         k = max(1, round(fraction * min(up.shape[0], down.shape[1])))
         left, right = (_span(rng, size, k) for size in (up.shape[0], down.shape[1]))
         inside_up, inside_down = left @ (left.T @ up), (down @ right) @ right.T
-        made[path] = Factors(
+        made[path] = TrainedFactors(
             np.concatenate((inside_down, down - inside_down)).astype(np.float32),
             np.concatenate((inside_up, up - inside_up), axis=1).astype(np.float32),
         )

@@ -19,7 +19,7 @@ Predict = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 """`(noisy (n, 4, 4, 4), times (n,) in [0, 1], words (n,)) -> v`."""
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """What one training step sees, and what it is to predict.
 
     Attributes:
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     target: np.ndarray
 
 
-Draw = Callable[[np.random.Generator], Batch]
+Draw = Callable[[np.random.Generator], TrainingBatch]
 
 
 def signal_and_noise(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -44,10 +44,12 @@ def signal_and_noise(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angle), np.sin(angle)
 
 
-def noised(clean: np.ndarray, noise: np.ndarray, times: np.ndarray, words: np.ndarray) -> Batch:
+def noised(
+    clean: np.ndarray, noise: np.ndarray, times: np.ndarray, words: np.ndarray
+) -> TrainingBatch:
     """Latents with noise, and the velocity to predict."""
     a, s = signal_and_noise(times)
-    return Batch(a * clean + s * noise, times, words, a * noise - s * clean)
+    return TrainingBatch(a * clean + s * noise, times, words, a * noise - s * clean)
 
 
 def draw_denoising(pictures: Pictures, size: int, *, dropped: float = 0.1) -> Draw:
@@ -63,7 +65,7 @@ def draw_denoising(pictures: Pictures, size: int, *, dropped: float = 0.1) -> Dr
     """
     latents = to_latents(pictures.pixels)
 
-    def draw(rng: np.random.Generator) -> Batch:
+    def draw(rng: np.random.Generator) -> TrainingBatch:
         places = rng.integers(len(latents), size=size)
         words = np.where(rng.random(size) < dropped, NULL, pictures.words[places])
         noise = rng.standard_normal((size, *latents.shape[1:]), np.float32)

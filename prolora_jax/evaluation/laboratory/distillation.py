@@ -5,9 +5,9 @@ import numpy as np
 from prolora_jax.evaluation.laboratory.data import Pictures, to_latents
 from prolora_jax.evaluation.laboratory.diffusion import (
     LAST_TIME,
-    Batch,
     Draw,
     Predict,
+    TrainingBatch,
     ddim_step,
     guided,
     noised,
@@ -29,7 +29,7 @@ def draw_taught(draw: Draw, teacher: Predict) -> Draw:
     distances: one training step serves both losses.
     """
 
-    def taught(rng: np.random.Generator) -> Batch:
+    def taught(rng: np.random.Generator) -> TrainingBatch:
         batch = draw(rng)
         said = teacher(batch.noisy, batch.times, batch.words)
         return batch._replace(target=(batch.target + said) / 2)
@@ -37,7 +37,7 @@ def draw_taught(draw: Draw, teacher: Predict) -> Draw:
     return taught
 
 
-def jumps(teacher: Predict, pictures: Pictures, count: int, seed: int) -> Batch:
+def jumps(teacher: Predict, pictures: Pictures, count: int, seed: int) -> TrainingBatch:
     """Where a student's single step has to land: where the teacher's several steps do.
 
     Progressive distillation (Salimans and Ho, arXiv 2202.00512, appendix G), `SUBSTEPS` steps at
@@ -70,14 +70,14 @@ def jumps(teacher: Predict, pictures: Pictures, count: int, seed: int) -> Batch:
     a_until, s_until = signal_and_noise(until)
     ratio = s_until / s
     landed = (noisy - ratio * start) / (a_until - ratio * a)
-    return Batch(start, times, words, (a * start - landed) / s)
+    return TrainingBatch(start, times, words, (a * start - landed) / s)
 
 
-def draw_rows(rows: Batch, size: int) -> Draw:
+def draw_rows(rows: TrainingBatch, size: int) -> Draw:
     """Batches of fixed rows, drawn with replacement."""
 
-    def draw(rng: np.random.Generator) -> Batch:
+    def draw(rng: np.random.Generator) -> TrainingBatch:
         places = rng.integers(len(rows.times), size=size)
-        return Batch(*(array[places] for array in rows))
+        return TrainingBatch(*(array[places] for array in rows))
 
     return draw

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prolora_jax.evaluation.laboratory.data import Pictures, concept_pictures
-from prolora_jax.evaluation.laboratory.diffusion import Batch
+from prolora_jax.evaluation.laboratory.diffusion import TrainingBatch
 from prolora_jax.evaluation.laboratory.distillation import jumps
 from prolora_jax.evaluation.laboratory.lessons import HELD_OUT_SEED, effect_pictures, own_pictures
 from prolora_jax.evaluation.laboratory.losses import exam
@@ -49,9 +49,9 @@ class Exams:
         own_repeats: rows of each picture in `own`.
     """
 
-    effect: Batch
-    own: Batch
-    choosing: Batch
+    effect: TrainingBatch
+    own: TrainingBatch
+    choosing: TrainingBatch
     repeats: int
     own_repeats: int
 

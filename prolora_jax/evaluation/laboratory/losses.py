@@ -3,10 +3,10 @@
 import numpy as np
 
 from prolora_jax.evaluation.laboratory.data import Pictures, to_latents
-from prolora_jax.evaluation.laboratory.diffusion import Batch, Predict, noised
+from prolora_jax.evaluation.laboratory.diffusion import Predict, TrainingBatch, noised
 
 
-def exam(pictures: Pictures, *, repeats: int = 4, seed: int = 7) -> Batch:
+def exam(pictures: Pictures, *, repeats: int = 4, seed: int = 7) -> TrainingBatch:
     """Each picture at several times, one in each of `repeats` equal parts of [0, 1].
 
     Args:
@@ -26,7 +26,7 @@ def exam(pictures: Pictures, *, repeats: int = 4, seed: int = 7) -> Batch:
     return noised(clean, noise, times.reshape(-1).astype(np.float32), words)
 
 
-def losses(predict: Predict, batch: Batch, *, repeats: int = 4) -> np.ndarray:
+def losses(predict: Predict, batch: TrainingBatch, *, repeats: int = 4) -> np.ndarray:
     """Mean squared error of the velocity for each picture of an exam.
 
     Args:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prolora_jax.architectures.flax_trees import unet_from_flax, unet_to_flax
-from prolora_jax.architectures.unet.table import UNetConfig as UNetTensors
-from prolora_jax.architectures.unet.table import unet_table
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.evaluation.laboratory.data import TEXT_WIDTH, text_table
 from prolora_jax.evaluation.laboratory.diffusion import Predict
 from prolora_jax.nets.unet.config import UNetConfig

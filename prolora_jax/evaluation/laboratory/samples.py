@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from prolora_jax.evaluation.laboratory.adapters import Factors
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 from prolora_jax.evaluation.laboratory.classifier import Classifier, train_classifier
 from prolora_jax.evaluation.laboratory.data import CLASSES, Pictures, to_pixels
 from prolora_jax.evaluation.laboratory.diffusion import sample
@@ -67,7 +67,7 @@ class SampleExam:
             )
         self.classifier: Classifier = train_classifier(shown)
 
-    def pictures(self, factors: Mapping[str, Factors], count: int = COUNT, seed: int = 0):
+    def pictures(self, factors: Mapping[str, TrainedFactors], count: int = COUNT, seed: int = 0):
         """Pictures of the target with an adapter, `(count, 8, 8)`, and their words."""
         words = sampled_words(self.adapter, count)
         predict = self.workshop.predict(self.target, dict(factors))
@@ -77,7 +77,7 @@ class SampleExam:
         latents = sample(predict, words, steps=steps, seed=seed, strength=strength)
         return to_pixels(latents), words
 
-    def judge(self, factors: Mapping[str, Factors]) -> SampleResult:
+    def judge(self, factors: Mapping[str, TrainedFactors]) -> SampleResult:
         """Measure the pictures that an adapter makes."""
         pixels, words = self.pictures(factors)
         features, effect, own = (

@@ -13,11 +13,11 @@ from typing import Any
 
 import msgspec
 
-from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors, factors_of
 from prolora_jax.evaluation.laboratory.beyond import BEYOND, Move, as_factors
 from prolora_jax.evaluation.laboratory.controls import random_subspace
 from prolora_jax.evaluation.laboratory.exams import Depth
-from prolora_jax.evaluation.laboratory.trials import Contest, Outcome, Pair, move
+from prolora_jax.evaluation.laboratory.trials import Contest, Pair, TrialOutcome, move
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.documents import read_lines, write_lines
@@ -154,7 +154,9 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         say(f"{pair.target} {adapter}-s{seed} {arm.name}: {value:.3f} [{low:.3f}, {high:.3f}]")
 
 
-def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Outcome | None]:
+def factors_of_arm(
+    contest: Contest, arm: Arm
+) -> tuple[dict[str, TrainedFactors], TrialOutcome | None]:
     """The adapter that an arm puts beside the target, and the report if it was migrated."""
     pair, adapter, seed = contest.pair, contest.adapter, contest.seed
     if arm.control == "none":
@@ -173,7 +175,7 @@ def factors_of_arm(contest: Contest, arm: Arm) -> tuple[dict[str, Factors], Outc
 
 def _there_and_back(
     pair: Pair, adapter: str, seed: int, options: MigrationOptions
-) -> tuple[dict[str, Factors], Outcome]:
+) -> tuple[dict[str, TrainedFactors], TrialOutcome]:
     file = pair.workshop.adapter_file(pair.source, adapter, seed)
     there, outcome = move(load_adapter(file, pair.bases.source.spec), pair.bases, options)
     if there is None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prolora_jax.evaluation.laboratory.adapters import Factors, merged
+from prolora_jax.evaluation.laboratory.adapters import TrainedFactors, merged
 from prolora_jax.evaluation.laboratory.diffusion import Draw
 from prolora_jax.evaluation.laboratory.nets import Params, forward
 from prolora_jax.nets.unet.config import UNetConfig
@@ -87,12 +87,12 @@ def train_net(
 def train_adapter(
     config: UNetConfig,
     params: Params,
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, TrainedFactors],
     draw: Draw,
     budget: Budget,
     seed: int,
     progress: Progress | None = None,
-) -> dict[str, Factors]:
+) -> dict[str, TrainedFactors]:
     """The factors of an adapter beside a frozen net."""
     return _train(config, dict(factors), params, draw, budget, seed, progress, of_adapter=True)
 

@@ -12,7 +12,12 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.evaluation.laboratory.adapters import Factors, factors_of, merged, total_norm
+from prolora_jax.evaluation.laboratory.adapters import (
+    TrainedFactors,
+    factors_of,
+    merged,
+    total_norm,
+)
 from prolora_jax.evaluation.laboratory.exams import Depth, exams
 from prolora_jax.evaluation.laboratory.losses import losses
 from prolora_jax.evaluation.laboratory.nets import predictor
@@ -61,7 +66,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """What a migration said.
 
     Attributes:
@@ -75,7 +80,7 @@ class Outcome:
 
 def move(
     adapter: Adapter, bases: BasePair, options: MigrationOptions
-) -> tuple[Adapter | None, Outcome]:
+) -> tuple[Adapter | None, TrialOutcome]:
     """Migrate; an adapter of which nothing can move is a result here, not an error.
 
     Args:
@@ -95,13 +100,13 @@ def move(
     except AdapterRefused as refusal:
         if refusal.code != Refusal.NO_MATCHING_MODULE:
             raise
-        return None, Outcome(len(plan.steps) + len(plan.skipped), ())
+        return None, TrialOutcome(len(plan.steps) + len(plan.skipped), ())
     phis = tuple(
         min(m.phi_left, m.phi_right)
         for m in report.modules
         if m.phi_left is not None and m.phi_right is not None
     )
-    return out, Outcome(len(report.skipped), phis)
+    return out, TrialOutcome(len(report.skipped), phis)
 
 
 class Pair:
@@ -140,7 +145,7 @@ class Pair:
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
-    ) -> tuple[dict[str, Factors], Outcome]:
+    ) -> tuple[dict[str, TrainedFactors], TrialOutcome]:
         """The source's adapter on the target, and what the migration said of it."""
         file = self.workshop.adapter_file(self.source, adapter, seed)
         loaded = load_adapter(file, self.bases.source.spec)
@@ -169,16 +174,18 @@ class Contest:
         self.none_losses = self.effect_losses({})
         self.trained_losses = self.effect_losses(self.trained)
 
-    def effect_losses(self, factors: Mapping[str, Factors], scale: float = 1.0) -> np.ndarray:
+    def effect_losses(
+        self, factors: Mapping[str, TrainedFactors], scale: float = 1.0
+    ) -> np.ndarray:
         """Losses on the effect's held-out pictures, `(n,)`."""
         return losses(self._predict(factors, scale), self.exams.effect, repeats=self.exams.repeats)
 
-    def own_loss(self, factors: Mapping[str, Factors]) -> float:
+    def own_loss(self, factors: Mapping[str, TrainedFactors]) -> float:
         """Loss on the target's own held-out pictures."""
         predict = self._predict(factors, 1.0)
         return float(losses(predict, self.exams.own, repeats=self.exams.own_repeats).mean())
 
-    def best_scale(self, factors: Mapping[str, Factors]) -> float:
+    def best_scale(self, factors: Mapping[str, TrainedFactors]) -> float:
         """The scale with the least loss on pictures that are not held out."""
         found = {
             scale: losses(self._predict(factors, scale), self.exams.choosing, repeats=1).mean()
@@ -190,7 +197,9 @@ class Contest:
         """Share of the loss gap to the target's own adapter."""
         return gap_share(self.none_losses, arm_losses, self.trained_losses)
 
-    def judge(self, factors: Mapping[str, Factors], outcome: Outcome | None = None) -> Result:
+    def judge(
+        self, factors: Mapping[str, TrainedFactors], outcome: TrialOutcome | None = None
+    ) -> Result:
         """Everything that is measured of one arm."""
         plain, norm = self.effect_losses(factors), total_norm(factors)
         best = at_best = at_norm = None
@@ -228,12 +237,14 @@ class Contest:
         effect, own = self.trained_losses.mean(), self.own_loss(self.trained)
         return {"effect_loss": float(effect), "own_loss": own}
 
-    def _share_at(self, factors: Mapping[str, Factors], scale: float, plain: np.ndarray) -> Share:
+    def _share_at(
+        self, factors: Mapping[str, TrainedFactors], scale: float, plain: np.ndarray
+    ) -> Share:
         """The share at a scale; `plain` are the losses at 1."""
         even = abs(scale - 1) < 1e-3
         return self.share(plain if even else self.effect_losses(factors, scale))
 
-    def _predict(self, factors: Mapping[str, Factors], scale: float):
+    def _predict(self, factors: Mapping[str, TrainedFactors], scale: float):
         workshop, target = self.pair.workshop, self.pair.target
         params = merged(workshop.params(target), factors, scale)
         return predictor(workshop.config(target), params)

@@ -18,7 +18,7 @@ import numpy as np
 from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.evaluation.laboratory import train
 from prolora_jax.evaluation.laboratory.adapters import (
-    Factors,
+    TrainedFactors,
     as_adapter,
     factors_of,
     merged,
@@ -102,12 +102,12 @@ class Workshop:
     def _load_params(self, name: str) -> Params:
         return load_unet(self.base_folder(name))[1]
 
-    def predict(self, name: str, factors: dict[str, Factors] | None = None) -> Predict:
+    def predict(self, name: str, factors: dict[str, TrainedFactors] | None = None) -> Predict:
         """A base model that has been trained, with or without an adapter."""
         params = self.params(name)
         return predictor(self.config(name), merged(params, factors) if factors else params)
 
-    def factors(self, base: str, name: str, seed: int) -> dict[str, Factors]:
+    def factors(self, base: str, name: str, seed: int) -> dict[str, TrainedFactors]:
         """An adapter that has been trained."""
         return factors_of(load_adapter(self.adapter_file(base, name, seed)))
 

@@ -14,7 +14,7 @@ from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
-from prolora_jax.io.base_models.model_files import UNET_STEMS, Part, model_parts
+from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
@@ -168,7 +168,7 @@ def open_tensors(path: Path) -> dict[str, tuple[WeightFile, str]]:
     return {key: place for part in model_parts(path) for key, place in _open(part).items()}
 
 
-def _open(part: Part) -> dict[str, tuple[WeightFile, str]]:
+def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
     """Open file and key in it of every tensor, by its key with component."""
     tensors = {}
     for path in part.files:

@@ -18,7 +18,7 @@ _TEXT_STEM, _TEXT_FLAX = "model", "flax_model.msgpack"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Files that hold one component, or several.
 
     Attributes:
@@ -32,7 +32,7 @@ class Part:
     files: tuple[Path, ...]
 
 
-def model_parts(path: Path) -> list[Part]:
+def model_parts(path: Path) -> list[ModelPart]:
     """The files of a base model: the UNet's first, then those of text encoders beside it.
 
     Args:
@@ -46,7 +46,7 @@ def model_parts(path: Path) -> list[Part]:
     """
     if path.is_file():
         kind = "msgpack" if path.suffix == ".msgpack" else "safetensors"
-        return [Part("", kind, (path,))]
+        return [ModelPart("", kind, (path,))]
     is_pipeline = (path / "unet").is_dir()
     folder = path / "unet" if is_pipeline else path
     unet = _component(folder, "unet.", _UNET_STEM, _UNET_FLAX)
@@ -56,7 +56,7 @@ def model_parts(path: Path) -> list[Part]:
     return [unet, *(_text_encoders(path) if is_pipeline else ())]
 
 
-def component_part(pipeline: Path, name: str) -> Part | None:
+def component_part(pipeline: Path, name: str) -> ModelPart | None:
     """The files of a text encoder or of the VAE, keys as they are; None where there are none.
 
     Args:
@@ -68,7 +68,7 @@ def component_part(pipeline: Path, name: str) -> Part | None:
     return _component(folder, "", stem, flax) if folder.is_dir() else None
 
 
-def _text_encoders(pipeline: Path) -> Iterator[Part]:
+def _text_encoders(pipeline: Path) -> Iterator[ModelPart]:
     for name in COMPONENTS:
         folder = pipeline / name
         part = _component(folder, f"{name}.", _TEXT_STEM, _TEXT_FLAX) if folder.is_dir() else None
@@ -76,14 +76,14 @@ def _text_encoders(pipeline: Path) -> Iterator[Part]:
             yield part
 
 
-def _component(folder: Path, component: str, stem: str, flax: str) -> Part | None:
+def _component(folder: Path, component: str, stem: str, flax: str) -> ModelPart | None:
     files = _safetensors(folder, stem)
     if files is not None:
-        return Part(component, "safetensors", files)
+        return ModelPart(component, "safetensors", files)
     if (folder / flax).is_file():
-        return Part(component, "msgpack", (folder / flax,))
+        return ModelPart(component, "msgpack", (folder / flax,))
     item = orbax_item(folder)
-    return Part(component, "orbax", (item,)) if item is not None else None
+    return ModelPart(component, "orbax", (item,)) if item is not None else None
 
 
 def _safetensors(folder: Path, stem: str) -> tuple[Path, ...] | None:

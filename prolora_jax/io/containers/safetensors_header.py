@@ -47,7 +47,7 @@ class BadHeader(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """What a header says of one tensor; `start` and `end` count from the first tensor byte."""
 
     dtype: str
@@ -57,7 +57,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Header:
+class SafetensorsHeader:
     """A header that was checked.
 
     Attributes:
@@ -66,12 +66,12 @@ class Header:
         body: where in the file the first tensor byte is.
     """
 
-    tensors: Mapping[str, Entry]
+    tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
     body: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header of a file.
 
     Args:
@@ -91,7 +91,7 @@ def read_header(path: Path) -> Header:
         reason = " ".join(str(failure).split())
         raise BadHeader(Refusal.NOT_SAFETENSORS, _unreadable(reason)) from failure
     _require_size(tensors, size, 8 + len(raw))
-    return Header(dict(sorted(tensors.items())), metadata, 8 + len(raw))
+    return SafetensorsHeader(dict(sorted(tensors.items())), metadata, 8 + len(raw))
 
 
 def table_digest(path: Path) -> tuple[str, dict[str, str]]:
@@ -190,8 +190,8 @@ class _Text:
         return _PAIRS.decode(found[0])
 
 
-def _parse(text: _Text) -> tuple[dict[str, Entry], dict[str, str]]:
-    tensors: dict[str, Entry] = {}
+def _parse(text: _Text) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] | None = None
     for name in text.members():
         if name in tensors or (name == METADATA and metadata is not None):
@@ -225,7 +225,7 @@ def _strings(text: _Text) -> dict[str, str]:
     return strings
 
 
-def _entry(pairs: list[tuple[str, Any]], name: str) -> Entry:
+def _entry(pairs: list[tuple[str, Any]], name: str) -> TensorEntry:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise _twice(f"a field of {name}")
@@ -242,14 +242,14 @@ def _entry(pairs: list[tuple[str, Any]], name: str) -> Entry:
             f"tensor {name} with {len(shape)} axes, the longest of {max(shape)}; at most "
             f"{MAX_AXES} of {MAX_AXIS} are read"
         )
-    return Entry(dtype, tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _is_count(number: object) -> bool:
     return type(number) is int and number >= 0  # not isinstance: True is an int, too
 
 
-def _require_size(tensors: Mapping[str, Entry], size: int, body: int) -> None:
+def _require_size(tensors: Mapping[str, TensorEntry], size: int, body: int) -> None:
     for name, entry in tensors.items():
         if entry.end < entry.start:
             found = _unreadable(f"tensor {name} ends before its start")

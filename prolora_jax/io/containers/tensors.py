@@ -13,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
-from prolora_jax.io.containers.safetensors_header import BadHeader, Header, read_header
+from prolora_jax.io.containers.safetensors_header import BadHeader, SafetensorsHeader, read_header
 from prolora_jax.io.containers.signatures import signature
 from prolora_jax.io.containers.streamed import write_each
 
@@ -93,7 +93,7 @@ class TensorFile:
         self.keys: tuple[str, ...] = tuple(self._entries)
         self.metadata: dict[str, str] = dict(self._header.metadata)
 
-    def _read_header(self) -> Header:
+    def _read_header(self) -> SafetensorsHeader:
         try:
             return read_header(self.path)
         except BadHeader as failure:

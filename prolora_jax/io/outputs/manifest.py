@@ -44,7 +44,7 @@ class Proof(NamedTuple):
     output_stamp: str | None = None
 
 
-class Entry(NamedTuple):
+class ManifestRow(NamedTuple):
     """A record and its proof."""
 
     record: CatalogRecord
@@ -115,7 +115,7 @@ class Manifest:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def put(self, *entries: Entry) -> None:
+    def put(self, *entries: ManifestRow) -> None:
         """Add records, or replace those of the same inputs, in one transaction.
 
         Raises:
@@ -143,7 +143,7 @@ class Manifest:
         """Every record, sorted by input path."""
         return (entry.record for entry in self.entries())
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ManifestRow]:
         """Every record with its proof, sorted by input path."""
         names = ", ".join((*_COLUMNS, *Proof._fields))
         rows = self._read(f"SELECT {names} FROM records ORDER BY input")
@@ -185,7 +185,7 @@ def _connected(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS, check_same_thread=False)
 
 
-def _row(entry: Entry) -> tuple[Any, ...]:
+def _row(entry: ManifestRow) -> tuple[Any, ...]:
     values = []
     for name in _COLUMNS:
         value = getattr(entry.record, name)
@@ -193,11 +193,11 @@ def _row(entry: Entry) -> tuple[Any, ...]:
     return (*values, *entry.proof)
 
 
-def _entry(row: tuple[Any, ...]) -> Entry:
+def _entry(row: tuple[Any, ...]) -> ManifestRow:
     plain = dict(zip(_COLUMNS, row, strict=False))
     plain |= {name: json.loads(plain[name]) for name in _JSON}
     record = msgspec.convert(plain, CatalogRecord)
-    return Entry(record, Proof(*row[len(_COLUMNS) :]))
+    return ManifestRow(record, Proof(*row[len(_COLUMNS) :]))
 
 
 def export(records: Iterable[CatalogRecord], path: Path) -> None:
@@ -226,5 +226,5 @@ def _csv(records: Iterable[CatalogRecord]) -> str:
     writer = csv.writer(text)
     writer.writerow(_COLUMNS)
     for record in records:
-        writer.writerow(_row(Entry(record, Proof()))[: len(_COLUMNS)])
+        writer.writerow(_row(ManifestRow(record, Proof()))[: len(_COLUMNS)])
     return text.getvalue()

@@ -16,11 +16,11 @@ from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.containers.streamed import write_streamed
 from prolora_jax.io.containers.tensors import TensorFile
 from prolora_jax.io.stores.store_files import Keep, delete, mark_used, will_be_read
-from prolora_jax.method.operators import Form, ModuleOperators, Part, Side, SideOperator
+from prolora_jax.method.operators import Form, ModuleOperators, Side, SideOperator, Summand
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey, digest
 
 VERSION = 2
-"""Part of the file names: raise it when the numbers change, those of bases included."""
+"""Summand of the file names: raise it when the numbers change, those of bases included."""
 
 _OPERATORS = f".v{VERSION}.operators.safetensors"
 _COMPARISON = f".v{VERSION}.comparison.json"
@@ -178,7 +178,7 @@ def _side(file: TensorFile, name: str) -> Side:
     return Side(record.form, operator, record.still)
 
 
-def _rows(part: Part, form: Form, dim: int, measured: int) -> int:
+def _rows(part: Summand, form: Form, dim: int, measured: int) -> int:
     rows = {"first": form.first, "rest": measured - form.first, "all": measured, "block": dim}
     return rows[part.on]
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from prolora_jax.architectures.unet.table import Depths
-from prolora_jax.architectures.unet.table import UNetConfig as UNetTensors
+from prolora_jax.architectures.unet.table import Depths, UNetTensors
 from prolora_jax.errors import BaseModelError, Refusal
 
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}

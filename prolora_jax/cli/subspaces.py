@@ -1,4 +1,4 @@
-"""`prolora bases build | list | prune`."""
+"""`prolora subspaces build | list | prune`."""
 
 import math
 import sys
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from prolora_jax.io.base_models.checkpoint import BaseModel
 
 COMMON = Common()
-bases = App(name="bases", help_format="plaintext")
+subspaces = App(name="subspaces", help_format="plaintext")
 
 
-@bases.command
+@subspaces.command
 def build(
     *models: Path,
     modules: Literal["attn", "linear", "all"] = "attn",
@@ -25,7 +25,7 @@ def build(
     for_pair: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
-    """Compute and store the bases of base models ahead of time.
+    """Compute and store the subspaces of base models ahead of time.
 
     What is stored already is not computed again; a run that was killed goes on where it was.
 
@@ -41,10 +41,10 @@ def build(
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io.base_models.checkpoint import load_base_model
     from prolora_jax.plans.options import basis_rule
-    from prolora_jax.subspaces.compute import compute_bases
+    from prolora_jax.subspaces.compute import compute_subspaces
 
     if not models:
-        raise UsageError("bases build needs at least one base model", code=Refusal.BAD_OPTION)
+        raise UsageError("subspaces build needs at least one base model", code=Refusal.BAD_OPTION)
     if for_pair and len(models) != 2:
         raise UsageError(
             f"--for-pair: expected two base models, source and target; found {len(models)}",
@@ -59,7 +59,7 @@ def build(
     for location, model, known in zip(models, loaded, usable, strict=True):
         paths = [path for path in known if model.spec.modules[path].kind_is(modules)]
         with reporter.shown():
-            done = compute_bases(model, paths, store, rule, reporter, common.processes)
+            done = compute_subspaces(model, paths, store, rule, reporter, common.processes)
         results.append({"model": model.location, "modules": len(paths), "computed": done})
         if not common.json:
             found = len(paths) - done
@@ -78,7 +78,7 @@ def _usable(source: "BaseModel", target: "BaseModel") -> tuple[Collection[str], 
     return dict.fromkeys(pairs.values()), pairs
 
 
-@bases.command(name="list")
+@subspaces.command(name="list")
 def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
     """What the store holds: bases by shape of the weight, operators by arm and shape, comparisons.
 
@@ -98,7 +98,7 @@ def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
     return 0
 
 
-@bases.command
+@subspaces.command
 def prune(
     *,
     keep: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
