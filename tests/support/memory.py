@@ -5,6 +5,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,11 +59,11 @@ class PeakMemory:
         self.peaks: dict[str, int] = {}
 
     @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: pytest.Item) -> None:
+    def pytest_testnodedown(self, node: Any) -> None:
         """A worker of xdist has ended and left its peak (`pytest_sessionfinish`, in the worker)."""
         output = getattr(node, "workeroutput", {})
         if "peak" in output:
-            self.peaks[output["workerid"]] = output["peak"]
+            self.peaks[node.workerinput["workerid"]] = output["peak"]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
