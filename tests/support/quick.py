@@ -30,14 +30,20 @@ QUICK = (
     "method/test_encoding.py",
     "method/test_operators.py",
     "method/test_singular.py",
-    "migration/test_migrate.py",
+    "migration/test_migrate.py::test_gate_and_reasons",
     "nets/test_unet_config.py",
     "plans/test_options.py",
     "plans/test_plan.py",
-    "subspaces/test_subspaces.py",
+    "subspaces/test_subspaces.py::test_damaged_file_is_computed_again",
+    "subspaces/test_subspaces.py::test_more_columns_are_computed_when_a_rule_needs_them",
+    "subspaces/test_subspaces.py::test_prune_touches_only_what_is_the_stores",
+    "subspaces/test_subspaces.py::test_store_of_nothing",
     "verification/test_dense.py",
 )
-NOT_QUICK = ()
+NOT_QUICK = (
+    "adapters/test_conversions.py",
+    "adapters/test_licences.py::test_any_document_can_be_looked_at",
+)
 """What takes long among them."""
 
 
