@@ -1,8 +1,8 @@
-"""One BLAS thread per process: on shared cores several of them are many times slower."""
+"""How every test runs: one BLAS thread per process, strict JAX, bounded memory; which are quick."""
 
 import os
 
-# Before NumPy, torch or JAX is imported by any test.
+# Several BLAS threads on shared cores are many times slower. Before any import of NumPy or JAX.
 for _library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
@@ -10,8 +10,35 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 # other for ever (jaxlib 0.10.2 on 2 cores).
 os.environ.setdefault("NPROC", "16")
 
+from pathlib import Path  # noqa: E402
+
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from memory import PeakMemory, memory_given_back  # noqa: E402
+from quick import has_quick, is_quick  # noqa: E402
+
+__all__ = ["memory_given_back"]  # a fixture of every file
 
 # Silent broadcasting between ranks and silent changes of dtype are mistakes in this package.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+TESTS = Path(__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PeakMemory(), "peak-memory")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m quick` does not even import other files: torch and diffusers take long."""
+    if config.getoption("markexpr") != "quick" or not collection_path.match("test_*.py"):
+        return None
+    return not has_quick(collection_path.relative_to(TESTS).as_posix()) or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_quick(f"{item.path.relative_to(TESTS).as_posix()}::{item.name}"):
+            item.add_marker("quick")

@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from patience import UNTIL_HUNG
 from small_adapters import write
 from toy_pair import ToyFiles, make_files
 
@@ -188,8 +189,11 @@ def test_a_disk_that_takes_no_more_of_the_manifest(
     assert run_catalog(job(folder), pair).by_state == {"refused": 40, "migrated": 3}
 
 
+# A background job of a script starts with interrupts ignored, and so do its children (as under
+# `nohup`, where the program has to go on): this one takes them as from a terminal.
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from prolora_jax.cli.main import main
 from prolora_jax.io.outputs.manifest import Manifest
 put, sent = Manifest.put, []
@@ -211,7 +215,7 @@ def test_an_interrupt_ends_cleanly(folder: Path, toys: ToyFiles, store: Path, pa
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=UNTIL_HUNG,
     )
     out = folder.parent / "out"
     assert done.returncode == 130, done.stderr

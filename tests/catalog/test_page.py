@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from patience import UNTIL_HUNG
 from small_adapters import write
 from toy_pair import make_files
 
@@ -246,7 +247,7 @@ def browse(page: Path, view: str, what: str = "--dump-dom") -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=UNTIL_HUNG,
     )
     assert "CONSOLE" not in done.stderr, done.stderr
     return done.stdout

@@ -10,7 +10,7 @@ import pytest
 
 from prolora_jax.engines.prefetch import prefetch
 
-PATIENCE = 5.0  # seconds; only a failing test waits for them
+PATIENCE = 60.0  # seconds; only a failing test waits for them
 
 
 class Counted:

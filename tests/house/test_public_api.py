@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import UNTIL_HUNG
+
 import prolora_jax
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +36,7 @@ NAMES_TOWER = [
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     # A process of its own: in this one pytest and its plug-ins have imported jax long ago.
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=UNTIL_HUNG, cwd=ROOT
     )
 
 

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import UNTIL_HUNG
+
 from prolora_jax.method.operators import METHODS
 
 SHARE = 1e-6  # of ||dW||: float32 sums in another order
@@ -28,7 +30,7 @@ def test_adapters_over_eight_devices():
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=UNTIL_HUNG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

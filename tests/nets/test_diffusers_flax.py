@@ -18,6 +18,7 @@ import torch
 import unets
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from numpy.testing import assert_allclose
+from patience import UNTIL_HUNG
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
@@ -152,7 +153,7 @@ assert not [name for name in os.environ if name.endswith("_VERBOSITY")]
 """
     env = {name: text for name, text in os.environ.items() if not name.endswith("_VERBOSITY")}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=env
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=UNTIL_HUNG, env=env
     )
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stdout + done.stderr

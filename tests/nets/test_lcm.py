@@ -16,6 +16,7 @@ import unets
 from diffusers.pipelines.stable_diffusion import pipeline_flax_stable_diffusion as stock
 from diffusers.schedulers import scheduling_lcm
 from numpy.testing import assert_allclose, assert_array_equal
+from patience import UNTIL_HUNG
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.nets.sampling.lcm import LCMScheduler, LCMState
@@ -198,4 +199,4 @@ for keys in (key, jax.random.split(key, 4)):
 def test_sharded_over_pictures_and_without_torch():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     program = [sys.executable, "-c", SHARDED]
-    subprocess.run(program, env={**os.environ, **flags}, check=True, timeout=120)
+    subprocess.run(program, env={**os.environ, **flags}, check=True, timeout=UNTIL_HUNG)

@@ -14,6 +14,7 @@ import pytest
 import sharded_pictures
 import tiny_pipelines
 import unets
+from patience import UNTIL_HUNG
 from tiny_pipelines import PROMPTS
 
 SCRIPT = Path(sharded_pictures.__file__)
@@ -39,7 +40,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=UNTIL_HUNG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

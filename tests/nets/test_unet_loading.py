@@ -16,6 +16,7 @@ import pytest
 import unets
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from numpy.testing import assert_allclose, assert_array_equal
+from patience import UNTIL_HUNG
 
 import prolora_jax as pl
 from prolora_jax.architectures.flax_trees import leaves, nested, unet_from_flax, unet_to_flax
@@ -165,7 +166,9 @@ assert "flax" not in sys.modules
 net, params = pl.load_unet({str(folder)!r}, dtype="bfloat16")
 assert params["conv_in"]["bias"].dtype == "bfloat16" == net.dtype
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=UNTIL_HUNG
+    )
     assert done.returncode == 0, done.stderr
 
 

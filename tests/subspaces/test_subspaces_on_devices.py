@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from patience import UNTIL_HUNG
 from sharded_bases import model_of_many_shapes, spectra
 
 from prolora_jax.errors import BaseModelError
@@ -72,7 +73,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=UNTIL_HUNG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
