@@ -109,6 +109,7 @@ def test_links_lead_somewhere(page: str):
     assert gone == []
 
 
-def test_readme_leads_to_every_page():
-    linked = set(LINK.findall((ROOT / "README.md").read_text()))
-    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - linked == set()
+def test_readme_names_every_page():
+    readme = (ROOT / "README.md").read_text()
+    pages = [f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")]
+    assert [page for page in pages if page not in readme] == []
