@@ -104,7 +104,7 @@ def settings(rows: Sequence[Row], method: str) -> str:
         rows: results.
         method: the arm that rule 2 made the default.
     """
-    parts = ["### Rule 3: rank of the bases\n\nMean share on relatives, without gate."]
+    parts = ["### Rule 3: rank of the subspaces\n\nMean share on relatives, without gate."]
     lines = ["| rule | " + " | ".join(METHODS) + " |", "|---" * (len(METHODS) + 1) + "|"]
     means = {
         m: verdicts.best_setting(rows, {r: open_arm(m, r) for r in RULES}, PRESENT_RULE)
@@ -116,7 +116,7 @@ def settings(rows: Sequence[Row], method: str) -> str:
     ]
     lines.append("| by the rule | " + " | ".join(means[m][0] for m in METHODS) + " |")
     parts.append("\n".join(lines))
-    parts.append("One common k for a pair, or each base its own (`--pair-rank`).")
+    parts.append("One common k for a pair, or each base model its own (`--pair-rank`).")
     lines = ["| arm | own - max, on relatives |", "|---|---|"]
     for arm in ("prolora", "prolora-full"):
         change = verdicts.difference(
