@@ -30,10 +30,6 @@ class Matching:
     alignments: tuple[Alignment, ...] = ()
     matched_by: MatchedBy = "name"
 
-    def weak_slots(self) -> frozenset[str]:
-        """Places whose alignment is flagged `weak-match` (see `Alignment.slot`)."""
-        return frozenset(a.slot for a in self.alignments if a.weak)
-
     def is_weak(self, path: str) -> bool:
         """Whether a target module's source hangs on an alignment that is flagged."""
         return any(_hangs_on(path, alignment) for alignment in self.alignments if alignment.weak)
