@@ -35,7 +35,7 @@ from prolora_jax.migration.many import Writing, energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import make_plan
 from prolora_jax.plans.catalog_record import CatalogRecord, Verdict
-from prolora_jax.plans.options import MigrationOptions, output_rank
+from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     Action,
     MigrationPlan,
@@ -257,16 +257,13 @@ def outcome_fields(
 def predicted_size(adapter: Adapter, plan: MigrationPlan) -> int:
     """Bytes of the output, as far as they can be told: ranks that `energy=` cuts are not known."""
     options = plan.options
-    kind, value = output_rank(options.rank)
     modules = {module.path: module for module in adapter.modules}
     total = 0
     for step in plan.steps:
         module = modules[step.source_path]
         out, width = module.up.shape[0], module.down.size // module.rank
         twice = step.action is Action.PROJECT and options.method == "prolora"
-        rank = module.rank * (2 if twice and kind != "source" else 1)
-        if kind == "rank" and value is not None:
-            rank = min(rank, int(value))
+        rank = options.output_rank.at_most(module.rank * (2 if twice else 1), module.rank)
         dtype = module.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
         total += min(rank, out, width) * (out + width) * dtype.itemsize + _HEADER_BYTES
     return total

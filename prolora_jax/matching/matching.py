@@ -60,8 +60,8 @@ def match_modules(
     """Match every target module that has a source module.
 
     Args:
-        source: modules of the source base.
-        target: modules of the target base.
+        source: modules of the source base model.
+        target: modules of the target base model.
         evidence: how alike modules are; asked only where shapes and order leave a choice.
         mode: `name`; `block` (alignment); `module` (for each target module the source module of
             its role and shape with the best score, not one-to-one); or `auto`: `name` when both

@@ -1,4 +1,4 @@
-"""Subspace similarity of two bases, corrected for chance (method.md 2)."""
+"""Subspace similarity of two weights, corrected for chance (method.md 2)."""
 
 from typing import NamedTuple
 
