@@ -80,5 +80,21 @@ def test_columns_to_keep(wanted: OutputRank, expected: int):
     assert wanted.columns(sigma, rank_in=3) == expected
 
 
+@pytest.mark.parametrize(
+    ("wanted", "most", "met"),
+    [
+        (OutputRank("exact"), 8, True),
+        (OutputRank("source"), 4, False),
+        (OutputRank("rank", 6), 6, False),
+        (OutputRank("rank", 9), 8, False),
+        (OutputRank("energy", 0.9), 8, False),
+    ],
+)
+def test_what_a_rank_asks_of_factors_of_twice_the_inputs(wanted: OutputRank, most: int, met: bool):
+    assert wanted.at_most(8, rank_in=4) == most
+    assert wanted.is_met_by(8, rank_in=4) is met
+    assert wanted.is_met_by(4, rank_in=4) is (wanted.kind in ("exact", "source"))
+
+
 def test_update_norm():
     assert encoding.update_norm(factors()) == pytest.approx(np.linalg.norm(dense(factors())))
