@@ -22,13 +22,6 @@ def weight_to_matrix(weight: Shaped[np.ndarray, "out ..."]) -> Shaped[np.ndarray
     return weight.reshape(weight.shape[0], -1)
 
 
-def matrix_to_weight(
-    matrix: Shaped[np.ndarray, "out width"], weight_shape: tuple[int, ...]
-) -> Shaped[np.ndarray, "out ..."]:
-    """Inverse of `weight_to_matrix` for a weight of shape `weight_shape`."""
-    return matrix.reshape(weight_shape)
-
-
 def down_to_matrix(down: Shaped[np.ndarray, "rank ..."]) -> Shaped[np.ndarray, "rank width"]:
     """The down factor `(rank, in)` or `(rank, in, kh, kw)` as `(rank, in * kh * kw)`."""
     return down.reshape(down.shape[0], -1)

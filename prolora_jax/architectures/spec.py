@@ -88,11 +88,6 @@ class BaseModelSpec:
         """Path by place in a Flax tree, `unet/down_blocks_1/attentions_0/proj_in`."""
         return {flax_path(path): path for path in self.modules}
 
-    @cached_property
-    def by_ldm_name(self) -> Mapping[str, str]:
-        """Path by dotted LDM name, `input_blocks.4.1.proj_in`; the UNet's only."""
-        return {name: path for path, name in self._ldm.items()}
-
     def diffusers_flat(self, path: str) -> str:
         """`down_blocks_1_attentions_0_proj_in` for `unet.down_blocks.1.attentions.0.proj_in`."""
         return flat(path.removeprefix(UNET))

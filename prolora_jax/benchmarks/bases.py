@@ -36,13 +36,13 @@ from prolora_jax.benchmarks import baselines, environment, peaks
 from prolora_jax.benchmarks.cores import all_cores, pin, progress, unpin
 from prolora_jax.benchmarks.targets import at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio, total
-from prolora_jax.method.basis import STORED_ENERGY, compute_basis
+from prolora_jax.method.basis import STORED, compute_basis
 
 Shape = tuple[int, int]
 
 SOURCE, TARGET = "sdxl", "ssd-1b"
 CUTS = (0.8, 0.9)
-"""Shares of the energy at which projectors are cut to be compared; both below `STORED_ENERGY`."""
+"""Shares of the energy at which projectors are cut to be compared; both below that of `STORED`."""
 TIMED = ("gaussian", "decaying")
 DEGENERATE_GAP = 1e-5
 
@@ -181,7 +181,7 @@ def _of_shape(shape: Shape, kind: str, rounds: int) -> ShapeResult:
     tensor = torch.from_numpy(weight)
     samples = interleaved(
         {
-            "ours": lambda: compute_basis(weight, ("energy", STORED_ENERGY)),
+            "ours": lambda: compute_basis(weight, STORED),
             "torch": lambda: torch.linalg.svd(tensor, full_matrices=False),
         },
         rounds,
@@ -196,7 +196,7 @@ def _of_shape(shape: Shape, kind: str, rounds: int) -> ShapeResult:
 def _errors(weight: np.ndarray) -> dict[str, float]:
     """Largest projector error of ours and of the baseline, over cuts and sides."""
     u, s, vh = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
-    basis = compute_basis(weight, ("energy", STORED_ENERGY))
+    basis = compute_basis(weight, STORED)
     left, _, right_h = baselines.library().linalg.svd(
         baselines.library().from_numpy(weight), full_matrices=False
     )

@@ -36,6 +36,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.inputs import expand
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.migration.execute import move_all
 from prolora_jax.migration.many import (
     FileJob,
@@ -191,15 +192,15 @@ def _timed(run: Callable[[], object]) -> dict[str, float]:
 
 def _floor_flops(prepared: Sequence[Prepared], pair: BasePair) -> float:
     """Multiplications and additions that the prepared matrices need, for ranks as they are."""
-    matrices: dict[tuple[str, str], int] = {}
+    matrices: dict[ModulePair, int] = {}
     total = 0.0
     for item in prepared:
         for step in item.plan.steps:
             if step.action is Action.COPY or step.source_path not in item.work.modules:
                 continue
-            key = step.path, step.source_path
+            key = ModulePair(step.source_path, step.path)
             if key not in matrices:
-                sides = (side.operator for side in pair.operators(*key, OPTIONS))
+                sides = (side.operator for side in pair.operators(key, OPTIONS))
                 matrices[key] = sum(
                     side.analysis.size + sum(x.size for x in side.synthesis) for side in sides
                 )

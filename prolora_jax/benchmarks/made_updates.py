@@ -85,7 +85,7 @@ class _OneModule(BasePair):
     def prepare_operators(self, pairs, options, progress=None) -> None:
         """Has them."""
 
-    def operators(self, path, source_path, options) -> ModuleOperators:
+    def operators(self, pair, options) -> ModuleOperators:
         """The operators."""
         return self._operators
 

@@ -11,7 +11,7 @@ from prolora_jax.benchmarks.baselines import cut_by_qr
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_updates import Shape, Updates, made_module
 from prolora_jax.benchmarks.timing import interleaved, ratio
-from prolora_jax.method.projection import gram, store
+from prolora_jax.method.projection import gram, to_file_factors
 from prolora_jax.method.singular import gauge, union
 
 DECADES = 4
@@ -84,7 +84,7 @@ def compressed(left: Parts, right: Parts, rank: int) -> tuple[np.ndarray, np.nda
         up_grams, down_grams = jax.device_get((_grams(left), _grams(right)))
     form = union([gauge(up, down) for up, down in zip(up_grams, down_grams, strict=True)])
     mixing = tuple(jnp.asarray(m[:, :rank], jnp.float32) for m in (form.up, form.down))
-    stored = store(left, right, (mixing[0], mixing[1]), jnp.ones(len(left[0])), "float32")
+    stored = to_file_factors(left, right, (mixing[0], mixing[1]), jnp.ones(len(left[0])), "float32")
     up, down = jax.device_get((stored.up, stored.down))
     return up, down
 

@@ -1,6 +1,7 @@
 """Thousands of adapter files: scanned, migrated, checked, shown.
 
 page/: The page about a catalog: one HTML file, nothing from the network.
+outlook.py: What would become of all files that have one table of tensors.
 scan.py: What would become of each file of a catalog, from headers: verdicts before any work.
 run.py: One run over the scanned files of a catalog: what is unfinished, done, and noted.
 catalog.py: A catalog: scanned, what is unfinished migrated.

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prolora_jax.catalog.scan import Scanned, duplicates, outcome_fields
+from prolora_jax.catalog.outlook import Moving, Tally
+from prolora_jax.catalog.scan import Scanned, duplicates
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.files import load_adapter
@@ -148,7 +149,7 @@ class CatalogRun:
             code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
             return ManifestRow(_failed(record, code, str(outcome.error)), self._proof(one))
         moved = [
-            (
+            Moving(
                 m.source_path,
                 None if m.phi_left is None or m.phi_right is None else (m.phi_left, m.phi_right),
                 m.flags,
@@ -157,8 +158,7 @@ class CatalogRun:
         ]
         now = stamp(outcome.job.output)
         record = replace(
-            record,
-            **outcome_fields(moved, report.skipped, report.flags),  # pyright: ignore[reportArgumentType]
+            Tally.of(moved, report.skipped, report.flags).on(record),
             state="migrated",
             energy_in=outcome.energy[0],
             energy_moved=outcome.energy[1],

@@ -74,11 +74,11 @@ class Aligner:
         return found
 
     def _slot_pairs(self, source: Slot, target: Slot, keep: bool = False) -> dict[str, str]:
-        found = dict(self._role_pairs(source.own, target.own))
+        found = self._role_pairs(source.own, target.own)
         s, t = list(source.blocks.values()), list(target.blocks.values())
         if s and t:
             fitting = _table(s, t, self._fit)
-            pairs, margin = self._choose(fitting, s, t, self._block_pairs)
+            pairs, margin = self._choose(fitting, s, t, self._role_pairs)
             if keep:
                 numbers = list(source.blocks), list(target.blocks)
                 self._note("blocks", target.path, numbers, pairs, margin, source.path)
@@ -86,17 +86,16 @@ class Aligner:
                 found |= self._role_pairs(s[i], t[j])
         return found
 
-    def _block_pairs(self, source: Roles, target: Roles) -> dict[str, str]:
-        return dict(self._role_pairs(source, target))
-
-    def _role_pairs(self, source: Roles, target: Roles) -> Iterator[tuple[str, str]]:
-        """(target path, source path) of the modules with one role and shape."""
-        for role, path in target.items():
-            if role in source and self._shapes[0][source[role]] == self._shapes[1][path]:
-                yield path, source[role]
+    def _role_pairs(self, source: Roles, target: Roles) -> dict[str, str]:
+        """Source path by target path of the modules with one role and shape."""
+        return {
+            path: source[role]
+            for role, path in target.items()
+            if role in source and self._shapes[0][source[role]] == self._shapes[1][path]
+        }
 
     def _fit(self, source: Roles, target: Roles) -> int:
-        return sum(1 for _ in self._role_pairs(source, target))
+        return len(self._role_pairs(source, target))
 
     def _slot_fit(self, source: Slot, target: Slot) -> int:
         # Blocks count once: how many there are is a matter of depth, not of shape.

@@ -30,10 +30,6 @@ class Matching:
     alignments: tuple[Alignment, ...] = ()
     matched_by: MatchedBy = "name"
 
-    def weak_slots(self) -> frozenset[str]:
-        """Places whose alignment is flagged `weak-match` (see `Alignment.slot`)."""
-        return frozenset(a.slot for a in self.alignments if a.weak)
-
     def is_weak(self, path: str) -> bool:
         """Whether a target module's source hangs on an alignment that is flagged."""
         return any(_hangs_on(path, alignment) for alignment in self.alignments if alignment.weak)
@@ -64,8 +60,8 @@ def match_modules(
     """Match every target module that has a source module.
 
     Args:
-        source: modules of the source base.
-        target: modules of the target base.
+        source: modules of the source base model.
+        target: modules of the target base model.
         evidence: how alike modules are; asked only where shapes and order leave a choice.
         mode: `name`; `block` (alignment); `module` (for each target module the source module of
             its role and shape with the best score, not one-to-one); or `auto`: `name` when both

@@ -1,7 +1,7 @@
 """The mathematics of docs/method.md as code: arrays go in, arrays come out.
 
 decomposition.py: Singular value decomposition of one weight on the host: LAPACK, float64, no JAX.
-basis.py: Bases of a weight: its leading singular vectors, and how many of them to retain.
+basis.py: The basis of a weight: its leading singular vectors, and how many of them to retain.
 encoding.py: From projected factors to what a file holds: rank, scale, dtype.
 energies.py: Norms of updates before and after a method, from Gram matrices.
 linalg.py: Products on the device: the only place that calls a matmul for the method.
@@ -9,7 +9,7 @@ decomposition_on_devices.py: The same on devices: many weights of one shape, or 
 operators.py: The methods as prepared matrices, one set per side of a module.
 prepared.py: Where prepared operators are kept, and what they depend on.
 projection.py: Prepared methods applied on the device, to rank columns of many adapters.
-similarity.py: Subspace similarity of two bases, corrected for chance (method.md 2).
+similarity.py: Subspace similarity of two weights, corrected for chance (method.md 2).
 singular.py: Singular form of low-rank updates, from rank x rank Gram matrices.
 
 Never: jax (but in linalg, projection, decomposition_on_devices), files.

@@ -1,11 +1,10 @@
-"""Bases of a weight: its leading singular vectors, and how many of them to retain.
+"""The basis of a weight: its leading singular vectors, and how many of them to retain.
 
-Three different ranks have three different functions: `numerical_rank`, `effective_rank` and
-`stable_rank`. The retained rank `k` of the method comes from `choose_rank`.
+The retained rank `k` of the method comes from a `BasisRule`; `numerical_rank` is one of the rules.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -18,11 +17,49 @@ NUMERICAL_TOLERANCE = 1e-6
 HALF_ROUNDING = 2.0**-10 / math.sqrt(12.0)
 """Standard deviation of float16's rounding error over the size of the number, at most."""
 
-STORED_ENERGY = 0.95
-"""Share of the squared norm that the stored columns of the long side hold by default."""
 
-Rule = tuple[str, float | None]
-"""("energy", e), ("rank", k), ("fraction", f) or ("numerical", None)."""
+class BasisRule(NamedTuple):
+    """How many singular vectors of a weight are retained (method.md 1).
+
+    Attributes:
+        kind: `energy`: the smallest k with sum_{i<=k} s_i^2 >= value * sum s_i^2; `rank`: `value`
+            of them; `fraction`: this share of `min(out, in)`, rounded, at least 1; `numerical`:
+            as many as `numerical_rank` counts.
+        value: None for `numerical`.
+    """
+
+    kind: Literal["energy", "rank", "fraction", "numerical"]
+    value: float | None = None
+
+    def retained(self, s: Float[np.ndarray, " n"]) -> int:
+        """The retained rank k for singular values `s`.
+
+        Args:
+            s: singular values, descending, all `min(out, in)` of them.
+
+        Returns:
+            k in `0..min(out, in)`; 0 for a zero matrix under `energy` and `numerical`.
+
+        Raises:
+            ValueError: when the kind is unknown.
+        """
+        n = len(s)
+        if self.kind == "numerical" or self.value is None:
+            return numerical_rank(s)
+        if self.kind == "energy":
+            cumulative = np.cumsum(np.square(s, dtype=np.float64))
+            if n == 0 or cumulative[-1] == 0.0:
+                return 0
+            return int(np.argmax(cumulative >= self.value * cumulative[-1])) + 1
+        if self.kind == "rank":
+            return min(int(self.value), n)
+        if self.kind == "fraction":
+            return min(max(round(self.value * n), 1), n)
+        raise ValueError(f"rank rule {self.kind!r}: expected energy, rank, fraction or numerical")
+
+
+STORED = BasisRule("energy", 0.95)
+"""What the stored columns of the long side hold by default."""
 
 
 class Extent(NamedTuple):
@@ -49,9 +86,7 @@ class Basis(NamedTuple):
         return Extent(self.s, min(self.u.shape[1], self.v.shape[1]))
 
 
-def compute_basis(
-    weight: Float[np.ndarray, "out in"], rule: Rule = ("energy", STORED_ENERGY)
-) -> Basis:
+def compute_basis(weight: Float[np.ndarray, "out in"], rule: BasisRule = STORED) -> Basis:
     """Decompose a weight in float64 and keep enough columns for `rule` (float32).
 
     Args:
@@ -61,38 +96,8 @@ def compute_basis(
     Returns:
         The basis. `s` stays float64: rank rules are decided on it.
     """
-    u, s, v = decompose(weight, lambda s: choose_rank(s, rule))
+    u, s, v = decompose(weight, rule.retained)
     return Basis(u.astype(np.float32, order="C"), s, v.astype(np.float32, order="C"))
-
-
-def choose_rank(s: Float[np.ndarray, " n"], rule: Rule) -> int:
-    """The rule's retained rank for singular values `s` (descending).
-
-    Args:
-        s: singular values, all `min(out, in)` of them.
-        rule: `energy=e`: smallest k with sum_{i<=k} s_i^2 >= e * sum s_i^2; `rank=k`;
-            `fraction=f` of `min(out, in)`, rounded, at least 1; `numerical`.
-
-    Returns:
-        k in `0..min(out, in)`; 0 for a zero matrix under `energy` and `numerical`.
-
-    Raises:
-        ValueError: when the rule's kind is unknown.
-    """
-    kind, value = rule
-    n = len(s)
-    if kind == "numerical" or value is None:
-        return numerical_rank(s)
-    if kind == "energy":
-        cumulative = np.cumsum(np.square(s, dtype=np.float64))
-        if n == 0 or cumulative[-1] == 0.0:
-            return 0
-        return int(np.argmax(cumulative >= value * cumulative[-1])) + 1
-    if kind == "rank":
-        return min(int(value), n)
-    if kind == "fraction":
-        return min(max(round(value * n), 1), n)
-    raise ValueError(f"rank rule {kind!r}: expected energy, rank, fraction or numerical")
 
 
 def common_rank(source: int, target: int, pair_rank: str) -> tuple[int, int]:
@@ -104,22 +109,6 @@ def common_rank(source: int, target: int, pair_rank: str) -> tuple[int, int]:
 def numerical_rank(s: Float[np.ndarray, " n"]) -> int:
     """Number of singular values above `NUMERICAL_TOLERANCE * s[0]`; 0 for a zero matrix."""
     return int(np.count_nonzero(s > NUMERICAL_TOLERANCE * s[0])) if len(s) else 0
-
-
-def effective_rank(s: Float[np.ndarray, " n"]) -> float:
-    """Exponential of the entropy of s / sum(s) (Roy & Vetterli 2007); 0 for a zero matrix."""
-    total = float(np.sum(s))
-    if total == 0.0:
-        return 0.0
-    share = np.asarray(s, dtype=np.float64)[s > 0] / total
-    return float(np.exp(-np.sum(share * np.log(share))))
-
-
-def stable_rank(s: Float[np.ndarray, " n"]) -> float:
-    """Squared Frobenius norm over squared spectral norm; 0 for a zero matrix."""
-    if len(s) == 0 or s[0] == 0.0:
-        return 0.0
-    return float(np.sum(np.square(s, dtype=np.float64)) / float(s[0]) ** 2)
 
 
 def cut_angle(s: Float[np.ndarray, " n"], k: int, shape: tuple[int, int]) -> float:

@@ -1,6 +1,6 @@
 """Singular value decomposition of one weight on the host: LAPACK, float64, no JAX.
 
-Kept apart from the device code so that a process that only computes bases does not load JAX.
+Kept apart from the device code so that a process that only computes subspaces does not load JAX.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ columns come back, also those that the route does not determine: who uses k of t
 
 The arithmetic is float64 where 64-bit types are enabled (`with jax.enable_x64(True)`: CPU, GPU),
 with the errors of `decomposition.gram_eigh`; the vectors are then rounded to float32, in which
-bases are stored. Without (TPU, which has no float64) it is float32 with products at HIGHEST
+subspaces are stored. Without (TPU, which has no float64) it is float32 with products at HIGHEST
 precision: the projector on the leading k columns is then off by 1e-5 (median) to 3e-3 (tall
 weights, worst) in 2-norm over the spectra of the project's measurements, by more where the gap at
 the cut is below 1e-5 of s_1, and a singular value s_i by about 6e-8 * s_1^2 / (2 s_i).

@@ -1,6 +1,6 @@
 """From projected factors to what a file holds: rank, scale, dtype (method.md 4). NumPy only."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -24,34 +24,48 @@ class HostFactors(NamedTuple):
         return self.down.shape[0]
 
 
-def drop_zero_columns(factors: HostFactors) -> HostFactors:
-    """Without the rank columns that are exactly zero on either side; at least one stays."""
-    used = np.flatnonzero(factors.up.any(axis=0) & factors.down.any(axis=1))
-    used = used if len(used) else np.array([0])
-    return HostFactors(factors.down[used], factors.up[:, used])
+class OutputRank(NamedTuple):
+    """Which rank an output module gets.
 
-
-def columns_for(sigma: np.ndarray, wanted: tuple[str, float | None], rank_in: int) -> int:
-    """How many columns of a singular form to keep.
-
-    Args:
-        sigma: singular values, descending.
-        wanted: from `options.output_rank`.
-        rank_in: rank of the input module, for `source`.
-
-    Returns:
-        At least 1 and at most `len(sigma)`.
+    Attributes:
+        kind: `exact`: what the method leaves; `source`: the input's; `rank`: at most `value`;
+            `energy`: the fewest columns that hold this share of the squared norm.
+        value: None for `exact` and `source`.
     """
-    kind, value = wanted
-    limit = len(sigma)
-    if kind == "energy" and value is not None:
-        cumulative = np.cumsum(np.square(sigma, dtype=np.float64))
-        limit = int(np.argmax(cumulative >= value * cumulative[-1])) + 1
-    elif kind == "source":
-        limit = rank_in
-    elif kind == "rank" and value is not None:
-        limit = int(value)
-    return max(1, min(limit, len(sigma)))
+
+    kind: Literal["exact", "source", "rank", "energy"]
+    value: float | None = None
+
+    def is_met_by(self, rank: int, rank_in: int) -> bool:
+        """Whether factors of `rank` stay as they are, without looking at their numbers.
+
+        Args:
+            rank: of the factors.
+            rank_in: of the input module.
+        """
+        return self.kind == "exact" or (self.kind == "source" and rank == rank_in)
+
+    def at_most(self, rank: int, rank_in: int) -> int:
+        """The largest rank that can come of factors of `rank`, whatever their numbers are."""
+        if self.kind == "source":
+            return min(rank_in, rank)
+        return min(int(self.value), rank) if self.kind == "rank" and self.value else rank
+
+    def columns(self, sigma: np.ndarray, rank_in: int) -> int:
+        """How many columns of a singular form to keep.
+
+        Args:
+            sigma: singular values, descending.
+            rank_in: rank of the input module, for `source`.
+
+        Returns:
+            At least 1 and at most `len(sigma)`.
+        """
+        limit = self.at_most(len(sigma), rank_in)
+        if self.kind == "energy" and self.value is not None:
+            cumulative = np.cumsum(np.square(sigma, dtype=np.float64))
+            limit = int(np.argmax(cumulative >= self.value * cumulative[-1])) + 1
+        return max(1, limit)
 
 
 def pad_rank(factors: HostFactors, rank: int) -> HostFactors:

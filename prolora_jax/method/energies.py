@@ -1,4 +1,4 @@
-"""Norms of updates before and after an arm, from the Gram matrices of both sides. NumPy only.
+"""Norms of updates before and after a method, from the Gram matrices of both sides. NumPy only.
 
 On the host, because a reduction on the device gives other bits in a batch of other size, and the
 norms decide scales: a file's numbers must not depend on its neighbours.
@@ -17,7 +17,7 @@ class SideGrams(NamedTuple):
     """One side of a batch.
 
     Attributes:
-        parts: one per summand of the arm.
+        parts: one per summand of the method.
         total: of the rank columns themselves.
         inside: of their projection onto the source's span.
     """
@@ -34,7 +34,7 @@ class Measured(NamedTuple):
         energies: of its four blocks under (P_s, Q_s), left side first: along-along, along-across,
             across-along, across-across. They add up to ||update||_F^2.
         before: of the update itself.
-        after: of what the arm made of it. Parts are orthogonal, so theirs add up.
+        after: of what the method made of it. Parts are orthogonal, so theirs add up.
     """
 
     energies: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]

@@ -1,7 +1,7 @@
-"""The arms of the method as prepared matrices, one set per side of a module (method.md 3).
+"""The methods as prepared matrices, one set per side of a module (method.md 3).
 
 A side is one axis: left the `out` axis with spans S = span(U_s), T = span(U_t), right the `in`
-axis with V_s, V_t. Projections P_s, P_t are onto S and T. Every arm is a linear map of rank
+axis with V_s, V_t. Projections P_s, P_t are onto S and T. Every one is a linear map of rank
 columns b, the same map on either side:
 
     along    P_t P_s b                      what lies in S, carried into T
@@ -62,7 +62,7 @@ class Span(NamedTuple):
 
 
 class Summand(NamedTuple):
-    """One summand of an arm: `[b +] synthesis y`.
+    """One summand of a method: `[b +] synthesis y`.
 
     Attributes:
         on: which measurements it takes: the `first` span's, the `rest`, `all` of them, or the
@@ -120,7 +120,7 @@ class ModuleOperators(NamedTuple):
 def effective_method(
     method: Method, k_source: int, k_target: int, shape: tuple[int, int]
 ) -> Method | None:
-    """The arm with the parts left out that are exactly zero for these ranks; None: all of it.
+    """The method with the parts left out that are exactly zero for these ranks; None: all of it.
 
     A span that is empty has no part along it; one that fills its space leaves none across. So
     on a wide module with k = out, `prolora` is `subspace` (method.md 6, law 2), and rank r is
@@ -146,10 +146,10 @@ def prepare_side(
     min_cos: float = ROTATION_MIN_COS,
     kind: FormKind | None = None,
 ) -> Side:
-    """Prepare one side of an arm, in float64.
+    """Prepare one side of a method, in float64.
 
     Args:
-        method: any arm but `copy`.
+        method: any but `copy`.
         source: span of the source's singular vectors of this axis.
         target: span of the target's; it may have another number of columns.
         min_cos: for `rotation`: principal pairs with a smaller cosine stay still, and so do the
@@ -160,7 +160,7 @@ def prepare_side(
         The form and its float32 matrices.
 
     Raises:
-        ValueError: the form does not exist for this arm, or needs a complement that is unknown.
+        ValueError: the form does not exist for this method, or needs a complement that is unknown.
     """
     candidates = [c for c in _candidates(method, source, target) if kind in (None, c.form.kind)]
     if not candidates:

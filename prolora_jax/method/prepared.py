@@ -42,10 +42,10 @@ class ComparisonKey(NamedTuple):
 
 
 class OperatorKey(NamedTuple):
-    """What operators depend on: the weights' fingerprints, the arm and the ranks.
+    """What operators depend on: the weights' fingerprints, the method and the ranks.
 
     Attributes:
-        min_cos: of `rotation`; None for every other arm, so that it does not tell them apart.
+        min_cos: of `rotation`; None for every other method, so that it does not tell them apart.
     """
 
     source: str

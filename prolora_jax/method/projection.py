@@ -1,4 +1,4 @@
-"""Prepared arms applied on the device (method.md 3): rank columns of many adapters at once.
+"""Prepared methods applied on the device (method.md 3): rank columns of many adapters at once.
 
 A projection is linear in the rank columns, and every column is on its own. So the columns of a
 whole batch of adapters are the rows of one block, `up.T` for the left side and `down` for the
@@ -22,7 +22,7 @@ class SideResult(NamedTuple):
     """One side of a batch.
 
     Attributes:
-        parts: `(adapters, rank, dim)` each: one per summand of the arm.
+        parts: `(adapters, rank, dim)` each: one per summand of the method.
         grams: Gram matrices that norms, block energies and the singular form are made of.
     """
 
@@ -57,7 +57,7 @@ def apply_side(
     rows: Float[Array, "adapters rank dim"],
     wide: bool = False,
 ) -> SideResult:
-    """One side of an arm on the rank columns of some adapters.
+    """One side of a method on the rank columns of some adapters.
 
     Args:
         form: how the operator is applied.
@@ -83,7 +83,7 @@ def apply_side(
     return SideResult(tuple(parts), SideGrams(grams, total, inside))
 
 
-class Stored(NamedTuple):
+class FileFactors(NamedTuple):
     """Factors of a batch as a file holds them.
 
     Attributes:
@@ -100,14 +100,14 @@ class Stored(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("dtype",))
-def store(
+def to_file_factors(
     left: tuple[Array, ...],
     right: tuple[Array, ...],
     gauge: tuple[Array, Array] | None,
     scale: Float[Array, " adapters"],
     dtype: str,
-) -> Stored:
-    """The sum of an arm's parts as a file's factors: singular form, scale, cast.
+) -> FileFactors:
+    """The sum of a method's parts as a file's factors: singular form, scale, cast.
 
     Before a cast to 16 bits each column's norms on both sides are brought within a factor of 2
     of each other, by powers of two, which rounds nothing (method.md 4).
@@ -125,9 +125,9 @@ def store(
     """
     if gauge is not None:
         left, right = ((_mixed(mix, rows),) for mix, rows in zip(gauge, (left, right), strict=True))
-    stored = [_one_stored(*part, scale, dtype) for part in zip(left, right, strict=True)]
+    stored = [_one_part(*part, scale, dtype) for part in zip(left, right, strict=True)]
     ups, downs, used, finite = zip(*stored, strict=True)
-    return Stored(
+    return FileFactors(
         jnp.concatenate(ups, axis=2),
         jnp.concatenate(downs, axis=1),
         jnp.concatenate(used, axis=1),
@@ -135,7 +135,7 @@ def store(
     )
 
 
-def _one_stored(up: Array, down: Array, scale: Array, dtype: str) -> Stored:
+def _one_part(up: Array, down: Array, scale: Array, dtype: str) -> FileFactors:
     """Rows of both sides, each row on its own. Whole parts are put together when they are small."""
     up = up * scale[:, None, None]
     up_norm, down_norm = (jnp.sum(jnp.square(rows), axis=2) for rows in (up, down))
@@ -149,7 +149,7 @@ def _one_stored(up: Array, down: Array, scale: Array, dtype: str) -> Stored:
         up, down = up * jnp.ldexp(one, power), down * jnp.ldexp(one, -power)
     up, down = up.astype(dtype), down.astype(dtype)
     finite = jnp.isfinite(up).all(axis=(1, 2)) & jnp.isfinite(down).all(axis=(1, 2))
-    return Stored(jnp.swapaxes(up, 1, 2), down, used, finite)
+    return FileFactors(jnp.swapaxes(up, 1, 2), down, used, finite)
 
 
 def _mixed(gauge: Array, parts: tuple[Array, ...]) -> Float[Array, "adapters columns dim"]:
@@ -158,7 +158,7 @@ def _mixed(gauge: Array, parts: tuple[Array, ...]) -> Float[Array, "adapters col
     for i, part in enumerate(parts):
         term = matmul(gauge[:, :, i * rank : (i + 1) * rank], part)
         total = term if total is None else total + term
-    assert total is not None  # an arm has a part
+    assert total is not None  # a method has a part
     return total
 
 

@@ -1,4 +1,4 @@
-"""Subspace similarity of two bases, corrected for chance (method.md 2)."""
+"""Subspace similarity of two weights, corrected for chance (method.md 2)."""
 
 from typing import NamedTuple
 
@@ -44,11 +44,3 @@ def side_similarity(
     # Columns are stored in float32, so that equal spans can give 1 + 1e-7.
     phi = min(float(np.sum(np.square(overlap))) / smaller, 1.0)
     return SideSimilarity(phi, larger / dim)
-
-
-def principal_cosines(
-    a: Float[np.ndarray, "dim k_a"], b: Float[np.ndarray, "dim k_b"]
-) -> Float[np.ndarray, " m"]:
-    """Cosines of the principal angles between two spans, descending, `m = min(k_a, k_b)`."""
-    overlap = np.asarray(b, np.float64).T @ np.asarray(a, np.float64)
-    return np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0)

@@ -1,7 +1,7 @@
 """How alike weights of two base models are: what `matching` decides on.
 
-Both kinds have the form that `matching.Evidence` asks for. Cosines need the weights alone;
-similarities need bases, and those of every pair that could be matched.
+Both kinds have the form that `levels.Evidence` asks for. Cosines need the weights alone;
+similarities need subspaces, and those of every pair that could be matched.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.matching.pairs import ModulePair
 
 ROW_BYTES = 512 * 2**20
 """Weights of the target held at a time; a role that has more is compared in several passes."""
@@ -17,11 +18,11 @@ ROW_BYTES = 512 * 2**20
 def cosines(
     source: BaseModel, target: BaseModel, sources: Sequence[str], targets: Sequence[str]
 ) -> np.ndarray:
-    """Dot products and squared norms of base weights, each weight as one long vector.
+    """Dot products and squared norms of weights, each weight as one long vector.
 
     Args:
-        source: the source base.
-        target: the target base.
+        source: the source base model.
+        target: the target base model.
         sources: module paths of one shape.
         targets: module paths of the same shape.
 
@@ -43,12 +44,12 @@ def cosines(
 
 
 def similarities(
-    value: Callable[[str, str], float], sources: Sequence[str], targets: Sequence[str]
-):
+    value: Callable[[ModulePair], float], sources: Sequence[str], targets: Sequence[str]
+) -> np.ndarray:
     """Evidence whose score is the mean of a value of single pairs.
 
     Args:
-        value: of (target path, source path).
+        value: of one pair.
         sources: module paths.
         targets: module paths.
 
@@ -58,5 +59,5 @@ def similarities(
     found = np.ones((len(sources), len(targets), 3))
     for i, source_path in enumerate(sources):
         for j, path in enumerate(targets):
-            found[i, j, 0] = value(path, source_path)
+            found[i, j, 0] = value(ModulePair(source_path, path))
     return found

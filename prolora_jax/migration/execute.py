@@ -1,12 +1,13 @@
 """Steps of plans on the device: the rank columns of many adapters as one block per module.
 
 The path of a module: factors from the host -> rows of a block, with the rows of other adapters of
-its rank class -> both sides of the arm (`projection.apply_side`) -> singular form where a rank
+its rank class -> both sides of the method (`projection.apply_side`) -> singular form where a rank
 was asked for -> back on the host, padding removed, rank cut, rescaled.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
 import jax
@@ -16,20 +17,20 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method import encoding
 from prolora_jax.method.encoding import DTYPES, HostFactors
 from prolora_jax.method.energies import measure
 from prolora_jax.method.operators import Method, ModuleOperators, effective_method
-from prolora_jax.method.projection import SideResult, apply_side, rows_of, store
+from prolora_jax.method.projection import SideResult, apply_side, rows_of, to_file_factors
 from prolora_jax.method.singular import gauge, singular_form, union
 from prolora_jax.migration.blocks import matrix_shape, rank_class, split_rows, stacked
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.plans.options import MigrationOptions, output_rank
+from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, MigrationPlan, PlanStep
 
 IN_FLIGHT = 3
 """Blocks that the device works on while the host prepares and collects others."""
-
 
 AHEAD = 2
 """Modules whose operators are asked for before their turn."""
@@ -46,7 +47,7 @@ class Moved(NamedTuple):
         norm_out: of the output's, before it is rounded to its dtype.
         kept: share of the projected update's squared norm that the chosen rank keeps.
         energies: shares of the input's squared norm in its four blocks; None for copies.
-        still: directions that `rotation` left still, (left, right); None for other arms.
+        still: directions that `rotation` left still, (left, right); None for other methods.
     """
 
     factors: HostFactors
@@ -59,16 +60,16 @@ class Moved(NamedTuple):
     still: tuple[int, int] | None = None
 
 
-class Work(NamedTuple):
+@dataclass
+class Work:
     """One adapter, resolved against the source's spec, and what is to be done with it.
 
     Attributes:
-        modules: the modules that the plan's steps need, by path; `move_all` takes them out, so
-            that a batch does not hold inputs and outputs at the same time.
+        modules: the modules that the plan's steps need, by path; none once they are taken.
         plan: for this pair.
     """
 
-    modules: dict[str, LoraModule]
+    modules: Mapping[str, LoraModule]
     plan: MigrationPlan
 
     @staticmethod
@@ -76,6 +77,15 @@ class Work(NamedTuple):
         """What the plan needs of an adapter."""
         needed = {step.source_path for step in plan.steps}
         return Work({m.path: m for m in adapter.modules if m.path in needed}, plan)
+
+    def take_modules(self) -> Mapping[str, LoraModule]:
+        """The modules, which this object then holds no longer.
+
+        Whoever takes them decides how long they live: a batch does not hold its inputs for as long
+        as somebody knows what was asked for.
+        """
+        taken, self.modules = self.modules, {}
+        return taken
 
 
 class _Job(NamedTuple):
@@ -106,10 +116,11 @@ def move_all(
     options: MigrationOptions,
     progress: Progress | None = None,
 ) -> list[Results]:
-    """New factors of some adapters, by target path; what an arm leaves nothing of is left out.
+    """New factors of some adapters, by target path; what a method leaves nothing of is left out.
 
     Args:
-        works: adapters and their plans, all made for this pair and these options.
+        works: adapters and their plans, all made for this pair and these options. Their modules
+            are taken, so that inputs and outputs are not all held at the same time.
         pair: source and target.
         options: the options of the plans.
         progress: called with ("projection", done, total); one module of one adapter counts 1.
@@ -118,19 +129,10 @@ def move_all(
         For each adapter one entry per step that has an update.
     """
     moved: list[Results] = [{} for _ in works]
-    groups: dict[tuple[str, str], list[_Job]] = {}
-    for owner, (modules, plan) in enumerate(works):
-        for step in plan.steps:
-            module = modules[step.source_path]
-            if step.action is Action.COPY:
-                moved[owner][step.path] = _copied(module, options)
-            elif _method(step, module, options) is not None:
-                jobs = groups.setdefault((step.path, step.source_path), [])
-                jobs.append(_Job(owner, step, module))
-        modules.clear()
-    total = sum(len(plan.steps) for _, plan in works)
+    waiting = _jobs(works, options, moved)
+    total = sum(len(work.plan.steps) for work in works)
     done = sum(map(len, moved))
-    pair.prepare_operators(list(groups), options, progress)
+    pair.prepare_operators(list(waiting), options, progress)
     running: deque[_Block] = deque()
 
     def collect() -> None:
@@ -142,14 +144,31 @@ def move_all(
         if progress is not None:
             progress("projection", done, total)
 
-    for place, operators in _operators_ahead(list(groups), pair, options):
-        for block in _start(groups.pop(place), operators, options):
+    for modules, operators in _operators_ahead(list(waiting), pair, options):
+        for block in _start(waiting.pop(modules), operators, options):
             running.append(block)
             if len(running) > IN_FLIGHT:
                 collect()
     while running:
         collect()
     return moved
+
+
+def _jobs(
+    works: Sequence[Work], options: MigrationOptions, moved: Sequence[Results]
+) -> dict[ModulePair, list[_Job]]:
+    """What the device has to do, by pair of modules; copies are made here, into `moved`."""
+    jobs: dict[ModulePair, list[_Job]] = {}
+    for owner, work in enumerate(works):
+        modules = work.take_modules()
+        for step in work.plan.steps:
+            module = modules[step.source_path]
+            if step.action is Action.COPY:
+                moved[owner][step.path] = _copied(module, options)
+            elif _method(step, module, options) is not None:
+                pair = ModulePair(step.source_path, step.path)
+                jobs.setdefault(pair, []).append(_Job(owner, step, module))
+    return jobs
 
 
 def host_factors(module: LoraModule) -> HostFactors:
@@ -168,12 +187,12 @@ def _method(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Me
 
 
 def _operators_ahead(
-    places: list[tuple[str, str]], pair: BasePair, options: MigrationOptions
-) -> Iterator[tuple[tuple[str, str], ModuleOperators]]:
-    """Operators of each place, asked for `AHEAD` places early: a disk reads them meanwhile."""
-    asked: deque[tuple[tuple[str, str], ModuleOperators]] = deque()
-    for place in places:
-        asked.append((place, pair.operators(*place, options)))
+    wanted: list[ModulePair], pair: BasePair, options: MigrationOptions
+) -> Iterator[tuple[ModulePair, ModuleOperators]]:
+    """Operators of each pair of modules, asked for `AHEAD` early: a disk reads them meanwhile."""
+    asked: deque[tuple[ModulePair, ModuleOperators]] = deque()
+    for modules in wanted:
+        asked.append((modules, pair.operators(modules, options)))
         if len(asked) > AHEAD:
             yield asked.popleft()
     while asked:
@@ -186,7 +205,7 @@ def _start(
     """Send the jobs of one module to the device, in blocks of one rank class."""
     step = jobs[0].step
     method = _method(step, jobs[0].module, options)
-    assert method is not None  # by move_all
+    assert method is not None  # by `_jobs`
     # Not `jnp.asarray`: on CPU, `device_put` takes the mapped pages of a stored operator as they
     # are, and 8 GB for a pair of SDXL's size are not copied for every batch.
     on_device = jax.device_put([side.operator for side in operators])
@@ -217,9 +236,8 @@ def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
 def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:
     """Whether the singular form is needed: a rank was asked for that is not there already."""
     full = module.rank * (2 if method == "prolora" else 1)
-    wanted = output_rank(options.rank)
-    enough = wanted[0] == "exact" or (wanted[0] == "source" and full == module.rank)
-    return not enough or full > min(matrix_shape(module))
+    met = options.output_rank.is_met_by(full, module.rank)
+    return not met or full > min(matrix_shape(module))
 
 
 def _collect(
@@ -237,7 +255,8 @@ def _collect(
         form = union([gauge(up, down) for up, down in parts])
         for i, job in enumerate(block.jobs):
             ranks[i], kept[i] = _cut(form.sigma[i], job.module, options)
-        keep = _most_columns(form.sigma.shape[1], grams[0].total.shape[1], options)
+        # As many as any adapter of the rank class can need, whoever else is in the block.
+        keep = options.output_rank.at_most(form.sigma.shape[1], grams[0].total.shape[1])
         mixing = (form.up[:, :keep].astype(np.float32), form.down[:, :keep].astype(np.float32))
         after = after * np.sqrt(kept)
     scale = np.full_like(before, options.scale)
@@ -245,7 +264,9 @@ def _collect(
         scale *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
     dtype = _dtype(block.jobs[0].module, options)
     stored = jax.device_get(
-        store(block.left.parts, block.right.parts, mixing, scale.astype(np.float32), dtype.name)
+        to_file_factors(
+            block.left.parts, block.right.parts, mixing, scale.astype(np.float32), dtype.name
+        )
     )
     for i, (owner, step, module) in enumerate(block.jobs):
         used = _used(stored.used[i], ranks[i], block.compressed)
@@ -269,14 +290,6 @@ def _collect(
         )
 
 
-def _most_columns(columns: int, rank: int, options: MigrationOptions) -> int:
-    """How many leading columns any adapter of a rank class can need, whoever else is there."""
-    kind, value = output_rank(options.rank)
-    if kind == "source":
-        return min(rank, columns)
-    return min(int(value), columns) if kind == "rank" and value is not None else columns
-
-
 def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
     """Columns of one adapter to keep: of the rank chosen, without those that are zero."""
     if singular:
@@ -297,7 +310,7 @@ def _too_large(path: str, dtype: np.dtype) -> AdapterRefused:
 def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same."""
     factors, kept = host_factors(module), 1.0
-    if output_rank(options.rank)[0] not in ("exact", "source"):
+    if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
         rank, kept = _cut(sigma, module, options)
         factors = HostFactors(whole.down[:rank], whole.up[:, :rank])
@@ -318,7 +331,7 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:
     """How many columns of a singular form to keep, and the share of the squared norm they hold."""
-    rank = encoding.columns_for(sigma, output_rank(options.rank), module.rank)
+    rank = options.output_rank.columns(sigma, module.rank)
     rank = min(rank, *matrix_shape(module))
     squared = np.square(sigma, dtype=np.float64)
     return rank, float(squared[:rank].sum() / squared.sum()) if squared.any() else 1.0

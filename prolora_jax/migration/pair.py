@@ -9,12 +9,13 @@ from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, sourc
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.matching.matching import Matching, match_modules
-from prolora_jax.method.basis import Extent, Rule, choose_rank, common_rank
+from prolora_jax.matching.pairs import ModulePair, module_pairs
+from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.migration.evidence import cosines, similarities
 from prolora_jax.migration.pair_work import WeightPair, compare_all, prepare_all
-from prolora_jax.plans.options import Match, MigrationOptions, basis_rule
+from prolora_jax.plans.options import Match, MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
 from prolora_jax.subspaces.store import BasisStore, MemoryStore
@@ -26,9 +27,6 @@ OPTIONS = MigrationOptions()
 IDENTICAL = Measure(identical=True)
 # A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
 PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
-
-Modules = tuple[str, str]
-"""Path in the target, and in the source, of two modules of one shape."""
 
 
 class _Known(NamedTuple):
@@ -46,7 +44,7 @@ class BasePair:
     Args:
         source: base model that adapters were trained on.
         target: base model that they move to.
-        store: where bases and what comes of them are found and kept; memory when None.
+        store: where subspaces and what comes of them are found and kept; memory when None.
         workers: processes for what has to be computed (see `compute_subspaces`).
     """
 
@@ -62,8 +60,8 @@ class BasePair:
         self.workers = workers
         self.store = MemoryStore() if store is None else store
         # By `basis_rank` and `pair_rank`, which all that is compared depends on.
-        self._known: dict[tuple[str, str], dict[Modules, _Known]] = {}
-        self._equal: dict[Modules, bool] = {}
+        self._known: dict[tuple[str, str], dict[ModulePair, _Known]] = {}
+        self._equal: dict[ModulePair, bool] = {}
         self._matchings: dict[tuple[str, ...], Matching] = {}
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
@@ -87,10 +85,10 @@ class BasePair:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
             if options.match_score == "cosine":
                 return cosines(self.source, self.target, sources, targets)
-            pairs = [(path, source_path) for path in targets for source_path in sources]
+            pairs = [ModulePair(source, target) for target in targets for source in sources]
             known = self._compared(pairs, options)
             return similarities(
-                lambda *pair: _mean_similarity(known[pair].comparison), sources, targets
+                lambda pair: _mean_similarity(known[pair].comparison), sources, targets
             )
 
         specs = self.source.spec, self.target.spec
@@ -114,21 +112,17 @@ class BasePair:
         """
         if options.method == "copy":
             return dict.fromkeys(pairs, Measure())
-        copied = options.identical == "copy"
-        equal = {pair for pair in pairs.items() if copied and self._identical(pair)}
-        known = self._compared(
-            [pair for pair in pairs.items() if pair not in equal], options, progress
-        )
-        return {
-            pair[0]: IDENTICAL if pair in equal else known[pair].measure for pair in pairs.items()
-        }
+        asked, copied = module_pairs(pairs), options.identical == "copy"
+        equal = {pair for pair in asked if copied and self._identical(pair)}
+        known = self._compared([pair for pair in asked if pair not in equal], options, progress)
+        return {pair.target: IDENTICAL if pair in equal else known[pair].measure for pair in asked}
 
     def _compared(
         self,
-        pairs: Iterable[Modules],
+        pairs: Iterable[ModulePair],
         options: MigrationOptions,
         progress: Progress | None = None,
-    ) -> Mapping[Modules, _Known]:
+    ) -> Mapping[ModulePair, _Known]:
         """All that is known under these options; of `pairs` at least, looked up or computed."""
         ranks = options.basis_rank, options.pair_rank
         known = self._known.setdefault(ranks, {})
@@ -140,74 +134,75 @@ class BasePair:
         found = {key: comparison for key, comparison in stored.items() if comparison is not None}
         missing = {key: pair for key, pair in modules.items() if key not in found}
         if missing:
-            self._prepare_bases(missing.values(), options, progress)
-            todo = {key: self._ranked(pair, options) for key, pair in missing.items()}
+            self._compute_subspaces(missing.values(), options, progress)
+            todo = {key: self._ensure_retained(pair, options) for key, pair in missing.items()}
             found |= compare_all(self.store, todo, self.workers, progress)
         known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
         return known
 
-    def _weights(self, pair: Modules) -> tuple[str, str]:
+    def _weights(self, pair: ModulePair) -> tuple[str, str]:
         """Fingerprints of (source, target)."""
-        return self.source.fingerprint(pair[1]), self.target.fingerprint(pair[0])
+        return self.source.fingerprint(pair.source), self.target.fingerprint(pair.target)
 
-    def _prepare_bases(
-        self, pairs: Iterable[Modules], options: MigrationOptions, progress: Progress | None
+    def _matrix_shape(self, pair: ModulePair) -> tuple[int, int]:
+        return self.target.spec.modules[pair.target].matrix_shape
+
+    def _compute_subspaces(
+        self, pairs: Iterable[ModulePair], options: MigrationOptions, progress: Progress | None
     ) -> None:
         """Compute what the store lacks, in worker processes when there is much of it."""
-        rule = basis_rule(options.basis_rank)
-        targets, sources = map(dict.fromkeys, zip(*pairs, strict=True))
+        sources, targets = map(dict.fromkeys, zip(*pairs, strict=True))
         for model, paths in ((self.source, sources), (self.target, targets)):
+            rule = options.basis_rule
             compute_subspaces(model, paths, self.store, rule, progress, self.workers)
 
-    def _ranked(self, pair: Modules, options: MigrationOptions) -> WeightPair:
-        """Both weights with their common ranks, for which the store then has enough columns."""
-        rule, (path, source_path) = basis_rule(options.basis_rank), pair
-        k_source = choose_rank(self._extent(self.source, source_path, rule).s, rule)
-        k_target = choose_rank(self._extent(self.target, path, rule).s, rule)
-        k_source, k_target = common_rank(k_source, k_target, options.pair_rank)
-        self._require_columns(pair, k_source, k_target)
-        shape = self.target.spec.modules[path].matrix_shape
-        return WeightPair(*self._weights(pair), k_source, k_target, shape)
+    def _ensure_retained(self, pair: ModulePair, options: MigrationOptions) -> WeightPair:
+        """Have the store hold what is retained of both weights, and say how much that is."""
+        source = self._ensure_stored(self.source, pair.source, options.basis_rule)
+        target = self._ensure_stored(self.target, pair.target, options.basis_rule)
+        own = options.basis_rule.retained(source.s), options.basis_rule.retained(target.s)
+        ranks = common_rank(*own, options.pair_rank)
+        self._ensure_columns(pair, *ranks)
+        return WeightPair(*self._weights(pair), *ranks, self._matrix_shape(pair))
 
-    def _require_columns(self, pair: Modules, k_source: int, k_target: int) -> None:
-        """Have the store serve so many columns of both bases."""
-        self._extent(self.source, pair[1], ("rank", k_source))
-        self._extent(self.target, pair[0], ("rank", k_target))
+    def _ensure_columns(self, pair: ModulePair, k_source: int, k_target: int) -> None:
+        """Have the store hold so many singular vectors of both weights."""
+        self._ensure_stored(self.source, pair.source, BasisRule("rank", k_source))
+        self._ensure_stored(self.target, pair.target, BasisRule("rank", k_target))
 
-    def _extent(self, model: BaseModel, path: str, rule: Rule) -> Extent:
-        """What the store can serve, once it can serve this rule."""
+    def _ensure_stored(self, model: BaseModel, path: str, rule: BasisRule) -> Extent:
+        """Compute a weight's subspaces unless the store serves this rule; what it then serves."""
         extent = self.store.extent(model.fingerprint(path))
-        if extent is None or extent.columns < choose_rank(extent.s, rule):
+        if extent is None or extent.columns < rule.retained(extent.s):
             extent = load_or_compute(model, path, self.store, rule).extent
         return extent
 
     def prepare_operators(
         self,
-        pairs: Sequence[Modules],
+        pairs: Sequence[ModulePair],
         options: MigrationOptions,
         progress: Progress | None = None,
     ) -> None:
         """Prepare what `operators` will be asked for, in worker processes when it is much.
 
         Args:
-            pairs: (target path, source path) of modules.
-            options: arm, rank rule, pairing of ranks.
+            pairs: of modules.
+            options: method, rank rule, pairing of ranks.
             progress: called with ("operators", done, total).
         """
         known = self._compared(pairs, options, progress)
         keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
         missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
         if missing:
-            self._prepare_bases(missing.values(), options, progress)
+            self._compute_subspaces(missing.values(), options, progress)
             self._prepare(missing, self.workers, progress)
 
-    def operators(self, path: str, source_path: str, options: MigrationOptions) -> ModuleOperators:
+    def operators(self, pair: ModulePair, options: MigrationOptions) -> ModuleOperators:
         """Prepared operators of a pair of modules.
 
         Args:
-            path: target module.
-            source_path: source module.
-            options: arm, rank rule, pairing of ranks.
+            pair: source and target module.
+            options: method, rank rule, pairing of ranks.
 
         Returns:
             The operators of `effective_method` for the ranks of the pair; read-only.
@@ -215,7 +210,6 @@ class BasePair:
         Raises:
             LookupError: the store does not keep what it was given.
         """
-        pair = path, source_path
         comparison = self._compared([pair], options)[pair].comparison
         key = self._operator_key(pair, comparison, options)
         operators = self.store.operators.get(key)
@@ -223,37 +217,39 @@ class BasePair:
             self._prepare({key: pair}, 1)
             operators = self.store.operators.get(key)
         if operators is None:
-            raise LookupError(f"{path}: operators {key} were stored and are not there")
+            raise LookupError(f"{pair.target}: operators {key} were stored and are not there")
         return operators
 
     def _operator_key(
-        self, pair: Modules, comparison: Comparison, options: MigrationOptions
+        self, pair: ModulePair, comparison: Comparison, options: MigrationOptions
     ) -> OperatorKey:
         ranks = comparison.k_source, comparison.k_target
-        shape = self.target.spec.modules[pair[0]].matrix_shape
+        shape = self._matrix_shape(pair)
         method = effective_method(options.method, *ranks, shape) or options.method
         return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
 
     def _prepare(
-        self, todo: Mapping[OperatorKey, Modules], workers: int, progress: Progress | None = None
+        self,
+        todo: Mapping[OperatorKey, ModulePair],
+        workers: int,
+        progress: Progress | None = None,
     ) -> None:
         for key, pair in todo.items():
-            self._require_columns(pair, key.k_source, key.k_target)
-        modules = self.target.spec.modules
-        shapes = {key: modules[path].matrix_shape for key, (path, _) in todo.items()}
+            self._ensure_columns(pair, key.k_source, key.k_target)
+        shapes = {key: self._matrix_shape(pair) for key, pair in todo.items()}
         prepare_all(self.store, shapes, workers, progress)
 
-    def _identical(self, pair: Modules) -> bool:
+    def _identical(self, pair: ModulePair) -> bool:
         """Equal after casting both weights to the narrower of their dtypes."""
         if pair not in self._equal:
             self._equal[pair] = self._reads_equal(pair)
         return self._equal[pair]
 
-    def _reads_equal(self, pair: Modules) -> bool:
+    def _reads_equal(self, pair: ModulePair) -> bool:
         source, target = self._weights(pair)
         if source == target:
             return True
-        a, b = self.source.weight(pair[1]), self.target.weight(pair[0])
+        a, b = self.source.weight(pair.source), self.target.weight(pair.target)
         if a.dtype == b.dtype:
             return False
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)

@@ -1,4 +1,4 @@
-"""What is computed once per pair of weights, from their bases in a store: by worker processes, too.
+"""What is computed once per pair of weights, from a store's subspaces: by worker processes, too.
 
 NumPy only: a worker process does not load JAX.
 """
@@ -111,7 +111,7 @@ def compare(store: BasisStore, weights: WeightPair) -> Comparison:
 
 
 def prepare(store: BasisStore, key: OperatorKey) -> ModuleOperators:
-    """Operators of an arm for two weights."""
+    """Operators of a method for two weights."""
     source, target = _bases(store, key.source, key.target)
     min_cos = ROTATION_MIN_COS if key.min_cos is None else key.min_cos
     left, right = (
@@ -124,7 +124,7 @@ def prepare(store: BasisStore, key: OperatorKey) -> ModuleOperators:
 def _bases(store: BasisStore, source: str, target: str) -> tuple[Basis, Basis]:
     found = store.get(source), store.get(target)
     if found[0] is None or found[1] is None:
-        raise AssertionError(f"{source}, {target}: bases are computed before they are compared")
+        raise AssertionError(f"{source}, {target}: subspaces are computed before they are compared")
     return found[0], found[1]
 
 

@@ -9,5 +9,5 @@ folder_report.py: Reports of a folder: what all files share stands once.
 reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
 
 Never: jax, files.
-May import: errors, architectures, adapters, matching.
+May import: errors, architectures, adapters, matching, method.
 """

@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cached_property
 from math import isfinite
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.method.basis import BasisRule
+from prolora_jax.method.encoding import OutputRank
 
 Match = Literal["auto", "name", "block", "module"]
 
@@ -25,19 +28,19 @@ class MigrationOptions:
     """Options of a migration; the command line has the same names with dashes.
 
     Attributes:
-        method: arm of method.md 3; `copy` is the ungated baseline.
+        method: of method.md 3; `copy` is the ungated baseline.
         basis_rank: `energy=0.9`, `rank=320`, `fraction=0.5` or `numerical`.
-        pair_rank: one common k per pair (`max`), or each base its `own`.
+        pair_rank: one common k per pair (`max`), or each base model its `own`.
         min_similarity: a module moves when the gate's similarity reaches this on the gate's sides.
         gate: what is compared with `min_similarity`: `phi`, or `corrected` for chance.
         gate_sides: `both`, or `left` only as the paper writes it.
         below: modules below the gate get no adapter (`skip`), or the source's update (`copy`).
-        identical: modules whose base weights are equal are copied, or projected all the same.
+        identical: modules whose weights are equal are copied, or projected all the same.
         match: `name`; `block` (alignment of stages, slots and transformer blocks); `module` (the
             best-scored module of the same role and shape, not one-to-one); or `auto`: names when
-            both bases have the same modules, else what is published, else blocks.
-        match_score: what alignments are decided on: `cosine` of the base weights, or `similarity`
-            of their bases, corrected for chance.
+            both base models have the same modules, else what is published, else blocks.
+        match_score: what alignments are decided on: `cosine` of the weights, or `similarity`
+            of their subspaces, corrected for chance.
         assume_base: id of the base model that the adapter was trained on (sdxl, ssd-1b, ...),
             whatever the file itself says.
         rotation_min_cos: principal pairs below this cosine are left still by `rotation`.
@@ -85,8 +88,7 @@ class MigrationOptions:
                 near = get_close_matches(str(value), choices, n=1)
                 meant = f" Did you mean {near[0]!r}?" if near else ""
                 raise BadOption(name, value, " | ".join(choices), meant)
-        basis_rule(self.basis_rank)
-        output_rank(self.rank)
+        _ = self.basis_rule, self.output_rank  # texts that say nothing are refused here
         if self.assume_base is not None and self.assume_base not in CONFIGS:
             raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
         if not 0.0 < self.rotation_min_cos <= 1.0:
@@ -95,6 +97,16 @@ class MigrationOptions:
             raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
         if not isfinite(self.scale):
             raise BadOption("scale", self.scale, "a finite number")
+
+    @cached_property
+    def basis_rule(self) -> BasisRule:
+        """What `basis_rank` says."""
+        return basis_rule(self.basis_rank)
+
+    @cached_property
+    def output_rank(self) -> OutputRank:
+        """What `rank` says."""
+        return output_rank(self.rank)
 
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults."""
@@ -105,46 +117,49 @@ class MigrationOptions:
         }
 
 
-def basis_rule(text: str) -> tuple[str, float | None]:
-    """Parse a rank rule of a basis.
+def basis_rule(text: str) -> BasisRule:
+    """Parse a rank rule of a basis; a migration's own is `MigrationOptions.basis_rule`.
 
     Args:
         text: `energy=e` (0 < e <= 1), `rank=k` (k >= 1), `fraction=f` (0 < f <= 1), `numerical`.
 
     Returns:
-        (kind, value), value None for `numerical`.
+        The rule.
 
     Raises:
         BadOption: when the text is none of these.
     """
     kind, _, number = text.partition("=")
     if kind == "numerical" and not number:
-        return kind, None
+        return BasisRule(kind)
     value = _number(number)
     if kind == "rank" and value is not None and value >= 1 and value == int(value):
-        return kind, value
+        return BasisRule(kind, value)
     if kind in ("energy", "fraction") and value is not None and 0.0 < value <= 1.0:
-        return kind, value
+        return BasisRule(kind, value)
     raise BadOption("basis_rank", text, "energy=0.9 | rank=320 | fraction=0.5 | numerical")
 
 
-def output_rank(text: str) -> tuple[str, float | None]:
-    """Parse the rank of the output: `exact`, `source`, an integer >= 1, or `energy=e`.
+def output_rank(text: str) -> OutputRank:
+    """Parse the rank of the output; a migration's own is `MigrationOptions.output_rank`.
+
+    Args:
+        text: `exact`, `source`, an integer >= 1, or `energy=e` (0 < e <= 1).
 
     Returns:
-        ("exact", None), ("source", None), ("rank", n) or ("energy", e).
+        The rank asked for.
 
     Raises:
         BadOption: when the text is none of these.
     """
     if text in ("exact", "source"):
-        return text, None
+        return OutputRank(text)
     if text.isdigit() and int(text) >= 1:
-        return "rank", int(text)
+        return OutputRank("rank", int(text))
     kind, _, number = text.partition("=")
     value = _number(number)
     if kind == "energy" and value is not None and 0.0 < value <= 1.0:
-        return kind, value
+        return OutputRank(kind, value)
     raise BadOption("rank", text, "exact | source | a number >= 1 | energy=0.99")
 
 

@@ -25,7 +25,7 @@ WEAK_SIMILARITY = 0.5
 """A module that passes on phi with a chance-corrected similarity below this is flagged."""
 
 UNVERIFIED_TEXT_ENCODER = "unverified: text encoder absent"
-"""Flag of a text encoder's module that was copied because both bases name the same encoder."""
+"""Flag of a text encoder's module, copied because both base models name the same encoder."""
 
 
 class Skip(StrEnum):
@@ -161,8 +161,8 @@ def build_plan(
 
     Args:
         adapter: resolved against `source`.
-        source: the base the adapter was trained on.
-        target: the base it moves to.
+        source: the base model the adapter was trained on.
+        target: the base model it moves to.
         matching: source path by target path.
         measures: by target path, for every pair of `wanted_pairs`.
         options: thresholds and choices.

@@ -8,10 +8,10 @@ from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import WEAK_SIMILARITY, Measure
 
 CLOSE_SHARE = 0.9
-"""Share of related modules from which two bases are called close relatives."""
+"""Share of related modules from which two base models are called close relatives."""
 
 UNRELATED_SHARE = 0.1
-"""Share of related modules below which two bases are called unrelated."""
+"""Share of related modules below which two base models are called unrelated."""
 
 Word = Literal["close relatives", "partly related", "unrelated"]
 

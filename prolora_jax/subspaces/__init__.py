@@ -3,7 +3,7 @@
 on_host.py: Subspaces computed on the host, in turn or by worker processes; no JAX.
 on_devices.py: Subspaces computed on devices: stacks of one shape, or one weight by its rows.
 store.py: Where the singular vectors of weights are kept, by the fingerprint of their weight.
-compute.py: Bases of a base model's weights, computed when a store does not have them.
+compute.py: Subspaces of a base model's weights, computed when a store does not have them.
 
 Never: files.
 May import: errors, engines, method, io.

@@ -1,4 +1,4 @@
-"""Bases of a base model's weights, computed when a store does not have them."""
+"""Subspaces of a base model's weights, computed when a store does not have them."""
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.method.basis import STORED_ENERGY, Basis, Extent, Rule, choose_rank
+from prolora_jax.method.basis import STORED, Basis, BasisRule, Extent
 from prolora_jax.subspaces.on_host import Todo, compute_one, in_processes, in_turn, operations
 from prolora_jax.subspaces.store import BasisStore
 
@@ -20,7 +20,7 @@ pays (about 2 s of one core)."""
 
 
 def load_or_compute(
-    model: BaseModel, path: str, store: BasisStore, rule: Rule = ("energy", STORED_ENERGY)
+    model: BaseModel, path: str, store: BasisStore, rule: BasisRule = STORED
 ) -> Basis:
     """The basis of one module, with at least the columns that `rule` asks for.
 
@@ -48,12 +48,12 @@ def compute_subspaces(
     model: BaseModel,
     paths: Iterable[str],
     store: BasisStore,
-    rule: Rule = ("energy", STORED_ENERGY),
+    rule: BasisRule = STORED,
     progress: Progress | None = None,
     workers: int = 1,
     mesh: "jax.sharding.Mesh | None" = None,
 ) -> int:
-    """Fill a store with the bases of some modules; what it already has is not done again.
+    """Fill a store with the subspaces of some modules; what it already has is not done again.
 
     Each basis goes into the store as soon as it is there: a run that is killed and started again
     goes on where it was.
@@ -61,24 +61,24 @@ def compute_subspaces(
     Args:
         model: the base model.
         paths: module paths.
-        store: where the bases go.
+        store: where they go.
         rule: how many columns are needed.
         progress: called with ("subspaces", done, total) after each basis that is computed.
         workers: processes, each with one BLAS thread and its own view of the checkpoint; they
             are started only when there is enough to do. A script that asks for more than one
             needs the usual `if __name__ == "__main__":`.
         mesh: devices to compute on, one axis; weights of one shape are spread over them in
-            stacks, very large ones by their rows (see `basis_batches`). None: this process's
+            stacks, very large ones by their rows (see `on_devices`). None: this process's
             accelerators when it has any and there is enough to do, else the host. What the
             devices cannot do safely is done on the host.
 
     Returns:
-        How many bases were computed.
+        For how many weights they were computed.
 
     Raises:
         BaseModelError: when a weight has NaN or infinite numbers.
     """
-    todo: dict[str, tuple[str, Rule]] = {}  # by fingerprint: equal weights are done once
+    todo: dict[str, tuple[str, BasisRule]] = {}  # by fingerprint: equal weights are done once
     for path in paths:
         fingerprint = model.fingerprint(path)
         extent = store.extent(fingerprint)
@@ -95,7 +95,7 @@ def compute_subspaces(
 def _computed(
     model: BaseModel, todo: Todo, workers: int, mesh: "jax.sharding.Mesh | None"
 ) -> Generator[tuple[str, Basis], None, None]:
-    """Bases by fingerprint: from devices where there are any, the rest on the host."""
+    """Each weight's basis by its fingerprint: from devices if any are there, else from the host."""
     if mesh is None and _work(model, todo) > POOL_WORTH:
         from prolora_jax.subspaces.on_devices import accelerators
 
@@ -120,14 +120,12 @@ def _work(model: BaseModel, todo: Todo) -> float:
     return sum(operations(model, path) for path, _ in todo.values())
 
 
-def _serves(extent: Extent | None, rule: Rule) -> bool:
-    return extent is not None and extent.columns >= choose_rank(extent.s, rule)
+def _serves(extent: Extent | None, rule: BasisRule) -> bool:
+    return extent is not None and extent.columns >= rule.retained(extent.s)
 
 
-def _wider(extent: Extent | None, rule: Rule) -> Rule:
+def _wider(extent: Extent | None, rule: BasisRule) -> BasisRule:
     """Never ask for less than the default, so that the next rule is likely served, too."""
     if extent is not None:
-        return "rank", choose_rank(extent.s, rule)
-    if rule[0] == "energy" and (rule[1] or 0.0) < STORED_ENERGY:
-        return "energy", STORED_ENERGY
-    return rule
+        return BasisRule("rank", rule.retained(extent.s))
+    return max(rule, STORED) if rule.kind == "energy" else rule

@@ -1,4 +1,4 @@
-"""Bases computed on devices: weights of one shape in stacks, very large ones by their rows.
+"""Subspaces computed on devices: weights of one shape in stacks, very large ones by their rows.
 
 While the devices work on one stack, a thread reads the next one from the checkpoint, and the
 results of the one before go to the host. One process only: every device of the mesh is its own.
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.method.basis import Basis, Rule, choose_rank
+from prolora_jax.method.basis import Basis, BasisRule
 from prolora_jax.method.decomposition import gram_is_safe
 from prolora_jax.method.decomposition_on_devices import (
     TallDecomposition,
@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
     fingerprint: str
     path: str
-    rule: Rule
+    rule: BasisRule
 
 
 class DeviceBatch(NamedTuple):
@@ -63,12 +63,12 @@ def accelerators() -> Mesh | None:
 
 
 def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, Basis | None]]:
-    """Bases by fingerprint, from the devices of a mesh with one axis.
+    """Each weight's basis by its fingerprint, from the devices of a mesh with one axis.
 
     Args:
         model: the base model.
         todo: what to compute.
-        mesh: the devices; float64 unless they are TPUs (see `device_bases`).
+        mesh: the devices; float64 unless they are TPUs (see `decomposition_on_devices`).
 
     Yields:
         Fingerprint and basis; None for a basis when the Gram route is not safe for the columns
@@ -137,13 +137,13 @@ def _is_wide(model: BaseModel, path: str) -> bool:
 def _collect(
     model: BaseModel, batch: DeviceBatch, found: TallDecomposition
 ) -> Iterator[tuple[str, Basis | None]]:
-    """Wait for a batch and cut it into bases."""
+    """Wait for a batch and take it apart, weight by weight."""
     long, s, short = (np.asarray(array) for array in found)
     if not batch.size:
         long, s, short = long[None, : batch.shape[0]], s[None], short[None]
     for i, item in enumerate(batch.items):
         values = s[i].astype(np.float64)
-        k = choose_rank(values, item.rule)
+        k = item.rule.retained(values)
         if not gram_is_safe(values, k, safe_ratio(s)):
             yield item.fingerprint, None
             continue

@@ -1,4 +1,4 @@
-"""Bases computed on the host: one after the other, or by worker processes. Loads no JAX."""
+"""Subspaces computed on the host: one after the other, or by worker processes. Loads no JAX."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -9,9 +9,9 @@ import numpy as np
 from prolora_jax.engines.processes import run_in_processes
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
-from prolora_jax.method.basis import Basis, Rule, compute_basis
+from prolora_jax.method.basis import Basis, BasisRule, compute_basis
 
-Todo = dict[str, tuple[str, Rule]]
+Todo = dict[str, tuple[str, BasisRule]]
 """Module path and rank rule of each basis to compute, by the fingerprint of its weight."""
 
 
@@ -31,7 +31,7 @@ def finite_matrix(model: BaseModel, path: str) -> np.ndarray:
     return matrix
 
 
-def compute_one(model: BaseModel, path: str, rule: Rule) -> Basis:
+def compute_one(model: BaseModel, path: str, rule: BasisRule) -> Basis:
     """The basis of one module, from its weight.
 
     Raises:
@@ -41,7 +41,7 @@ def compute_one(model: BaseModel, path: str, rule: Rule) -> Basis:
 
 
 def in_turn(model: BaseModel, todo: Todo) -> Iterator[tuple[str, Basis]]:
-    """Bases by fingerprint, in the given order.
+    """Each weight's basis by its fingerprint, in the given order.
 
     Yields:
         Fingerprint and basis.
@@ -51,7 +51,7 @@ def in_turn(model: BaseModel, todo: Todo) -> Iterator[tuple[str, Basis]]:
 
 
 def in_processes(model: BaseModel, todo: Todo, workers: int) -> Iterator[tuple[str, Basis]]:
-    """Bases by fingerprint, as `workers` processes have them ready.
+    """Each weight's basis by its fingerprint, as `workers` processes have them ready.
 
     Yields:
         Fingerprint and basis.
@@ -78,7 +78,7 @@ class _Task(NamedTuple):
     fingerprint: str
     location: str
     path: str
-    rule: Rule
+    rule: BasisRule
 
 
 def _compute_in_worker(task: _Task) -> Basis:

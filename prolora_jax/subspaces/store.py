@@ -8,11 +8,11 @@ from prolora_jax.method.prepared import MemoryOperators, OperatorStore
 
 @runtime_checkable
 class BasisStore(Protocol):
-    """Where bases are kept, by the fingerprint of their weight; `operators` of pairs beside."""
+    """Where subspaces are kept, by the fingerprint of their weight; `operators` of pairs beside."""
 
     @property
     def operators(self) -> OperatorStore:
-        """Where what is computed from pairs of bases is kept."""
+        """Where what is computed from pairs of weights is kept."""
         ...
 
     def get(self, fingerprint: str) -> Basis | None:
@@ -29,7 +29,7 @@ class BasisStore(Protocol):
 
 
 class MemoryStore:
-    """Keeps bases for the life of the object."""
+    """Keeps subspaces for the life of the object."""
 
     def __init__(self):
         self._bases: dict[str, Basis] = {}

@@ -93,7 +93,6 @@ def test_known_places():
 def test_indexes_of_a_spec_meet_at_each_path():
     spec = published_spec("sdxl", text_encoders=True)
     assert set(spec.by_flax_name.values()) == set(spec.modules)
-    assert set(spec.by_ldm_name.values()) == set(spec.component("unet"))
     path = "unet.up_blocks.0.upsamplers.0.conv"
     assert spec.by_flax_name["unet/up_blocks_0/upsamplers_0/conv"] == path
-    assert spec.by_ldm_name["output_blocks.2.2.conv"] == path
+    assert spec.ldm_flat(path) == "output_blocks_2_2_conv"

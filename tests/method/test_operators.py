@@ -10,7 +10,7 @@ from strategies import Bases, Case, Factors, assert_close, dense
 
 from prolora_jax.method import encoding
 from prolora_jax.method.operators import METHODS, Span, prepare_side
-from prolora_jax.method.projection import apply_side, store
+from prolora_jax.method.projection import apply_side, to_file_factors
 from prolora_jax.method.singular import gauge, union
 
 SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
@@ -35,7 +35,7 @@ def test_compressed_is_the_singular_form(method):
     grams = zip(left.grams.parts, right.grams.parts, strict=True)
     form = union([gauge(np.asarray(a), np.asarray(b)) for a, b in grams])
     mixing = (form.up.astype(np.float32), form.down.astype(np.float32))
-    got = store(left.parts, right.parts, mixing, jnp.ones(3), "float32")
+    got = to_file_factors(left.parts, right.parts, mixing, jnp.ones(3), "float32")
     for i in range(3):
         delta = ups[i].T.astype(np.float64) @ downs[i]
         wanted, scale = ref.project(method, ref.pair_of_bases(*bases), delta), np.linalg.norm(delta)
@@ -69,7 +69,7 @@ def test_stored_columns_are_those_of_the_host(dtype):
     up, down = rng.normal(size=(2, 5, 24)) * sizes, rng.normal(size=(2, 5, 20)) / sizes**2
     up[1, 3] = 0.0
     left, right = (jnp.asarray(a[:, :4], jnp.float32) for a in (up, down))
-    stored = store((left,), (right,), None, jnp.asarray([1.0, 0.5], jnp.float32), dtype)
+    stored = to_file_factors((left,), (right,), None, jnp.asarray([1.0, 0.5], jnp.float32), dtype)
     assert stored.finite.all()
     assert stored.used.tolist() == [[True] * 4, [True, True, True, False]]
     for i, scale in enumerate((1.0, 0.5)):
@@ -85,5 +85,5 @@ def test_stored_columns_are_those_of_the_host(dtype):
 def test_numbers_too_large_for_the_dtype_are_seen():
     sides = (jnp.full((2, 1, 3), 1e6),), (jnp.full((2, 1, 2), 1e6),)
     scale = jnp.asarray([1.0, 1e-12], jnp.float32)
-    assert store(*sides, None, scale, "float16").finite.tolist() == [False, True]
-    assert store(*sides, None, scale, "bfloat16").finite.all()
+    assert to_file_factors(*sides, None, scale, "float16").finite.tolist() == [False, True]
+    assert to_file_factors(*sides, None, scale, "bfloat16").finite.all()

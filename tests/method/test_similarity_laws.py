@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import EQUAL, UNEQUAL, each_case, laws
 
-from prolora_jax.method.similarity import SideSimilarity, principal_cosines, side_similarity
+from prolora_jax.method.similarity import SideSimilarity, side_similarity
 
 STORED = 1e-6  # bases are stored in float32; phi is a mean of squares of at most 36 columns
 STANDARD_ERRORS = 4  # a sample mean strays further in 1 of 16000 samples
@@ -118,17 +118,3 @@ def test_chance_is_the_mean_over_random_spans(dim, k_s, k_t):
     phis = np.array([s.phi for s in samples])
     error = STANDARD_ERRORS * phis.std() / np.sqrt(CHANCE_SAMPLES)
     assert phis.mean() == pytest.approx(samples[0].chance, abs=float(error))
-
-
-@each_case(*EQUAL, *UNEQUAL)
-@laws
-@given(data=st.data())
-def test_principal_cosines_equal_the_reference(case, data):
-    bases = data.draw(gen.bases(case))
-    pair = ref.pair_of_bases(*bases)
-    got = principal_cosines(bases.u_s, bases.u_t)
-    _, wanted, _ = ref.principal_vectors(pair.u_s, pair.u_t)
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=STORED)
-    assert np.all((got >= 0.0) & (got <= 1.0))
-    phi = side_similarity(bases.u_s, bases.u_t).phi
-    assert np.mean(got**2) == pytest.approx(phi, abs=STORED)

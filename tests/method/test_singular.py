@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from strategies import Case, assert_close, each_case, laws
 
 from prolora_jax.method.encoding import HostFactors
-from prolora_jax.method.projection import gram, store
+from prolora_jax.method.projection import gram, to_file_factors
 from prolora_jax.method.singular import gauge, singular_form, union
 
 FLOAT32 = 1e-5  # relative to ||up|| ||down||: sums of at most 36 float32 products
@@ -136,7 +136,7 @@ def test_on_the_device_with_gram_matrices_in_float64(case):
     assert all(g.dtype == np.float64 for g in grams)
     form = gauge(*grams)
     mixing = (form.up.astype(np.float32), form.down.astype(np.float32))
-    stored = store((rows[0],), (rows[1],), mixing, jnp.ones(1), "float32")
+    stored = to_file_factors((rows[0],), (rows[1],), mixing, jnp.ones(1), "float32")
     new_up, new_down = (np.asarray(a[0], np.float64) for a in (stored.up, stored.down))
     norm, expected = np.linalg.norm(wanted), np.linalg.svd(wanted, compute_uv=False)
     n = min(8, len(expected))

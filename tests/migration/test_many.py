@@ -14,6 +14,7 @@ from jax import monitoring
 from small_adapters import SPEC, write
 from toy_pair import ToyFiles, make_files
 
+from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.cli.main import run
 from prolora_jax.errors import Refusal
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
@@ -22,9 +23,11 @@ from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.method.operators import Method, Span, prepare_side
 from prolora_jax.method.projection import apply_side
 from prolora_jax.migration.blocks import WIDTHS, rank_class, split_rows
+from prolora_jax.migration.execute import Work
 from prolora_jax.migration.many import FileJob, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import MigrationPlan
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> ToyFiles:
 def pair(demo: ToyFiles, tmp_path_factory: pytest.TempPathFactory) -> BasePair:
     store = FolderStore(tmp_path_factory.mktemp("store"))
     return BasePair(load_base_model(demo.source), load_base_model(demo.target), store)
+
+
+def test_modules_are_handed_over_and_nobodys_table_is_emptied():
+    modules = {"a": LoraModule("a", np.ones((2, 3)), np.ones((4, 2)), None)}
+    work = Work(modules, MigrationPlan(MigrationOptions(), "source", "target", (), (), ()))
+    assert work.take_modules() is modules
+    assert not work.modules
+    assert list(modules) == ["a"]
 
 
 def migrated(files: Sequence[Path], out: Path, pair: BasePair, options: MigrationOptions):

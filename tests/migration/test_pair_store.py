@@ -14,6 +14,7 @@ from prolora_jax.errors import UsageError
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.containers.tensors import read_tensors, write_tensors
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.matching.pairs import ModulePair, module_pairs
 from prolora_jax.method.operators import METHODS, Method, ModuleOperators
 from prolora_jax.method.prepared import MemoryOperators, OperatorKey
 from prolora_jax.migration import pair as pair_module
@@ -22,7 +23,7 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 
 Models = tuple[BaseModel, BaseModel]
-Modules = list[tuple[str, str]]
+Modules = list[ModulePair]
 SLOT = "down_blocks.0.attentions.0.transformer_blocks"
 
 
@@ -35,8 +36,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(scope="module")
 def modules(models: Models) -> Modules:
     """Some modules of the target, with the source's."""
-    pairs = BasePair(*models).matching().pairs
-    return [item for item in pairs.items() if ".attn1." in item[0]][:3]
+    pairs = module_pairs(BasePair(*models).matching().pairs)
+    return [pair for pair in pairs if ".attn1." in pair.target][:3]
+
+
+def sources(pairs: Modules) -> dict[str, str]:
+    """Source path by target path."""
+    return {pair.target: pair.source for pair in pairs}
 
 
 # --- files that are not good --------------------------------------------------------------------
@@ -108,14 +114,14 @@ def test_bad_file_is_prepared_again(what: str, models: Models, modules: Modules,
     options = MigrationOptions(method="prolora")
     store = FolderStore(tmp_path)
     pair = BasePair(*models, store)
-    wanted = BasePair(*models).operators(*modules[0], options)
-    assert_same(pair.operators(*modules[0], options), wanted)
+    wanted = BasePair(*models).operators(modules[0], options)
+    assert_same(pair.operators(modules[0], options), wanted)
     path = file_of(tmp_path)
     (entry,) = store.operators.entries()
     SPOILED[what](path)
     assert store.operators.get(entry.key) is None
     for again in (pair, BasePair(*models, store)):
-        assert_same(again.operators(*modules[0], options), wanted)
+        assert_same(again.operators(modules[0], options), wanted)
     assert_same(store.operators.get(entry.key), wanted)
 
 
@@ -124,12 +130,12 @@ def test_damaged_comparison_is_computed_again(
     text: str, models: Models, modules: Modules, tmp_path: Path
 ):
     store, options = FolderStore(tmp_path), MigrationOptions()
-    wanted = BasePair(*models, store).measure(dict(modules[:1]), options)
+    wanted = BasePair(*models, store).measure(sources(modules[:1]), options)
     (entry,) = store.operators.comparisons()
     (path,) = tmp_path.rglob("*.comparison.json")
     path.write_text(text)
     assert store.operators.comparison(entry.key) is None
-    assert BasePair(*models, store).measure(dict(modules[:1]), options) == wanted
+    assert BasePair(*models, store).measure(sources(modules[:1]), options) == wanted
     assert store.operators.comparison(entry.key) is not None
 
 
@@ -182,15 +188,15 @@ def test_equal_weights_are_compared_and_prepared_once(tmp_path: Path, work: list
     measured = pair.measure(pairs, options)
     assert set(measured) == set(pairs)
     assert work == ["compare"] * 8
-    pair.prepare_operators(list(pairs.items()), options)
+    pair.prepare_operators(module_pairs(pairs), options)
     assert work[8:] == ["prepare"] * 8
     for path in pairs:
-        pair.operators(path, path, options)
+        pair.operators(ModulePair(path, path), options)
     pair.measure(pairs, options)
     # Another pair of the same weights, in another process as it were.
     again = BasePair(source, target, FolderStore(folder))
     assert again.measure(pairs, options) == measured
-    again.prepare_operators(list(pairs.items()), options)
+    again.prepare_operators(module_pairs(pairs), options)
     assert len(work) == 16
     # What a comparison does not depend on, and what it does.
     again.measure(pairs, MigrationOptions(method="prolora", min_similarity=0.1))
@@ -198,7 +204,9 @@ def test_equal_weights_are_compared_and_prepared_once(tmp_path: Path, work: list
     again.measure(pairs, MigrationOptions(pair_rank="own"))
     assert work[16:] == ["compare"] * 8
     path = next(iter(pairs))
-    again.operators(path, path, MigrationOptions(method="rotation", rotation_min_cos=0.3))
+    again.operators(
+        ModulePair(path, path), MigrationOptions(method="rotation", rotation_min_cos=0.3)
+    )
     assert work[24:] == ["prepare"]
 
 
@@ -228,10 +236,10 @@ def test_modules_are_matched_once(models: Models, work: list[str]):
 def test_memory_and_folder_agree(method: Method, models: Models, modules: Modules, tmp_path: Path):
     options = MigrationOptions(method=method)
     memory, folder = BasePair(*models), BasePair(*models, FolderStore(tmp_path))
-    assert memory.measure(dict(modules), options) == folder.measure(dict(modules), options)
+    assert memory.measure(sources(modules), options) == folder.measure(sources(modules), options)
     folder.prepare_operators(modules, options)
     for pair in modules:
-        assert_same(folder.operators(*pair, options), memory.operators(*pair, options))
+        assert_same(folder.operators(pair, options), memory.operators(pair, options))
 
 
 def test_worker_processes_prepare_the_same(
@@ -266,4 +274,4 @@ def test_store_that_keeps_nothing_is_an_error(
     pair = BasePair(*models)
     monkeypatch.setattr(pair.store, "_operators", Forgetful())
     with pytest.raises(LookupError, match="were stored and are not there"):
-        pair.operators(*modules[0], MigrationOptions())
+        pair.operators(modules[0], MigrationOptions())

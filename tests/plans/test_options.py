@@ -3,8 +3,10 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from typing import Any
 
+import msgspec
 import pytest
 
 from prolora_jax.plans.options import BadOption, MigrationOptions, basis_rule, output_rank
@@ -42,6 +44,15 @@ def test_bad_basis_rule(text: str):
 )
 def test_output_ranks(text: str, rule: tuple):
     assert output_rank(text) == rule
+
+
+def test_values_are_made_once_and_stay_out_of_json():
+    options = MigrationOptions(basis_rank="rank=320", rank="source")
+    assert options.basis_rule is options.basis_rule
+    assert (options.basis_rule, options.output_rank) == (("rank", 320), ("source", None))
+    text = msgspec.json.encode(options)
+    assert {*msgspec.json.decode(text)} == {field.name for field in fields(options)}
+    assert msgspec.json.decode(text, type=MigrationOptions) == options
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "energy=2", "all"])

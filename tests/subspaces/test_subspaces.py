@@ -18,7 +18,7 @@ from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.containers.tensors import write_tensors
 from prolora_jax.io.stores.basis_store import FolderStore
-from prolora_jax.method.basis import Basis
+from prolora_jax.method.basis import Basis, BasisRule
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces import compute as module
@@ -71,8 +71,8 @@ def test_worker_processes_give_the_same_bases(tmp_path: Path, monkeypatch: pytes
 def test_more_columns_are_computed_when_a_rule_needs_them(tmp_path: Path):
     model, store = make_model(tmp_path), FolderStore(tmp_path / "store")
     path = attention(model)[-1]
-    few = load_or_compute(model, path, store, ("energy", 0.5))
-    many = load_or_compute(model, path, store, ("rank", 24))
+    few = load_or_compute(model, path, store, BasisRule("energy", 0.5))
+    many = load_or_compute(model, path, store, BasisRule("rank", 24))
     assert few.extent.columns < many.extent.columns == 24
     found = store.extent(model.fingerprint(path))
     assert found is not None

@@ -22,6 +22,7 @@ from prolora_jax.errors import BaseModelError
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.containers.tensors import TensorFile, write_tensors
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.basis import BasisRule
 from prolora_jax.subspaces import compute as bases
 from prolora_jax.subspaces import on_devices as basis_batches
 from prolora_jax.subspaces.compute import compute_subspaces
@@ -129,7 +130,9 @@ def test_stores_are_those_of_the_host(found: dict[str, Any]):
 def test_stacks_are_of_equal_size_within_the_budget(
     model: BaseModel, monkeypatch: pytest.MonkeyPatch
 ):
-    todo: bases.Todo = {model.fingerprint(p): (p, ("rank", 4.0)) for p in model.spec.modules}
+    todo: bases.Todo = {
+        model.fingerprint(p): (p, BasisRule("rank", 4.0)) for p in model.spec.modules
+    }
     monkeypatch.setattr(basis_batches, "STACK_BYTES", 4 * 24 * 24 * 5)
     monkeypatch.setattr(basis_batches, "ROWS_BYTES", 4 * 24 * 96 - 1)
     expected = {

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.containers.tensors import write_tensors
-from prolora_jax.method.basis import Basis, Rule, choose_rank
+from prolora_jax.method.basis import Basis, BasisRule
 from prolora_jax.method.decomposition import gram_is_safe
 from prolora_jax.method.decomposition_on_devices import (
     TallDecomposition,
@@ -197,8 +197,7 @@ def stores(folder: Path, mesh: Mesh) -> tuple[dict[str, Errors], dict[str, list[
     basis_batches.STACK_BYTES = 4 * 24 * 24  # a square weight on each device: 14 in 2 calls
     found: dict[str, Errors] = {}
     by_host: dict[str, list[str]] = {}
-    rules: list[Rule] = [("energy", 0.95), ("rank", 24.0), ("numerical", None)]
-    for rule in rules:
+    for rule in (BasisRule("energy", 0.95), BasisRule("rank", 24.0), BasisRule("numerical")):
         todo = {model.fingerprint(path): (path, rule) for path in paths}
         gone = {f for f, basis in basis_batches.on_devices(model, todo, mesh) if basis is None}
         by_host[rule[0]] = sorted(todo[f][0] for f in gone)
@@ -216,7 +215,7 @@ def stores(folder: Path, mesh: Mesh) -> tuple[dict[str, Errors], dict[str, list[
     return found, by_host
 
 
-def apart(a: Basis | None, b: Basis | None, rule: Rule) -> Errors:
+def apart(a: Basis | None, b: Basis | None, rule: BasisRule) -> Errors:
     """Differences of two bases of one weight, whatever the signs of their columns."""
     if a is None or b is None:
         sys.exit("a basis is missing")
@@ -224,7 +223,7 @@ def apart(a: Basis | None, b: Basis | None, rule: Rule) -> Errors:
         sys.exit("shapes or dtypes differ")
     if any(x.base is not None for x in a):
         sys.exit("a basis keeps a whole stack")
-    k = choose_rank(b.s, rule)
+    k = rule.retained(b.s)
     sides = {
         name: norm(x[:, :k] @ x[:, :k].T - y[:, :k] @ y[:, :k].T)
         for name, x, y in (("left", a.u, b.u), ("right", a.v, b.v))

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prolora_jax.method.energies import measure
 from prolora_jax.method.operators import METHODS, Method, Side, Span, prepare_side
-from prolora_jax.method.projection import Stored, apply_side, store
+from prolora_jax.method.projection import FileFactors, apply_side, to_file_factors
 from prolora_jax.method.singular import gauge, union
 
 ADAPTERS, OUT, IN, RANK = 16, 40, 56, 8
@@ -27,7 +27,7 @@ def prepared(rng: np.random.Generator, method: Method, dim: int) -> Side:
     return prepare_side(method, Span(base[:, :17], base[:, 17:]), Span(turned[:, :13]))
 
 
-def dense(stored: Stored) -> np.ndarray:
+def dense(stored: FileFactors) -> np.ndarray:
     """Updates `(adapters, out, in)`, float64."""
     up, down = (np.asarray(a, np.float64) for a in (stored.up, stored.down))
     return up @ down
@@ -39,7 +39,9 @@ def main() -> None:
     ups = jnp.asarray(rng.normal(size=(ADAPTERS, RANK, OUT)), jnp.float32)
     downs = jnp.asarray(rng.normal(size=(ADAPTERS, RANK, IN)), jnp.float32)
     ones = jnp.ones(ADAPTERS, jnp.float32)
-    norms = np.linalg.norm(dense(store((ups,), (downs,), None, ones, "float32")), axis=(1, 2))
+    norms = np.linalg.norm(
+        dense(to_file_factors((ups,), (downs,), None, ones, "float32")), axis=(1, 2)
+    )
     mesh = Mesh(np.array(jax.devices()), ("adapters",))
     spread = NamedSharding(mesh, PartitionSpec("adapters"))
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -57,7 +59,7 @@ def main() -> None:
             parts = zip(grams[0].parts, grams[1].parts, strict=True)
             form = union([gauge(up, down) for up, down in parts])
             mixing = form.up.astype(np.float32), form.down.astype(np.float32)
-        return store(left.parts, right.parts, mixing, ones, "float32"), measure(*grams)
+        return to_file_factors(left.parts, right.parts, mixing, ones, "float32"), measure(*grams)
 
     found: dict[str, float] = {"devices": jax.device_count()}
     for method in METHODS[1:]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import Phase, settings
+import reference as ref
+from hypothesis import Phase, assume, settings
 from hypothesis import strategies as st
 from jax import Array
 
@@ -22,6 +23,9 @@ from prolora_jax.method.operators import (
     prepare_side,
 )
 from prolora_jax.method.projection import apply_side
+
+SAME_BASES = 1e-5  # law 8(i): float32 projections of given bases, relative to the input's norm
+THRESHOLD_BAND = 1e-3  # cosines this close to --rotation-min-cos may fall on either side of it
 
 laws = settings(
     max_examples=10,  # per case of the menu
@@ -250,3 +254,15 @@ def all_dense(
 ) -> dict[str, np.ndarray]:
     """Dense float64 result of every arm."""
     return {m: dense(*parts) for m, parts in all_arms(pair, factors, min_cos, kind).items()}
+
+
+def reference_pair(bases: Bases) -> ref.Pair:
+    """The same spans as the reference has them."""
+    return ref.pair_of_bases(*bases)
+
+
+def assume_decided(pair: ref.Pair, min_cos: float) -> None:
+    """No cosine so close to the limit that rounding decides whether its plane turns."""
+    for source, target in ((pair.u_s, pair.u_t), (pair.v_s, pair.v_t)):
+        cosines = ref.principal_vectors(source, target)[1]
+        assume(np.all(np.abs(cosines - min_cos) > THRESHOLD_BAND))

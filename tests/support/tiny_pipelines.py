@@ -37,6 +37,15 @@ UNETS = {
     "vega": unets.SMALL["vega"] | _XL,
 }
 
+TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
+WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}
+
+
+def edit(file: Path, **changes: Any) -> None:
+    """Change fields of a JSON file; None takes one out."""
+    fields = json.loads(file.read_bytes()) | changes
+    file.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
 
 def save_tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer whose tokens are single bytes, as files and opened."""

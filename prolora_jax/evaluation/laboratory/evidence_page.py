@@ -10,7 +10,12 @@ from prolora_jax.evaluation.metrics.shares import Share
 OPEN = " min_similarity=-1.0"
 METHODS = ("subspace", "null-space", "prolora", "prolora-full", "rotation")
 RULES = (
-    *("fraction=0.25", "fraction=0.5", "energy=0.8", "energy=0.9", "energy=0.95", "fraction=0.8"),
+    "fraction=0.25",
+    "fraction=0.5",
+    "energy=0.8",
+    "energy=0.9",
+    "energy=0.95",
+    "fraction=0.8",
     "numerical",
 )
 """From the smallest rank to the largest, as they come out in the laboratory's nets."""

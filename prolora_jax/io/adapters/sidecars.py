@@ -18,8 +18,14 @@ import yaml
 from prolora_jax.io import atomic
 
 DOCUMENTS = (
-    *(".civitai.info", ".civitai.json", ".cm-info.json", ".cminfo.json", ".metadata.json"),
-    *(".swarm.json", ".info", ".json"),
+    ".civitai.info",
+    ".civitai.json",
+    ".cm-info.json",
+    ".cminfo.json",
+    ".metadata.json",
+    ".swarm.json",
+    ".info",
+    ".json",
 )
 TEXTS = (".txt", ".md", ".yaml", ".yml")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm")

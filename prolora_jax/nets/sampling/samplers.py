@@ -40,15 +40,15 @@ _STEPS: dict[str, tuple[Any, ...]] = {
     "use_exponential_sigmas": (False,),
     "use_karras_sigmas": (False,),
 }
+_CONTINUOUS = {
+    "final_sigmas_type": ("zero",),
+    "interpolation_type": ("linear",),
+    "timestep_type": ("discrete",),
+}
 _STEPS_OF: Mapping[str, dict[str, tuple[Any, ...]]] = {
     "ddim": _STEPS,
     "pndm": _STEPS | {"timestep_spacing": ("leading",), "set_alpha_to_one": (False,)},
-    "euler": _STEPS
-    | {
-        "final_sigmas_type": ("zero",),
-        "interpolation_type": ("linear",),
-        "timestep_type": ("discrete",),
-    },
+    "euler": _STEPS | _CONTINUOUS,
     "dpm": _STEPS | {"algorithm_type": ("dpmsolver++",), "final_sigmas_type": ("zero",)},
 }
 

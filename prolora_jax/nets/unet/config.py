@@ -45,15 +45,37 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
 }
 # Fields that say how to compute, not what: scores and norms are in float32 here in any case.
 _PASSED_OVER = frozenset(
-    {"addition_embed_type_num_heads", "dtype", "sample_size", "split_head_dim"}
-    | {"upcast_attention", "use_memory_efficient_attention"}
+    {
+        "addition_embed_type_num_heads",
+        "dtype",
+        "sample_size",
+        "split_head_dim",
+        "upcast_attention",
+        "use_memory_efficient_attention",
+    }
 )
 _USED = frozenset(
-    {"addition_embed_type", "addition_time_embed_dim", "attention_head_dim", "block_out_channels"}
-    | {"cross_attention_dim", "down_block_types", "flip_sin_to_cos", "freq_shift", "in_channels"}
-    | {"layers_per_block", "mid_block_type", "norm_eps", "norm_num_groups", "out_channels"}
-    | {"projection_class_embeddings_input_dim", "reverse_transformer_layers_per_block"}
-    | {"transformer_layers_per_block", "up_block_types", "use_linear_projection"}
+    {
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "attention_head_dim",
+        "block_out_channels",
+        "cross_attention_dim",
+        "down_block_types",
+        "flip_sin_to_cos",
+        "freq_shift",
+        "in_channels",
+        "layers_per_block",
+        "mid_block_type",
+        "norm_eps",
+        "norm_num_groups",
+        "out_channels",
+        "projection_class_embeddings_input_dim",
+        "reverse_transformer_layers_per_block",
+        "transformer_layers_per_block",
+        "up_block_types",
+        "use_linear_projection",
+    }
 )
 
 
