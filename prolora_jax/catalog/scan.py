@@ -17,8 +17,7 @@ import msgspec
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import lacks_config, load_adapter, outline_adapter, writes_folder
@@ -33,7 +32,7 @@ from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.method.encoding import DTYPES
 from prolora_jax.migration.many import Writing, energy_that_moves
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import make_plan
+from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.catalog_record import CatalogRecord, Verdict
 from prolora_jax.plans.options import MigrationOptions, output_rank
 from prolora_jax.plans.plan import (
@@ -161,8 +160,8 @@ class Scanner:
         origin = str(path) if table.startswith(_ALONE) else _ORIGIN
         try:
             adapter = self._adapter(path, origin)
-            check_base(adapter, self._pair.source.spec, self._options.assume_base)
-            looked = self._planned(resolve(adapter, self._pair.source.spec), path, progress)
+            fitted = fit(adapter, self._pair.source.spec, self._options.assume_base)
+            looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if origin == str(path) else looked
         except (AdapterRefused, UsageError) as error:
             failed = error.code in (Refusal.MISSING_FILE, Refusal.CHANGED)
@@ -180,9 +179,9 @@ class Scanner:
             return load_adapter(path, alpha_zero=zero, allow_pickle=pickles, quiet=True)
         return outline_adapter(path, origin, zero)
 
-    def _planned(self, adapter: Adapter, path: Path, progress: Progress | None) -> Outlook:
-        pair, options = self._pair, self._options
-        plan = make_plan(adapter, pair, options, progress)
+    def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
+        pair, options, adapter = self._pair, self._options, fitted.adapter
+        plan = plan_fitted(fitted, pair, options, progress)
         wanted = wanted_pairs(adapter, pair.matching(options.match, options), options)
         weights = [
             (p, s, pair.source.fingerprint(s), pair.target.fingerprint(p))
@@ -298,13 +297,13 @@ def with_energies(
             allow_pickle=writing.allow_pickle,
             quiet=True,
         )
-        check_base(adapter, pair.source.spec, options.assume_base)
-        plan = make_plan(resolve(adapter, pair.source.spec), pair, options)
+        fitted = fit(adapter, pair.source.spec, options.assume_base)
+        plan = plan_fitted(fitted, pair, options)
     except (ProloraError, OSError) as error:
         code = error.code if isinstance(error, ProloraError) else Refusal.MISSING_FILE
         record = replace(found.record, verdict="refused", state="refused", output=None)
         return replace(record, reason=str(code), message=str(error), size_out=None)
-    energy, moved = energy_that_moves(adapter, plan)
+    energy, moved = energy_that_moves(fitted.adapter, plan)
     return replace(found.record, energy_in=energy, energy_moved=moved)
 
 

@@ -11,14 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, alike
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import make_plan, run_plan
+from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.generation import generate
@@ -149,46 +147,28 @@ def draw_side_by_side(
     given: dict[str, list[Adapter]] = {}
     moved: dict[str, list[dict[str, int]]] = {}
     if AS_IT_IS in request.arms:
-        given[AS_IT_IS] = [of_this_base(adapter, spec, assumed) for adapter in files]
+        given[AS_IT_IS] = [fit(adapter, spec, assumed).adapter for adapter in files]
     if pair is not None:
-        originals = [of_this_base(adapter, pair.source.spec, assumed) for adapter in files]
+        originals = [fit(adapter, pair.source.spec, assumed) for adapter in files]
         for arm in (arm for arm in request.arms if arm in METHODS):
             chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
-            plans = [make_plan(adapter, pair, chosen, progress) for adapter in originals]
-            done = [run_plan(a, pair, p, progress) for a, p in zip(originals, plans, strict=True)]
+            plans = [plan_fitted(fitted, pair, chosen, progress) for fitted in originals]
+            done = [
+                run_plan(fitted.adapter, pair, plan, progress)
+                for fitted, plan in zip(originals, plans, strict=True)
+            ]
             given[arm] = [migrated for migrated, _ in done]
             moved[arm] = [report.counts for _, report in done]
-    always = always and of_this_base(always, spec)
+    always = always and fit(always, spec).adapter
     here = [arm for arm in request.arms if arm != SOURCE]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
     if source is not None and SOURCE in request.arms:
         del params
         pipeline, params = load_pipeline(source, **loading)
         spec = spec_of(params)
-        own = {SOURCE: [of_this_base(adapter, spec, assumed) for adapter in files]}
+        own = {SOURCE: [fit(adapter, spec, assumed).adapter for adapter in files]}
         drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
     return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
-
-
-def of_this_base(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Adapter:
-    """An adapter, if it is one of this base model.
-
-    Another base's adapter may fit them, too: every module of SSD-1B is one of SDXL's by name and
-    shape. So it is looked at what the file says it is for.
-
-    Args:
-        adapter: as it was read.
-        spec: the base model.
-        assume_base: id of the base model to believe in, whatever the file says.
-
-    Returns:
-        The adapter, resolved.
-
-    Raises:
-        AdapterRefused: it cannot be used, or is another base's.
-    """
-    check_base(adapter, spec, assume_base)
-    return resolve(adapter, spec)
 
 
 def _require(request: Request, *, has_source: bool) -> None:

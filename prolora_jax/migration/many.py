@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.dumping import concrete_format
-from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal, UsageError
@@ -26,7 +25,7 @@ from prolora_jax.io.outputs.reports import report_path, write_report
 from prolora_jax.migration.blocks import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import AdapterHeader, encode, make_plan
+from prolora_jax.migration.single import AdapterHeader, encode, plan_fitted
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
@@ -282,9 +281,8 @@ def read_job(
         allow_pickle=writing.allow_pickle,
         quiet=writing.pair is not None,
     )
-    check_base(adapter, pair.source.spec, options.assume_base)
-    adapter = resolve(adapter, pair.source.spec)
-    plan = make_plan(adapter, pair, options, progress)
+    fitted = fit(adapter, pair.source.spec, options.assume_base)
+    adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
     size = sum(m.up.nbytes + m.down.nbytes for m in work.modules.values())
