@@ -30,7 +30,8 @@ from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.method.encoding import DTYPES
-from prolora_jax.migration.many import Writing, energy_that_moves
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.many import energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.catalog_record import CatalogRecord, Verdict
