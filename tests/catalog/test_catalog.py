@@ -211,8 +211,8 @@ KILLED = """
 import os, sys, threading
 from pathlib import Path
 from prolora_jax.migration.files import Writing
-from prolora_jax.catalog import CatalogJob, run_catalog
-from prolora_jax.io import manifest
+from prolora_jax.catalog.catalog import CatalogJob, run_catalog
+from prolora_jax.io.outputs import manifest
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.plans.options import MigrationOptions
