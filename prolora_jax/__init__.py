@@ -12,19 +12,39 @@ if TYPE_CHECKING:
     from prolora_jax.adapters.adapter import LoraModule as LoraModule
     from prolora_jax.adapters.adapter import alike as alike
     from prolora_jax.adapters.adapter import delta as delta
+    from prolora_jax.adapters.combination import combine as combine
+    from prolora_jax.adapters.fitting import Fitted as Fitted
+    from prolora_jax.adapters.fitting import fit as fit
     from prolora_jax.adapters.formats.flax_tree import from_flax as from_flax
     from prolora_jax.adapters.formats.flax_tree import to_flax as to_flax
     from prolora_jax.architectures.flax_trees import unet_from_flax as unet_from_flax
     from prolora_jax.architectures.flax_trees import unet_to_flax as unet_to_flax
+    from prolora_jax.catalog.catalog import catalog_status as catalog_status
+    from prolora_jax.catalog.catalog import run_catalog as run_catalog
+    from prolora_jax.catalog.catalog import scan_catalog as scan_catalog
+    from prolora_jax.catalog.catalog import write_page as write_page
+    from prolora_jax.catalog.run import CatalogJob as CatalogJob
+    from prolora_jax.catalog.verify import verify_catalog as verify_catalog
     from prolora_jax.errors import AdapterRefused as AdapterRefused
     from prolora_jax.errors import BaseModelError as BaseModelError
     from prolora_jax.errors import ProloraError as ProloraError
     from prolora_jax.errors import UsageError as UsageError
+    from prolora_jax.evaluation.demo_run import run_demo as run_demo
+    from prolora_jax.evaluation.side_by_side import Request as Request
+    from prolora_jax.evaluation.side_by_side import draw_to_file as draw_to_file
     from prolora_jax.io.adapters.files import load_adapter as load_adapter
     from prolora_jax.io.adapters.files import save_adapter as save_adapter
+    from prolora_jax.io.adapters.whole_files import compare_files as compare_files
+    from prolora_jax.io.adapters.whole_files import convert_file as convert_file
+    from prolora_jax.io.adapters.whole_files import inspect_file as inspect_file
     from prolora_jax.io.base_models.checkpoint import BaseModel as BaseModel
     from prolora_jax.io.base_models.checkpoint import load_base_model as load_base_model
     from prolora_jax.io.stores.basis_store import FolderStore as FolderStore
+    from prolora_jax.migration.ahead import build_subspaces as build_subspaces
+    from prolora_jax.migration.base_similarity import similarity as similarity
+    from prolora_jax.migration.files import Writing as Writing
+    from prolora_jax.migration.one_file import migrate_file as migrate_file
+    from prolora_jax.migration.one_file import plan_file as plan_file
     from prolora_jax.migration.pair import BasePair as BasePair
     from prolora_jax.migration.single import make_plan as make_plan
     from prolora_jax.migration.single import migrate as migrate
@@ -46,12 +66,16 @@ if TYPE_CHECKING:
     from prolora_jax.subspaces.compute import compute_subspaces as compute_subspaces
     from prolora_jax.subspaces.store import MemoryStore as MemoryStore
     from prolora_jax.verification.adapter import verify_adapter as verify_adapter
+    from prolora_jax.verification.file import verify_file as verify_file
 
 _HOME = {
     # adapters
     "Adapter": "adapters.adapter",
     "LoraModule": "adapters.adapter",
+    "combine": "adapters.combination",
     "delta": "adapters.adapter",
+    "fit": "adapters.fitting",
+    "Fitted": "adapters.fitting",
     "load_adapter": "io.adapters.files",
     "save_adapter": "io.adapters.files",
     "from_flax": "adapters.formats.flax_tree",
@@ -89,6 +113,25 @@ _HOME = {
     "migrate": "migration.single",
     "run_plan": "migration.single",
     "verify_adapter": "verification.adapter",
+    # whole jobs, from files to files: what each command calls
+    "migrate_file": "migration.one_file",
+    "plan_file": "migration.one_file",
+    "Writing": "migration.files",
+    "verify_file": "verification.file",
+    "similarity": "migration.base_similarity",
+    "build_subspaces": "migration.ahead",
+    "convert_file": "io.adapters.whole_files",
+    "inspect_file": "io.adapters.whole_files",
+    "compare_files": "io.adapters.whole_files",
+    "CatalogJob": "catalog.run",
+    "scan_catalog": "catalog.catalog",
+    "run_catalog": "catalog.catalog",
+    "catalog_status": "catalog.catalog",
+    "write_page": "catalog.catalog",
+    "verify_catalog": "catalog.verify",
+    "Request": "evaluation.side_by_side",
+    "draw_to_file": "evaluation.side_by_side",
+    "run_demo": "evaluation.demo_run",
     # errors
     "AdapterRefused": "errors",
     "BaseModelError": "errors",

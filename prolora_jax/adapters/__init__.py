@@ -2,9 +2,11 @@
 
 adapter.py: Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
 algorithms/: What the tensors of a module mean.
+combination.py: Several adapters as one: the weighted sum, as factors side by side.
 comparison.py: Two adapters side by side, module by module, on factors.
 formats/: How adapters are spelled: a dict of tensors becomes an `Adapter`, and back; no disk.
 detection.py: Which published base model an adapter was trained on: evidence, candidates.
+fitting.py: An adapter held against a base model: whether it is for it, and where its modules are.
 inspection.py: What an adapter file is, as a record: for `prolora inspect` and for catalogs.
 licences.py: Whether what people write beside an adapter forbids derivatives.
 

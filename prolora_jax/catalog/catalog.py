@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 
+from prolora_jax.catalog.page.render import page_html
 from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner, duplicates, with_energies
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io import atomic
 from prolora_jax.io.adapters.inputs import Input, expand
 from prolora_jax.io.outputs.catalog_files import locked, sweep
 from prolora_jax.io.outputs.manifest import Manifest
-from prolora_jax.io.outputs.reports import write_pair_report
+from prolora_jax.io.outputs.reports import read_pair_report, write_pair_report
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport, shared_options
@@ -171,6 +174,40 @@ def summary_of_scan(
         by_verdict=counts.by_verdict,
         by_reason=counts.by_reason,
     )
+
+
+def catalog_status(out: str | Path) -> tuple[CatalogSummary, list[CatalogRecord]]:
+    """A catalog in numbers and file by file, also while its run goes on.
+
+    Args:
+        out: the output folder.
+
+    Returns:
+        The summary, and a record of each file.
+
+    Raises:
+        UsageError: there is no manifest in `out`.
+    """
+    with Manifest(Path(out)) as manifest:
+        return summary_of(manifest), list(manifest.records())
+
+
+def write_page(page: str | Path, summary: CatalogSummary, records: Sequence[CatalogRecord]) -> None:
+    """Write the page about a catalog: one HTML file.
+
+    Args:
+        page: where to.
+        summary: of the catalog.
+        records: of its files.
+
+    Raises:
+        UsageError: its folder's `pair.report.json` cannot be read.
+        OutputError: it cannot be written.
+    """
+    page = Path(page)
+    pair = None if summary.started is None else read_pair_report(Path(summary.out))
+    similarities = {} if pair is None else pair.similarities
+    atomic.write_text(page, page_html(summary, records, similarities, page))
 
 
 def summary_of(manifest: Manifest) -> CatalogSummary:

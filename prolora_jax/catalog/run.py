@@ -10,13 +10,14 @@ from pathlib import Path
 from prolora_jax.catalog.outlook import Moving, Tally
 from prolora_jax.catalog.scan import Scanned, duplicates
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import OutputError, ProloraError, Refusal
+from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
 from prolora_jax.io.outputs.catalog_files import file_hash, link, stamp
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import report_path
-from prolora_jax.migration.many import FileJob, FileOutcome, Writing, migrate_files
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.many import FileJob, FileOutcome, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
@@ -36,14 +37,24 @@ class CatalogJob:
         writing: formats, and whether outputs of others may be replaced.
         retry: whether files that were refused or failed before are tried again.
         fail_fast: stop at the first file that is refused when it is read.
+
+    Raises:
+        UsageError: from the constructor, when the output folder is a file.
     """
 
     inputs: tuple[Path, ...]
     out: Path
-    options: MigrationOptions
-    writing: Writing
+    options: MigrationOptions = MigrationOptions()
+    writing: Writing = Writing()
     retry: bool = False
     fail_fast: bool = False
+
+    def __post_init__(self):
+        if self.out.exists() and not self.out.is_dir():
+            raise UsageError(
+                f"{self.out}: found a file; expected a folder for several outputs; choose another",
+                code=Refusal.OUTPUT_EXISTS,
+            )
 
 
 class CatalogRun:

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
@@ -29,9 +28,10 @@ from prolora_jax.io.adapters.sidecars import Folders
 from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
-from prolora_jax.migration.many import Writing, energy_that_moves
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.many import energy_that_moves
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import make_plan
+from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.catalog_record import CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import wanted_pairs
@@ -148,8 +148,8 @@ class Scanner:
     def _judged(self, path: Path, progress: Progress | None, alone: bool) -> Outlook:
         try:
             adapter = self._adapter(path)
-            check_base(adapter, self._pair.source.spec, self._options.assume_base)
-            looked = self._planned(resolve(adapter, self._pair.source.spec), path, progress)
+            fitted = fit(adapter, self._pair.source.spec, self._options.assume_base)
+            looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if alone else looked
         except (AdapterRefused, UsageError) as error:
             failed = error.code in (Refusal.MISSING_FILE, Refusal.CHANGED)
@@ -163,9 +163,9 @@ class Scanner:
             return load_adapter(path, alpha_zero=zero, allow_pickle=pickles, quiet=True)
         return outline_adapter(path, str(path), zero)
 
-    def _planned(self, adapter: Adapter, path: Path, progress: Progress | None) -> Outlook:
-        pair, options = self._pair, self._options
-        plan = make_plan(adapter, pair, options, progress)
+    def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
+        pair, options, adapter = self._pair, self._options, fitted.adapter
+        plan = plan_fitted(fitted, pair, options, progress)
         wanted = wanted_pairs(adapter, pair.matching(options.match, options), options)
         weights = [
             (p, s, pair.source.fingerprint(s), pair.target.fingerprint(p))
@@ -228,13 +228,13 @@ def with_energies(
             allow_pickle=writing.allow_pickle,
             quiet=True,
         )
-        check_base(adapter, pair.source.spec, options.assume_base)
-        plan = make_plan(resolve(adapter, pair.source.spec), pair, options)
+        fitted = fit(adapter, pair.source.spec, options.assume_base)
+        plan = plan_fitted(fitted, pair, options)
     except (ProloraError, OSError) as error:
         code = error.code if isinstance(error, ProloraError) else Refusal.MISSING_FILE
         record = replace(found.record, verdict="refused", state="refused", output=None)
         return replace(record, reason=str(code), message=str(error), size_out=None)
-    energy, moved = energy_that_moves(adapter, plan)
+    energy, moved = energy_that_moves(fitted.adapter, plan)
     return replace(found.record, energy_in=energy, energy_moved=moved)
 
 

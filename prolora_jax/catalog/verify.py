@@ -1,19 +1,19 @@
 """A migrated catalog, checked: every output is as it was written, and a sample is recomputed."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import ProloraError
-from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.catalog_files import file_hash
 from prolora_jax.io.outputs.manifest import Manifest
-from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
-from prolora_jax.plans.folder_report import FileReport, whole_report
-from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.adapter import VerifyReport
+from prolora_jax.verification.file import verify_file
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CatalogCheck:
 
 
 def verify_catalog(
-    out: Path,
+    out: str | Path,
     sample: int | None = 20,
     seed: int = 0,
     progress: Progress | None = None,
@@ -63,20 +63,23 @@ def verify_catalog(
     Raises:
         UsageError: there is no manifest in `out`.
     """
+    out = Path(out)
     with Manifest(out) as manifest:
         records = [r for r in manifest.records() if r.state in FINISHED]
         firsts = [r for r in records if r.duplicate_of is None]
         count = len(firsts) if sample is None else min(sample, len(firsts))
         chosen = {r.input for r in random.Random(seed).sample(firsts, count)}
         problems: dict[str, str] = {}
-        models: dict[str, BaseModel] = {}
+        check_file = partial(
+            verify_file, allow_pickle=allow_pickle, quiet=True, open_model=cache(load_base_model)
+        )
         worst, recomputed, whole = 0.0, 0, 0
         for place, record in enumerate(records, 1):
             problem = _damage(out, record)
             whole += problem is None
             if problem is None and record.input in chosen:
                 recomputed += 1
-                problem, error = _recomputed(out / str(record.output), models, allow_pickle)
+                problem, error = _recomputed(out / str(record.output), check_file)
                 worst = max(worst, error)
             if problem is not None:
                 problems[record.input] = problem
@@ -105,34 +108,13 @@ def _damage(out: Path, record: CatalogRecord) -> str | None:
     return f"not as it was written: {path}: {found}; migrate again"
 
 
-def _recomputed(
-    path: Path, models: dict[str, BaseModel], allow_pickle: bool
-) -> tuple[str | None, float]:
+def _recomputed(path: Path, check: Callable[[Path], VerifyReport]) -> tuple[str | None, float]:
     """What is wrong with an output's numbers, and its largest error."""
     try:
-        told = read_any_report(path)
-        source, target = (_model(p.location, models) for p in (told.source, told.target))
-        before = load_adapter(
-            told.input.location,
-            source.spec,
-            alpha_zero=told.options.alpha_zero,
-            allow_pickle=allow_pickle,
-            quiet=True,
-        )
-        after = load_adapter(path, target.spec, quiet=True)
-        if isinstance(told, FileReport):
-            shared = pair_report_above(path, told.pair)
-            told = whole_report(told, shared, before, after, source.spec, target.spec)
-        checked = verify_adapter(after, before, source, target, told.to_dict())
+        checked = check(path)
     except (ProloraError, OSError) as error:
         return f"cannot be recomputed: {error}", 0.0
     if checked.ok:
         return None, checked.worst_error
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
     return "; ".join([*checked.problems, *bad][:3]), checked.worst_error
-
-
-def _model(location: str, models: dict[str, BaseModel]) -> BaseModel:
-    if location not in models:
-        models[location] = load_base_model(location)
-    return models[location]

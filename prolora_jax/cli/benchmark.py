@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from prolora_jax.cli.console import Common, absolute, out
+from prolora_jax.cli.console import Common, out
 
 COMMON = Common()
 Quick = Annotated[bool, Parameter(negative="")]
@@ -80,7 +80,7 @@ def catalog(
         out_path: JSON file with every sample, the environment and the peaks of this machine.
     """
     more = {"files": files, "most": most, "store": str(common.basis_store().folder)}
-    folder = None if pair is None else str(absolute(pair))
+    folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
 
 

@@ -103,14 +103,16 @@ class Common:
         return FolderStore(self.store or default_store())
 
 
-def absolute(model: Path) -> Path:
-    """Where a base model is, whatever folder a report of it is read from; hub ids as they are."""
-    return model.resolve() if model.exists() else model
-
-
 def out() -> Console:
     """Console for results; wide enough for tables when it is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+
+
+def write_json(document: object) -> None:
+    """One JSON document on stdout."""
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
 
 
 def err() -> Console:

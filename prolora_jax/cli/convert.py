@@ -1,13 +1,12 @@
 """`prolora convert`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from prolora_jax.adapters.adapter import AlphaZero
-from prolora_jax.cli.console import Common, out
+from prolora_jax.cli.console import Common, out, write_json
 
 COMMON = Common()
 Format = Literal[
@@ -40,41 +39,32 @@ def convert(
         strip_metadata: keep no header string but prolora and format.
         overwrite: replace an existing output.
     """
-    import msgspec
+    from prolora_jax.io.adapters.whole_files import convert_file
 
-    from prolora_jax.adapters.formats.dumping import concrete_format
-    from prolora_jax.adapters.formats.published import published_base
-    from prolora_jax.adapters.formats.resolution import resolve
-    from prolora_jax.io.adapters.files import load_adapter, save_adapter
-    from prolora_jax.io.base_models.checkpoint import load_base_model
-
-    spec = None if base is None else load_base_model(base).spec
-    adapter = load_adapter(input, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
-    spec = spec or published_base(adapter, to)
-    adapter = resolve(adapter, spec)
-    format = concrete_format(to, spec) or adapter.format
-    save_adapter(
-        adapter,
+    found = convert_file(
+        input,
+        to,
         out_path,
-        format=format,
-        base=spec,
+        base,
+        alpha_zero=alpha_zero,
+        allow_pickle=allow_pickle,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
     )
+    before, count = found.adapter.format, len(found.adapter.modules)
     if common.json:
         facts = {
             "input": str(input),
-            "from": adapter.format,
+            "from": before,
             "output": str(out_path),
-            "to": format,
-            "names": spec.name,
-            "modules": len(adapter.modules),
+            "to": found.format,
+            "names": found.names,
+            "modules": count,
         }
-        sys.stdout.write(msgspec.json.encode(facts).decode() + "\n")
+        write_json(facts)
     else:
         out().print(
-            f"{out_path}: {len(adapter.modules)} modules, {adapter.format} -> {format}, names of "
-            f"{spec.name}",
+            f"{out_path}: {count} modules, {before} -> {found.format}, names of {found.names}",
             markup=False,
         )
     return 0

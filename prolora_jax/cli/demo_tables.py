@@ -1,34 +1,9 @@
 """What `prolora demo` shows."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from prolora_jax.plans.report import MigrationReport
-
-if TYPE_CHECKING:
-    from prolora_jax.evaluation.laboratory.trials import Result
-    from prolora_jax.verification.adapter import VerifyReport
-
-
-def demo_row(
-    method: str, report: MigrationReport, checked: "VerifyReport", result: "Result"
-) -> dict[str, Any]:
-    """One arm in numbers."""
-    norm_in = sum(m.norm_in**2 for m in report.modules) ** 0.5
-    return {
-        "method": method,
-        "migrated": sum(m.action == "project" for m in report.modules),
-        "copied": sum(m.action == "copy" for m in report.modules),
-        "skipped": len(report.skipped),
-        "rank_out": max(m.rank_out for m in report.modules),
-        "norm_ratio": result.norm / norm_in,
-        "loss": result.effect_loss,
-        "share": list(result.arrived),
-        "verified": checked.ok,
-        "worst_error": checked.worst_error,
-    }
 
 
 def show_demo(console: Console, summary: dict[str, Any]) -> None:

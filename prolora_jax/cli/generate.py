@@ -1,6 +1,5 @@
 """`prolora generate`."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +7,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.cli.console import Common, Reporter, absolute, out
+from prolora_jax.cli.console import Common, Reporter, out, write_json
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
 
@@ -81,21 +80,18 @@ def generate(
         at_once: pictures drawn together, on each device.
         overwrite: replace an existing output.
     """
-    import jax
-    import msgspec
+    from prolora_jax.evaluation.side_by_side import (
+        Request,
+        draw_to_file,
+        usual_arms,
+        usual_dtype,
+    )
 
-    from prolora_jax.evaluation.grid import write_side_by_side
-    from prolora_jax.evaluation.side_by_side import Request, draw_side_by_side
-    from prolora_jax.io.adapters.files import refuse_existing
-    from prolora_jax.io.base_models.checkpoint import load_base_model
-    from prolora_jax.migration.pair import BasePair
-
-    usual = ("none", "copy", migrate.method) if source else ("none", "lora")
-    chosen = arms.split(",") if arms else usual if lora else ("none",)
-    number = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    moved_by = migrate.method if source else None
+    given = arms.split(",") if arms else usual_arms(moved_by=moved_by, adapters=bool(lora))
     request = Request(
         base=base,
-        arms=tuple(dict.fromkeys(chosen)),
+        arms=tuple(dict.fromkeys(given)),
         prompts=prompt,
         seeds=seeds_of(seeds),
         files=lora,
@@ -104,52 +100,34 @@ def generate(
         parts=parts,
         sampler="lcm" if lcm else sampler,
         spacing=spacing,
-        dtype=number if dtype == "auto" else dtype,
+        dtype=usual_dtype() if dtype == "auto" else dtype,
         negative=negative,
         steps=steps,
         guidance=guidance,
         size=(height, width),
         at_once=at_once,
     )
+    _require_alone(lcm, always, sampler)
+    reporter = Reporter(common.quiet)
+    kept = {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
+    with reporter.shown():
+        found = draw_to_file(request, out_path, source, migrate, overwrite=overwrite, **kept)
+    drawn, summary = found
+    if common.json:
+        write_json(summary)
+        return 0
+    show_columns(out(), drawn)
+    out().print(f"Wrote {out_path}: {len(request.rows)} rows, {len(drawn.columns)} columns")
+    return 0
+
+
+def _require_alone(lcm: Path | None, always: Path | None, sampler: str) -> None:
     if lcm and (always or sampler not in {"auto", "lcm"}):
         raise UsageError(
             "--lcm: found --always or another --sampler beside it; expected LCM's alone; for an "
             "adapter of another kind give --always and --sampler",
             code=Refusal.BAD_OPTION,
         )
-    refuse_existing(out_path, overwrite)
-    pair = None
-    if source is not None:
-        models = load_base_model(absolute(source)), load_base_model(absolute(base))
-        pair = BasePair(*models, common.basis_store(), common.processes)
-    reporter = Reporter(common.quiet)
-    with reporter.shown():
-        drawn = draw_side_by_side(request, source, pair, migrate, reporter)
-    summary = {
-        "out": str(out_path),
-        "base": str(base),
-        "source": None if source is None else str(source),
-        "lora": [str(file) for file in lora],
-        "scale": list(request.scales),
-        "always": None if request.always is None else str(request.always),
-        "sampler": request.sampler,
-        "spacing": spacing,
-        "dtype": request.dtype,
-        "prompts": list(prompt),
-        "seeds": list(request.seeds),
-        "settings": drawn.settings,
-        "columns": list(drawn.columns),
-        "changes": drawn.changes(),
-        "moved": drawn.moved,
-    }
-    text = msgspec.json.encode(summary).decode()
-    write_side_by_side(drawn.columns, request.rows, out_path, note=text)
-    if common.json:
-        sys.stdout.write(text + "\n")
-        return 0
-    show_columns(out(), drawn)
-    out().print(f"Wrote {out_path}: {len(request.rows)} rows, {len(drawn.columns)} columns")
-    return 0
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -1,13 +1,12 @@
 """`prolora inspect`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from prolora_jax.adapters.adapter import AlphaZero
-from prolora_jax.cli.console import Common, out, show_error
+from prolora_jax.cli.console import Common, out, show_error, write_json
 
 COMMON = Common()
 
@@ -27,12 +26,10 @@ def inspect(
         alpha_zero: what an alpha of 0 means: the file is refused, alpha = rank, or no effect.
         allow_pickle: read pickles, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
-    import msgspec
-
-    from prolora_jax.adapters.inspection import inspect_adapter, refused
+    from prolora_jax.adapters.inspection import refused
     from prolora_jax.cli import tables
     from prolora_jax.errors import ProloraError, Refusal, UsageError
-    from prolora_jax.io.adapters.files import load_adapter
+    from prolora_jax.io.adapters.whole_files import inspect_file
     from prolora_jax.io.base_models.checkpoint import load_base_model
 
     if not paths:
@@ -41,14 +38,14 @@ def inspect(
     found, worst = [], 0
     for path in paths:
         try:
-            adapter = load_adapter(path, base, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
-            found.append(inspect_adapter(adapter, str(path)))
+            how = {"alpha_zero": alpha_zero, "allow_pickle": allow_pickle}
+            found.append(inspect_file(path, base, **how))
         except ProloraError as error:
             worst = max(worst, error.exit_code)
             found.append(refused(str(path), error))
             show_error(str(error))
     if common.json:
-        sys.stdout.write(msgspec.json.encode({"files": found}).decode() + "\n")
+        write_json({"files": found})
     else:
         for inspection in found:
             tables.show_inspection(out(), inspection)

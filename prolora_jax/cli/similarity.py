@@ -1,12 +1,11 @@
 """`prolora similarity`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.cli.console import Common, Reporter, out, write_json
 
 COMMON = Common()
 
@@ -34,46 +33,36 @@ def similarity(
         pair_rank: one common k per pair (max), or each base its own.
         plot: PNG to write: a heat map by block and role.
     """
-    import msgspec
-
     from prolora_jax.cli import tables
-    from prolora_jax.io.base_models.checkpoint import load_base_model
-    from prolora_jax.migration.pair import BasePair
+    from prolora_jax.migration import base_similarity
     from prolora_jax.plans.options import MigrationOptions
-    from prolora_jax.plans.relation import relation
 
-    options = MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank)
-    pair = BasePair(
-        load_base_model(source), load_base_model(target), common.basis_store(), common.processes
+    options, reporter = (
+        MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank),
+        Reporter(common.quiet),
     )
-    reporter = Reporter(common.quiet)
+    how = {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
     with reporter.shown():
-        matching = pair.matching(options.match)
-        chosen = [p for p, m in pair.target.spec.modules.items() if m.kind_is(modules)]
-        pairs = {path: matching.pairs[path] for path in chosen if path in matching.pairs}
-        measures = pair.measure(pairs, options, reporter)
-    verdict = relation(measures, len(chosen) - len(pairs), options)
+        found = base_similarity.similarity(source, target, modules, options, **how)
     if plot is not None:
-        from prolora_jax.evaluation.pictures import block_map, similarity_panels
+        from prolora_jax.evaluation.pictures import similarity_map
 
-        sides = {path: measures[path].sides if path in measures else None for path in chosen}
-        title = f"{pair.source.spec.name} -> {pair.target.spec.name}"
-        note = "red dot: below 0.8; grey: no source module"
-        block_map(similarity_panels(sides), f"{title}   ({note})", plot)
+        similarity_map(found, plot)
     if common.json:
+        compared, measures = found.compared, found.measures
         document = {
-            "source": pair.source.location,
-            "target": pair.target.location,
-            "relation": verdict,
-            "sentence": verdict.sentence,
-            "alignments": matching.alignments,
-            "modules": {p: {"source_path": pairs[p], "measure": m} for p, m in measures.items()},
+            "source": found.source,
+            "target": found.target,
+            "relation": found.relation,
+            "sentence": found.relation.sentence,
+            "alignments": found.alignments,
+            "modules": {p: {"source_path": compared[p], "measure": m} for p, m in measures.items()},
         }
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        write_json(document)
         return 0
-    tables.show_similarity(out(), measures)
-    tables.show_alignments(out(), matching.alignments)
+    tables.show_similarity(out(), found.measures)
+    tables.show_alignments(out(), found.alignments)
     if plot is not None:
         out().print(f"Wrote {plot}")
-    out().print(verdict.sentence)
+    out().print(found.relation.sentence)
     return 0

@@ -1,12 +1,11 @@
 """`prolora status`."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, out
+from prolora_jax.cli.console import Common, out, write_json
 
 COMMON = Common()
 
@@ -25,22 +24,17 @@ def status(
         report: write the page about them: one HTML file.
         export: write all records as a table, too: a name that ends in .csv or .jsonl.
     """
-    import msgspec
-
-    from prolora_jax.catalog.catalog import summary_of
+    from prolora_jax.catalog.catalog import catalog_status, write_page
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.cli.migrate_many import write_page
-    from prolora_jax.io.outputs.manifest import Manifest
     from prolora_jax.io.outputs.manifest import export as write_table
 
-    with Manifest(folder) as manifest:
-        summary, records = summary_of(manifest), list(manifest.records())
+    summary, records = catalog_status(folder)
     if export is not None:
         write_table(records, export)
     if report is not None:
         write_page(report, summary, records)
     if common.json:
-        sys.stdout.write(msgspec.json.encode(summary).decode() + "\n")
+        write_json(summary)
         return 0
     catalog_tables.show_summary(out(), summary)
     catalog_tables.show_refused(out(), records)

@@ -1,17 +1,12 @@
 """`prolora subspaces build | list | prune`."""
 
 import math
-import sys
-from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from prolora_jax.cli.console import Common, Reporter, absolute, out
-
-if TYPE_CHECKING:
-    from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.cli.console import Common, Reporter, out, write_json
 
 COMMON = Common()
 subspaces = App(name="subspaces", help_format="plaintext")
@@ -36,46 +31,25 @@ def build(
         for_pair: two models, source and target of a migration: only the modules of both that
             it can use, by the default matching.
     """
-    import msgspec
-
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.base_models.checkpoint import load_base_model
-    from prolora_jax.plans.options import basis_rule
-    from prolora_jax.subspaces.compute import compute_subspaces
+    from prolora_jax.migration.ahead import build_subspaces
 
     if not models:
         raise UsageError("subspaces build needs at least one base model", code=Refusal.BAD_OPTION)
-    if for_pair and len(models) != 2:
-        raise UsageError(
-            f"--for-pair: expected two base models, source and target; found {len(models)}",
-            code=Refusal.BAD_OPTION,
-        )
-    rule = basis_rule(basis_rank)
-    store = common.basis_store()
-    reporter = Reporter(common.quiet)
-    loaded = [load_base_model(absolute(location)) for location in models]
-    usable = _usable(*loaded) if for_pair else [model.spec.modules for model in loaded]
+    store, reporter = common.basis_store(), Reporter(common.quiet)
+    how = {"for_pair": for_pair, "workers": common.processes, "progress": reporter}
+    built = build_subspaces(models, store, modules, basis_rank, **how)
     results = []
-    for location, model, known in zip(models, loaded, usable, strict=True):
-        paths = [path for path in known if model.spec.modules[path].kind_is(modules)]
+    for location in models:
         with reporter.shown():
-            done = compute_subspaces(model, paths, store, rule, reporter, common.processes)
-        results.append({"model": model.location, "modules": len(paths), "computed": done})
+            done = next(built)
+        results.append(done._asdict())
         if not common.json:
-            found = len(paths) - done
-            out().print(f"{location}: {done} bases computed, {found} were stored already")
+            found = done.modules - done.computed
+            out().print(f"{location}: {done.computed} bases computed, {found} were stored already")
     if common.json:
-        document = {"store": str(store.folder), "models": results}
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        write_json({"store": str(store.folder), "models": results})
     return 0
-
-
-def _usable(source: "BaseModel", target: "BaseModel") -> tuple[Collection[str], Collection[str]]:
-    """Modules of both models that a migration from one to the other can use."""
-    from prolora_jax.migration.pair import BasePair
-
-    pairs = BasePair(source, target).matching().pairs
-    return dict.fromkeys(pairs.values()), pairs
 
 
 @subspaces.command(name="list")
@@ -85,14 +59,11 @@ def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
     Operators and comparisons are what is computed from two bases; each serves every adapter that
     is moved between these weights.
     """
-    import msgspec
-
     from prolora_jax.cli import store_tables
 
     store = common.basis_store()
     if common.json:
-        document = store_tables.store_document(store)
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        write_json(store_tables.store_document(store))
     else:
         store_tables.show_store(out(), store)
     return 0
@@ -117,10 +88,8 @@ def prune(
         older_than: days; what was not used for so long goes. A use is noted once a day.
         dry_run: only say what would be deleted.
     """
-    import msgspec
-
     from prolora_jax.errors import Refusal, UsageError
-    from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.migration.opening import open_base_model
 
     if older_than is not None and not 0.0 <= older_than < math.inf:
         raise UsageError(
@@ -130,12 +99,12 @@ def prune(
     store = common.basis_store()
     wanted = None
     if keep:
-        models = [load_base_model(absolute(location)) for location in keep]
+        models = [open_base_model(location) for location in keep]
         wanted = {model.fingerprint(path) for model in models for path in model.spec.modules}
     files, size = store.prune(wanted, older_than, dry_run=dry_run)
     if common.json:
         document = {"store": str(store.folder), "files": files, "bytes": size, "dry_run": dry_run}
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        write_json(document)
     else:
         verb = "Would delete" if dry_run else "Deleted"
         what = f"{files} files of bases, operators and comparisons, {size / 1e6:.1f} MB"

@@ -12,7 +12,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from prolora_jax.architectures.unet.places import split_block
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.io.adapters.whole_files import ComparedFiles
+from prolora_jax.migration.base_similarity import BaseSimilarity
 
 Cells = Mapping[str, float | None]
 """A number by module path; None where there is none to show."""
@@ -116,3 +119,40 @@ def _natural(text: str) -> list[tuple[int, int | str]]:
     return [
         (0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", text) if part
     ]
+
+
+def similarity_map(found: BaseSimilarity, path: Path) -> None:
+    """The similarity of two base models as a picture.
+
+    Args:
+        found: from `similarity`.
+        path: PNG to write.
+    """
+    sides = {p: m.sides for p, m in found.measures.items()} | dict.fromkeys(found.alone)
+    source, target = found.names
+    title = f"{source} -> {target}   (red dot: below 0.8; grey: no source module)"
+    block_map(similarity_panels(sides), title, path)
+
+
+def comparison_map(found: ComparedFiles, title: str, path: Path) -> None:
+    """Two adapters side by side as a picture: cosine and ratio of norms.
+
+    Args:
+        found: from `compare_files`.
+        title: above everything.
+        path: PNG to write.
+
+    Raises:
+        UsageError: the names of the modules do not say where a block ends.
+    """
+    if found.is_flat:
+        raise UsageError(
+            "--plot needs --base for kohya files: their names do not say where a block ends",
+            code=Refusal.BAD_OPTION,
+        )
+    modules = found.comparison.modules
+    cosine = {path: m.cosine for path, m in modules.items()}
+    ratio = {path: m.energy and m.energy**0.5 for path, m in modules.items()}
+    top = max([r for r in ratio.values() if r is not None], default=1.0)
+    panels = Panel("cosine", cosine, -1.0), Panel("norm of B / norm of A", ratio, 0.0, top)
+    block_map(panels, title, path)

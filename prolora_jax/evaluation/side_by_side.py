@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import jax
+import msgspec
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, alike
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.evaluation.grid import write_side_by_side
+from prolora_jax.io.adapters.files import load_adapter, refuse_existing
+from prolora_jax.migration.opening import open_pair
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import make_plan, run_plan
+from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.generation import generate
@@ -27,6 +28,7 @@ from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.subspaces.store import BasisStore
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
 NONE, AS_IT_IS, SOURCE = "none", "lora", "source"
@@ -109,6 +111,78 @@ class SideBySide:
         return {a: float(np.sqrt(np.mean(np.square(p - without)))) for a, p in others.items()}
 
 
+def usual_arms(*, moved_by: str | None = None, adapters: bool = True) -> tuple[str, ...]:
+    """The columns when none are asked for.
+
+    Args:
+        moved_by: the method by which adapters come from another base model, if they do.
+        adapters: whether there are any.
+    """
+    if not adapters:
+        return (NONE,)
+    return (NONE, AS_IT_IS) if moved_by is None else tuple(dict.fromkeys((NONE, "copy", moved_by)))
+
+
+def usual_dtype() -> str:
+    """What is computed in: float32 on a CPU, else bfloat16."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def draw_to_file(
+    request: Request,
+    out: str | Path,
+    source: str | Path | None = None,
+    options: MigrationOptions | None = None,
+    *,
+    overwrite: bool = False,
+    store: BasisStore | None = None,
+    workers: int = 1,
+    progress: Progress = lambda stage, done, total: None,
+) -> tuple[SideBySide, dict[str, Any]]:
+    """Draw every column from the same noise, as one labelled picture.
+
+    Args:
+        request: what to draw.
+        out: PNG to write; what it shows stands in it, too.
+        source: the base model that the adapters are from; None for the base itself.
+        options: of the migrations; the method is each arm's own.
+        overwrite: whether an existing picture may be replaced.
+        store: where bases are found and kept; memory when None.
+        workers: processes for what has to be computed.
+        progress: called with (what, done, total).
+
+    Returns:
+        The pictures, and what was drawn how, for JSON.
+
+    Raises:
+        ProloraError: as `draw_side_by_side`; the picture exists, or cannot be written.
+    """
+    out = Path(out)
+    refuse_existing(out, overwrite)
+    pair = None if source is None else open_pair(source, request.base, store, workers)
+    drawn = draw_side_by_side(request, source, pair, options or MigrationOptions(), progress)
+    summary = {
+        "out": str(out),
+        "base": str(request.base),
+        "source": None if source is None else str(source),
+        "lora": [str(file) for file in request.files],
+        "scale": list(request.scales),
+        "always": None if request.always is None else str(request.always),
+        "sampler": request.sampler,
+        "spacing": request.spacing,
+        "dtype": request.dtype,
+        "prompts": list(request.prompts),
+        "seeds": list(request.seeds),
+        "settings": drawn.settings,
+        "columns": list(drawn.columns),
+        "changes": drawn.changes(),
+        "moved": drawn.moved,
+    }
+    note = msgspec.json.encode(summary).decode()
+    write_side_by_side(drawn.columns, request.rows, out, note=note)
+    return drawn, summary
+
+
 def draw_side_by_side(
     request: Request,
     source: str | Path | None,
@@ -149,46 +223,28 @@ def draw_side_by_side(
     given: dict[str, list[Adapter]] = {}
     moved: dict[str, list[dict[str, int]]] = {}
     if AS_IT_IS in request.arms:
-        given[AS_IT_IS] = [of_this_base(adapter, spec, assumed) for adapter in files]
+        given[AS_IT_IS] = [fit(adapter, spec, assumed).adapter for adapter in files]
     if pair is not None:
-        originals = [of_this_base(adapter, pair.source.spec, assumed) for adapter in files]
+        originals = [fit(adapter, pair.source.spec, assumed) for adapter in files]
         for arm in (arm for arm in request.arms if arm in METHODS):
             chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
-            plans = [make_plan(adapter, pair, chosen, progress) for adapter in originals]
-            done = [run_plan(a, pair, p, progress) for a, p in zip(originals, plans, strict=True)]
+            plans = [plan_fitted(fitted, pair, chosen, progress) for fitted in originals]
+            done = [
+                run_plan(fitted.adapter, pair, plan, progress)
+                for fitted, plan in zip(originals, plans, strict=True)
+            ]
             given[arm] = [migrated for migrated, _ in done]
             moved[arm] = [report.counts for _, report in done]
-    always = always and of_this_base(always, spec)
+    always = always and fit(always, spec).adapter
     here = [arm for arm in request.arms if arm != SOURCE]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
     if source is not None and SOURCE in request.arms:
         del params
         pipeline, params = load_pipeline(source, **loading)
         spec = spec_of(params)
-        own = {SOURCE: [of_this_base(adapter, spec, assumed) for adapter in files]}
+        own = {SOURCE: [fit(adapter, spec, assumed).adapter for adapter in files]}
         drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
     return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
-
-
-def of_this_base(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Adapter:
-    """An adapter, if it is one of this base model.
-
-    Another base's adapter may fit them, too: every module of SSD-1B is one of SDXL's by name and
-    shape. So it is looked at what the file says it is for.
-
-    Args:
-        adapter: as it was read.
-        spec: the base model.
-        assume_base: id of the base model to believe in, whatever the file says.
-
-    Returns:
-        The adapter, resolved.
-
-    Raises:
-        AdapterRefused: it cannot be used, or is another base's.
-    """
-    check_base(adapter, spec, assume_base)
-    return resolve(adapter, spec)
 
 
 def _require(request: Request, *, has_source: bool) -> None:

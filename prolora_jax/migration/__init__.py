@@ -1,12 +1,17 @@
 """The job: adapters moved from one base model to another.
 
 blocks.py: Blocks of rank columns in a menu of widths, so that few programs are compiled.
-combination.py: Several adapters as one: the weighted sum, as factors side by side.
+merged.py: A merged adapter in its migration: what it is made of, and what its dtype is.
 evidence.py: How alike weights of two base models are: what `matching` decides on.
 pair_work.py: What is computed once per pair of weights, by worker processes, too.
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
 execute.py: Steps of plans on the device: one block per module for many adapters.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.
+opening.py: Two base models from where they lie, as a pair.
+files.py: One adapter file: read and fitted to the source; written for the target.
+base_similarity.py: How close two base models are, module by module, and what to expect.
+ahead.py: Subspaces of base models computed ahead of their migrations.
+one_file.py: The whole job for one output: an adapter file, or several merged.
 many.py: Many adapter files through the engine: read ahead, migrate in batches, write behind.
 
 Never: files.

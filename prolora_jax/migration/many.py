@@ -7,26 +7,28 @@ disk, is that file's outcome, and the rest goes on.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.adapters.formats.dumping import concrete_format
-from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal, UsageError
-from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
 from prolora_jax.io.adapters.inputs import likely_rank
-from prolora_jax.io.outputs.catalog_files import remove_output
-from prolora_jax.io.outputs.reports import report_path, write_report
 from prolora_jax.migration.blocks import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all
+from prolora_jax.migration.files import (
+    Writing,
+    clear_folder,
+    read_fitted,
+    refuse_outputs,
+    write_migrated,
+)
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.migration.single import AdapterHeader, encode, make_plan
+from prolora_jax.migration.single import AdapterHeader, encode, plan_fitted
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
@@ -57,29 +59,6 @@ class FileJob(NamedTuple):
     output: Path
     rank: int | None = None
     replace: bool = False
-
-
-class Writing(NamedTuple):
-    """How files are read and written.
-
-    Attributes:
-        format: one of `formats.FORMATS`, `same`, or `kohya`.
-        strip_metadata: whether header strings are left out.
-        overwrite: whether outputs that are there may be replaced.
-        allow_pickle: whether pickles are read.
-        sidecars: whether files beside an adapter go with its output.
-        ignore_license: whether adapters are migrated whose licence forbids derivatives.
-        pair: digest of the folder's `pair.report.json`: reports refer to it, and hold totals;
-            None for whole reports.
-    """
-
-    format: str = "same"
-    strip_metadata: bool = False
-    overwrite: bool = False
-    allow_pickle: bool = False
-    sidecars: bool = False
-    ignore_license: bool = False
-    pair: str | None = None
 
 
 class FileOutcome(NamedTuple):
@@ -113,6 +92,13 @@ class Prepared(NamedTuple):
     seconds: float
 
 
+class _Moved(NamedTuple):
+    """One adapter that has moved, and is to be written."""
+
+    item: Prepared
+    results: Results
+
+
 def migrate_files(
     jobs: Sequence[FileJob],
     pair: BasePair,
@@ -138,58 +124,93 @@ def migrate_files(
     Raises:
         BaseModelError: a base model cannot be read; nothing can be migrated then.
     """
-    how = writing or Writing()
-    done = 0
-    ordered = sorted(jobs, key=_order)
-    batches = prefetch(_batches(ordered, pair, options, how, progress))
-
-    def finished(outcome: FileOutcome) -> FileOutcome:
-        if finish is not None:
-            finish(outcome)
-        return outcome
-
-    def write(item: Prepared, result: Results | FileOutcome) -> FileOutcome:
-        return finished(_written(item, result, pair, how))
-
-    writer = ThreadPoolExecutor(1, "write")
+    pipeline = _Pipeline(jobs, pair, options, writing or Writing(), progress, finish)
     try:
-        written: list[Future[FileOutcome]] = []
-
-        def outcomes() -> Iterator[FileOutcome]:
-            nonlocal done
-            for future in written:
-                done += 1
-                if progress is not None:
-                    progress("files", done, len(jobs))
-                yield future.result()
-            written.clear()
-
-        for batch in batches:
-            prepared = [item for item in batch if isinstance(item, Prepared)]
-            started = time.perf_counter()
-            results = _moved(prepared, pair, options)
-            share = (time.perf_counter() - started) / max(len(prepared), 1)
-            # The batch before this one has had the time of a whole batch to be written.
-            yield from outcomes()
-            refused = [item for item in batch if isinstance(item, FileOutcome)]
-            written += [writer.submit(finished, item) for item in refused]
-            timed = (item._replace(seconds=item.seconds + share) for item in prepared)
-            for moved in zip(timed, results, strict=True):
-                written.append(writer.submit(write, *moved))
-                del moved
-            # Kept alive by names of the last turn, a batch would be held while the next one runs.
-            del batch, prepared, results
-        yield from outcomes()
+        yield from pipeline.outcomes()
     finally:
         # An interrupt, or a consumer that stops, waits for one file and not for a whole batch.
-        writer.shutdown(cancel_futures=True)
+        pipeline.writer.shutdown(cancel_futures=True)
+
+
+class _Pipeline:
+    """Three stages at once: one batch is read ahead, one moves, one is written.
+
+    A batch is in one place at a time: read ahead, `moved`, or the writing thread's queue. It is
+    named only inside of methods that end before the next one runs, and so is not held meanwhile.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[FileJob],
+        pair: BasePair,
+        options: MigrationOptions,
+        writing: Writing,
+        progress: Progress | None,
+        finish: Callable[[FileOutcome], None] | None,
+    ):
+        self.pair, self.options, self.writing = pair, options, writing
+        self.progress, self.finish = progress, finish
+        self.done, self.total = 0, len(jobs)
+        batches = _batches(sorted(jobs, key=_order), pair, options, writing, progress)
+        self.read = prefetch(batches)
+        self.moved: deque[FileOutcome | _Moved] = deque()
+        self.written: list[Future[FileOutcome]] = []
+        self.writer = ThreadPoolExecutor(1, "write")
+
+    def outcomes(self) -> Iterator[FileOutcome]:
+        """Run all batches; yield what became of their files."""
+        while self._move_next():
+            # The batch before this one has had the time of a whole batch to be written.
+            yield from self._take_written()
+            self._hand_to_writer()
+        yield from self._take_written()
+
+    def _move_next(self) -> bool:
+        """Move the next batch into `moved`; False when there is none."""
+        batch = next(self.read, None)
+        if batch is None:
+            return False
+        prepared = [item for item in batch if isinstance(item, Prepared)]
+        self.moved.extend(item for item in batch if isinstance(item, FileOutcome))
+        started = time.perf_counter()
+        results = _results(prepared, self.pair, self.options)
+        share = (time.perf_counter() - started) / max(len(prepared), 1)
+        for item, result in zip(prepared, results, strict=True):
+            if isinstance(result, FileOutcome):
+                self.moved.append(result)
+            else:
+                self.moved.append(_Moved(item._replace(seconds=item.seconds + share), result))
+        return True
+
+    def _hand_to_writer(self) -> None:
+        while self.moved:
+            self.written.append(self.writer.submit(self._finish, self.moved.popleft()))
+
+    def _finish(self, moved: "FileOutcome | _Moved") -> FileOutcome:
+        """Write one file and say so; runs in the writing thread."""
+        if isinstance(moved, _Moved):
+            outcome = write_job(moved.item, moved.results, self.pair, self.writing)
+        else:
+            outcome = moved
+        if self.finish is not None:
+            self.finish(outcome)
+        return outcome
+
+    def _take_written(self) -> Iterator[FileOutcome]:
+        """Outcomes of what was handed to the writing thread, when they are there."""
+        for future in self.written:
+            self.done += 1
+            if self.progress is not None:
+                self.progress("files", self.done, self.total)
+            yield future.result()
+        self.written.clear()
 
 
 def _order(job: FileJob) -> int:
     return rank_class(likely_rank(job.source) if job.rank is None else job.rank)
 
 
-def _moved(
+def _results(
     prepared: Sequence[Prepared], pair: BasePair, options: MigrationOptions
 ) -> Sequence[Results | FileOutcome]:
     """Results of a batch; what fails in it fails for each of its files, and for no other."""
@@ -207,12 +228,6 @@ def _unexpected(error: Exception, where: object) -> ProloraError:
         f"{where}: internal error, please report it: {type(error).__name__}: {error}",
         code=Refusal.INTERNAL,
     )
-
-
-def _written(
-    item: Prepared, result: Results | FileOutcome, pair: BasePair, writing: Writing
-) -> FileOutcome:
-    return result if isinstance(result, FileOutcome) else write_job(item, result, pair, writing)
 
 
 def _batches(
@@ -273,18 +288,11 @@ def read_job(
     Raises:
         ProloraError: it cannot be migrated.
     """
-    started, overwrite = time.perf_counter(), writing.overwrite or job.replace
-    refuse_existing(job.output, overwrite, folder=_is_folder(job, writing))
-    refuse_existing(report_path(job.output), overwrite)
-    adapter = load_adapter(
-        job.source.resolve(),
-        alpha_zero=options.alpha_zero,
-        allow_pickle=writing.allow_pickle,
-        quiet=writing.pair is not None,
-    )
-    check_base(adapter, pair.source.spec, options.assume_base)
-    adapter = resolve(adapter, pair.source.spec)
-    plan = make_plan(adapter, pair, options, progress)
+    started = time.perf_counter()
+    refuse_outputs(job.source, job.output, _for_job(job, writing))
+    # The scan of a catalog has looked at the licences of its files.
+    fitted = read_fitted(job.source, pair.source.spec, options, writing, licence_seen=True)
+    adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
     size = sum(m.up.nbytes + m.down.nbytes for m in work.modules.values())
@@ -300,9 +308,8 @@ def energy_that_moves(adapter: Adapter, plan: MigrationPlan) -> tuple[float, flo
     return sum(squares.values()), sum(squares[path] for path in moving)
 
 
-def _is_folder(job: FileJob, writing: Writing) -> bool:
-    same = job.source.is_dir() and writing.format == "same"
-    return writes_folder(job.output, "peft" if same else writing.format)
+def _for_job(job: FileJob, writing: Writing) -> Writing:
+    return writing._replace(overwrite=writing.overwrite or job.replace)
 
 
 def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing) -> FileOutcome:
@@ -311,18 +318,11 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
     def run() -> FileOutcome:
         started = time.perf_counter()
         migrated, report = encode(item.header, item.plan, results, pair)
-        if item.job.replace and item.job.output.is_dir():
-            remove_output(item.job.output)  # a folder that is new appears whole
-        save_adapter(
-            migrated,
-            item.job.output,
-            format=concrete_format(writing.format, pair.target.spec),
-            base=pair.target.spec,
-            strip_metadata=writing.strip_metadata,
-            overwrite=writing.overwrite or item.job.replace,
-        )
+        if item.job.replace:
+            clear_folder(item.job.output)
         brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)
-        write_report(item.job.output, brief or report)
+        how, target = _for_job(item.job, writing), pair.target.spec
+        write_migrated(migrated, brief or report, item.job.output, target, how)
         seconds = item.seconds + time.perf_counter() - started
         return FileOutcome(item.job, report, energy=item.energy, seconds=seconds)
 

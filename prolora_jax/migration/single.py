@@ -10,9 +10,8 @@ import msgspec
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, for_target
-from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
@@ -56,10 +55,9 @@ def migrate(
     """
     options = options or MigrationOptions()
     pair = BasePair(source, target, store)
-    check_base(adapter, source.spec, options.assume_base)
-    adapter = resolve(adapter, source.spec)
-    plan = make_plan(adapter, pair, options, progress)
-    return run_plan(adapter, pair, plan, progress)
+    fitted = fit(adapter, source.spec, options.assume_base)
+    plan = plan_fitted(fitted, pair, options, progress)
+    return run_plan(fitted.adapter, pair, plan, progress)
 
 
 def make_plan(
@@ -79,12 +77,30 @@ def make_plan(
     Raises:
         AdapterRefused: when the adapter can only belong to another base model than the source.
     """
-    flags = check_base(adapter, pair.source.spec, options.assume_base)
+    fitted = fit(adapter, pair.source.spec, options.assume_base)
+    return plan_fitted(fitted, pair, options, progress)
+
+
+def plan_fitted(
+    fitted: Fitted, pair: BasePair, options: MigrationOptions, progress: Progress | None = None
+) -> MigrationPlan:
+    """The plan for an adapter that was held against the source: `make_plan` after `fit`.
+
+    Args:
+        fitted: to the source.
+        pair: source and target.
+        options: what the user asked for.
+        progress: called with (what, done, total).
+
+    Returns:
+        The plan.
+    """
+    adapter = fitted.adapter
     matching = pair.matching(options.match, options)
     measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
-    return replace(plan, flags=flags)
+    return replace(plan, flags=fitted.flags)
 
 
 def run_plan(

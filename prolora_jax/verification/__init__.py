@@ -2,7 +2,8 @@
 
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 adapter.py: A migrated adapter checked, module by module.
+file.py: A migrated file checked; it alone reads from disks, through `io`.
 
 Never: jax, files.
-May import: errors, architectures, adapters, plans.
+May import: errors, architectures, adapters, plans, io.
 """

@@ -20,7 +20,7 @@ from prolora_jax.io.outputs.catalog_files import locked
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration import many as bulk
-from prolora_jax.migration.many import Writing
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 
@@ -210,7 +210,7 @@ def test_one_run_at_a_time(folder: Path, pair: BasePair):
 KILLED = """
 import os, sys, threading
 from pathlib import Path
-from prolora_jax.migration.many import Writing
+from prolora_jax.migration.files import Writing
 from prolora_jax.catalog.catalog import CatalogJob, run_catalog
 from prolora_jax.io.outputs import manifest
 from prolora_jax.io.stores.basis_store import FolderStore

@@ -21,7 +21,7 @@ from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.io.stores.basis_store import FolderStore
-from prolora_jax.migration.many import Writing
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 

@@ -286,7 +286,7 @@ def test_interrupt_is_130(files: ToyFiles, tmp_path: Path):
     code = (
         "import prolora_jax.migration.single as m\n"
         "def stop(*a, **k): raise KeyboardInterrupt\n"
-        "m.make_plan = stop\n"
+        "m.plan_fitted = stop\n"
         "from prolora_jax.cli.main import main\n"
         f"main(['migrate', {str(files.adapter)!r}, '--source', {str(files.source)!r}, "
         f"'--target', {str(files.target)!r}, '--out', {str(tmp_path / 'o')!r}])\n"

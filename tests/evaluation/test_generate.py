@@ -18,6 +18,7 @@ from tiny_pipelines import PROMPTS, UNETS
 
 import prolora_jax as pl
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.architectures.flax_trees import flax_table, nested
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.unet.published import CONFIGS
@@ -26,7 +27,6 @@ from prolora_jax.cli.generate import seeds_of
 from prolora_jax.cli.main import run
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
-from prolora_jax.evaluation.side_by_side import of_this_base
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines import diffusers_flax
 
@@ -187,13 +187,13 @@ def test_another_bases_adapter_is_refused_though_it_fits(tmp_path):
     shapes = flax_table(unet_table(CONFIGS["sdxl"]))
     params = nested({p: jax.ShapeDtypeStruct(s, np.float32) for p, s in shapes.items()})
     with pytest.raises(AdapterRefused, match=r"ssd\.safetensors: .* ssd-1b") as caught:
-        of_this_base(pl.load_adapter(file), spec_of(params))
+        fit(pl.load_adapter(file), spec_of(params))
     assert caught.value.code is Refusal.WRONG_BASE
     with pytest.raises(AdapterRefused, match="expected one for sdxl, which base model params is"):
         pl.attach(params, {"x": pl.load_adapter(file)})
     tree = pl.attach(params, {"x": pl.load_adapter(file)}, assume_base="sdxl")
     assert list(pl.attached(tree)) == ["x"]
-    assumed = of_this_base(pl.load_adapter(file), spec_of(params), "sdxl")
+    assumed = fit(pl.load_adapter(file), spec_of(params), "sdxl").adapter
     assert len(assumed.modules) == 272
 
 

@@ -11,11 +11,12 @@ from small_adapters import SPEC, write
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.combination import combine
 from prolora_jax.cli.main import run
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
-from prolora_jax.migration.combination import combine, widest
+from prolora_jax.migration.merged import widest
 from prolora_jax.plans.options import MigrationOptions
 
 

@@ -6,5 +6,6 @@ peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safe
 files.py: Adapter files on disk.
 inputs.py: Which adapters some paths stand for, and where each one's output goes.
 sidecars.py: Files beside an adapter that are about it: found, read, carried along.
+whole_files.py: Adapter files as wholes: converted, inspected, compared; no weights, no device.
 license_check.py: The licence of an adapter, wherever it stands: its header, the files beside it.
 """

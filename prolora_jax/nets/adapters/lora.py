@@ -16,10 +16,9 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.adapters.formats.flax_tree import from_flax
-from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.flax_trees import nested
 from prolora_jax.architectures.naming import flax_path
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -207,8 +206,8 @@ def _modules_for(
 ) -> tuple[LoraModule, ...]:
     """The modules of an adapter that are to be put in, with their paths; all must be there."""
     spec = spec_of(params)
-    check_base(adapter, spec, assume_base)
-    kept = tuple(m for m in resolve(adapter, spec).modules if m.path.partition(".")[0] in parts)
+    fitted = fit(adapter, spec, assume_base).adapter
+    kept = tuple(m for m in fitted.modules if m.path.partition(".")[0] in parts)
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
         part = absent[0].partition(".")[0]

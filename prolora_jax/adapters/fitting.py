@@ -1,0 +1,51 @@
+"""An adapter held against a base model: whether it is for it, and where its modules are."""
+
+from typing import NamedTuple
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused
+
+
+class Fitted(NamedTuple):
+    """An adapter that fits a base model.
+
+    Attributes:
+        adapter: with the base model's dotted paths.
+        flags: for the report: what was assumed, or between which base models the file leaves a
+            choice.
+    """
+
+    adapter: Adapter
+    flags: tuple[str, ...] = ()
+
+
+def fit(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Fitted:
+    """Hold an adapter against the base model it is said to be for.
+
+    Names and shapes alone do not do: every module of SSD-1B is one of SDXL's by name and shape. So
+    it is looked at what the file itself says, once: this takes as long as all the rest.
+
+    Args:
+        adapter: as parsed, or fitted before.
+        spec: the base model.
+        assume_base: id of the base model to believe in, whatever the file says.
+
+    Returns:
+        The adapter with dotted paths, and flags.
+
+    Raises:
+        AdapterRefused: a module is not in the base model, has other shapes, or occurs twice with
+            different numbers.
+        WrongBase: the adapter can only belong to another published base model.
+    """
+    try:
+        resolved = resolve(adapter, spec)
+    except AdapterRefused:
+        # "It is for another base model" says more than "these modules are not in this one".
+        check_base(adapter, spec, assume_base)
+        raise
+    # Of resolved names: those of a Flax tree say nothing to the detection before.
+    return Fitted(resolved, check_base(resolved, spec, assume_base))

@@ -1,0 +1,72 @@
+"""The options of `prolora migrate` in groups, most used first; `--help` shows them so."""
+
+from dataclasses import field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from cyclopts import Group, Parameter
+
+from prolora_jax.plans.options import MigrationOptions
+
+WHAT = Group("What moves", sort_key=1)
+HOW = Group("How", sort_key=2)
+MATCHING = Group("Matching", sort_key=3)
+OUTPUT = Group("Output", sort_key=4)
+CATALOG = Group("Catalog: several adapters, or a folder of them", sort_key=5)
+GENERAL = Group("General", sort_key=6)
+
+GROUPS = {
+    WHAT: ("include", "exclude", "assume_base", "alpha_zero"),
+    HOW: (
+        "method",
+        "rank",
+        "scale",
+        "min_similarity",
+        "below",
+        "rescale",
+        "basis_rank",
+        "gate",
+        "gate_sides",
+        "identical",
+        "pair_rank",
+        "rotation_min_cos",
+    ),
+    MATCHING: ("match", "match_score"),
+    OUTPUT: ("dtype", "uniform_rank"),
+}
+"""Every option of a migration, in the order in which it is shown."""
+
+
+def _grouped() -> type:
+    """`MigrationOptions` for the command line: the same names and defaults, each in its group."""
+    hints, known = get_type_hints(MigrationOptions), {f.name: f for f in fields(MigrationOptions)}
+    shown: list[tuple[str, Any, Any]] = [
+        (name, Annotated[hints[name], Parameter(group=group)], field(default=known[name].default))
+        for group, names in GROUPS.items()
+        for name in names
+    ]
+    made = make_dataclass("GroupedOptions", shown, frozen=True)
+    # What comes from the standard library, as all dataclasses made like this one, is no options.
+    made.__module__, made.__doc__ = __name__, MigrationOptions.__doc__
+    return made
+
+
+if TYPE_CHECKING:
+    GroupedOptions = MigrationOptions
+else:
+    GroupedOptions = _grouped()
+
+
+def chosen(given: GroupedOptions, preset: str | None = None) -> MigrationOptions:
+    """The options of a migration, checked.
+
+    Args:
+        given: on the command line.
+        preset: `paper` for the gate and the method as published.
+
+    Raises:
+        BadOption: one has a value that it cannot have.
+    """
+    values: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(MigrationOptions)}
+    if preset == "paper":
+        values |= {"method": "prolora", "gate": "phi", "gate_sides": "left"}
+    return MigrationOptions(**values)

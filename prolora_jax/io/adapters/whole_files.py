@@ -1,0 +1,158 @@
+"""Adapter files as wholes: converted, inspected, compared; no weights, no device."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.comparison import AdapterComparison, compare
+from prolora_jax.adapters.formats.dumping import concrete_format
+from prolora_jax.adapters.formats.published import published_base
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.inspection import Inspection, inspect_adapter
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.outputs.reports import read_report, report_path
+
+
+class ConvertedFile(NamedTuple):
+    """An adapter file in another format.
+
+    Attributes:
+        output: what was written.
+        adapter: what is in it, with dotted paths and the format it had.
+        format: that it has now.
+        names: of which base model's names they are.
+    """
+
+    output: Path
+    adapter: Adapter
+    format: str
+    names: str
+
+
+class ComparedFiles(NamedTuple):
+    """Two adapter files side by side.
+
+    Attributes:
+        comparison: module by module.
+        is_flat: whether their names do not say where a block ends.
+    """
+
+    comparison: AdapterComparison
+    is_flat: bool
+
+
+def convert_file(
+    path: str | Path,
+    to: str,
+    out: str | Path,
+    base: str | Path | None = None,
+    *,
+    alpha_zero: AlphaZero = "refuse",
+    allow_pickle: bool = False,
+    strip_metadata: bool = False,
+    overwrite: bool = False,
+) -> ConvertedFile:
+    """Write an adapter in another format; the update stays the same number.
+
+    Args:
+        path: adapter file or PEFT folder.
+        to: format to write.
+        out: file to write; a folder for peft, unless it ends in .safetensors.
+        base: base model it is for; not needed for published ones whose names leave no doubt.
+        alpha_zero: what an alpha of 0 in the input means.
+        allow_pickle: whether a pickle may be read.
+        strip_metadata: whether all header strings but `prolora` and `format` are left out.
+        overwrite: whether an existing output may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UsageError: the output exists, or an input is not there.
+        AdapterRefused: the adapter cannot be used, or does not fit the format.
+        OutputError: the output cannot be written.
+    """
+    spec = None if base is None else load_base_model(base).spec
+    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
+    spec = spec or published_base(adapter, to)
+    adapter = resolve(adapter, spec)
+    format = concrete_format(to, spec) or adapter.format
+    save_adapter(
+        adapter,
+        out,
+        format=format,
+        base=spec,
+        strip_metadata=strip_metadata,
+        overwrite=overwrite,
+    )
+    return ConvertedFile(Path(out), adapter, format, spec.name)
+
+
+def inspect_file(
+    path: str | Path,
+    base: str | Path | BaseModelSpec | None = None,
+    *,
+    alpha_zero: AlphaZero = "refuse",
+    allow_pickle: bool = False,
+) -> Inspection:
+    """What an adapter file is.
+
+    Args:
+        path: adapter file or PEFT folder.
+        base: base model it was trained on, its spec or where it lies; then every module is
+            checked against it.
+        alpha_zero: what an alpha of 0 means.
+        allow_pickle: whether a pickle may be read.
+
+    Returns:
+        Format, ranks, modules, evidence about its base model.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: the file cannot be used.
+    """
+    if isinstance(base, (str, Path)):
+        base = load_base_model(base).spec
+    adapter = load_adapter(path, base, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
+    return inspect_adapter(adapter, str(path))
+
+
+def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) -> ComparedFiles:
+    """Two adapters module by module.
+
+    When B was migrated from A (its report says so), each module is compared with the one that it
+    came from.
+
+    Args:
+        a: first adapter.
+        b: second adapter.
+        base: base model of both; needed when they use different key conventions.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        UsageError: the two have no module in common, or a file is not there.
+        AdapterRefused: one of them cannot be used.
+    """
+    a, b = Path(a), Path(b)
+    spec_a = spec_b = None if base is None else load_base_model(base).spec
+    origins = None
+    if base is None and report_path(b).is_file():
+        report = read_report(b)
+        if a.resolve() == Path(report["input"]["location"]):
+            origins = {row["path"]: row["source_path"] for row in report["modules"]}
+            spec_a = load_base_model(report["source"]["location"]).spec
+            spec_b = load_base_model(report["target"]["location"]).spec
+    first, second = load_adapter(a, spec_a), load_adapter(b, spec_b)
+    found = compare(first, second, origins)
+    if not found.modules:
+        raise UsageError(
+            f"{a} ({first.format}) and {b} ({second.format}) have no module in common; expected "
+            "two adapters of one base model. Name it with --base when their keys differ.",
+            code=Refusal.NO_MATCHING_MODULE,
+        )
+    return ComparedFiles(found, first.is_flat)

@@ -1,0 +1,130 @@
+"""One adapter file: read and fitted to the source; written for the target, with its report."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.formats.dumping import concrete_format
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
+from prolora_jax.io.adapters.license_check import require_license
+from prolora_jax.io.outputs.catalog_files import remove_output
+from prolora_jax.io.outputs.reports import report_path, write_report
+from prolora_jax.plans.folder_report import FileReport
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.report import MigrationReport
+
+
+class Writing(NamedTuple):
+    """How files are read and written.
+
+    Attributes:
+        format: one of `formats.FORMATS`, `same`, or `kohya`.
+        strip_metadata: whether header strings are left out.
+        overwrite: whether outputs that are there may be replaced.
+        allow_pickle: whether pickles are read.
+        sidecars: whether files beside an adapter go with its output.
+        ignore_license: whether adapters are migrated whose licence forbids derivatives.
+        pair: digest of the folder's `pair.report.json`: reports refer to it, and hold totals;
+            None for whole reports.
+    """
+
+    format: str = "same"
+    strip_metadata: bool = False
+    overwrite: bool = False
+    allow_pickle: bool = False
+    sidecars: bool = False
+    ignore_license: bool = False
+    pair: str | None = None
+
+
+def refuse_outputs(source: Path, output: Path, writing: Writing) -> None:
+    """Check that an output and its report may be written, before any work is done for them.
+
+    Args:
+        source: the input, whose kind the format `same` keeps.
+        output: where the migrated adapter goes.
+        writing: its format, and whether what is there may be replaced.
+
+    Raises:
+        UsageError: they may not.
+    """
+    same = source.is_dir() and writing.format == "same"
+    folder = writes_folder(output, "peft" if same else writing.format)
+    refuse_existing(output, writing.overwrite, folder=folder)
+    refuse_existing(report_path(output), writing.overwrite)
+
+
+def read_fitted(
+    path: Path,
+    source: BaseModelSpec,
+    options: MigrationOptions,
+    writing: Writing,
+    *,
+    licence_seen: bool = False,
+) -> Fitted:
+    """Read an adapter that may be migrated, and hold it against the source.
+
+    Args:
+        path: the file or folder.
+        source: base model it was trained on.
+        options: what an alpha of 0 means, and which base model to believe in.
+        writing: what may be read.
+        licence_seen: whether its licence was looked at before, as the scan of a catalog does for
+            all files of a folder together.
+
+    Returns:
+        The adapter with its paths in the source.
+
+    Raises:
+        ProloraError: it cannot be read, or may not be migrated, or is not the source's.
+    """
+    adapter = load_adapter(
+        path.resolve(),  # reports name it, and are read from other folders
+        alpha_zero=options.alpha_zero,
+        allow_pickle=writing.allow_pickle,
+        quiet=writing.pair is not None,
+    )
+    if not (licence_seen or writing.ignore_license):
+        require_license(path, adapter.metadata)
+    return fit(adapter, source, options.assume_base)
+
+
+def write_migrated(
+    adapter: Adapter,
+    report: MigrationReport | FileReport,
+    output: Path,
+    target: BaseModelSpec,
+    writing: Writing,
+) -> Path:
+    """Write a migrated adapter, and its report beside it.
+
+    Args:
+        adapter: as `encode` made it.
+        report: what was done.
+        output: where it goes.
+        target: base model it is for.
+        writing: its format, and whether what is there may be replaced.
+
+    Returns:
+        Where the report is.
+
+    Raises:
+        ProloraError: they cannot be written.
+    """
+    save_adapter(
+        adapter,
+        output,
+        format=concrete_format(writing.format, target),
+        base=target,
+        strip_metadata=writing.strip_metadata,
+        overwrite=writing.overwrite,
+    )
+    return write_report(output, report)
+
+
+def clear_folder(output: Path) -> None:
+    """Take an earlier output away that is a folder: a folder that is new appears whole."""
+    if output.is_dir():
+        remove_output(output)

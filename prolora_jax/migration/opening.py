@@ -1,0 +1,52 @@
+"""Two base models from where they lie, as a pair."""
+
+from pathlib import Path
+
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.subspaces.store import BasisStore
+
+Place = BaseModel | str | Path
+"""A base model, or where it lies: a path, or an id on the hub."""
+
+
+def open_base_model(place: Place) -> BaseModel:
+    """A base model; of a path, under its absolute name.
+
+    Reports name where base models are, and are read from other folders, too.
+
+    Args:
+        place: a base model, which is handed on; or a path or hub id.
+
+    Returns:
+        The base model; no weight is read yet.
+
+    Raises:
+        UsageError: there is nothing.
+        BaseModelError: it cannot be used.
+    """
+    if isinstance(place, BaseModel):
+        return place
+    path = Path(place)
+    return load_base_model(path.resolve() if path.exists() else place)
+
+
+def open_pair(
+    source: Place, target: Place, store: BasisStore | None = None, workers: int = 1
+) -> BasePair:
+    """A source and a target from where they lie.
+
+    Args:
+        source: base model that adapters were trained on.
+        target: base model that they move to.
+        store: where bases are found and kept; memory when None.
+        workers: processes for what has to be computed.
+
+    Returns:
+        The pair; no weight is read yet.
+
+    Raises:
+        UsageError: one of them is not there.
+        BaseModelError: one of them cannot be used.
+    """
+    return BasePair(open_base_model(source), open_base_model(target), store, workers)
