@@ -162,14 +162,12 @@ def encode(
             raise result
         moved[path] = result
     steps = [step for step in plan.steps if step.path in moved]
-    skipped = (
-        *plan.skipped,
-        *(
-            SkippedModule(Skip.NOTHING_LEFT, step.source_path, step.path, step.similarity)
-            for step in plan.steps
-            if step.path not in moved
-        ),
+    nothing_left = tuple(
+        SkippedModule(Skip.NOTHING_LEFT, step.source_path, step.path, step.similarity)
+        for step in plan.steps
+        if step.path not in moved
     )
+    skipped = plan.skipped + nothing_left
     if not steps:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in count((), skipped).items())
         raise AdapterRefused(

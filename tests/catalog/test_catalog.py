@@ -98,9 +98,8 @@ def test_scan_says_before_what_the_run_finds(folder: Path, pair: BasePair):
     with Manifest(folder.parent / "out") as manifest:
         for after in manifest.records():
             told = before[after.input]
-            assert (told.verdict, told.modules, told.moved, told.skipped, told.reason) == (
-                *(after.verdict, after.modules, after.moved, after.skipped, after.reason),
-            )
+            for name in ("verdict", "modules", "moved", "skipped", "reason"):
+                assert getattr(told, name) == getattr(after, name), name
             if after.size_out:
                 assert told.size_out == pytest.approx(after.size_out, rel=0.2)
 
