@@ -54,6 +54,8 @@ def inspect(
             if base is not None:
                 check_base(adapter, base, assume_base)
                 adapter = resolve(adapter, base)
+                # Again, by resolved names: those of a Flax tree say nothing of the base before.
+                check_base(adapter, base, assume_base)
             found.append(inspect_adapter(adapter, str(path)))
         except ProloraError as error:
             worst = max(worst, error.exit_code)

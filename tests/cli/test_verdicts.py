@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import Shape, unet_table
 from prolora_jax.cli.main import run
+from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 
 LCM = {"time_embedding.cond_proj.weight": (320, 256)}
@@ -129,6 +130,21 @@ def test_inspect_and_migrate_agree(
         assert (code == 0) == (inspected["verdict"] == "ok"), (name, error)
         if code:
             assert error == f"error: {inspected['message']}\n"
+
+
+def test_they_agree_on_the_names_of_a_flax_tree(
+    folder: Path, opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "ssd-1b.msgpack"
+    base = opened(folder / "lcm-ssd-1b").spec
+    adapter = load_adapter(folder / "ssd-1b.safetensors", base)
+    save_adapter(adapter, file, format="flax", base=base)
+    source = ["--source", str(folder / "lcm-sdxl")]
+    assert run(["inspect", str(file), *source]) == 1
+    error = capsys.readouterr().err
+    assert "an adapter for ssd-1b " in error
+    assert run(["migrate", str(file), *source, "--target", source[1], "--dry-run", "-q"]) == 1
+    assert capsys.readouterr().err == error
 
 
 def test_assume_base_is_about_the_source(folder: Path, capsys: pytest.CaptureFixture[str]):
