@@ -19,6 +19,7 @@ from prolora_jax.architectures.unet.table import Shape, unet_table
 from prolora_jax.cli.main import run
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER
 
 LCM = {"time_embedding.cond_proj.weight": (320, 256)}
 NINE = {"conv_in.weight": (320, 9, 3, 3)}
@@ -130,6 +131,24 @@ def test_inspect_and_migrate_agree(
         assert (code == 0) == (inspected["verdict"] == "ok"), (name, error)
         if code:
             assert error == f"error: {inspected['message']}\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "reasons"),
+    [
+        ("lcm-sdxl", [UNVERIFIED_TEXT_ENCODER], []),
+        ("inpainting", [UNVERIFIED_TEXT_ENCODER], []),
+        ("kolors", [], ["text-encoder-absent"]),  # its text encoder is ChatGLM
+    ],
+)
+def test_text_encoders_pass_through_where_they_are_the_familys(
+    folder: Path, capsys: pytest.CaptureFixture[str], source: str, flags: list, reasons: list
+):
+    file, base = str(folder / "encoder.safetensors"), str(folder / source)
+    assert run(["migrate", file, "--source", base, "--target", base, "--dry-run", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [flag for step in plan["steps"] for flag in step["flags"]] == flags
+    assert [skipped["reason"] for skipped in plan["skipped"]] == reasons
 
 
 def test_they_agree_on_the_names_of_a_flax_tree(
