@@ -6,10 +6,10 @@ every module of the roles that it trains at all. What the header says is a hint 
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -19,8 +19,9 @@ from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.resolution import fits
 from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS
 from prolora_jax.architectures.identify import published_spec
-from prolora_jax.architectures.naming import flat
-from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.naming import UNET, flat
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.architectures.unet.family import ADDED
 from prolora_jax.architectures.unet.places import place_of
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -34,6 +35,13 @@ HINTS = (
 )
 """Header strings that name a base model."""
 
+# Beside the blocks, where a UNet may differ from its family; flat, in both spellings.
+_BESIDE_BLOCKS = (
+    *("conv_in", "conv_out", "time_embedding", "add_embedding", "class_embedding"),
+    *("encoder_hid_proj", "position_net"),
+    *("input_blocks_0_0", "out_2", "time_embed", "label_emb"),
+)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -42,7 +50,8 @@ class Candidate:
     Attributes:
         architecture: id of the model.
         matched: UNet modules of the adapter that it has, by name and shape.
-        total: UNet modules of the adapter.
+        total: UNet modules of the adapter, without those in places where models of one family
+            differ, if no published model has them.
         trained: of the model's modules in the roles that the adapter trains, the adapter's number.
         trainable: number of the model's modules in those roles.
     """
@@ -98,8 +107,12 @@ def detect(adapter: Adapter) -> Detection:
         verdict = "ambiguous-base" if fitting else "unknown"
         return Detection(verdict, fitting, (), tuple(lines))
     lines += _widths(modules)
-    held = (_candidate(modules, architecture) for architecture in CONFIGS)
-    found = sorted((c for c in held if c.matched), key=lambda c: (-c.share, not c.complete))
+    held = _held(modules)
+    strays = _strays(modules, held)
+    if strays:
+        more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+        lines.append(f"as in no published model, and left out: {strays[0]}{more}")
+    found = _candidates(held, len(modules) - len(strays))
     fitting = [c for c in found if c.matched == c.total]
     complete = [c for c in fitting if c.complete]
     for c in fitting if fitting else found[:2]:
@@ -118,11 +131,12 @@ class WrongBase(AdapterRefused):
     """Raised when an adapter can only belong to another published model than the source."""
 
     def __init__(self, adapter: Adapter, source: BaseModelSpec, found: str):
+        family, apart = source.family, "; ".join(source.differences)
         super().__init__(
-            f"{adapter.origin}: found {found}; expected one for {source.architecture}, which "
-            f"base model {source.name} is. Give the base model that it was trained on, or say "
-            f"--assume-base {source.architecture} (of generate --migrate.assume-base, in Python "
-            f"assume_base).",
+            f"{adapter.origin}: found {found}; expected one for {family}, which base model "
+            f"{source.name} is{f', apart from: {apart}' if apart else ''}. Give the base model "
+            f"that it was trained on, or say --assume-base {family} (of generate "
+            f"--migrate.assume-base, in Python assume_base).",
             code=Refusal.WRONG_BASE,
         )
 
@@ -130,7 +144,7 @@ class WrongBase(AdapterRefused):
 def check_base(
     adapter: Adapter, source: BaseModelSpec, assumed: str | None = None
 ) -> tuple[str, ...]:
-    """Refuse an adapter that can only belong to another published model than the source.
+    """Refuse an adapter that can only belong to another published model than the source's family.
 
     Args:
         adapter: as parsed, or resolved against the source.
@@ -143,7 +157,7 @@ def check_base(
     Raises:
         WrongBase: it belongs to another model.
     """
-    known = source.architecture
+    known = source.family
     if assumed is not None:
         if known not in (None, assumed):
             raise WrongBase(adapter, source, f"--assume-base {assumed}")
@@ -160,7 +174,7 @@ def check_base(
 
 
 def _moved_to(metadata: Mapping[str, str]) -> str | None:
-    """The base model that a migration of ours has moved an adapter to, as its header says.
+    """The family that a migration of ours has moved an adapter to, as its header says.
 
     Modules cannot tell: what SSD-1B has and SDXL has more of is a part of SDXL's.
     """
@@ -182,22 +196,41 @@ def _widths(modules: list[LoraModule]) -> Iterator[str]:
         yield f"shapes: text embedding of width {', '.join(map(str, sorted(widths)))}"
 
 
-def _candidate(modules: list[LoraModule], architecture: str) -> Candidate:
-    spec = _spec(architecture)
-    matched = {
-        path
-        for module in modules
-        if (path := _path(module.path, spec)) is not None and fits(module, spec.modules[path])
-    }
-    roles = {_role(path) for path in matched}
-    trainable = sum(_role_counts(architecture)[role] for role in roles)
-    return Candidate(architecture, len(matched), len(modules), len(matched), trainable)
+def _held(modules: list[LoraModule]) -> dict[str, dict[str, str]]:
+    """Path in each published model, by name in the file, of the modules that it has."""
+    held: dict[str, dict[str, str]] = {architecture: {} for architecture in CONFIGS}
+    for module in modules:
+        for known in _under(module.path):
+            if fits(module, known.module):
+                for architecture, path in known.places:
+                    held[architecture][module.path] = path
+    return held
 
 
-def _path(name: str, spec: BaseModelSpec) -> str | None:
-    if name in spec.modules:
-        return name
-    return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
+def _strays(modules: list[LoraModule], held: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Modules that no published model has, in places where a model may differ from its family.
+
+    What was trained on such a model says nothing against its family.
+    """
+    known = {name for names in held.values() for name in names}
+    return [m.path for m in modules if m.path not in known and _may_differ(m.path)]
+
+
+def _may_differ(name: str) -> bool:
+    inner = flat(name.removeprefix(UNET).removeprefix(KOHYA_UNET))
+    beside = (inner == place or inner.startswith(f"{place}_") for place in _BESIDE_BLOCKS)
+    return any(beside) or any(f"_{level}_" in inner for level in ADDED)
+
+
+def _candidates(held: Mapping[str, Mapping[str, str]], total: int) -> list[Candidate]:
+    """The models that have at least one module, best first."""
+    found = []
+    for architecture, paths in held.items():
+        trained = set(paths.values())
+        roles = {_role(path) for path in trained}
+        trainable = sum(_role_counts(architecture)[role] for role in roles)
+        found.append(Candidate(architecture, len(paths), total, len(trained), trainable))
+    return sorted((c for c in found if c.matched), key=lambda c: (-c.share, not c.complete))
 
 
 def _role(path: str) -> tuple[str, str]:
@@ -208,6 +241,40 @@ def _role(path: str) -> tuple[str, str]:
 @cache
 def _role_counts(architecture: str) -> Counter[tuple[str, str]]:
     return Counter(map(_role, _spec(architecture).modules))
+
+
+class _Published(NamedTuple):
+    """A module that published models have under one name in one shape, and (model, path)."""
+
+    module: ModuleSpec
+    places: list[tuple[str, str]]
+
+
+def _under(name: str) -> Iterable[_Published]:
+    """What published models have under a name in a file, each shape once."""
+    if name.startswith(UNET):
+        return _index("path").get(name, {}).values()
+    return _index("flat").get(name.removeprefix(KOHYA_UNET), {}).values()
+
+
+@cache
+def _index(spelling: Literal["path", "flat"]) -> dict[str, dict[tuple[int, ...], _Published]]:
+    """What published models have, by name and then by shape: most have a name in one and the same.
+
+    Together, so that a module is not compared once for every model.
+    """
+    index: dict[str, dict[tuple[int, ...], _Published]] = {}
+    for architecture in CONFIGS:
+        spec = _spec(architecture)
+        names = spec.by_flat_name if spelling == "flat" else {path: path for path in spec.modules}
+        for name, path in names.items():
+            module = spec.modules[path]
+            shapes = index.setdefault(name, {})
+            known = shapes.get(module.shape)
+            if known is None:
+                known = shapes[module.shape] = _Published(module, [])
+            known.places.append((architecture, path))
+    return index
 
 
 @cache

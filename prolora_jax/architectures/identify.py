@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 
-from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS, text_encoder_table
+from prolora_jax.architectures.clip.table import (
+    COMPONENTS,
+    ENCODERS_OF,
+    TEXT_ENCODERS,
+    text_encoder_table,
+)
+from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import modules_of, spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.unet.family import Families
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 
@@ -15,26 +22,37 @@ Shapes = frozenset[tuple[str, tuple[int, ...]]]
 
 
 def identified(spec: BaseModelSpec) -> BaseModelSpec:
-    """The same modules, with `architecture` and `text_encoders` filled in.
+    """The same modules, with `family`, `differences` and `text_encoders` filled in.
 
     Args:
         spec: modules as a checkpoint's header has them.
 
     Returns:
-        A spec whose architecture is that of the published UNet with exactly these modules and
-        shapes, or None. Its text encoders are those that this architecture uses; for an unknown
-        UNet, the known ones among those whose modules are in `spec`.
+        A spec whose family is the published UNet with exactly these blocks, and its differences
+        from that; none where no published UNet has them, or where several are equally near, which
+        the differences name then. Its text encoders are those that the family uses; for an unknown
+        UNet, and one that takes its text another way, the known ones among those whose modules are
+        in `spec`.
     """
-    architecture = _architectures().get(_shapes_of(spec, "unet"))
-    if architecture is not None:
-        encoders = tuple(ENCODERS_OF[architecture].values())
-    else:
-        found = (
-            _encoders().get(_shapes_of(spec, component))
-            for component in ("text_encoder", "text_encoder_2")
+    near = _families().nearest(_unet(spec))
+    if len(near) != 1:
+        choice = " and to ".join(likeness.family for likeness in near)
+        differences = (f"equally near to {choice}",) if near else ()
+        return replace(
+            spec, family=None, differences=differences, text_encoders=_encoders_at_hand(spec)
         )
-        encoders = tuple(encoder for encoder in found if encoder is not None)
-    return replace(spec, architecture=architecture, text_encoders=encoders)
+    (likeness,) = near
+    encoders = (
+        tuple(ENCODERS_OF[likeness.family].values())
+        if likeness.same_text
+        else _encoders_at_hand(spec)
+    )
+    return replace(
+        spec,
+        family=likeness.family,
+        differences=likeness.differences,
+        text_encoders=encoders,
+    )
 
 
 def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseModelSpec:
@@ -62,12 +80,26 @@ def spec_from_config(config: UNetTensors, *, name: str) -> BaseModelSpec:
     return spec_from_shapes(unet_table(config), name=name)
 
 
+def _encoders_at_hand(spec: BaseModelSpec) -> tuple[str, ...]:
+    found = (_encoders().get(_shapes_of(spec, component)) for component in COMPONENTS)
+    return tuple(encoder for encoder in found if encoder is not None)
+
+
 @cache
-def _architectures() -> Mapping[Shapes, str]:
+def _families() -> Families:
     specs = {
         name: spec_from_shapes(unet_table(config), name=name) for name, config in CONFIGS.items()
     }
-    return {_shapes_of(spec, "unet"): name for name, spec in specs.items()}
+    return Families({name: _unet(spec) for name, spec in specs.items()})
+
+
+def _unet(spec: BaseModelSpec) -> dict[str, tuple[int, ...]]:
+    """Shape by path without component of the UNet's modules."""
+    return {
+        path.removeprefix(UNET): module.shape
+        for path, module in spec.modules.items()
+        if path.startswith(UNET)
+    }
 
 
 @cache

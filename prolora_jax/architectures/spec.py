@@ -46,16 +46,28 @@ class BaseModelSpec:
         name: what to call it in messages and reports.
         modules: every module that an adapter could touch, by path; text encoders' too, where
             their weights are at hand.
-        architecture: id of the published UNet (`configs.CONFIGS`) whose modules and shapes these
-            are, from `known.identified`; None for any other.
+        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, from
+            `identified`; None for any other. Text encoders, header strings and the models whose
+            adapters fit are those of the family.
+        differences: in which places the UNet differs from its family's, in words; where several
+            families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
     """
 
     name: str
     modules: Mapping[str, ModuleSpec] = field(repr=False)
-    architecture: str | None = None
+    family: str | None = None
+    differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str | None:
+        """Id of the published UNet that this is to the last layer; None for any other.
+
+        Only for what depends on every number: a table of layers that somebody published.
+        """
+        return None if self.differences else self.family
 
     @property
     def is_sdxl_family(self) -> bool:

@@ -14,6 +14,7 @@ COMMON = Common()
 def inspect(
     *paths: Path,
     source: Path | None = None,
+    assume_base: str | None = None,
     alpha_zero: AlphaZero = "refuse",
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
@@ -22,7 +23,9 @@ def inspect(
 
     Args:
         paths: adapter files.
-        source: base model it was trained on; then every module is checked against it.
+        source: base model it was trained on; then it is checked against that as migrate does.
+        assume_base: with --source: id of the base model (sdxl, ssd-1b, ...) to believe in,
+            whatever the file says.
         alpha_zero: what an alpha of 0 means: the file is refused, alpha = rank, or no effect.
         allow_pickle: read pickles, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
     """
@@ -31,15 +34,19 @@ def inspect(
     from prolora_jax.errors import ProloraError, Refusal, UsageError
     from prolora_jax.io.adapters.whole_files import inspect_file
     from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.plans.options import MigrationOptions
 
     if not paths:
         raise UsageError("inspect needs at least one file", code=Refusal.BAD_OPTION)
+    if assume_base is not None and source is None:
+        raise UsageError("--assume-base needs --source BASE", code=Refusal.BAD_OPTION)
+    MigrationOptions(assume_base=assume_base)  # refuses an id that there is not
     base = None if source is None else load_base_model(source).spec
     found, worst = [], 0
     for path in paths:
         try:
             how = {"alpha_zero": alpha_zero, "allow_pickle": allow_pickle}
-            found.append(inspect_file(path, base, **how))
+            found.append(inspect_file(path, base, assume_base, **how))
         except ProloraError as error:
             worst = max(worst, error.exit_code)
             found.append(refused(str(path), error))

@@ -314,7 +314,7 @@ def _columns(
         pictures = generate(
             pipeline,
             # Each was looked at when it was loaded.
-            attach(params, some | fixed, assume_base=spec_of(params).architecture),
+            attach(params, some | fixed, assume_base=spec_of(params).family),
             request.prompts,
             request.seeds,
             scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),

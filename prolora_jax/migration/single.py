@@ -196,7 +196,7 @@ def encode(
     )
     title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
     metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
-    metadata[PROVENANCE] = _provenance(report, pair.target.spec.architecture)
+    metadata[PROVENANCE] = _provenance(report, pair.target.spec.family)
     return replace(adapter, modules=modules, metadata=metadata), report
 
 
@@ -230,7 +230,7 @@ def _party(model: BaseModel, paths: list[str]) -> Party:
     return Party(model.location, sha256(msgspec.json.encode(digests)).hexdigest())
 
 
-def _provenance(report: MigrationReport, architecture: str | None) -> str:
+def _provenance(report: MigrationReport, family: str | None) -> str:
     """One JSON string for the file's header: where it came from and how."""
     facts = {
         "version": report.prolora_version,
@@ -238,7 +238,7 @@ def _provenance(report: MigrationReport, architecture: str | None) -> str:
         "input": report.input.fingerprint,
         "source": report.source.fingerprint,
         "target": report.target.fingerprint,
-        "architecture": architecture,  # of the target, for detection.check_base
+        "architecture": family,  # of the target, for detection.check_base
         "counts": report.counts,
     }
     return msgspec.json.encode(facts).decode()

@@ -82,8 +82,8 @@ def test_text_encoders_are_left_alone():
 
 def test_a_table_of_ones_own():
     modules = {f"unet.a.{i}": ModuleSpec(f"unet.a.{i}", (2, 2)) for i in range(12)}
-    source = BaseModelSpec("s", modules, architecture="s")
-    target = BaseModelSpec("t", {"unet.a.1": modules["unet.a.1"]}, architecture="t")
+    source = BaseModelSpec("s", modules, family="s")
+    target = BaseModelSpec("t", {"unet.a.1": modules["unet.a.1"]}, family="t")
     own = {("s", "t"): Correspondence({"a.1": "a.10"}, published=False)}
     assert source_paths(source, target, own) == {"unet.a.1": "unet.a.10"}
     # `a.1` is no prefix of `a.11`.

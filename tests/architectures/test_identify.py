@@ -36,7 +36,8 @@ def test_encoder_tables_equal_transformers(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_published_model_is_recognised(name):
     spec = identified(spec_from_config(CONFIGS[name], name="renamed"))
-    assert (spec.name, spec.architecture) == ("renamed", name)
+    assert (spec.name, spec.architecture, spec.family) == ("renamed", name, name)
+    assert spec.differences == ()
     assert spec.text_encoders == tuple(ENCODERS_OF[name].values())
 
 
@@ -46,12 +47,10 @@ def test_text_encoders_of_the_families():
     assert published_spec("sd21").text_encoders == ("openclip-h",)
 
 
-@pytest.mark.parametrize(
-    "change", [{"in_channels": 9}, {"block_out_channels": (64, 128, 256, 256)}], ids=str
-)
-def test_other_shapes_are_another_architecture(change):
-    spec = identified(spec_from_config(replace(CONFIGS["sd15"], **change), name="other"))
-    assert spec.architecture is None
+def test_other_widths_are_another_architecture():
+    config = replace(CONFIGS["sd15"], block_out_channels=(64, 128, 256, 256))
+    spec = identified(spec_from_config(config, name="other"))
+    assert (spec.family, spec.architecture, spec.differences) == (None, None, ())
     assert spec.text_encoders == ()
 
 

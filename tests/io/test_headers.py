@@ -130,7 +130,7 @@ ARCHITECTURES = [
 
 @pytest.mark.parametrize(("architecture", "version", "modelspec"), ARCHITECTURES)
 def test_what_says_the_base_model_is_rewritten_or_dropped(architecture, version, modelspec):
-    spec = replace(XL, architecture=architecture)
+    spec = replace(XL, family=architecture)
     after = for_target(BASE | FILE | FACTS, spec, merged_from=["style"])
     want = FACTS | {"modelspec.merged_from": "style"}
     if version:
@@ -140,7 +140,7 @@ def test_what_says_the_base_model_is_rewritten_or_dropped(architecture, version,
 
 
 def test_nothing_is_made_up():
-    spec = replace(XL, architecture="sdxl")
+    spec = replace(XL, family="sdxl")
     assert for_target({"ss_steps": "1"}, spec, merged_from=["style"]) == {"ss_steps": "1"}
 
 

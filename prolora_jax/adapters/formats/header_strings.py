@@ -14,13 +14,13 @@ PROVENANCE = "prolora"
 HASHES = frozenset({"sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256"})
 """They identify a file by its numbers; only who writes the numbers can say them (`io.hashes`)."""
 
-# What kohya's trainer writes for a base model of each architecture: (ss_base_model_version,
+# What kohya's trainer writes for a base model of each family: (ss_base_model_version,
 # ss_v2, modelspec.architecture). SSD-1B and the like are trained by its SDXL script, BK-SDM by its
 # SD 1 script. SD 2.1 is missing on purpose: the values differ between its two predictions, which
 # no tensor tells apart, and the refiner is one that it does not train.
 _SD1 = ("sd_v1", "False", "stable-diffusion-v1/lora")
 _SDXL = ("sdxl_base_v1-0", "False", "stable-diffusion-xl-v1-base/lora")
-_BY_ARCHITECTURE = {
+_BY_FAMILY = {
     **dict.fromkeys(("sd15", "bk-sdm-base", "bk-sdm-small", "bk-sdm-tiny"), _SD1),
     **dict.fromkeys(("sdxl", "ssd-1b", "vega", "koala-700m", "koala-1b"), _SDXL),
 }
@@ -41,10 +41,10 @@ def for_target(
 
     Returns:
         The same strings without those that name or describe the old base model; where the input
-        had them and the target's architecture is known, with those of the target.
+        had them and the target's family is known, with those of that.
     """
     kept = {key: text for key, text in metadata.items() if key not in _BASE_FILE | {HEADER_KEY}}
-    values = _BY_ARCHITECTURE.get(getattr(target, "architecture", None) or "")
+    values = _BY_FAMILY.get(target.family or "")
     for index, key in enumerate(_BASE_FIELDS):
         if kept.pop(key, None) is not None and values is not None:
             kept[key] = values[index]

@@ -100,8 +100,9 @@ def is_text_encoder(path: str) -> bool:
 def encoder_of(spec: BaseModelSpec, path: str) -> str | None:
     """Which text encoder a base model has in the place of a module's component."""
     component = path.partition(".")[0]
-    if spec.architecture is not None:
-        return ENCODERS_OF[spec.architecture].get(component)
+    of_family = ENCODERS_OF.get(spec.family or "", {})
+    if tuple(of_family.values()) == spec.text_encoders:
+        return of_family.get(component)
     present = [c for c in COMPONENTS if spec.component(c)]
     if len(present) != len(spec.text_encoders):
         present = list(COMPONENTS)  # of an unknown model: named in the usual order

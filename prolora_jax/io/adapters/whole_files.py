@@ -8,6 +8,7 @@ from prolora_jax.adapters.comparison import AdapterComparison, compare
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.published import published_base
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
@@ -94,6 +95,7 @@ def convert_file(
 def inspect_file(
     path: str | Path,
     base: str | Path | BaseModelSpec | None = None,
+    assume_base: str | None = None,
     *,
     alpha_zero: AlphaZero = "refuse",
     allow_pickle: bool = False,
@@ -103,7 +105,8 @@ def inspect_file(
     Args:
         path: adapter file or PEFT folder.
         base: base model it was trained on, its spec or where it lies; then every module is
-            checked against it.
+            checked against it, as a migration does.
+        assume_base: id of the base model to believe in, whatever the file says.
         alpha_zero: what an alpha of 0 means.
         allow_pickle: whether a pickle may be read.
 
@@ -112,11 +115,13 @@ def inspect_file(
 
     Raises:
         UsageError: there is no such file.
-        AdapterRefused: the file cannot be used.
+        AdapterRefused: the file cannot be used, or belongs to another base model.
     """
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
-    adapter = load_adapter(path, base, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
+    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
+    if base is not None:
+        adapter = fit(adapter, base, assume_base).adapter
     return inspect_adapter(adapter, str(path))
 
 
