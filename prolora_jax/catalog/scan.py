@@ -21,7 +21,13 @@ from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
-from prolora_jax.io.adapters.files import lacks_config, load_adapter, outline_adapter, writes_folder
+from prolora_jax.io.adapters.files import (
+    lacks_config,
+    load_adapter,
+    outline_adapter,
+    unfit_output,
+    writes_folder,
+)
 from prolora_jax.io.adapters.flax_file import is_flax_file
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.license_check import license_problem
@@ -118,6 +124,9 @@ class Scanner:
 
     def _look(self, item: Input, progress: Progress | None) -> Scanned:
         name = _shown(item.relative)
+        if item.ignored is not None:
+            record = CatalogRecord(name, None, "ignored", "ignored", message=item.ignored)
+            return Scanned(item, record, Outlook(), None, "")
         if item.refusal is not None:
             code, message = item.refusal
             record = CatalogRecord(name, None, "refused", "refused", str(code), message)
@@ -142,6 +151,11 @@ class Scanner:
                 fields |= {"verdict": "refused", "state": "refused", "size_out": None}
                 fields |= {"reason": str(Refusal.LICENSE), "message": problem}
         output = None if refused else self._output(item)
+        too_long = None if output is None else unfit_output(Path(output))
+        if too_long is not None:
+            output = None
+            fields |= {"verdict": "refused", "state": "refused", "size_out": None}
+            fields |= {"reason": str(Refusal.BAD_NAME), "message": too_long}
         record = CatalogRecord(
             **{"input": name, "output": output, "state": "planned", **fields},  # pyright: ignore[reportArgumentType]
             size_in=0 if seen is None else seen[1],
@@ -288,7 +302,7 @@ def with_energies(
     found: Scanned, pair: BasePair, options: MigrationOptions, writing: Writing
 ) -> CatalogRecord:
     """A record with what only numbers say; reads the whole file."""
-    if found.record.verdict == "refused":
+    if found.record.verdict in ("refused", "ignored"):
         return found.record
     try:
         adapter = load_adapter(

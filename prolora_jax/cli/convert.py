@@ -60,6 +60,7 @@ def convert(
         base=spec,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
+        read=(input,) if base is None else (input, base),
     )
     if common.json:
         facts = {

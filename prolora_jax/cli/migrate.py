@@ -123,8 +123,9 @@ def migrate(
     if out_path is not None and not dry_run:
         peft = inputs[0].is_dir() and format == "same"
         folder = writes_folder(out_path, "peft" if peft else format)
-        refuse_existing(out_path, overwrite, folder=folder)
-        refuse_existing(report_path(out_path), overwrite)
+        read = (*inputs, source, target)
+        refuse_existing(out_path, overwrite, folder=folder, read=read)
+        refuse_existing(report_path(out_path), overwrite, read=read)
     # Absolute paths: the report names them, and `verify` may be called from elsewhere.
     models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)

@@ -65,14 +65,17 @@ def migrate_many(
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.base_models.checkpoint import load_base_model
     from prolora_jax.io.outputs.manifest import Manifest
+    from prolora_jax.io.outputs.protected import refuse_replacing
     from prolora_jax.migration.pair import BasePair
-    from prolora_jax.plans.catalog_record import FINISHED
+    from prolora_jax.plans.catalog_record import FINISHED, SETTLED
 
     if job.out.exists() and not job.out.is_dir():
         raise UsageError(
             f"{job.out}: found a file; expected a folder for several outputs; choose another",
             code=Refusal.OUTPUT_EXISTS,
         )
+    if page is not None:
+        refuse_replacing(page, (page,), (*job.inputs, source, target))
     models = load_base_model(absolute(source)), load_base_model(absolute(target))
     pair = BasePair(*models, common.basis_store(), common.processes)
     reporter = Reporter(common.quiet)
@@ -93,7 +96,7 @@ def migrate_many(
     if page is not None:
         write_page(page, summary, records)
     done = [r for r in records if r.state in FINISHED]
-    left = [r for r in records if r.state not in FINISHED]
+    left = [r for r in records if r.state not in SETTLED]
     if common.json:
         document = {
             "out": str(job.out),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prolora_jax.errors import Refusal
+from prolora_jax.io.guarded import open_regular
 
 PICKLE_REMEDY = "may run code when opened"
 PICKLE_SUFFIXES = frozenset({".pt", ".bin", ".ckpt", ".pth"})
@@ -60,5 +61,5 @@ def _pickle(path: Path, head: bytes) -> str | None:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(512)

@@ -11,12 +11,12 @@ from prolora_jax.plans.folder_report import FileReport, PairReport
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
 
-PAIR_REPORT = "pair.report.json"
+PAIR_REPORT, REPORT_ENDING = "pair.report.json", ".report.json"
 
 
 def report_path(output: Path) -> Path:
     """Where the report of an output stands."""
-    return Path(f"{output}.report.json")
+    return Path(f"{output}{REPORT_ENDING}")
 
 
 def write_report(output: Path, report: MigrationReport | FileReport) -> Path:
