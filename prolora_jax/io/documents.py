@@ -26,7 +26,7 @@ DEEPEST = 100
 _TOO_DEEP = f"found more than {DEEPEST} levels"
 YAML_BYTES, YAML_VALUES, YAML_SECONDS = 2**18, 10_000, 5.0
 """The reader of YAML is slow: 50 KB or 10,000 values a second."""
-_LONGEST_NUMBER = 100
+_LONGEST_NUMBER, _TEXT = 100, "tag:yaml.org,2002:str"
 _SEPARATORS = (b",", b"[", b"{")
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _OWN_FILES = 2**30
@@ -222,7 +222,7 @@ class _BoundedLoader(yaml.SafeLoader):
             raise BadDocument(f"found more than {YAML_VALUES} values")
         if time.monotonic() > self._deadline:
             raise BadDocument(f"found YAML that takes longer than {YAML_SECONDS:.0f} seconds")
-        is_text = node.tag == "tag:yaml.org,2002:str"
-        if isinstance(node, yaml.ScalarNode) and not is_text and len(node.value) > _LONGEST_NUMBER:
+        number = isinstance(node, yaml.ScalarNode) and node.tag != _TEXT
+        if number and len(node.value) > _LONGEST_NUMBER:
             raise BadDocument(f"found a number of {len(node.value)} characters")
         return node

@@ -8,8 +8,8 @@ links to either or to themselves. Opening one in the usual way may never return.
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 SMALL_DOCUMENT = 2**23
 """Bytes of a configuration, an index or a sidecar that is read; real ones have up to 2 MB."""
@@ -41,7 +41,7 @@ def irregular(mode: int) -> str | None:
     return next((words for fits, words in _KINDS if fits(mode)), "no regular file")
 
 
-def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> BufferedReader:
     """Open a file for reading, if it is a regular one; this never waits for anybody.
 
     Args:

@@ -6,8 +6,8 @@ is what a user needs beside it: which file, what it is instead, and what to do.
 
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +55,7 @@ class TensorFile:
         path: the file.
         keys: names of its tensors, sorted.
         metadata: header strings.
+        identity: which file was opened: its inode, time of change and size.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class TensorFile:
                 # Looks at holes, overlaps and dtypes, and holds on to the file.
                 self._file = safe_open(_reopened(file, self.path), framework="numpy")
                 self._bytes = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+                status = os.fstat(file.fileno())
         except (SafetensorError, OSError, ValueError) as failure:  # ValueError: emptied meanwhile
             raise self._bad(
                 Refusal.NOT_SAFETENSORS, f"found no readable header ({failure}); fetch it again"
@@ -93,6 +95,7 @@ class TensorFile:
         last = max((entry.end for entry in self._entries.values()), default=0)
         self._size = self._header.body + last
         self._refuse_quantised()
+        self.identity = (status.st_ino, status.st_mtime_ns, status.st_size)
         self.keys: tuple[str, ...] = tuple(self._entries)
         self.metadata: dict[str, str] = dict(self._header.metadata)
 
@@ -207,9 +210,13 @@ class TensorFile:
             ProloraError: (as the reader's error) its dtype is another one.
         """
         self._require_dtype(key, frozenset(_VIEWED))
+        entry = self._entries[key]
+        return self.raw(key).view(_VIEWED[entry.dtype]).reshape(entry.shape)
+
+    def raw(self, key: str) -> np.ndarray:
+        """The bytes of one tensor without reading them, as `view`."""
         entry, start = self._entries[key], self._header.body
-        raw = self._bytes[start + entry.start : start + entry.end]
-        return raw.view(_VIEWED[entry.dtype]).reshape(entry.shape)
+        return self._bytes[start + entry.start : start + entry.end]
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.
@@ -327,7 +334,7 @@ def write_tensors(
     write_each(path, tables, lambda key: tensors[key].astype(dtypes[key], copy=False), metadata)
 
 
-def _reopened(file: BinaryIO, path: Path) -> Path:
+def _reopened(file: BufferedReader, path: Path) -> Path:
     """A path to the very file that is open, where the system has such; else its own."""
     descriptor = Path("/dev/fd", str(file.fileno()))
     return descriptor if descriptor.exists() else path
