@@ -64,7 +64,8 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
         whole = not path.is_dir() or is_adapter_folder(path)
         for item in [Input(path, Path(path.name))] if whole else _walk(path, path, seen):
             other = found.setdefault(item.relative, item)
-            if other.path.resolve() != item.path.resolve():
+            # Not `Path.resolve`, which raises for a link to itself.
+            if os.path.realpath(other.path) != os.path.realpath(item.path):
                 raise UsageError(
                     f"{item.path}: would have the same output as {other.path}; expected different "
                     "names; migrate them to different folders",
@@ -102,7 +103,7 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input
         elif is_adapter_folder(path):
             yield Input(path, path.relative_to(top))
             yield from _inside(path, top, seen)
-        elif is_earlier_output(path):
+        elif is_earlier_output(path) and _identity(path.stat()) not in seen:
             message = f"{path}: found the outputs of an earlier run, which are left out"
             yield Input(path, path.relative_to(top), ignored=message)
         else:

@@ -55,7 +55,7 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
         UsageError: it is no such folder, or one of several adapters.
         AdapterRefused: a file in it is missing or cannot be used.
     """
-    if (folder / CONFIG).is_file():
+    if os.path.lexists(folder / CONFIG):
         return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
     if len(inner) == 1 and inner[0].name not in _COMPONENTS and not _others(folder, inner[0]):
