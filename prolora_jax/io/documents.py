@@ -139,6 +139,26 @@ def read_yaml(path: Path, kind: type[T]) -> T:
         ) from failure
 
 
+def require_options_file(path: Path) -> None:
+    """Check that a YAML file is a map of names to values, before a library takes it as options.
+
+    Raises:
+        UsageError: it is not, or over a budget.
+    """
+    try:
+        document = read_yaml_document(path)
+        found = None if document is None else "found no map of names to values"
+        if isinstance(document, dict) and all(isinstance(name, str) for name in document):
+            found = None
+    except BadDocument as failure:
+        found = str(failure)
+    if found is not None:
+        raise UsageError(
+            f"{path}: {found}; expected a YAML file of options. Check --config.",
+            code=Refusal.BAD_OPTION,
+        )
+
+
 def read_json(path: Path) -> Any | None:
     """What a JSON file of our own says; None when it is not there or was damaged."""
     try:

@@ -20,6 +20,7 @@ from prolora_jax.io.documents import (
     read_json,
     read_json_document,
     read_lines,
+    require_options_file,
 )
 from prolora_jax.io.guarded import UnfitFile, is_regular, open_regular, read_small
 from prolora_jax.io.outputs.reports import read_pair_report, read_plan, read_report
@@ -216,3 +217,22 @@ def test_own_records_that_are_damaged_are_as_good_as_none(tmp_path: Path):
         assert read_json(tmp_path / "x.json") is None
     (tmp_path / "x.json").write_text("[" * 100_000)
     assert read_lines(tmp_path / "x.json") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("scale: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
+        ("scale: &a [*a]", "an alias inside of what it stands for"),
+        ("1: 2", "no map of names"),
+        ("- a", "no map of names"),
+    ],
+)
+def test_a_file_of_options_that_is_none(text: str, found: str, tmp_path: Path):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=f"{found}.*Check --config"):
+        require_options_file(file)
+    for good in ("", "scale: 1\n"):
+        file.write_text(good)
+        require_options_file(file)

@@ -149,6 +149,14 @@ def test_a_configuration_over_a_budget(config: str, found: str, tmp_path: Path):
         load_adapter(peft(tmp_path / "p", config))
 
 
+@pytest.mark.parametrize(("pattern", "count"), [("mid.*{}.*", 51), ("mid_{}", 4001)])
+def test_a_configuration_with_too_many_patterns(pattern: str, count: int, tmp_path: Path):
+    patterns = {pattern.replace("{}", str(i)): 1 for i in range(count)}
+    config = json.dumps(CONFIGURATION | {"alpha_pattern": patterns})
+    with pytest.raises(AdapterRefused, match=f"{count} patterns, .* with repeats"):
+        load_adapter(peft(tmp_path / "p", config))
+
+
 def test_a_configuration_that_is_no_file(tmp_path: Path):
     folder = peft(tmp_path / "p")
     single = adapter(folder / "single.safetensors")

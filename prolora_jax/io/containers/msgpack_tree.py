@@ -116,7 +116,7 @@ class MsgpackTree:
             raise self._bad("found no tree of named arrays")
         kind, size = self._header()
         if kind in {"list", "map"}:
-            self._require(self._at + size)  # a byte each, at least
+            self._require(self._at + min(size, 1))
             if self._values + size > MOST_VALUES:
                 raise TooManyValues
         if kind == "number":
