@@ -42,6 +42,7 @@ class Refusal(StrEnum):
     CHANGED = "changed-while-read"
     LOCKED = "locked"
     LICENSE = "license-forbids"
+    WORKER_ENDED = "worker-ended"
     INTERNAL = "internal-error"
 
 

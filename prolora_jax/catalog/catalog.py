@@ -19,7 +19,8 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.inputs import Input, expand
-from prolora_jax.io.outputs.catalog_files import locked, sweep
+from prolora_jax.io.outputs.catalog_files import sweep
+from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.io.outputs.reports import read_pair_report, write_pair_report
 from prolora_jax.migration.pair import BasePair

@@ -3,6 +3,7 @@
 A row of the manifest says that an output is there only after it is.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
-from prolora_jax.io.outputs.catalog_files import file_hash, link, stamp
+from prolora_jax.io.outputs.catalog_files import copy_output, file_hash, stamp
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
+from prolora_jax.io.outputs.protected import Protected, with_content, would_replace
 from prolora_jax.io.outputs.reports import report_path
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.many import FileJob, FileOutcome, migrate_files
@@ -78,6 +80,7 @@ class CatalogRun:
     def plan(self) -> None:
         """Decide what is unfinished, and note all of it before anything is written."""
         entries = []
+        read = Protected((*(one.item.path for one in self.found.values()), *_locations(self.pair)))
         for name, one in self.found.items():
             known = self.known.get(name)
             if one.record.output is None:
@@ -88,6 +91,12 @@ class CatalogRun:
                 entries.append(kept)
                 continue
             output = self.job.out / one.record.output
+            replaced = read.replaced_by(with_content(output))
+            if replaced is not None:
+                message = f"{output}: {would_replace(replaced)}"
+                failed = _failed(one.record, Refusal.OUTPUT_EXISTS, message)
+                entries.append(ManifestRow(failed, Proof()))
+                continue
             if not (_made(known, one) or self.job.writing.overwrite) and _exists(output):
                 message = (
                     f"{output}: exists already and no run over this folder has made it; expected "
@@ -232,8 +241,8 @@ class CatalogRun:
     def _linked(self, one: Scanned, first: CatalogRecord) -> ManifestRow:
         here, there = (self.job.out / str(r.output) for r in (one.record, first))
         try:
-            link(there, here)
-            link(report_path(there), report_path(here))
+            copy_output(there, here)
+            copy_output(report_path(there), report_path(here))
         except OutputError as error:
             return ManifestRow(_failed(one.record, error.code, str(error)), self._proof(one))
         record = replace(
@@ -271,5 +280,9 @@ def _stamp(path: Path) -> str | None:
     return None if now is None else now[0]
 
 
+def _locations(pair: BasePair) -> tuple[str, str]:
+    return pair.source.location, pair.target.location
+
+
 def _exists(output: Path) -> bool:
-    return output.exists() or report_path(output).exists()
+    return os.path.exists(output) or os.path.exists(report_path(output))

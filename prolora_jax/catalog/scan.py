@@ -19,7 +19,13 @@ from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
-from prolora_jax.io.adapters.files import lacks_config, load_adapter, outline_adapter, writes_folder
+from prolora_jax.io.adapters.files import (
+    lacks_config,
+    load_adapter,
+    outline_adapter,
+    unfit_output,
+    writes_folder,
+)
 from prolora_jax.io.adapters.flax_file import is_flax_file
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.license_check import license_problem
@@ -97,6 +103,9 @@ class Scanner:
 
     def _look(self, item: Input, progress: Progress | None) -> Scanned:
         name = _shown(item.relative)
+        if item.ignored is not None:
+            record = CatalogRecord(name, None, "ignored", "ignored", message=item.ignored)
+            return Scanned(item, record, Outlook(), None, None)
         if item.refusal is not None:
             code, message = item.refusal
             record = CatalogRecord(name, None, "refused", "refused", str(code), message)
@@ -110,22 +119,22 @@ class Scanner:
         outlook = self._outlook(item.path, table, progress)
         record = outlook.record(name, item.path, 0 if seen is None else seen[1])
         if record.verdict != "refused":
-            strings = {**outlook.header, **header}
-            problem = None
-            if not self._writing.ignore_license:
-                problem = license_problem(item.path, strings, self.folders)
-            if problem is None:
-                record = replace(record, output=self._output(item))
-            else:
-                record = replace(
-                    record,
-                    verdict="refused",
-                    state="refused",
-                    reason=str(Refusal.LICENSE),
-                    message=problem,
-                    size_out=None,
-                )
+            record = self._placed(item, record, {**outlook.header, **header})
         return Scanned(item, record, outlook, seen and seen[0], table)
+
+    def _placed(
+        self, item: Input, record: CatalogRecord, strings: Mapping[str, str]
+    ) -> CatalogRecord:
+        """The record with its output, or refused for its licence or for the output's name."""
+        if not self._writing.ignore_license:
+            problem = license_problem(item.path, strings, self.folders)
+            if problem is not None:
+                return _refused(record, Refusal.LICENSE, problem)
+        output = self._output(item)
+        too_long = unfit_output(Path(output))
+        if too_long is not None:
+            return _refused(record, Refusal.BAD_NAME, too_long)
+        return replace(record, output=output)
 
     def _table(self, path: Path) -> tuple[str, Mapping[str, str]]:
         """A name for all that decides the outlook, and the file's header strings."""
@@ -218,7 +227,7 @@ def with_energies(
     found: Scanned, pair: BasePair, options: MigrationOptions, writing: Writing
 ) -> CatalogRecord:
     """A record with what only numbers say; reads the whole file."""
-    if found.record.verdict == "refused":
+    if found.record.verdict in ("refused", "ignored"):
         return found.record
     try:
         adapter = load_adapter(
@@ -287,3 +296,8 @@ def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
 def _shown(path: Path) -> str:
     """A path as text that can be written anywhere."""
     return path.as_posix().encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _refused(record: CatalogRecord, code: Refusal, message: str) -> CatalogRecord:
+    refused = replace(record, verdict="refused", state="refused", size_out=None)
+    return replace(refused, reason=str(code), message=message)

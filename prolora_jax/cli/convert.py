@@ -50,6 +50,7 @@ def convert(
         allow_pickle=allow_pickle,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
+        read=(input,) if base is None else (input, base),
     )
     before, count = found.adapter.format, len(found.adapter.modules)
     if common.json:

@@ -108,10 +108,12 @@ def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
 
 def _yaml(path: str) -> Yaml:
     from prolora_jax.errors import Refusal, UsageError
+    from prolora_jax.io.documents import require_options_file
 
     if not Path(path).is_file():
         raise UsageError(
             f"{path}: no such file; expected a YAML file of options. Check --config.",
             code=Refusal.MISSING_FILE,
         )
+    require_options_file(Path(path))
     return Yaml(path, use_commands_as_keys=False, must_exist=True)

@@ -31,7 +31,10 @@ def scan_many(
     """
     from prolora_jax.catalog.catalog import scan_catalog, summary_of_scan, write_page
     from prolora_jax.cli import catalog_tables
+    from prolora_jax.io.outputs.protected import refuse_replacing
 
+    if page is not None:
+        refuse_replacing(page, (page,), (*job.inputs, source, target))
     pair, reporter = _pair(source, target, common), Reporter(common.quiet)
     with reporter.shown():
         records = scan_catalog(job, pair, reporter, headers_only=headers_only)
@@ -58,8 +61,11 @@ def run_many(
     """
     from prolora_jax.catalog.catalog import catalog_status, run_catalog, write_page
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.plans.catalog_record import FINISHED
+    from prolora_jax.io.outputs.protected import refuse_replacing
+    from prolora_jax.plans.catalog_record import FINISHED, SETTLED
 
+    if page is not None:
+        refuse_replacing(page, (page,), (*job.inputs, source, target))
     pair, reporter = _pair(source, target, common), Reporter(common.quiet)
     with reporter.shown():
         run_catalog(job, pair, reporter)
@@ -67,7 +73,7 @@ def run_many(
     if page is not None:
         write_page(page, summary, records)
     done = [r for r in records if r.state in FINISHED]
-    left = [r for r in records if r.state not in FINISHED]
+    left = [r for r in records if r.state not in SETTLED]
     if common.json:
         refused = [{"path": r.input, "reason": r.reason, "message": r.message} for r in left]
         migrated = [str(job.out / str(r.output)) for r in done]

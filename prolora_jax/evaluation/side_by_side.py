@@ -158,7 +158,8 @@ def draw_to_file(
         ProloraError: as `draw_side_by_side`; the picture exists, or cannot be written.
     """
     out = Path(out)
-    refuse_existing(out, overwrite)
+    bases = [request.base] if source is None else [request.base, source]
+    refuse_existing(out, overwrite, read=(*bases, *request.files))
     pair = None if source is None else open_pair(source, request.base, store, workers)
     drawn = draw_side_by_side(request, source, pair, options or MigrationOptions(), progress)
     summary = {

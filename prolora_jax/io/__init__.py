@@ -1,10 +1,11 @@
 """Disks: every file of the package is opened here.
 
 atomic.py: Files appear whole or not at all.
+guarded.py: The one way to open what a user gave: regular files, within a budget of bytes.
 containers/: Files that hold tensors, whatever the tensors are.
 adapters/: Adapters on disk: files, folders, and what stands beside them.
 base_models/: Base models on disk and from the hub.
-documents.py: Small documents: YAML that people write, JSON that programs leave behind.
+documents.py: Small documents: YAML that people write, JSON of programs, both with budgets.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
 process_memory.py: Memory of this process that no file backs.
 stores/: Singular vectors and operators, kept between runs.

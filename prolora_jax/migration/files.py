@@ -1,5 +1,6 @@
 """One adapter file: read and fitted to the source; written for the target, with its report."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,21 +40,25 @@ class Writing(NamedTuple):
     pair: str | None = None
 
 
-def refuse_outputs(source: Path, output: Path, writing: Writing) -> None:
+def refuse_outputs(
+    source: Path, output: Path, writing: Writing, read: Iterable[str | Path] = ()
+) -> None:
     """Check that an output and its report may be written, before any work is done for them.
 
     Args:
         source: the input, whose kind the format `same` keeps.
         output: where the migrated adapter goes.
         writing: its format, and whether what is there may be replaced.
+        read: files and folders that the output is made from, which it never replaces.
 
     Raises:
         UsageError: they may not.
     """
     same = source.is_dir() and writing.format == "same"
     folder = writes_folder(output, "peft" if same else writing.format)
-    refuse_existing(output, writing.overwrite, folder=folder)
-    refuse_existing(report_path(output), writing.overwrite)
+    read = tuple(read)
+    refuse_existing(output, writing.overwrite, folder=folder, read=read)
+    refuse_existing(report_path(output), writing.overwrite, read=read)
 
 
 def read_fitted(

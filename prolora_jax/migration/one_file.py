@@ -15,7 +15,7 @@ from prolora_jax.io.adapters.sidecars import Folders, carry
 from prolora_jax.io.outputs.reports import read_plan
 from prolora_jax.migration.files import Writing, read_fitted, refuse_outputs, write_migrated
 from prolora_jax.migration.merged import parts_of, widest
-from prolora_jax.migration.opening import Place, open_pair
+from prolora_jax.migration.opening import Place, location_of, open_pair
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.plans.options import MigrationOptions
@@ -127,7 +127,8 @@ def migrate_file(
         OutputError: the output cannot be written.
     """
     paths, out, writing = _paths(inputs, merge), Path(out), writing or Writing()
-    refuse_outputs(paths[0], out, writing)
+    places = (location_of(source), location_of(target))
+    refuse_outputs(paths[0], out, writing, read=(*paths, *places))
     pair = open_pair(source, target, store, workers)
     given = _read(paths, pair, options, writing, weights if merge else None)
     todo = _planned(given, pair, plan, progress)

@@ -10,6 +10,11 @@ Place = BaseModel | str | Path
 """A base model, or where it lies: a path, or an id on the hub."""
 
 
+def location_of(place: Place) -> str | Path:
+    """Where a base model lies: its path, or its id on the hub."""
+    return place.location if isinstance(place, BaseModel) else place
+
+
 def open_base_model(place: Place) -> BaseModel:
     """A base model; of a path, under its absolute name.
 

@@ -5,14 +5,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-State = Literal["planned", "migrated", "duplicate", "refused", "failed"]
-"""`refused`: by its verdict; `failed`: something broke in the run (a full disk, a lost file)."""
+State = Literal["planned", "migrated", "duplicate", "refused", "failed", "ignored"]
+"""`refused`: by its verdict; `failed`: something broke in the run (a full disk, a lost file);
+`ignored`: no adapter, and nothing is wrong with that (a training run's own state)."""
 
-Verdict = Literal["ok", "partial", "refused"]
-"""`ok`: every module moves; `partial`: some do; `refused`: none does, or the file is unusable."""
+Verdict = Literal["ok", "partial", "refused", "ignored"]
+"""`ok`: every module moves; `partial`: some do; `refused`: none does, or the file is unusable;
+`ignored`: as the state."""
 
 FINISHED = frozenset({"migrated", "duplicate"})
 """States with an output."""
+
+SETTLED = FINISHED | {"ignored"}
+"""States that leave nothing to be done or mended."""
 
 
 @dataclass(frozen=True)

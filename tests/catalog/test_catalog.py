@@ -16,7 +16,7 @@ from prolora_jax.catalog import run as catalog_module
 from prolora_jax.catalog.catalog import CatalogJob, run_catalog, scan_catalog
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import load_base_model
-from prolora_jax.io.outputs.catalog_files import locked
+from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration import many as bulk

@@ -190,7 +190,7 @@ def test_a_file_that_is_too_long_is_not_read_whole(tmp_path):
 def test_pipes_and_devices_are_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", Path("/dev/zero")):
-        with pytest.raises(UsageError, match="found a pipe or a device; .* name a file"):
+        with pytest.raises(UsageError, match="found a (pipe|device); .* name a file"):
             load_adapter(path)
     with pytest.raises(UsageError, match="cannot be looked at"):
         TensorFile(tmp_path / ("a" * 5000), error=AdapterRefused)

@@ -1,6 +1,7 @@
 """What stands beside an adapter goes with it, and is read for its licence."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,41 @@ def test_names_are_those_of_the_adapter_alone(tmp_path: Path):
     carried = carry(Folders().of(tmp_path / "a.safetensors"), out, {})
     assert sorted(p.name for p in out.parent.iterdir()) == ["n.png", "n.safetensors.png"]
     assert carried.preview == out.parent / "n.png"
+
+
+def test_odd_sidecars_are_left_out(tmp_path: Path):
+    """A pipe is not waited for, and a link publishes nothing from outside of its folder."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"password": "x"}')
+    os.mkfifo(folder / "a.json")
+    (folder / "a.txt").symlink_to(secret)
+    (folder / "a.metadata.json").symlink_to(secret)
+    (folder / "a.png").symlink_to("/dev/zero")
+    (folder / "a.md").write_text("kept")
+    (folder / "a.yaml").symlink_to(folder / "a.md")
+    output = tmp_path / "out" / "b.safetensors"
+    carried = carry(Folders().of(folder / "a.safetensors"), output, {})
+    assert {path.name for path in output.parent.iterdir()} == {"b.md", "b.yaml"}
+    assert carried.flags == ("sidecar-unreadable: 1", "sidecar-link: 3")
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path):
+    blobs, snapshot = tmp_path / "models--a/blobs", tmp_path / "models--a/snapshots/1"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "0123").write_text("text")
+    (snapshot / "a.txt").symlink_to("../../blobs/0123")
+    output = tmp_path / "out" / "b.safetensors"
+    carry(Folders().of(snapshot / "a.safetensors"), output, {})
+    assert (output.parent / "b.txt").read_text() == "text"
+
+
+def test_a_document_nested_too_deep_is_only_copied(folder: Path, tmp_path: Path):
+    text = '{"a":' + "[" * 900 + "]" * 900 + "}"
+    (folder / "a.json").write_text(text)
+    output = tmp_path / "out" / "b.safetensors"
+    carried = carry(Folders().of(folder / "a.safetensors"), output, {})
+    assert (output.parent / "b.json").read_text() == text
+    assert carried.flags == ("sidecar-unreadable: 1",)

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
+_MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
+"""Each is tried on each module: 4,000 plain ones take seconds, one with repeats as long as many."""
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
 _REPEAT = re.compile(r"[*+?{]")
 _REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
@@ -101,6 +103,9 @@ def _config(text: str, component: str, origin: str) -> _Config:
         fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     _require_plain(fields, origin)
     patterns = (fields.get("alpha_pattern") or {}).items()
+    costly = sum(_REPEAT.search(pattern) is not None for pattern, _ in patterns)
+    if len(patterns) > _MOST_PATTERNS or costly > _MOST_COSTLY:
+        raise ValueError(f"{len(patterns)} patterns, {costly} of them with repeats")
     return _Config(fields, [(_matcher(pattern), value) for pattern, value in patterns])
 
 

@@ -1,7 +1,8 @@
 """Adapter files on disk."""
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,16 @@ from prolora_jax.io.adapters.hashes import file_hashes
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.tensors import outline_tensors, read_tensors, write_tensors
+from prolora_jax.io.guarded import is_regular
+from prolora_jax.io.outputs.protected import refuse_replacing
+from prolora_jax.io.outputs.reports import REPORT_ENDING
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 255
+"""Bytes, on every file system in use."""
+_LARGE = 2**29
+"""Bytes from which a file is more likely a base model than an adapter, and slow to read."""
 _SINGLE_FILE = frozenset({".safetensors", ".sft"})
 
 
@@ -62,7 +70,9 @@ def load_adapter(
     elif is_flax_file(path):
         tensors, metadata = read_flax(path)
     else:
-        pickled = allow_pickle and path.is_file() and is_pickle(path)
+        pickled = allow_pickle and is_regular(path) and is_pickle(path)
+        if not pickled and _is_large(path):
+            outline_adapter(path, str(path), alpha_zero)  # its header alone may refuse it
         read = read_pickle if pickled else read_tensors
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
@@ -109,6 +119,7 @@ def save_adapter(
     metadata: Mapping[str, str] | None = None,
     strip_metadata: bool = False,
     overwrite: bool = False,
+    read: Iterable[str | Path] = (),
 ) -> None:
     """Write an adapter, whole or not at all.
 
@@ -124,6 +135,7 @@ def save_adapter(
         strip_metadata: whether all header strings but `prolora`, `format` and those of the licence
             are left out.
         overwrite: whether an existing output may be replaced.
+        read: files and folders that the adapter is made from, which are never replaced.
 
     Raises:
         UsageError: the output exists and `overwrite` is not set, or the format is unknown.
@@ -131,7 +143,7 @@ def save_adapter(
     """
     path, format = Path(path), format or adapter.format
     folder = writes_folder(path, format)
-    refuse_existing(path, overwrite, folder=folder)
+    refuse_existing(path, overwrite, folder=folder, read=read)
     if format == "peft" and not folder:
         adapter = fold_scales(adapter)
     tensors, dumped = dump(adapter, format, base)
@@ -153,26 +165,39 @@ def writes_folder(path: Path, format: str) -> bool:
     return format == "peft" and path.suffix.lower() not in _SINGLE_FILE
 
 
-def refuse_existing(path: str | Path, overwrite: bool, *, folder: bool = False) -> None:
+def refuse_existing(
+    path: str | Path,
+    overwrite: bool,
+    *,
+    folder: bool = False,
+    read: Iterable[str | Path] = (),
+) -> None:
     """Check that an output may be written, before any work is done for it.
 
     Args:
         path: the output.
         overwrite: whether an existing output may be replaced.
         folder: whether the output is a folder.
+        read: files and folders that the output is made from, which it never replaces.
 
     Raises:
         UsageError: the output exists and may not be replaced, or a folder stands where a file is
-            to be, or the other way round.
+            to be, or the other way round, or its name or its report's is too long.
     """
     path = Path(path)
+    too_long = unfit_output(path)
+    if too_long is not None:
+        raise UsageError(too_long, code=Refusal.BAD_NAME)
     if path.exists() and path.is_dir() != folder:
         found, expected = ("folder", "file") if path.is_dir() else ("file", "folder")
         raise UsageError(
             f"{path}: found a {found}; expected the name of a {expected} to write; choose another",
             code=Refusal.OUTPUT_EXISTS,
         )
-    exists = peft_folder.is_adapter_folder(path) if folder else path.exists()
+    if path.exists():
+        places = peft_folder.own_files(path) if folder else (path,)
+        refuse_replacing(path, places, read)
+    exists = peft_folder.has_adapter_files(path) if folder else path.exists()
     if exists and not overwrite:
         raise UsageError(
             f"{path}: output exists; expected a new name; choose another or allow overwriting "
@@ -181,12 +206,33 @@ def refuse_existing(path: str | Path, overwrite: bool, *, folder: bool = False) 
         )
 
 
+def unfit_output(path: Path) -> str | None:
+    """Why an output cannot have a name, or its report's cannot; None when both can."""
+    report = len(os.fsencode(path.name)) + len(REPORT_ENDING)
+    if report > _LONGEST_NAME:
+        return (
+            f"{path}: its report's name would have {report} bytes; expected at most "
+            f"{_LONGEST_NAME}; give the adapter a shorter name"
+        )
+    return None
+
+
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
     """The configuration beside a file of peft's, as the header string diffusers would have."""
     if not any(PEFT_WRAPPER in key for key in keys):
         return {}
-    text = peft_folder.config_beside(path)
+    try:
+        text = peft_folder.config_beside(path)
+    except OSError as failure:
+        raise peft_folder.unfit_config(path.parent / peft_folder.CONFIG, failure) from failure
     return {} if text is None else {HEADER_KEY: text}
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.stat().st_size > _LARGE
+    except OSError:
+        return False  # why it cannot be read is said by its reader
 
 
 def _without_component(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ and that a conversion does not wait for JAX.
 """
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.architectures.flax_trees import leaves, nested
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io import atomic
+from prolora_jax.io.containers.msgpack_values import require_few_values
+from prolora_jax.io.containers.tensors import MAX_WHOLE_FILE
+from prolora_jax.io.guarded import is_regular, open_regular, read_small
 
 _NDARRAY = 1
 _METADATA, _EXTRAS = "metadata", "extras"
@@ -26,12 +30,11 @@ _FLOATS_AND_INTEGERS = "fiuV"  # V: NumPy's kind for bfloat16
 
 def is_flax_file(path: Path) -> bool:
     """Whether a file is msgpack: it starts as a map of names does, or is named so and no other."""
-    if not path.is_file():
+    if not is_regular(path):
         return False
-    with path.open("rb") as file:
-        head = file.read(9)
+    with open_regular(path) as file:
+        head, size = file.read(9), os.fstat(file.fileno()).st_size
     if path.suffix == ".msgpack":
-        size = path.stat().st_size
         return head[8:] != b"{" or int.from_bytes(head[:8], "little") > size - 8
     # A map of 1 to 15 entries whose first key is a text of 1 to 31 bytes; a safetensors header
     # starts at the ninth byte.
@@ -52,12 +55,16 @@ def read_flax(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         AdapterRefused: it cannot be read as such.
     """
     try:
-        tree = msgspec.msgpack.decode(path.read_bytes(), ext_hook=_array)
+        content = read_small(path, MAX_WHOLE_FILE)
+        require_few_values(content)
+        tree = msgspec.msgpack.decode(content, ext_hook=_array)
         tree = dict(tree.get("params", tree))
         metadata = {str(key): str(text) for key, text in tree.pop(_METADATA, {}).items()}
         extras = {f"{key}": array for key, array in leaves(tree.pop(_EXTRAS, {}))}
         found = dict(leaves(tree))
-    except (msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError) as failure:
+    except (
+        *(OSError, msgspec.DecodeError, ValueError, TypeError, AttributeError, RecursionError),
+    ) as failure:
         raise AdapterRefused(
             f"{path}: found no Flax msgpack ({' '.join(str(failure).split())[:200]}); expected a "
             f"map of names and arrays; fetch it again",
@@ -110,6 +117,9 @@ def _packed(value: Any) -> Any:
 def _array(code: int, content: memoryview) -> np.ndarray:
     if code not in {_NDARRAY, 3}:  # 3: a NumPy scalar, in the same form
         raise ValueError(f"extension {code}")
+    if len(content) < 2 or content[0] != 0x93 or not 0x90 <= content[1] < 0xA0:
+        # Before it is read: of a list as long as the file, every number would become an object.
+        raise ValueError("an array without a shape")
     shape, name, buffer = msgspec.msgpack.decode(content, type=tuple[list[int], str, bytes])
     dtype = np.dtype(name)
     if dtype.kind not in _FLOATS_AND_INTEGERS or min(shape, default=0) < 0:

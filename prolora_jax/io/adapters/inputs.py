@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.flax_file import is_flax_file
-from prolora_jax.io.adapters.peft_folder import is_adapter_folder
+from prolora_jax.io.adapters.leftovers import is_earlier_output, is_training_state
+from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
-
-ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin", ".ckpt", ".pth"})
-"""Files in a folder that are taken for adapters; those that cannot be used are then refused."""
+from prolora_jax.io.guarded import irregular
 
 ARCHIVE_SUFFIXES = frozenset({".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".xz", ".bz2", ".zst"})
 
@@ -21,50 +20,67 @@ _RANK_KEYS = ("down", "lora_A", "lora_up", "lora_B", "up")
 class Input(NamedTuple):
     """One adapter, and its place below the folder that was given (its name, for a file).
 
-    `refusal`: why it is none, known without opening it: an archive, a folder that may not be read.
+    `refusal`: why it is none, known without opening it: an archive, a pipe, a folder that may not
+    be read. `ignored`: why it is left out on purpose, which is nobody's mistake: what a training
+    run keeps for itself, the output folder of an earlier run.
     """
 
     path: Path
     relative: Path
     refusal: tuple[Refusal, str] | None = None
+    ignored: str | None = None
 
 
 def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
     """The adapters that some files and folders hold, sorted, each once.
 
     A folder that peft wrote is one adapter; other folders are searched, links to folders too, but
-    no folder twice. Hidden files are left out.
+    no folder twice. Hidden files are left out. Output folders of earlier runs are left out, too,
+    unless one is given itself.
 
     Args:
         paths: files and folders.
-        leave_out: a folder that is not searched: outputs may go into the catalog itself.
+        leave_out: a folder that is not searched: outputs may go into a folder of the catalog.
 
     Returns:
         What was found. Files that are named are taken whatever their suffix.
 
     Raises:
-        UsageError: a path does not exist, or two adapters would have the same output.
+        UsageError: a path does not exist, is the folder to leave out, or two adapters would have
+            the same output.
     """
     found: dict[Path, Input] = {}
     seen: set[tuple[int, int]] = set()
     if leave_out is not None and leave_out.is_dir():
         seen.add(_identity(leave_out.stat()))
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):  # a link to itself is none; `Path.exists` would raise
             raise UsageError(
                 f"{path}: no such file or folder; expected adapters; check the path",
                 code=Refusal.MISSING_FILE,
             )
+        if path.is_dir() and _identity(path.stat()) in seen and leave_out is not None:
+            _refuse_itself(path, leave_out)
         whole = not path.is_dir() or is_adapter_folder(path)
         for item in [Input(path, Path(path.name))] if whole else _walk(path, path, seen):
             other = found.setdefault(item.relative, item)
-            if other.path.resolve() != item.path.resolve():
+            # Not `Path.resolve`, which raises for a link to itself.
+            if os.path.realpath(other.path) != os.path.realpath(item.path):
                 raise UsageError(
                     f"{item.path}: would have the same output as {other.path}; expected different "
                     "names; migrate them to different folders",
                     code=Refusal.OUTPUT_EXISTS,
                 )
     return [found[relative] for relative in sorted(found)]
+
+
+def _refuse_itself(path: Path, out: Path) -> None:
+    if os.path.samefile(path, out):
+        raise UsageError(
+            f"{out}: found the catalog itself; expected another folder for the outputs, which "
+            "would have the names of the inputs; choose one (it may be inside of the catalog)",
+            code=Refusal.OUTPUT_EXISTS,
+        )
 
 
 def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
@@ -82,20 +98,53 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input
         path = Path(entry.path)
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            if is_adapter_folder(path):
-                yield Input(path, path.relative_to(top))
-            else:
-                yield from _walk(path, top, seen)
-        elif path.suffix.lower() in ARCHIVE_SUFFIXES:
-            message = f"{path}: found an archive; expected adapters; unpack it first"
-            yield Input(path, path.relative_to(top), (Refusal.ARCHIVE, message))
-        elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_flax(path):
-            yield Input(path, path.relative_to(top), _unfit_name(path))
+        if not _is_folder(entry):
+            yield from _file(path, path.relative_to(top))
+        elif is_adapter_folder(path):
+            yield Input(path, path.relative_to(top))
+            yield from _inside(path, top, seen)
+        elif is_earlier_output(path) and _identity(path.stat()) not in seen:
+            message = f"{path}: found the outputs of an earlier run, which are left out"
+            yield Input(path, path.relative_to(top), ignored=message)
+        else:
+            yield from _walk(path, top, seen)
+
+
+def _file(path: Path, relative: Path) -> Iterator[Input]:
+    if is_training_state(path.name):
+        message = f"{path}: found the state of a training run, which is left out"
+        yield Input(path, relative, ignored=message)
+    elif path.suffix.lower() in ARCHIVE_SUFFIXES:
+        message = f"{path}: found an archive; expected adapters; unpack it first"
+        yield Input(path, relative, (Refusal.ARCHIVE, message))
+    elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_flax(path):
+        yield Input(path, relative, _unfit_name(path) or _unfit_kind(path))
+
+
+def _inside(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
+    """What else is in a folder that peft wrote: named, since its output would lie in another's."""
+    own = own_files(folder)
+    for item in _walk(folder, top, seen):
+        if item.path in own:
+            continue
+        if item.ignored is None and item.refusal is None:
+            message = (
+                f"{item.path}: found it inside of {folder.name}, which is an adapter that peft "
+                "wrote; expected adapters beside each other; migrate it by itself, or move it out"
+            )
+            item = item._replace(refusal=(Refusal.OUTPUT_EXISTS, message))
+        yield item
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_flax(path: Path) -> bool:
@@ -113,6 +162,19 @@ def _unfit_name(path: Path) -> tuple[Refusal, str] | None:
         message = f"{shown}: found a name that is not UTF-8; expected one that is; rename it"
         return Refusal.BAD_NAME, message
     return None
+
+
+def _unfit_kind(path: Path) -> tuple[Refusal, str] | None:
+    """Why nothing is to be opened here: a pipe, a device, a link to nowhere or to itself."""
+    try:
+        found = irregular(path.stat().st_mode)
+    except OSError as failure:
+        message = f"{path}: cannot be looked at ({failure.strerror}); check where it leads"
+        return Refusal.MISSING_FILE, message
+    if found is None:
+        return None
+    message = f"{path}: found {found}; expected an adapter file; remove it"
+    return Refusal.MISSING_FILE, message
 
 
 def likely_rank(path: Path) -> int:

@@ -18,9 +18,16 @@ from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.containers.tensors import read_tensors
+from prolora_jax.io.documents import BadDocument, parse_json
+from prolora_jax.io.guarded import is_regular, read_small
 
 CONFIG = "adapter_config.json"
-_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin", ".ckpt", ".pth"})
+"""Files in a folder that are taken for adapters; those that cannot be used are then refused."""
+
+_WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+_LARGEST_CONFIG = 2**21
+"""Bytes. One that names every module of a large net with a rank of its own has 200 KB."""
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 # The network in a folder of its own, where peft's configuration names its class.
 _COMPONENT_BY_CLASS = {
@@ -48,10 +55,10 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
         UsageError: it is no such folder, or one of several adapters.
         AdapterRefused: a file in it is missing or cannot be used.
     """
-    if (folder / CONFIG).is_file():
+    if os.path.lexists(folder / CONFIG):
         return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
-    if len(inner) == 1 and inner[0].name not in _COMPONENTS:
+    if len(inner) == 1 and inner[0].name not in _COMPONENTS and not _others(folder, inner[0]):
         return _read_one(inner[0], None, read)
     names = [place.name for place in inner]
     if not names or not set(names) <= set(_COMPONENTS):
@@ -74,15 +81,51 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
 
 
 def config_beside(path: Path) -> str | None:
-    """The configuration in the folder of an adapter file, if there is one."""
+    """The configuration in the folder of an adapter file, if there is one.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file, or too large.
+    """
     config = path.parent / CONFIG
-    return config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None
+    if not os.path.lexists(config):
+        return None
+    return read_small(config, _LARGEST_CONFIG).decode("utf-8", errors="replace")
 
 
 def is_adapter_folder(folder: Path) -> bool:
-    """Whether a PEFT adapter stands in the folder, or in a folder for one of its networks."""
-    places = (folder, *(folder / component for component in _COMPONENTS))
-    return any((place / name).exists() for place in places for name in (CONFIG, _WEIGHTS))
+    """Whether a PEFT adapter stands in the folder, or in a folder for one of its networks.
+
+    A configuration without weights is one that lacks them, unless other adapters are in the folder:
+    then it is a stray.
+    """
+    if any((place / name).exists() for place in _places(folder) for name in (_WEIGHTS, _PICKLE)):
+        return True
+    return has_adapter_files(folder) and not _others(folder)
+
+
+def has_adapter_files(folder: Path) -> bool:
+    """Whether a file by a name of peft's stands in the folder, or in one for a network."""
+    return any((place / name).exists() for place in _places(folder) for name in (CONFIG, _WEIGHTS))
+
+
+def own_files(folder: Path) -> frozenset[Path]:
+    """Where the weights and configurations of an adapter in a folder are, if they are."""
+    names = (_WEIGHTS, _PICKLE, CONFIG)
+    return frozenset(place / name for place in _places(folder) for name in names)
+
+
+def _places(folder: Path) -> tuple[Path, ...]:
+    return folder, *(folder / component for component in _COMPONENTS)
+
+
+def _others(folder: Path, beside: Path | None = None) -> bool:
+    """Whether files that may be adapters are in a folder, but for one folder in it."""
+    for place, folders, files in os.walk(folder):
+        if beside is not None and Path(place) == beside:
+            folders.clear()
+        elif any(Path(name).suffix.lower() in ADAPTER_SUFFIXES for name in files):
+            return True
+    return False
 
 
 def write_folder(
@@ -133,16 +176,19 @@ def _write_files(
 
 
 def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors, dict[str, str]]:
-    if not (folder / _WEIGHTS).is_file():
-        pickle = (folder / "adapter_model.bin").is_file()
+    if not is_regular(folder / _WEIGHTS):
+        pickle = is_regular(folder / _PICKLE)
         raise AdapterRefused(
             f"{folder}: found {'adapter_model.bin, a pickle' if pickle else 'no weights'}; "
             f"expected {_WEIGHTS}; save the adapter with safe_serialization",
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
     tensors, metadata = read(folder / _WEIGHTS, error=AdapterRefused)
-    text = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
-    fields = _fields(text, folder / CONFIG)
+    try:
+        text = config_beside(folder / _WEIGHTS) or ""
+        fields = _fields(text)
+    except (OSError, BadDocument) as failure:
+        raise unfit_config(folder / CONFIG, failure) from failure
     network = fields.get("auto_mapping")
     name = network.get("base_model_class") if isinstance(network, dict) else None
     component = component or _COMPONENT_BY_CLASS.get(str(name))
@@ -154,15 +200,18 @@ def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors,
     return tensors, metadata | {HEADER_KEY: text}
 
 
-def _fields(text: str, path: Path) -> dict[str, object]:
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        fields = None
+def _fields(text: str) -> dict[str, object]:
+    fields = parse_json(text.encode())
     if not isinstance(fields, dict):
-        raise AdapterRefused(
-            f"{path}: found no JSON object; expected peft's LoraConfig, which gives the scale; "
-            f"fetch the folder again",
-            code=Refusal.UNKNOWN_KEYS,
-        )
+        raise BadDocument("found no JSON object")
     return fields
+
+
+def unfit_config(config: Path, failure: OSError | BadDocument) -> AdapterRefused:
+    """The refusal of an adapter whose configuration cannot be used, and why it cannot."""
+    found = failure.strerror if isinstance(failure, OSError) else None
+    return AdapterRefused(
+        f"{config}: {found or failure}; expected peft's LoraConfig, which gives the scale; "
+        f"fetch the folder again",
+        code=Refusal.UNKNOWN_KEYS,
+    )

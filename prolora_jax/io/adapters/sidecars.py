@@ -5,17 +5,24 @@ name, and one of `DOCUMENTS`, `TEXTS` or `PREVIEWS`; of a folder that peft wrote
 the README in it.
 """
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from prolora_jax.io import atomic
+from prolora_jax.io.documents import (
+    BadDocument,
+    parse_json,
+    parse_yaml,
+    read_json_document,
+    read_text_document,
+    read_yaml_document,
+)
+from prolora_jax.io.guarded import UnfitFile, open_regular, read_small
 
 DOCUMENTS = (
     ".civitai.info",
@@ -32,10 +39,10 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm")
 PREVIEWS = tuple(f"{kind}{p}" for kind in (".preview", "", ".thumb") for p in _PICTURES)
 _SHOWN = frozenset(_PICTURES) - {".mp4", ".webm"}
 _README = "README.md"
-_LARGEST = 2**23
-"""Bytes of a document that is read; a larger one is only copied."""
+_LARGEST_COPIED = 2**30
+"""Bytes of a preview that is copied: films have up to 100 MB."""
 
-UNREADABLE, KEPT = "sidecar-unreadable", "sidecar-exists"
+UNREADABLE, KEPT, LINKED = "sidecar-unreadable", "sidecar-exists", "sidecar-link"
 _HASHES = frozenset(
     {"hash", "hashes", "sha256", "autov1", "autov2", "autov3", "blake3", "crc32", "modelhash"}
 )
@@ -64,7 +71,7 @@ class Carried:
 
     Attributes:
         preview: the picture that shows the adapter, where it is now.
-        flags: `UNREADABLE`, `KEPT`, with numbers.
+        flags: `UNREADABLE`, `KEPT`, `LINKED`, with numbers.
     """
 
     preview: Path | None = None
@@ -118,7 +125,8 @@ def carry(sidecars: list[Sidecar], output: Path, note: Mapping[str, str]) -> Car
     """Have the sidecars of an adapter beside its output, under the output's name.
 
     JSON objects lose the hashes of the old file, which would make programs take the new one for it,
-    and get `note` under `prolora`. A file that is there already and is no earlier copy stays.
+    and get `note` under `prolora`. A file that is there already and is no earlier copy stays. A
+    link is followed inside of its own folder alone: what it leads to would be published.
 
     Args:
         sidecars: of the input.
@@ -128,35 +136,60 @@ def carry(sidecars: list[Sidecar], output: Path, note: Mapping[str, str]) -> Car
     Raises:
         OutputError: the disk does not take them.
     """
-    preview, flags = None, dict.fromkeys((UNREADABLE, KEPT), 0)
+    preview, flags = None, dict.fromkeys((UNREADABLE, KEPT, LINKED), 0)
     for sidecar in sidecars:
+        if _leads_away(sidecar.path):
+            flags[LINKED] += 1
+            continue
         place = _place(sidecar, output)
-        content = None
+        content, unread = None, False
         if sidecar.ending.endswith(DOCUMENTS):
             document = _parsed(sidecar.path)
-            flags[UNREADABLE] += document is None
+            unread = document is None
             if isinstance(document, dict):
                 content = _rewritten(document, output, note)
-        with suppress(FileNotFoundError):  # it went away meanwhile
+        try:
             flags[KEPT] += not _put(sidecar.path, content, place)
-            shown = place.suffix.lower() in _SHOWN and place.is_file()
-            preview = preview or (place if shown else None)
+        except FileNotFoundError:  # it went away meanwhile
+            continue
+        except OSError:  # a pipe, a file of others, one larger than anything that shows an adapter
+            unread = True
+        flags[UNREADABLE] += unread
+        shown = place.suffix.lower() in _SHOWN and place.is_file()
+        preview = preview or (place if shown else None)
     return Carried(preview, tuple(f"{flag}: {n}" for flag, n in flags.items() if n))
 
 
 def _parsed(path: Path) -> object:
     try:
-        if path.stat().st_size > _LARGEST:
-            return None
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() == ".md":
+            text = read_text_document(path)
             head = text.split("---", 2)
-            return yaml.safe_load(head[1]) if text.startswith("---") and len(head) == 3 else {}
+            return parse_yaml(head[1]) if text.startswith("---") and len(head) == 3 else {}
         if path.suffix.lower() in {".yaml", ".yml"}:
-            return yaml.safe_load(text)
-        return json.loads(text)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+            return read_yaml_document(path)
+        return read_json_document(path)
+    except BadDocument:
         return None
+
+
+def _leads_away(path: Path) -> bool:
+    """Whether a link leads out of the folder that it is in.
+
+    The hub's cache is an exception: there all of a model's files are links to one other folder,
+    the adapter among them, and the content of that folder is what the hub gave.
+    """
+    if not path.is_symlink():
+        return False
+    target, folder = Path(os.path.realpath(path)), path.parent.resolve()
+    return not (target.is_relative_to(folder) or _is_blob(target, folder))
+
+
+def _is_blob(target: Path, folder: Path) -> bool:
+    return target.parent.name == "blobs" and any(
+        place.name == "snapshots" and place.parent == target.parent.parent
+        for place in folder.parents
+    )
 
 
 def _stem(output: Path) -> str:
@@ -209,14 +242,21 @@ def _put(source: Path, content: bytes | None, place: Path) -> bool:
         )
         if now is not None:
             return same
-        with atomic.atomic_path(place) as temporary:
-            shutil.copyfile(source, temporary)
-            shutil.copystat(source, temporary)
+        with open_regular(source) as file:
+            if before.st_size > _LARGEST_COPIED:
+                raise UnfitFile(errno.EFBIG, "found a file too large to be about an adapter")
+            with atomic.atomic_path(place) as temporary, temporary.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.utime(temporary, ns=(before.st_atime_ns, before.st_mtime_ns))
         return True
     if not place.exists():
         atomic.write_bytes(place, content)
         return True
-    old = place.read_bytes()
+    try:
+        old = read_small(place)
+    except OSError:  # a folder, a pipe, something large: none of it is an earlier copy
+        return False
     if old == content:
         return True
     if not _is_ours(old):
@@ -227,9 +267,10 @@ def _put(source: Path, content: bytes | None, place: Path) -> bool:
 
 def _is_ours(content: bytes) -> bool:
     try:
-        return "prolora" in json.loads(content)
-    except (ValueError, TypeError):
+        document = parse_json(content)
+    except BadDocument:
         return False
+    return isinstance(document, dict) and "prolora" in document
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
 from prolora_jax.adapters.comparison import AdapterComparison, compare
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.published import published_base
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
@@ -88,6 +88,7 @@ def convert_file(
         base=spec,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
+        read=(path,) if base is None else (path, base),
     )
     return ConvertedFile(Path(out), adapter, format, spec.name)
 

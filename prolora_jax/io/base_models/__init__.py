@@ -1,6 +1,7 @@
 """Base models on disk and from the hub.
 
 hub.py: Base models from the hub: the files that are read here, and no others.
+shards.py: The index of a checkpoint in several files, believed as far as it fits them.
 model_files.py: Which files hold a base model's weights.
 checkpoint.py: Base models on disk, in whatever container they come, read weight by weight.
 pipeline_files.py: A text-to-image pipeline on disk: its parts and their configurations.

@@ -170,15 +170,18 @@ def open_tensors(path: Path) -> dict[str, tuple[WeightFile, str]]:
 
 def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
     """Open file and key in it of every tensor, by its key with component."""
-    tensors = {}
+    opened: dict[Path, WeightFile] = {}
     for path in part.files:
         if part.kind == "safetensors":
-            file: WeightFile = TensorFile(path, error=BaseModelError)
+            opened[path] = TensorFile(path, error=BaseModelError)
         else:
-            file = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
-        for key in file.keys:
-            tensors[key if key.startswith(_COMPONENTS) else part.component + key] = file, key
-    return tensors
+            opened[path] = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
+    taken = part.shards.taken({path: file.keys for path, file in opened.items()})
+    return {
+        key if key.startswith(_COMPONENTS) else part.component + key: (opened[path], key)
+        for path, keys in taken.items()
+        for key in keys
+    }
 
 
 def _name(path: Path, origin: str) -> str:

@@ -1,13 +1,14 @@
 """Which files hold a base model's weights: in a folder of diffusers, of Flax, or of orbax."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.base_models.shards import Shards, read_index
 from prolora_jax.io.containers.orbax_tree import orbax_item
+from prolora_jax.io.guarded import is_regular
 
 _UNET_STEM = "diffusion_pytorch_model"
 _UNET_FLAX = "diffusion_flax_model.msgpack"
@@ -24,12 +25,17 @@ class ModelPart:
     Attributes:
         component: what stands before a key that names no component: `unet.`, or nothing.
         kind: how to read the files.
-        files: the files; of orbax the folder.
+        shards: the files, and which tensor is in which; of orbax the folder.
     """
 
     component: str
     kind: str
-    files: tuple[Path, ...]
+    shards: Shards
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files; of orbax the folder."""
+        return self.shards.files
 
 
 def model_parts(path: Path) -> list[ModelPart]:
@@ -44,9 +50,9 @@ def model_parts(path: Path) -> list[ModelPart]:
     Raises:
         BaseModelError: no weights are there, or none that may be opened.
     """
-    if path.is_file():
+    if not path.is_dir():  # also a pipe, which its reader refuses
         kind = "msgpack" if path.suffix == ".msgpack" else "safetensors"
-        return [ModelPart("", kind, (path,))]
+        return [ModelPart("", kind, Shards((path,)))]
     is_pipeline = (path / "unet").is_dir()
     folder = path / "unet" if is_pipeline else path
     unet = _component(folder, "unet.", _UNET_STEM, _UNET_FLAX)
@@ -77,50 +83,30 @@ def _text_encoders(pipeline: Path) -> Iterator[ModelPart]:
 
 
 def _component(folder: Path, component: str, stem: str, flax: str) -> ModelPart | None:
-    files = _safetensors(folder, stem)
-    if files is not None:
-        return ModelPart(component, "safetensors", files)
-    if (folder / flax).is_file():
-        return ModelPart(component, "msgpack", (folder / flax,))
+    shards = _safetensors(folder, stem)
+    if shards is not None:
+        return ModelPart(component, "safetensors", shards)
+    if is_regular(folder / flax):
+        return ModelPart(component, "msgpack", Shards((folder / flax,)))
     item = orbax_item(folder)
-    return ModelPart(component, "orbax", (item,)) if item is not None else None
+    return ModelPart(component, "orbax", Shards((item,))) if item is not None else None
 
 
-def _safetensors(folder: Path, stem: str) -> tuple[Path, ...] | None:
+def _safetensors(folder: Path, stem: str) -> Shards | None:
     # Full precision first; a variant (fp16, bf16) only where nothing else is there. Averaged
     # training weights (non_ema) are another model, never a stand-in.
     index = _first(folder, f"{stem}.safetensors.index.json", f"{stem}.safetensors.index.*.json")
     single = _first(folder, f"{stem}.safetensors", f"{stem}.*.safetensors")
     if single is not None and (index is None or single.name == f"{stem}.safetensors"):
-        return (single,)
-    return _shards(index) if index is not None else None
+        return Shards((single,))
+    return read_index(index) if index is not None else None
 
 
 def _first(folder: Path, exact: str, variants: str) -> Path | None:
-    if (folder / exact).is_file():
+    if is_regular(folder / exact):
         return folder / exact
     found = sorted(p for p in folder.glob(variants) if "non_ema" not in p.name)
     return found[0] if found else None
-
-
-def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        shards = tuple(index.parent / name for name in names)
-    except (ValueError, KeyError, TypeError, AttributeError) as failure:
-        raise BaseModelError(
-            f"{index}: found no readable weight_map; expected the index of a sharded "
-            f"checkpoint; fetch it again",
-            code=Refusal.UNREADABLE_BASE,
-        ) from failure
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise BaseModelError(
-            f"{index}: {len(missing)} of {len(shards)} shards are missing, first {missing[0]}; "
-            f"fetch them",
-            code=Refusal.MISSING_FILE,
-        )
-    return shards
 
 
 def _no_weights(path: Path, folder: Path) -> tuple[Refusal, str]:

@@ -1,9 +1,7 @@
 """A text-to-image pipeline on disk, as diffusers keeps it: its parts and their configurations."""
 
-import json
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from prolora_jax.io.base_models.model_files import component_part
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
 from prolora_jax.io.containers.tensors import read_tensors
+from prolora_jax.io.documents import BadDocument, read_json_document
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +49,8 @@ class PipelineFiles:
         """
         file = self.folder / part / name
         try:
-            found = json.loads(file.read_bytes())
-        except (OSError, ValueError):
+            found = read_json_document(file)
+        except BadDocument:
             found = None
         if not isinstance(found, dict):
             owner = f"pipeline's {part}" if part else "pipeline"
@@ -118,8 +117,9 @@ class PipelineFiles:
                 code=Refusal.MISSING_FILE,
             )
         if found.kind == "safetensors":
-            read = partial(read_tensors, error=BaseModelError)
-            tensors = {k: t for file in found.files for k, t in read(file)[0].items()}
+            held = {file: read_tensors(file, error=BaseModelError)[0] for file in found.files}
+            taken = found.shards.taken(held)
+            tensors = {key: held[file][key] for file, keys in taken.items() for key in keys}
             return vae_to_flax(tensors) if part == _VAE else text_encoder_to_flax(tensors)
         if found.kind == "orbax":
             tree = OrbaxTree(found.files[0])

@@ -18,6 +18,7 @@ from prolora_jax.io.base_models.model_files import UNET_STEMS
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.orbax_tree import write_orbax
 from prolora_jax.io.containers.tensors import write_tensors
+from prolora_jax.io.documents import BadDocument, read_json_document
 
 Container = Literal["safetensors", "msgpack", "orbax"]
 _CONFIG = "config.json"
@@ -75,13 +76,12 @@ def read_unet_config(path: Path) -> tuple[dict[str, Any], Path]:
             code=Refusal.MISSING_FILE,
         )
     try:
-        config = json.loads(file.read_bytes())
-    except ValueError as failure:
-        config = failure
+        config, found = read_json_document(file), "found no JSON object"
+    except BadDocument as failure:
+        config, found = None, str(failure)
     if not isinstance(config, dict):
         raise BaseModelError(
-            f"{file}: found no JSON object; expected diffusers' configuration of a UNet; fetch "
-            f"it again",
+            f"{file}: {found}; expected diffusers' configuration of a UNet; fetch it again",
             code=Refusal.UNSUPPORTED_CONFIG,
         )
     return config, file

@@ -1,5 +1,6 @@
 """Files that hold tensors, whatever the tensors are.
 
+msgpack_values.py: How many values a msgpack document has, counted before any of them is made.
 msgpack_tree.py: Flax's msgpack files, read one array at a time.
 orbax_tree.py: Orbax folders, read one array at a time.
 flax_checkpoint.py: Flax parameter trees on disk, presented as torch tensors.

@@ -7,6 +7,7 @@ against the file's length.
 """
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +16,20 @@ import ml_dtypes  # noqa: F401 (imported for its effect: NumPy cannot name bfloa
 import numpy as np
 
 from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.containers.msgpack_values import (
+    FIXED_EXTENSION,
+    MOST_VALUES,
+    OTHER,
+    SIZED,
+    UNSIGNED,
+    TooManyValues,
+)
+from prolora_jax.io.guarded import open_regular
 
-# First byte of a value -> kind, bytes of its length.
-_SIZED = {
-    **{0xC4: ("bytes", 1), 0xC5: ("bytes", 2), 0xC6: ("bytes", 4)},
-    **{0xC7: ("extension", 1), 0xC8: ("extension", 2), 0xC9: ("extension", 4)},
-    **{0xD9: ("text", 1), 0xDA: ("text", 2), 0xDB: ("text", 4)},
-    **{0xDC: ("list", 2), 0xDD: ("list", 4), 0xDE: ("map", 2), 0xDF: ("map", 4)},
-}
-# The same for values of one length: bytes that follow.
-_UNSIGNED = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
-_OTHER = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
-_FIXED_EXTENSION = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 _NDARRAY = 1  # Flax's extension type
 _CHUNKED = "__msgpack_chunked_array__"  # arrays above 1 GB are cut into flat pieces
 _DEEPEST = 64
-_MOST_VALUES = 10_000_000
+_LONGEST_TEXT = 2**20
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,18 @@ class MsgpackTree:
             BaseModelError: it is cut off, or no such file.
         """
         self.path = path
-        if path.stat().st_size == 0:
-            raise self._bad("found an empty file", Refusal.TRUNCATED)
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size == 0:
+                    raise self._bad("found an empty file", Refusal.TRUNCATED)
+                self._bytes = np.memmap(file, np.uint8, mode="r")
+        except OSError as failure:
+            raise self._bad(f"cannot be read: {failure.strerror}") from failure
         self._at, self._values = 0, 0
-        tree = self._value(0)
+        try:
+            tree = self._value(0)
+        except TooManyValues as failure:
+            raise self._bad(f"found {failure}") from None
         if not isinstance(tree, dict) or self._at != len(self._bytes):
             raise self._bad("found no tree of named arrays")
         self.leaves: dict[tuple[str, ...], Leaf] = {}
@@ -101,11 +107,18 @@ class MsgpackTree:
         """The value at the current byte: arrays as leaves, bytes as (start, end), else as it is.
 
         What no Flax tree needs (floats, booleans, other extensions) is walked over: None.
+
+        Raises:
+            TooManyValues: there are more than in any tree, or a header claims it.
         """
         self._values += 1
-        if depth > _DEEPEST or self._values > _MOST_VALUES:
+        if depth > _DEEPEST:
             raise self._bad("found no tree of named arrays")
         kind, size = self._header()
+        if kind in {"list", "map"}:
+            self._require(self._at + min(size, 1))
+            if self._values + size > MOST_VALUES:
+                raise TooManyValues
         if kind == "number":
             return size
         if kind == "map":
@@ -124,6 +137,8 @@ class MsgpackTree:
         self._require(start + size)
         self._at += size
         if kind == "text":
+            if size > _LONGEST_TEXT:
+                raise self._bad(f"found a text of {size} bytes")
             return bytes(self._bytes[start : self._at]).decode(errors="replace")
         return (start, self._at) if kind == "bytes" else None
 
@@ -135,14 +150,14 @@ class MsgpackTree:
         for below, start, kind in ((0x90, 0x80, "map"), (0xA0, 0x90, "list"), (0xC0, 0xA0, "text")):
             if first < below:
                 return kind, first - start
-        if first in _SIZED:
-            kind, width = _SIZED[first]
+        if first in SIZED:
+            kind, width = SIZED[first]
             return kind, self._number(width)
-        if first in _UNSIGNED:
-            return "number", self._number(_UNSIGNED[first])
-        if first in _FIXED_EXTENSION:
-            return "extension", _FIXED_EXTENSION[first]
-        return "other", _OTHER.get(first, 0)
+        if first in UNSIGNED:
+            return "number", self._number(UNSIGNED[first])
+        if first in FIXED_EXTENSION:
+            return "extension", FIXED_EXTENSION[first]
+        return "other", OTHER.get(first, 0)
 
     def _number(self, width: int) -> int:
         self._require(self._at + width)

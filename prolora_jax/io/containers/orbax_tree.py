@@ -1,5 +1,6 @@
 """Orbax folders, read one array at a time, as NumPy arrays. Orbax is loaded when one is met."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from prolora_jax.architectures.flax_trees import nested
 from prolora_jax.errors import BaseModelError, OutputError, Refusal
 from prolora_jax.io.atomic import cannot_write
 from prolora_jax.io.containers.msgpack_tree import Leaf
+from prolora_jax.io.documents import BadDocument, read_json_document
+from prolora_jax.io.guarded import irregular
 
 _METADATA = "_METADATA"
+_LARGEST_METADATA = 2**26
 
 
 def orbax_item(folder: Path) -> Path | None:
@@ -51,6 +55,7 @@ class OrbaxTree:
         self._handler = ocp.PyTreeCheckpointHandler()
         self.leaves: dict[tuple[str, ...], Leaf] = {}
         self._whole: dict[str, Any] | None = None
+        self._require_plain_files()
         try:
             self._collect(self._handler.metadata(self._epath()).tree, ())
         except Exception as failure:  # noqa: BLE001 (orbax, tensorstore and JSON each have their own)
@@ -87,6 +92,18 @@ class OrbaxTree:
         try:
             return self._handler.restore(self._epath(), args=args)
         except Exception as failure:  # noqa: BLE001 (as above)
+            raise self._bad(failure) from failure
+
+    def _require_plain_files(self) -> None:
+        """Orbax opens whatever has the right name, and waits for a pipe for ever."""
+        try:
+            for folder, _, names in os.walk(self.path):
+                for name in names:
+                    found = irregular(Path(folder, name).stat().st_mode)
+                    if found is not None:
+                        raise OSError(f"found {found}, {name}")
+            read_json_document(self.path / _METADATA, _LARGEST_METADATA)
+        except (OSError, BadDocument) as failure:
             raise self._bad(failure) from failure
 
     def _collect(self, node: Any, place: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prolora_jax.errors import Refusal
+from prolora_jax.io.guarded import open_regular
 
 MAX_HEADER = 64 * 2**20
 """Bytes. Headers of several MB are normal (tags, captions, a picture), of this size are not."""
@@ -125,7 +126,7 @@ def table_digest(path: Path) -> tuple[str, dict[str, str]]:
 
 def _read(path: Path) -> tuple[bytes, int]:
     """The bytes of the header, after a look at their number, and how long the file is."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise BadHeader(Refusal.TRUNCATED, f"found {size} bytes of 8; fetch it again")

@@ -6,6 +6,7 @@ is what a user needs beside it: which file, what it is instead, and what to do.
 
 import os
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
 
 import ml_dtypes
@@ -16,6 +17,7 @@ from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.containers.safetensors_header import BadHeader, SafetensorsHeader, read_header
 from prolora_jax.io.containers.signatures import signature
 from prolora_jax.io.containers.streamed import write_each
+from prolora_jax.io.guarded import irregular, open_regular
 
 # The library cannot hand these to NumPy: they are taken from the file's bytes.
 _EIGHT_BIT_FLOATS = {
@@ -53,6 +55,7 @@ class TensorFile:
         path: the file.
         keys: names of its tensors, sorted.
         metadata: header strings.
+        identity: which file was opened: its inode, time of change and size.
     """
 
     def __init__(
@@ -79,9 +82,12 @@ class TensorFile:
         _require_file(self.path)
         self._header = self._read_header()
         try:
-            # Looks at holes, overlaps and dtypes, and holds on to the file.
-            self._file = safe_open(self.path, framework="numpy")
-        except (SafetensorError, OSError) as failure:
+            with open_regular(self.path) as file:
+                # Looks at holes, overlaps and dtypes, and holds on to the file.
+                self._file = safe_open(_reopened(file, self.path), framework="numpy")
+                self._bytes = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+                status = os.fstat(file.fileno())
+        except (SafetensorError, OSError, ValueError) as failure:  # ValueError: emptied meanwhile
             raise self._bad(
                 Refusal.NOT_SAFETENSORS, f"found no readable header ({failure}); fetch it again"
             ) from failure
@@ -89,7 +95,7 @@ class TensorFile:
         last = max((entry.end for entry in self._entries.values()), default=0)
         self._size = self._header.body + last
         self._refuse_quantised()
-        self._bytes = np.memmap(self.path, np.uint8, mode="r").view(np.ndarray)
+        self.identity = (status.st_ino, status.st_mtime_ns, status.st_size)
         self.keys: tuple[str, ...] = tuple(self._entries)
         self.metadata: dict[str, str] = dict(self._header.metadata)
 
@@ -156,7 +162,7 @@ class TensorFile:
             ProloraError: (as the reader's error) a dtype is not supported, or the file changed.
         """
         found: dict[str, np.ndarray] = {}
-        with self.path.open("rb", buffering=0) as file:
+        with open_regular(self.path) as file:
             before = os.fstat(file.fileno())
             for key in sorted(self.keys, key=lambda key: self._entries[key].start):
                 self._require_dtype(key, READABLE_DTYPES)
@@ -204,9 +210,13 @@ class TensorFile:
             ProloraError: (as the reader's error) its dtype is another one.
         """
         self._require_dtype(key, frozenset(_VIEWED))
+        entry = self._entries[key]
+        return self.raw(key).view(_VIEWED[entry.dtype]).reshape(entry.shape)
+
+    def raw(self, key: str) -> np.ndarray:
+        """The bytes of one tensor without reading them, as `view`."""
         entry, start = self._entries[key], self._header.body
-        raw = self._bytes[start + entry.start : start + entry.end]
-        return raw.view(_VIEWED[entry.dtype]).reshape(entry.shape)
+        return self._bytes[start + entry.start : start + entry.end]
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.
@@ -324,6 +334,12 @@ def write_tensors(
     write_each(path, tables, lambda key: tensors[key].astype(dtypes[key], copy=False), metadata)
 
 
+def _reopened(file: BufferedReader, path: Path) -> Path:
+    """A path to the very file that is open, where the system has such; else its own."""
+    descriptor = Path("/dev/fd", str(file.fileno()))
+    return descriptor if descriptor.exists() else path
+
+
 def _require_file(path: Path) -> None:
     remedy = None
     try:
@@ -331,8 +347,8 @@ def _require_file(path: Path) -> None:
             remedy = "found a folder; expected a safetensors file; name the file in it"
         elif not path.exists():
             remedy = "no such file; check the path"
-        elif not path.is_file():  # reading a pipe or a device may never end
-            remedy = "found a pipe or a device; expected a safetensors file; name a file"
+        elif (found := irregular(path.stat().st_mode)) is not None:
+            remedy = f"found {found}; expected a safetensors file; name a file"
         elif not os.access(path, os.R_OK):
             remedy = "found a file that may not be read; check its permissions"
     except OSError as failure:  # a name that is too long, a folder that may not be entered

@@ -1,6 +1,8 @@
 """What a run leaves behind: reports, the manifest of a folder.
 
-catalog_files.py: The lock, stamps, hashes and links of a run over a catalog.
+lock.py: The lock of an output folder: one run writes there at a time.
+protected.py: Files that no output may replace: what a run reads.
+catalog_files.py: Files of a run over a catalog: stamps, hashes, copies, leftovers.
 manifest.py: The manifest of an output folder: `OUT/manifest.sqlite`.
 reports.py: The report beside an output: `style.safetensors` -> `style.safetensors.report.json`.
 """

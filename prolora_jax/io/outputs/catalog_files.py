@@ -1,53 +1,21 @@
 """Files of a run over a catalog: the lock, stamps and hashes, links, what killed runs have left."""
 
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.peft_folder import CONFIG
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
+from prolora_jax.io.guarded import open_regular
 
-LOCK = ".lock"
 _PIECE = 2**22
+_COPIED_AT_ONCE = 2**30
 _SAMPLES, _SAMPLE_BYTES = 16, 512
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold an output folder, which is made, against other runs. The system frees it at any end.
-
-    Raises:
-        UsageError: another run holds it.
-        OutputError: it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as failure:
-        message = atomic.cannot_write(out, failure.strerror or str(failure))
-        raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-            raise UsageError(
-                f"{out}: another run writes there (process {holder or 'unknown'}); expected a "
-                "folder of its own; wait for it, or name another",
-                code=Refusal.LOCKED,
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def sweep(out: Path) -> int:
@@ -103,7 +71,7 @@ def file_hash(path: Path) -> str:
     for name in _files(path) if path.is_dir() else [path]:
         if path.is_dir():
             digest.update(f"{name.relative_to(path)}\0".encode(errors="surrogateescape"))
-        with name.open("rb", buffering=0) as file:
+        with open_regular(name) as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
     return digest.hexdigest()
@@ -117,7 +85,7 @@ def sample_hash(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for name in _files(path) if path.is_dir() else [path]:
-        with name.open("rb", buffering=0) as file:
+        with open_regular(name) as file:
             for start in _places(name):
                 file.seek(start)
                 digest.update(file.read(_SAMPLE_BYTES))
@@ -136,21 +104,25 @@ def _places(path: Path) -> list[int]:
     return [header.body + entry.start for entry in chosen]
 
 
-def link(existing: Path, path: Path) -> None:
-    """Have the files of one output under another name, too; copies where links are not possible.
+def copy_output(existing: Path, path: Path) -> None:
+    """Have the files of one output under another name, too.
+
+    Copies and no links: a program that edits the metadata of one in place would change both. Where
+    the file system can, they share their blocks until one is changed.
 
     Raises:
         OutputError: the disk does not take it.
     """
+    if not existing.is_dir():
+        with atomic.atomic_path(path) as temporary:
+            _copy_one(existing, temporary)
+        return
     temporary = path.parent / f".{secrets.token_hex(8)}{atomic.TEMPORARY_SUFFIX}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if existing.is_dir():
-            shutil.copytree(existing, temporary, copy_function=_link_one)
-            if path.is_dir():
-                shutil.rmtree(path)
-        else:
-            _link_one(existing, temporary)
+        shutil.copytree(existing, temporary, copy_function=_copy_one)
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(temporary, path)
     except OSError as failure:
         message = atomic.cannot_write(path, failure.strerror or str(failure))
@@ -160,11 +132,13 @@ def link(existing: Path, path: Path) -> None:
             remove_output(temporary)
 
 
-def _link_one(existing: str | Path, path: str | Path) -> None:
-    try:
-        os.link(existing, path)
-    except OSError:
-        shutil.copyfile(existing, path)
+def _copy_one(existing: str | Path, path: str | Path) -> None:
+    with open_regular(existing) as source, Path(path).open("wb") as target:
+        if hasattr(os, "copy_file_range"):
+            with suppress(OSError):  # not between these two file systems
+                while os.copy_file_range(source.fileno(), target.fileno(), _COPIED_AT_ONCE):
+                    pass
+        shutil.copyfileobj(source, target)  # what is left, which is nothing or all
 
 
 def _files(folder: Path) -> list[Path]:

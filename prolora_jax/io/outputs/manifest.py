@@ -10,7 +10,9 @@ and their files are done again.
 import csv
 import io
 import json
+import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -21,6 +23,7 @@ import msgspec
 
 from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.io.guarded import irregular
 from prolora_jax.plans.catalog_record import CatalogRecord
 
 NAME = "manifest.sqlite"
@@ -28,6 +31,8 @@ VERSION = 1
 _COLUMNS = tuple(f.name for f in fields(CatalogRecord))
 _JSON = frozenset({"skipped", "flags"})
 _BUSY_SECONDS = 30.0
+# What rows that another program has changed can make of JSON and of records.
+_ODD = (ValueError, TypeError, RecursionError, msgspec.MsgspecError)
 
 
 class Proof(NamedTuple):
@@ -76,6 +81,7 @@ class Manifest:
         try:
             if write:
                 out.mkdir(parents=True, exist_ok=True)
+                _require_plain(self.path)
             mode = "rwc" if write else "rw"
             self._db = _connected(self.path, mode)
             if write:
@@ -91,10 +97,13 @@ class Manifest:
             )
 
     def _create(self) -> None:
+        (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if tables and version != VERSION:
+            return  # of another version, or another program's: nothing in it is changed
         with self._db:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
-            (tables,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if tables:
                 return
             columns = ", ".join(c for c in _COLUMNS if c != "input")
@@ -137,7 +146,11 @@ class Manifest:
 
     def facts(self) -> dict[str, Any]:
         """The facts about the run."""
-        return {name: json.loads(text) for name, text in self._read("SELECT * FROM facts")}
+        rows = self._read("SELECT * FROM facts")
+        try:
+            return {name: json.loads(text) for name, text in rows}
+        except _ODD as failure:
+            raise self._unusable(failure, write=False) from failure
 
     def records(self) -> Iterator[CatalogRecord]:
         """Every record, sorted by input path."""
@@ -147,7 +160,11 @@ class Manifest:
         """Every record with its proof, sorted by input path."""
         names = ", ".join((*_COLUMNS, *Proof._fields))
         rows = self._read(f"SELECT {names} FROM records ORDER BY input")
-        return map(_entry, rows)
+        try:
+            # All of them now: the error belongs to this call, not to whoever asks for the next.
+            return iter([_entry(row) for row in rows])
+        except _ODD as failure:
+            raise self._unusable(failure, write=False) from failure
 
     def _read(self, command: str) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -171,6 +188,24 @@ class Manifest:
         return UsageError(
             f"{self.path}: cannot be read as a manifest ({reason}); expected what `prolora "
             "migrate` writes; remove it, or name another folder",
+            code=Refusal.BAD_REPORT,
+        )
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse what the database library would follow or wait for.
+
+    Raises:
+        UsageError: a link is there, or no regular file.
+    """
+    if not os.path.lexists(path):
+        return
+    mode = path.lstat().st_mode
+    found = "a link" if stat.S_ISLNK(mode) else irregular(mode)
+    if found is not None:
+        raise UsageError(
+            f"{path}: found {found}; expected a manifest that `prolora migrate` wrote; remove it, "
+            "or name another folder",
             code=Refusal.BAD_REPORT,
         )
 

@@ -1,5 +1,6 @@
 """The report beside an output: `style.safetensors` -> `style.safetensors.report.json`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,21 @@ import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.io.guarded import read_small
 from prolora_jax.plans.folder_report import FileReport, PairReport
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
 
-PAIR_REPORT = "pair.report.json"
+_LARGEST = 2**26
+"""Bytes. The report of an adapter with 2,000 modules has 2 MB."""
+# `ValueError`: no UTF-8, a number that is none.
+_DAMAGE = (OSError, msgspec.MsgspecError, ValueError, RecursionError)
+PAIR_REPORT, REPORT_ENDING = "pair.report.json", ".report.json"
 
 
 def report_path(output: Path) -> Path:
     """Where the report of an output stands."""
-    return Path(f"{output}.report.json")
+    return Path(f"{output}{REPORT_ENDING}")
 
 
 def write_report(output: Path, report: MigrationReport | FileReport) -> Path:
@@ -32,16 +38,16 @@ def read_plan(path: Path) -> MigrationPlan:
     Raises:
         UsageError: when it is missing or is not a plan.
     """
-    if not path.is_file():
+    if not os.path.exists(path):
         raise UsageError(
             f"{path}: no such file; expected a plan. Check --plan.", code=Refusal.MISSING_FILE
         )
     try:
-        return MigrationPlan.from_json(path.read_text())
-    except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
+        return MigrationPlan.from_json(read_small(path, _LARGEST).decode())
+    except (*_DAMAGE, UsageError) as error:
         raise UsageError(
-            f"{path}: found no plan ({error}); expected what `prolora migrate --dry-run --json` "
-            "prints. Make it again.",
+            f"{path}: found no plan ({_reason(error)}); expected what `prolora migrate --dry-run "
+            "--json` prints. Make it again.",
             code=Refusal.BAD_PLAN,
         ) from None
 
@@ -58,14 +64,14 @@ def read_pair_report(out: Path) -> PairReport | None:
         UsageError: when it cannot be read.
     """
     path = out / PAIR_REPORT
-    if not path.is_file():
+    if not os.path.exists(path):
         return None
     try:
-        return msgspec.json.decode(path.read_bytes(), type=PairReport)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.json.decode(read_small(path, _LARGEST), type=PairReport)
+    except _DAMAGE as error:
         raise UsageError(
-            f"{path}: found no report about a pair ({error}); expected what `prolora migrate` "
-            "writes for a folder. Migrate again with --overwrite.",
+            f"{path}: found no report about a pair ({_reason(error)}); expected what `prolora "
+            "migrate` writes for a folder. Migrate again with --overwrite.",
             code=Refusal.BAD_REPORT,
         ) from None
 
@@ -96,7 +102,7 @@ def read_any_report(output: Path) -> MigrationReport | FileReport:
     content = _content(output)
     try:
         return msgspec.json.decode(content, type=FileReport)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except _DAMAGE:
         return msgspec.convert(read_report(output), MigrationReport)
 
 
@@ -109,9 +115,9 @@ def read_report(output: Path) -> dict[str, Any]:
     path, content = report_path(output), _content(output)
     try:
         return msgspec.to_builtins(msgspec.json.decode(content, type=MigrationReport))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _DAMAGE as error:
         raise UsageError(
-            f"{path}: found no migration report ({error}); expected the JSON that "
+            f"{path}: found no migration report ({_reason(error)}); expected the JSON that "
             "`prolora migrate` writes. Migrate again with --overwrite.",
             code=Refusal.BAD_REPORT,
         ) from None
@@ -119,10 +125,23 @@ def read_report(output: Path) -> dict[str, Any]:
 
 def _content(output: Path) -> bytes:
     path = report_path(output)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise UsageError(
             f"{path}: no such file; expected the report that `prolora migrate` writes beside its "
             "output. Keep the two together.",
             code=Refusal.BAD_REPORT,
         )
-    return path.read_bytes()
+    try:
+        return read_small(path, _LARGEST)
+    except OSError as failure:
+        raise UsageError(
+            f"{path}: cannot be read ({_reason(failure)}); expected the report that `prolora "
+            "migrate` writes. Migrate again with --overwrite.",
+            code=Refusal.BAD_REPORT,
+        ) from None
+
+
+def _reason(failure: Exception) -> str:
+    if isinstance(failure, RecursionError):
+        return "it is nested too deep"
+    return (failure.strerror if isinstance(failure, OSError) else None) or str(failure)

@@ -17,10 +17,11 @@ from platformdirs import user_cache_path
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.containers.tensors import TensorFile, write_tensors
 from prolora_jax.io.stores.operator_folder import OperatorFolder
+from prolora_jax.io.stores.seals import is_intact, is_of, sealed, warn_unfit
 from prolora_jax.io.stores.store_files import Keep, delete, mark_used
 from prolora_jax.method.basis import Basis, Extent
 
-VERSION = 1
+VERSION = 2
 """Part of the file name: raise it when the numbers of a basis change, and old files are ignored.
 
 Operators come from bases: raise `operator_folder.VERSION`, too."""
@@ -58,45 +59,46 @@ class FolderStore:
 
     def get(self, fingerprint: str) -> Basis | None:
         """The basis of a weight; None when it is not there or its file is damaged."""
-        path = self._path(fingerprint)
-        if not path.is_file():
+        file = self._intact(fingerprint)
+        if file is None:
             return None
-        mark_used(path)
-        try:
-            file = TensorFile(path, error=UsageError)
-            return Basis(file.tensor("u"), file.tensor("s"), file.tensor("v"))
-        except (ProloraError, KeyError):
-            # A damaged file is computed again and replaced: the store is only a cache.
-            return None
+        mark_used(file.path)
+        return Basis(file.tensor("u"), file.tensor("s"), file.tensor("v"))
 
     def extent(self, fingerprint: str) -> Extent | None:
-        """What a basis can serve, without reading its vectors; None as in `get`."""
+        """What a basis can serve; its vectors are summed, but not kept. None as in `get`."""
+        file = self._intact(fingerprint)
+        return None if file is None else _extent(file)
+
+    def _intact(self, fingerprint: str) -> TensorFile | None:
+        """The open file of a basis; None when it is not there or not as it was written.
+
+        A damaged file is computed again and replaced: the store is only a cache.
+        """
         path = self._path(fingerprint)
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None
-        try:
-            file = TensorFile(path, error=UsageError)
-            return Extent(file.tensor("s"), min(file.shape("u")[1], file.shape("v")[1]))
-        except (ProloraError, KeyError):
+        file = _opened(path)
+        if file is None or not is_intact(file):
+            warn_unfit(path)
             return None
+        return file
 
     def put(self, fingerprint: str, basis: Basis) -> None:
         """Write a basis; replaces an older one of the same weight."""
-        tensors = {"u": basis.u, "s": basis.s, "v": basis.v}
-        write_tensors(
-            self._path(fingerprint), {k: np.ascontiguousarray(a) for k, a in tensors.items()}
-        )
+        named = {"u": basis.u, "s": basis.s, "v": basis.v}
+        tensors = {key: np.ascontiguousarray(array) for key, array in named.items()}
+        write_tensors(self._path(fingerprint), tensors, sealed(_facts(fingerprint), tensors))
 
     def entries(self) -> list[StoredBasis]:
         """Every whole basis of the present version, by shape and fingerprint."""
         found = []
         for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
-            extent = self.extent(path.name.removesuffix(_SUFFIX))
-            if extent is not None:
-                file = TensorFile(path, error=UsageError)
+            file, fingerprint = _opened(path), path.name.removesuffix(_SUFFIX)
+            if file is not None:
                 shape = file.shape("u")[0], file.shape("v")[0]
-                fingerprint = path.name.removesuffix(_SUFFIX)
-                found.append(StoredBasis(fingerprint, shape, extent.columns, path.stat().st_size))
+                columns = _extent(file).columns
+                found.append(StoredBasis(fingerprint, shape, columns, file.identity[-1]))
         return sorted(found, key=lambda entry: (entry.shape, entry.fingerprint))
 
     def prune(
@@ -123,3 +125,20 @@ class FolderStore:
         bases = delete(self.folder, _BASIS, kept, dry_run=dry_run)
         operators = self.operators.prune(rule, dry_run=dry_run)
         return bases[0] + operators[0], bases[1] + operators[1]
+
+
+def _facts(fingerprint: str) -> dict[str, str]:
+    return {"fingerprint": fingerprint, "version": str(VERSION)}
+
+
+def _opened(path: Path) -> TensorFile | None:
+    """A basis whose header is as it was written and says the file's name."""
+    try:
+        file = TensorFile(path, error=UsageError)
+        return file if is_of(file, _facts(path.name.removesuffix(_SUFFIX))) else None
+    except ProloraError:
+        return None
+
+
+def _extent(file: TensorFile) -> Extent:
+    return Extent(file.tensor("s"), min(file.shape("u")[1], file.shape("v")[1]))

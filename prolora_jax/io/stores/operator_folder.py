@@ -1,9 +1,11 @@
 """Operators of pairs of weights on disk: one safetensors file each, written whole or not at all.
 
 A file's name is a hash of its key and a version; its header says the key, so that whose it is can
-be told without the base models. Comparisons are small JSON files beside.
+be told without the base models, and has a seal: what does not fit is as good as not there.
+Comparisons are small JSON files beside.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +17,13 @@ from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.containers.streamed import write_streamed
 from prolora_jax.io.containers.tensors import TensorFile
+from prolora_jax.io.guarded import read_small
+from prolora_jax.io.stores.seals import is_intact, is_of, seal_of, sealed, warn_unfit
 from prolora_jax.io.stores.store_files import Keep, delete, mark_used, will_be_read
 from prolora_jax.method.operators import Form, ModuleOperators, Side, SideOperator, Summand
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey, digest
 
-VERSION = 2
+VERSION = 3
 """Summand of the file names: raise it when the numbers change, those of bases included."""
 
 _OPERATORS = f".v{VERSION}.operators.safetensors"
@@ -40,6 +44,7 @@ class _ComparisonRecord(msgspec.Struct):
 
     key: ComparisonKey
     comparison: Comparison
+    seal: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class OperatorFolder:
         What is not in memory is read in the background, from here on.
         """
         path = self._path(key)
-        if not path.is_file():
+        if not os.path.lexists(path):
             return None
         mark_used(path)
         will_be_read(path)
@@ -86,31 +91,38 @@ class OperatorFolder:
             # The header and the numbers are opened one after the other: if the file was replaced
             # in between, they may not belong together.
             if _identity(path) == before:
-                return found
+                break
+        if found is None:
+            warn_unfit(path)
+        return found
 
     def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
         """Write operators; older ones of the same key are replaced."""
-        tensors, header = {}, {"key": msgspec.json.encode(key).decode()}
+        tensors, header = {}, _facts(key)
         for name, side in zip(_SIDES, operators, strict=True):
             tensors[f"{name}.analysis"] = side.operator.analysis
             for i, synthesis in enumerate(side.operator.synthesis):
                 tensors[f"{name}.synthesis.{i}"] = synthesis
             header[name] = msgspec.json.encode(_SideRecord(side.form, side.still)).decode()
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        write_streamed(self._path(key), shapes, np.dtype(np.float32), tensors.pop, header)
+        said = sealed(header, tensors)
+        write_streamed(self._path(key), shapes, np.dtype(np.float32), tensors.pop, said)
 
     def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there or its file is damaged."""
         path = self._comparison_path(key)
+        if not os.path.lexists(path):
+            return None
         record = _comparison(path)
         if record is None or record.key != key:
+            warn_unfit(path)
             return None
         mark_used(path)
         return record.comparison
 
     def put_comparison(self, key: ComparisonKey, comparison: Comparison) -> None:
         """Write a comparison."""
-        record = _ComparisonRecord(key, comparison)
+        record = _ComparisonRecord(key, comparison, _comparison_seal(key, comparison))
         write_bytes(self._comparison_path(key), msgspec.json.encode(record))
 
     def entries(self) -> list[StoredOperators]:
@@ -155,11 +167,23 @@ _DAMAGE = (ProloraError, KeyError, ValueError, OSError, msgspec.MsgspecError)
 def _read(path: Path, key: OperatorKey) -> ModuleOperators | None:
     try:
         file = TensorFile(path, error=UsageError)
-        if _key(file) != key:
+        if not (_says(file, key) and is_intact(file)):
             return None
         return ModuleOperators(*(_side(file, name) for name in _SIDES))
     except _DAMAGE:
         return None
+
+
+def _facts(key: OperatorKey) -> dict[str, str]:
+    return {"key": msgspec.json.encode(key).decode(), "version": str(VERSION)}
+
+
+def _says(file: TensorFile, key: OperatorKey) -> bool:
+    return is_of(file, _facts(key))
+
+
+def _comparison_seal(key: ComparisonKey, comparison: Comparison) -> str:
+    return seal_of(msgspec.json.encode((key, comparison)))
 
 
 def _key(file: TensorFile) -> OperatorKey:
@@ -187,16 +211,18 @@ def _stored(path: Path) -> StoredOperators | None:
     try:
         file = TensorFile(path, error=UsageError)
         (left, _), (right, _) = (file.shape(f"{name}.analysis") for name in _SIDES)
-        return StoredOperators(_key(file), (left, right), path.stat().st_size)
+        key = _key(file)
+        return StoredOperators(key, (left, right), file.identity[-1]) if _says(file, key) else None
     except _DAMAGE:
         return None
 
 
 def _comparison(path: Path) -> _ComparisonRecord | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_ComparisonRecord)
-    except (OSError, msgspec.MsgspecError):
+        record = msgspec.json.decode(read_small(path), type=_ComparisonRecord)
+    except (OSError, msgspec.MsgspecError, RecursionError):
         return None
+    return record if record.seal == _comparison_seal(record.key, record.comparison) else None
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
+from prolora_jax.io.guarded import open_regular
 
 DAY = 86400.0
 _LEFTOVER_SECONDS = 3600.0
@@ -53,7 +54,7 @@ def will_be_read(path: Path) -> None:
     """
     if not hasattr(os, "posix_fadvise"):
         return
-    with suppress(OSError), path.open("rb") as file:
+    with suppress(OSError), open_regular(path) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 

@@ -1,0 +1,29 @@
+"""What lies among adapters and is none, by name: states of training runs, outputs of earlier runs.
+
+A training run keeps optimizers, schedulers and random states beside what it has trained, in files
+with the suffixes of adapters. To refuse them would say that something is wrong.
+"""
+
+import re
+from pathlib import Path
+
+from prolora_jax.io.outputs.manifest import NAME
+from prolora_jax.io.outputs.reports import PAIR_REPORT
+
+# As accelerate, transformers, kohya's trainer and DeepSpeed name them, some with a number.
+_STATES = re.compile(
+    r"(?:optimizer|(?:lr_)?scheduler|sampler|dl_state_dict|(?:grad_)?scaler|training_args"
+    r"|rng_state|random_states|custom_checkpoint|training_state)(?:_\d+)*\.(?:bin|pth?|pkl|ckpt)"
+    r"|(?:.+_)?(?:optim|model)_states\.pt",
+    re.IGNORECASE,
+)
+
+
+def is_training_state(name: str) -> bool:
+    """Whether a file's name is that of a training run's own state."""
+    return _STATES.fullmatch(name) is not None
+
+
+def is_earlier_output(folder: Path) -> bool:
+    """Whether a folder is what a run over a catalog wrote."""
+    return (folder / NAME).is_file() and (folder / PAIR_REPORT).is_file()
