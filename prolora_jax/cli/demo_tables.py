@@ -9,7 +9,7 @@ from prolora_jax.plans.report import MigrationReport
 
 if TYPE_CHECKING:
     from prolora_jax.evaluation.laboratory.trials import Result
-    from prolora_jax.verification.adapter import VerifyReport
+    from prolora_jax.verification.result import VerifyReport
 
 
 def demo_row(

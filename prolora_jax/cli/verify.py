@@ -25,8 +25,10 @@ def verify(
 ) -> int:
     """Recompute a migrated file on an independent dense float64 path and compare.
 
-    Reads OUTPUT.report.json for what was done, and the weights of both base models. Exit code 1
-    when a module differs by more than its dtype explains, or should not be there.
+    Reads OUTPUT.report.json for what was done, and the weights of both base models. Modules are
+    matched and planned anew, and every number of the report and of the header is compared. Exit
+    code 1 when one differs by more than its dtype explains, or something should not be there. What
+    nothing can be compared with is listed as not checked.
 
     Args:
         output: file that `prolora migrate` wrote; or the folder of a catalog: then every output
@@ -79,8 +81,9 @@ def verify(
         alpha_zero=told.options.alpha_zero,
         allow_pickle=allow_pickle,
     )
+    given = tuple(read(part.location) for part in parts)
     if parts:
-        original = combine([read(p.location) for p in parts], [p.weight for p in parts])
+        original = combine(given, [part.weight for part in parts])
     else:
         original = read(source_lora or told.input.location)
     migrated = load_adapter(output, target_model.spec)
@@ -90,7 +93,9 @@ def verify(
         told = whole_report(told, shared, original, migrated, *specs)
     report = told.to_dict()
     with reporter.shown():
-        checked = verify_adapter(migrated, original, source_model, target_model, report, reporter)
+        checked = verify_adapter(
+            migrated, original, source_model, target_model, report, reporter, parts=given
+        )
     if common.json:
         sys.stdout.write(msgspec.json.encode(checked).decode() + "\n")
     else:

@@ -96,7 +96,7 @@ def read_any_report(output: Path) -> MigrationReport | FileReport:
     content = _content(output)
     try:
         return msgspec.json.decode(content, type=FileReport)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, UsageError):
         return msgspec.convert(read_report(output), MigrationReport)
 
 
@@ -109,7 +109,7 @@ def read_report(output: Path) -> dict[str, Any]:
     path, content = report_path(output), _content(output)
     try:
         return msgspec.to_builtins(msgspec.json.decode(content, type=MigrationReport))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, UsageError) as error:
         raise UsageError(
             f"{path}: found no migration report ({error}); expected the JSON that "
             "`prolora migrate` writes. Migrate again with --overwrite.",
