@@ -74,7 +74,8 @@ def provenance_problems(
 
 def said_options(options: MigrationOptions) -> dict[str, Any]:
     """Options as a header has them: the method, and what differs from the defaults."""
-    return msgspec.to_builtins(options.changed() | {"method": options.method})
+    said = options.changed() | {"method": options.method}
+    return msgspec.json.decode(msgspec.json.encode(said))  # lists for tuples, as a header has them
 
 
 def string_problems(
