@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Any
 
 import ml_dtypes
 import msgspec
@@ -192,8 +193,8 @@ def made_of(base: Base, records: list[ModuleReport], side: str) -> Party:
 
 def make_files(dtype=np.float32, **options) -> Files:
     """A right output for modules of rank 3; the gate stops `stranger` unless it is negative."""
-    given = {"basis_rank": "fraction=0.5", "min_similarity": 0.7} | options
-    chosen = MigrationOptions(**({"dtype": np.dtype(dtype).name} | given))
+    defaults: dict[str, Any] = {"basis_rank": "fraction=0.5", "min_similarity": 0.7}
+    chosen = MigrationOptions(**{"dtype": np.dtype(dtype).name, **defaults, **options})
     rng = np.random.default_rng(0)
     source_weights = {n: weight(rng, (s[0], int(np.prod(s[1:])))) for n, s in SHAPES.items()}
     target_weights = {n: weight(rng, w.shape, w) for n, w in source_weights.items()}
