@@ -17,12 +17,13 @@ from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
 from prolora_jax.io.outputs.catalog_files import copy_output, file_hash, stamp
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.protected import Protected, with_content, would_replace
-from prolora_jax.io.outputs.reports import report_path
+from prolora_jax.io.outputs.reports import read_any_report, report_path
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.many import FileJob, FileOutcome, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.report import MigrationReport
 
 BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
 """Reasons that lie in the run, not in the file: the same file may do better another time."""
@@ -124,7 +125,7 @@ class CatalogRun:
             return None
         output = self.job.out / str(record.output)
         now = _stamp(output)
-        if now is None or not report_path(output).is_file():
+        if now is None or not _reported(output, record):
             return None
         if now != proof.output_stamp and file_hash(output) != record.output_hash:
             return None
@@ -266,6 +267,23 @@ def _made(known: ManifestRow | None, one: Scanned) -> bool:
         return False
     broken = known.record.state == "failed" and known.record.reason != Refusal.OUTPUT_EXISTS
     return broken or known.record.state in {"planned", *FINISHED}
+
+
+def _reported(output: Path, record: CatalogRecord) -> bool:
+    """Whether a report stands beside an output, can be read, and says of it what the record says.
+
+    A report that is damaged is written again with its output.
+    """
+    try:
+        told = read_any_report(output)
+    except (ProloraError, OSError):
+        return False
+    if told.input.fingerprint != record.input_hash:
+        return False
+    if isinstance(told, MigrationReport):
+        return True
+    found = told.totals.energy_in, told.totals.energy_moved, told.totals.energy_out
+    return found == (record.energy_in, record.energy_moved, record.energy_out)
 
 
 def _failed(record: CatalogRecord, code: object, message: str) -> CatalogRecord:

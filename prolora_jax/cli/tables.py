@@ -18,7 +18,7 @@ from prolora_jax.plans.plan import Measure, MigrationPlan, ModuleSimilarity, Ski
 from prolora_jax.plans.report import MigrationReport
 
 if TYPE_CHECKING:
-    from prolora_jax.verification.adapter import VerifyReport
+    from prolora_jax.verification.result import VerifyReport
 
 SHOWN = 12
 """Longest list of modules printed; the rest is in the JSON."""
@@ -243,4 +243,12 @@ def show_verification(console: Console, checked: "VerifyReport") -> None:
         console.print(f"  and {len(bad) - SHOWN} more (all with --json)")
     for problem in checked.problems[:SHOWN]:
         console.print(f"  {problem}", markup=False)
-    console.print("Verified." if checked.ok else "NOT verified.")
+    if checked.not_checked:
+        console.print("Not checked:")
+    for line in checked.not_checked[-SHOWN:]:
+        console.print(printable(f"  {line}"), markup=False, highlight=False)
+    if len(checked.not_checked) > SHOWN:
+        console.print(f"  and {len(checked.not_checked) - SHOWN} more (all with --json)")
+    open_ = checked.counts.get("undetermined", 0)
+    verified = f"Verified, but for what {open_} modules leave open." if open_ else "Verified."
+    console.print(verified if checked.ok else "NOT verified.")

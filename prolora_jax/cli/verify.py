@@ -24,8 +24,10 @@ def verify(
 ) -> int:
     """Recompute a migrated file on an independent dense float64 path and compare.
 
-    Reads OUTPUT.report.json for what was done, and the weights of both base models. Exit code 1
-    when a module differs by more than its dtype explains, or should not be there.
+    Reads OUTPUT.report.json for what was done, and the weights of both base models. Modules are
+    matched and planned anew, and every number of the report and of the header is compared. Exit
+    code 1 when one differs by more than its dtype explains, or something should not be there. What
+    nothing can be compared with is listed as not checked.
 
     Args:
         output: file that `prolora migrate` wrote; or the folder of a catalog: then every output

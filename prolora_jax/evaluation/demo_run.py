@@ -23,7 +23,8 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.relation import relation
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.verification.adapter import VerifyReport, verify_adapter
+from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.result import VerifyReport
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
 HEAT_MAP = "similarity.png"

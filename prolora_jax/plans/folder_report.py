@@ -160,6 +160,21 @@ class FileReport:
         return msgspec.json.format(msgspec.json.encode(self)).decode()
 
 
+@dataclass(frozen=True, kw_only=True)
+class WholeReport(MigrationReport):
+    """A report of every module that was put together again; what the folder's reports say besides.
+
+    Attributes:
+        totals: as the file's own report has them.
+        shared: options that the pair's report was made for.
+        matched_by: how it says that modules were matched.
+    """
+
+    totals: Totals
+    shared: dict[str, str]
+    matched_by: MatchedBy
+
+
 def whole_report(
     told: FileReport,
     shared: PairReport,
@@ -167,10 +182,10 @@ def whole_report(
     after: Adapter,
     source: BaseModelSpec,
     target: BaseModelSpec,
-) -> MigrationReport:
+) -> WholeReport:
     """The report of every module, as it would have been written for a file alone.
 
-    `kept` is 1 in it: no file says what a rank has cost.
+    `kept` is 1 in it, and energies are missing: no file says what a rank has cost.
 
     Args:
         told: the file's totals.
@@ -183,15 +198,20 @@ def whole_report(
     Raises:
         UsageError: the pair's report lacks a module that the input has.
     """
-    measures = {p: m.measure for p, m in shared.modules.items() if m.measure is not None}
-    missing = [p for p in wanted_pairs(before, shared.matching, told.options) if p not in measures]
+    options = told.options
+    measures = {
+        path: module.measure
+        for path, module in shared.modules.items()
+        if module.measure is not None and _decides(module.measure, options)
+    }
+    missing = [p for p in wanted_pairs(before, shared.matching, options) if p not in measures]
     if missing:
         raise UsageError(
             f"{after.origin}: found no similarity of {missing[0]} ({len(missing)} modules) in the "
             "folder's pair.report.json; expected one for each module of its input. Migrate again.",
             code=Refusal.BAD_REPORT,
         )
-    plan = build_plan(before, source, target, shared.matching, measures, told.options)
+    plan = build_plan(before, source, target, shared.matching, measures, options)
     written = {module.path for module in after.modules}
     # As many as the report says: a module that is missing beyond that was lost.
     gone = [step for step in plan.steps if step.path not in written]
@@ -201,19 +221,28 @@ def whole_report(
         SkippedModule(Skip.NOTHING_LEFT, step.source_path, step.path, step.similarity)
         for step in nothing
     )
-    return MigrationReport(
-        told.prolora_version,
-        told.options,
-        told.source,
-        told.target,
-        told.input,
-        _modules(kept, before, after),
-        (*plan.skipped, *skipped),
-        plan.alignments,
-        told.carried,
-        told.counts,
-        told.flags,
+    return WholeReport(
+        prolora_version=told.prolora_version,
+        options=told.options,
+        source=told.source,
+        target=told.target,
+        input=told.input,
+        modules=_modules(kept, before, after),
+        skipped=(*plan.skipped, *skipped),
+        alignments=plan.alignments,
+        carried=told.carried,
+        counts=told.counts,
+        flags=told.flags,
+        totals=told.totals,
+        shared=shared.options,
+        matched_by=shared.matched_by,
     )
+
+
+def _decides(measure: Measure, options: MigrationOptions) -> bool:
+    """Whether a plan can be made of it: `copy` needs no similarity, nor do equal weights copied."""
+    copied = measure.identical and options.identical == "copy"
+    return measure.similarity is not None or copied or options.method == "copy"
 
 
 def _modules(steps: list[PlanStep], before: Adapter, after: Adapter) -> tuple[ModuleReport, ...]:

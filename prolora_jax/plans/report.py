@@ -8,7 +8,7 @@ import msgspec
 
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import Action, PlanStep, SkippedModule
+from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedModule
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,16 @@ class ModuleReport:
     still_left: int | None = None
     still_right: int | None = None
     flags: tuple[str, ...] = ()
+
+    @property
+    def similarity(self) -> ModuleSimilarity | None:
+        """What it says of the two weights; None when it says nothing, or not all of it."""
+        sides = self.phi_left, self.phi_right
+        ranks = self.k_source, self.k_target
+        if None in sides or None in ranks:
+            return None
+        hats = self.phi_hat_left, self.phi_hat_right
+        return ModuleSimilarity(*sides, *hats, *ranks)  # pyright: ignore[reportArgumentType]
 
     @staticmethod
     def of(

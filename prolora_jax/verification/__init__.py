@@ -1,9 +1,20 @@
 """The oracle: a dense float64 recomputation that shares no numerics with what it checks.
 
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
-adapter.py: A migrated adapter checked, module by module.
+result.py: What came of a check: module by module, and for the file as a whole.
+weights.py: A base model and an adapter's module, as far as a check needs them.
+claim.py: What a report claims: read, and looked up by what its records are about.
+evidence.py: How alike weights are, densely: what a matching is decided on, computed anew.
+replan.py: What should be done with every module, from names, shapes, patterns and weights.
+decisions.py: What the report says became of each module, against the new plan.
+updates.py: The update and the numbers of one moved module, against what they should be.
+contents.py: Every tensor of a file accounted for.
+header.py: The header strings of a file, against its report, its input and both bases.
+totals.py: The totals of a folder's reports, against the file, its input and the plan.
+open_options.py: Options that another value would give the very same file for.
+adapter.py: A migrated adapter checked, module by module and as a whole.
 file.py: A migrated file checked; it alone reads from disks, through `io`.
 
 Never: jax, files.
-May import: errors, architectures, adapters, plans, io.
+May import: errors, architectures, adapters, matching, plans, io.
 """

@@ -1,104 +1,53 @@
-"""A migrated adapter checked, module by module, against a dense recomputation from the weights.
+"""A migrated adapter checked against a dense recomputation from the weights.
 
-`dense.recompute` shares no code with what made the file, and neither does anything here; shared
-are the spelling of options and the records of a report. The report is believed in one thing: which
-source module a target module got. Everything else that it says is recomputed.
+`dense.recompute` shares no code with what made the file. Nothing that the report says is believed:
+modules are matched and planned anew, every number of the report and of the header is compared, and
+what nothing can be compared with is listed.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-import ml_dtypes
-import msgspec
 import numpy as np
-from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.architectures.clip.table import encoder_of, is_text_encoder
-from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.plans.options import MigrationOptions, basis_rule, output_rank
-from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, Skip, SkippedModule
-from prolora_jax.plans.report import MigrationReport, ModuleReport
+from prolora_jax.adapters.detection import check_base
+from prolora_jax.errors import AdapterRefused
+from prolora_jax.plans.options import basis_rule
+from prolora_jax.plans.plan import (
+    UNVERIFIED_TEXT_ENCODER,
+    Measure,
+    MigrationPlan,
+    Skip,
+    build_plan,
+    wanted_pairs,
+)
+from prolora_jax.plans.report import ModuleReport, count
+from prolora_jax.verification.claim import Claim, Place, Record, read_claim
+from prolora_jax.verification.contents import extra_problems, module_problems
+from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult, recompute
-
-Matrix = Float[np.ndarray, "out in"]
-
-TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3}
-"""Largest error relative to the input's norm, by the output's dtype (method.md 6, law 8)."""
-
-FLOAT32_TOLERANCE = 1e-4
-"""The same for float32 and wider."""
-
-PHI_SLACK = 1e-5
-"""Bases are stored in float32: the package's similarity may differ by about 1e-7."""
-
-ENERGY_SLACK = 1e-6
-"""`--rank energy=e` is decided on float32 singular values: at a tie it may keep a column less."""
+from prolora_jax.verification.header import (
+    provenance_problems,
+    string_problems,
+    used_weights,
+)
+from prolora_jax.verification.open_options import open_options
+from prolora_jax.verification.replan import (
+    Matched,
+    alignment_problems,
+    loose_flags,
+    match,
+    measured,
+)
+from prolora_jax.verification.result import ModuleCheck, VerifyReport
+from prolora_jax.verification.totals import total_problems
+from prolora_jax.verification.updates import check_update
+from prolora_jax.verification.weights import Weights, dense_update, identical, shape_of
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
-
-
-@runtime_checkable
-class Weights(Protocol):
-    """A base model, as far as it is needed here."""
-
-    @property
-    def spec(self) -> BaseModelSpec:
-        """Its modules."""
-        ...
-
-    def matrix(self, path: str) -> np.ndarray:
-        """The weight of a module as a float32 matrix `(out, in * kh * kw)`."""
-        ...
-
-
-@dataclass(frozen=True)
-class ModuleCheck:
-    """What came of one module.
-
-    Attributes:
-        path: module of the target.
-        source_path: module of the source.
-        action: `project`, `copy` or `skip`.
-        verdict: `failed` when there are problems; `undetermined` when a cut falls between equal
-            singular values, so that there is no one right answer; else `verified`.
-        error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale` and without
-            what the best approximation of the rank asked for misses; None when there is nothing
-            to compare.
-        allowed: largest error that the dtype explains.
-        problems: what is wrong.
-    """
-
-    path: str
-    source_path: str
-    action: Literal["project", "copy", "skip"]
-    verdict: Literal["verified", "undetermined", "failed"]
-    error: float | None = None
-    allowed: float | None = None
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What came of a file.
-
-    Attributes:
-        ok: nothing failed.
-        worst_error: largest error of a module that could be compared, 0 when there is none.
-        counts: number of modules by verdict.
-        modules: moved modules, and skipped ones whose reason was recomputed.
-        problems: what is wrong with the file as a whole.
-    """
-
-    ok: bool
-    worst_error: float
-    counts: dict[str, int]
-    modules: tuple[ModuleCheck, ...]
-    problems: tuple[str, ...]
 
 
 def verify_adapter(
@@ -108,8 +57,10 @@ def verify_adapter(
     target: Weights,
     report: Mapping[str, Any],
     progress: Callable[[str, int, int], None] | None = None,
+    *,
+    parts: Sequence[Adapter] = (),
 ) -> VerifyReport:
-    """Recompute every module of a migrated adapter and compare.
+    """Plan and recompute every module of a migrated adapter anew, and compare.
 
     Args:
         output: the migrated adapter, resolved against `target`'s spec.
@@ -118,45 +69,20 @@ def verify_adapter(
         target: base model of `output`.
         report: the migration report as plain dicts and lists (`MigrationReport.to_dict`).
         progress: called with ("verify", done, total) after each module.
+        parts: of a sum of several adapters: these, resolved, in their order.
 
     Returns:
-        A check per module, and what is wrong with the file as a whole.
+        A check per module, what is wrong with the file as a whole, and what was not checked.
 
     Raises:
         UsageError: when `report` is not a migration report.
     """
-    try:
-        told = msgspec.convert(report, MigrationReport)
-    except msgspec.ValidationError as error:
-        raise UsageError(
-            f"{output.origin}: not a migration report ({error}); expected what `prolora migrate` "
-            "writes beside its output. Migrate again.",
-            code=Refusal.BAD_REPORT,
-        ) from None
-    job = _Job(output, source_lora, source, target, told)
-    skipped = [s for s in told.skipped if s.reason in _RECOMPUTED]
-    checks: list[ModuleCheck] = []
-    for record in (*told.modules, *skipped):
-        moved = isinstance(record, ModuleReport)
-        checks.append(job.check_moved(record) if moved else job.check_skipped(record))
-        if progress is not None:
-            progress("verify", len(checks), len(told.modules) + len(skipped))
-    problems = job.file_problems()
-    counts = Counter(check.verdict for check in checks)
-    compared = [c.error for c in checks if c.error is not None and c.verdict != "undetermined"]
-    # max() would pass over a NaN that does not come first.
-    worst = float(np.max(compared)) if compared else 0.0
-    return VerifyReport(
-        not problems and not counts["failed"], worst, dict(counts), tuple(checks), problems
-    )
-
-
-_RECOMPUTED = (Skip.BELOW_THRESHOLD, Skip.NOTHING_LEFT)
-"""Reasons that follow from the weights; the others follow from names, shapes and patterns."""
+    claim = read_claim(report, output.origin)
+    return _Job(output, source_lora, source, target, claim).run(parts, progress)
 
 
 class _Job:
-    """One file, with all that is needed to check it."""
+    """One file, with all that is needed to check it and what was found so far."""
 
     def __init__(
         self,
@@ -164,230 +90,261 @@ class _Job:
         source_lora: Adapter,
         source: Weights,
         target: Weights,
-        told: MigrationReport,
+        claim: Claim,
     ):
-        self.output, self.source_lora, self.told = output, source_lora, told
-        self.source, self.target, self.options = source, target, told.options
+        self.output, self.source_lora, self.claim = output, source_lora, claim
+        self.source, self.target, self.options = source, target, claim.report.options
         self.after = {module.path: module for module in output.modules}
         self.before = {module.path: module for module in source_lora.modules}
+        self.matched: Matched = match(source, target, self.options, claim)
+        self.measures: dict[str, Measure] = {}
+        self.loose: dict[str, frozenset[str]] = {}
+        self.checks: dict[Place, ModuleCheck] = {}
+        self.own_ranks: list[tuple[int, int]] = []
+        self.whole: list[bool] = []
+        self.norms: dict[str, float] = {}
+        self.not_checked: list[str] = []
 
-    def file_problems(self) -> tuple[str, ...]:
-        """Modules and tensors that nothing accounts for."""
-        moved = {m.path for m in self.told.modules}
-        skipped = {s.path: s.reason for s in self.told.skipped}
-        seen = {m.source_path for m in self.told.modules} | {
-            s.source_path or s.path for s in self.told.skipped
-        }
-        problems = [
-            f"{p}: of the input, neither moved nor skipped" for p in self.before if p not in seen
-        ]
-        for path in self.after.keys() - moved:
-            told = f"skipped it ({skipped[path]})" if path in skipped else "has no such module"
-            problems.append(f"{path}: the file has it, the report {told}")
-        if len(self.after) < len(self.output.modules) or len(moved) < len(self.told.modules):
-            problems.append(f"{self.output.origin}: a module is there twice")
-        for key in self.told.carried:
-            there, here = self.source_lora.extras.get(key), self.output.extras.get(key)
-            if there is None or here is None or not np.array_equal(there, here):
-                problems.append(f"{key}: carried along by the report, but not as in the input")
-        return tuple(sorted(problems))
+    def run(
+        self, parts: Sequence[Adapter], progress: Callable[[str, int, int], None] | None
+    ) -> VerifyReport:
+        """Check everything."""
+        told = self.claim.report
+        pairs = wanted_pairs(self.source_lora, self.matched.matching, self.options)
+        others = [m for m in told.modules if pairs.get(m.path) != m.source_path]
+        total = len(pairs) + len(others)
+        for done, (path, source_path) in enumerate(pairs.items(), start=1):
+            self._check_pair(path, source_path)
+            if progress is not None:
+                progress("verify", done, total)
+        for done, module in enumerate(others, start=len(pairs) + 1):
+            self._check_moved(module, None)
+            if progress is not None:
+                progress("verify", done, total)
+        plan = build_plan(
+            self.source_lora,
+            self.source.spec,
+            self.target.spec,
+            self.matched.matching,
+            self.measures,
+            self.options,
+        )
+        problems = self._file_problems(plan, parts)
+        for place, found in decision_problems(self.claim, plan, self.loose).items():
+            problems += self._add(place, found)
+        self._open_ends(plan, pairs)
+        checks = tuple(self.checks.values())
+        counts = Counter(check.verdict for check in checks)
+        compared = [c.error for c in checks if c.error is not None and c.verdict != "undetermined"]
+        # max() would pass over a NaN that does not come first.
+        worst = float(np.max(compared)) if compared else 0.0
+        return VerifyReport(
+            not problems and not counts["failed"],
+            worst,
+            dict(counts),
+            checks,
+            tuple(sorted(problems)),
+            tuple(self.not_checked),
+        )
 
-    def check_skipped(self, told: SkippedModule) -> ModuleCheck:
-        """Recompute why a module was left out."""
-        path, source_path = told.path or "", told.source_path or ""
-        before = self.before.get(source_path)
-        problem = self._cannot_compare(path, source_path, before)
-        if problem or before is None:
-            return ModuleCheck(path, source_path, "skip", "failed", problems=(problem,))
-        delta = _delta(before)
-        dense = self._recompute(path, source_path, delta)
-        problems = []
-        left = float(np.linalg.norm(dense.delta_t))
-        if told.reason is Skip.NOTHING_LEFT and left > NOTHING_LEFT * np.linalg.norm(delta):
-            problems.append(f"skipped as {told.reason}, but a norm of {left:.3g} is left")
-        if told.reason is Skip.BELOW_THRESHOLD and _passes(dense, self.options, PHI_SLACK):
-            problems.append(f"skipped as {told.reason}, but the gate lets {_phis(dense)} pass")
-        if dense.undetermined:
-            return ModuleCheck(path, source_path, "skip", "undetermined")
-        verdict = "failed" if problems else "verified"
-        return ModuleCheck(path, source_path, "skip", verdict, problems=tuple(problems))
+    def _check_pair(self, path: str, source_path: str) -> None:
+        """Measure two weights, and compare what the report says of them and of the update."""
+        self.loose[path] = loose_flags(None, path, self.matched)
+        told = self.claim.records.get((source_path, path))
+        if self.options.method == "copy":
+            self.measures[path] = Measure()
+            self._check_record(told, None)
+            return
+        if self.options.identical == "copy" and identical(
+            self.source, self.target, source_path, path
+        ):
+            self.measures[path] = Measure(identical=True)
+            self._check_record(told, None)
+            return
+        dense = self._recompute(path, source_path)
+        self.own_ranks.append(dense.own_ranks)
+        ranks = dense.k_source, dense.k_target
+        short = min(self.target.spec.modules[path].matrix_shape)
+        self.whole.append(min(ranks) == 0 or max(ranks) >= short)
+        self.loose[path] = loose_flags(dense, path, self.matched)
+        self.measures[path] = measured(None if told is None else told.similarity, dense)
+        self._check_record(told, dense)
 
-    def check_moved(self, told: ModuleReport) -> ModuleCheck:
-        """Recompute one module of the output and compare it with the file."""
-        before, after = self.before.get(told.source_path), self.after.get(told.path)
-        names = told.path, told.source_path, told.action.value
-        problem = self._cannot_compare(told.path, told.source_path, before, after)
-        if UNVERIFIED_TEXT_ENCODER in told.flags:
-            problem = self._wrongly_passed(told, before, after)
-        if problem or before is None or after is None:
-            return ModuleCheck(*names, "failed", problems=(problem,))
-        delta, ours = _delta(before), _delta(after)
-        dense, problems = self._check_decision(told, delta)
-        reference = delta if dense is None or told.action is Action.COPY else dense.delta_t
-        cut = _cut(reference, self.options.rank, before.rank)
-        error, allowed = self._compare(ours, cut, delta), _tolerance(after)
-        if dense is not None and dense.undetermined and "clustered-cut" in told.flags:
-            return ModuleCheck(*names, "undetermined", error, allowed)
-        if not error <= allowed:  # "not <=", so that NaN fails
-            problems.append(f"differs from the recomputed update by {error:.3g} > {allowed:.3g}")
-        if cut.rank is not None and _used_columns(after) > cut.rank:
-            problems.append(f"has rank {_used_columns(after)}, asked for was {cut.rank}")
-        verdict = "failed" if problems else "verified"
-        return ModuleCheck(*names, verdict, error, allowed, tuple(problems))
-
-    def _cannot_compare(
-        self, path: str, source_path: str, before: LoraModule | None, *after: LoraModule | None
-    ) -> str:
-        """Why there is nothing to compare; empty when there is."""
-        if before is None:
-            return f"the input has no module {source_path}"
-        if None in after:
-            return "the report has it, the file does not"
-        specs = self.target.spec.modules.get(path), self.source.spec.modules.get(source_path)
-        wanted = [None if spec is None else spec.matrix_shape for spec in specs]
-        found = [_shape(module) for module in (*after, before) if module is not None]
-        if len({*wanted, *found}) == 1:
-            return ""
-        return f"has shapes {found} where target and source have {wanted}"
-
-    def _wrongly_passed(
-        self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
-    ) -> str:
-        """Why a text encoder's module could not be passed through unseen; empty when it could."""
-        if before is None or after is None:
-            return "passed through, but not in both files"
-        if _shape(before) != _shape(after):
-            return f"passed through, but with shape {_shape(after)} instead of {_shape(before)}"
-        paths = told.source_path in self.source.spec.modules, told.path in self.target.spec.modules
-        if all(paths) or told.path != told.source_path or not is_text_encoder(told.path):
-            return f"flagged {UNVERIFIED_TEXT_ENCODER}, but both bases have its weights"
-        names = encoder_of(self.source.spec, told.path), encoder_of(self.target.spec, told.path)
-        if names[0] is None or names[0] != names[1]:
-            return f"passed through between different text encoders, {names[0]} and {names[1]}"
-        return "" if told.action is Action.COPY else "projected without weights"
-
-    def _recompute(self, path: str, source_path: str, delta: Matrix) -> DenseResult:
+    def _recompute(self, path: str, source_path: str) -> DenseResult:
         return recompute(
             self.options.method,
             self.source.matrix(source_path),
             self.target.matrix(path),
-            delta,
+            dense_update(self.before[source_path]),
             basis_rule(self.options.basis_rank),
             self.options.pair_rank,
             rotation_min_cos=self.options.rotation_min_cos,
         )
 
-    def _check_decision(
-        self, told: ModuleReport, delta: Matrix
-    ) -> tuple[DenseResult | None, list[str]]:
-        """Whether to project or to copy: the recomputation (None: not needed), and problems."""
-        if self.options.method == "copy":
-            wrong = told.action is not Action.COPY
-            return None, ["projected, but the method is copy"] if wrong else []
-        if UNVERIFIED_TEXT_ENCODER in told.flags:
-            return None, []
-        same = _identical(self.source.matrix(told.source_path), self.target.matrix(told.path))
-        if "identical" in told.flags:
-            wrong = not same or self.options.identical != "copy" or told.action is not Action.COPY
-            return None, ["copied as identical, but the weights differ"] if wrong else []
-        dense = self._recompute(told.path, told.source_path, delta)
-        problems = []
-        if told.action is Action.PROJECT and not _passes(dense, self.options, -PHI_SLACK):
-            problems.append(f"projected, but the gate stops {_phis(dense)}")
-        if told.action is Action.COPY and self.options.below != "copy":
-            problems.append("copied, but no option asks for it")
-        elif told.action is Action.COPY and _passes(dense, self.options, PHI_SLACK):
-            problems.append(f"copied as below the gate, which lets {_phis(dense)} pass")
-        if (told.k_source, told.k_target) != (dense.k_source, dense.k_target):
-            problems.append(
-                f"report has ranks {told.k_source}, {told.k_target}; "
-                f"recomputed {dense.k_source}, {dense.k_target}"
+    def _check_record(self, told: Record | None, dense: DenseResult | None) -> None:
+        """Compare a record with the recomputation; whether it should be there comes later."""
+        if isinstance(told, ModuleReport):
+            self._check_moved(told, dense)
+        elif told is not None and dense is not None:
+            self._check_skipped(told.reason, told.source_path or "", told.path or "", dense)
+
+    def _check_skipped(self, reason: Skip, source_path: str, path: str, dense: DenseResult) -> None:
+        problems, size = [], float(np.linalg.norm(dense_update(self.before[source_path])))
+        left = float(np.linalg.norm(dense.delta_t))
+        if reason is Skip.NOTHING_LEFT and left > NOTHING_LEFT * size:
+            problems.append(f"skipped as {reason}, but a norm of {left:.3g} is left")
+        verdict = "undetermined" if dense.undetermined else "verified"
+        self._note(ModuleCheck(path, source_path, "skip", verdict), problems)
+        if dense.undetermined:
+            self._leave_open(path, "its similarity, and whether it moves")
+
+    def _check_moved(self, told: ModuleReport, dense: DenseResult | None) -> None:
+        """Compare one module of the output, and its numbers in the report."""
+        before, after = self.before.get(told.source_path), self.after.get(told.path)
+        action: Literal["project", "copy"] = told.action.value
+        found = ModuleCheck(told.path, told.source_path, action, "verified")
+        problem = self._cannot_compare(told, before, after)
+        if problem or before is None or after is None:
+            self._note(found, [problem])
+            return
+        if action == "project" and dense is None:
+            self._note(found, ["projected, but nothing is to be projected here"])
+            return
+        brief = self.claim.folder is not None
+        update = check_update(told, before, after, dense, self.options, brief)
+        undetermined = dense is not None and dense.undetermined
+        self.norms[told.path] = update.norm_out
+        verdict = "undetermined" if undetermined else "verified"
+        found = ModuleCheck(
+            told.path, told.source_path, action, verdict, update.error, update.allowed
+        )
+        self._note(found, update.problems)
+        if undetermined:
+            self._leave_open(told.path, update.open or "its similarity, and whether it moves so,")
+
+    def _cannot_compare(
+        self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
+    ) -> str:
+        """Why there is nothing to compare; empty when there is."""
+        if before is None:
+            return f"the input has no module {told.source_path}"
+        if after is None:
+            return "the report has it, the file does not"
+        specs = (
+            self.target.spec.modules.get(told.path),
+            self.source.spec.modules.get(told.source_path),
+        )
+        wanted = [spec.matrix_shape for spec in specs if spec is not None]
+        # A text encoder's module may be passed through where no base has its weight.
+        if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
+            return "neither base model has it"
+        found = [shape_of(after), shape_of(before)]
+        if len({*wanted, *found}) == 1:
+            return ""
+        return f"has shapes {found} where target and source have {wanted}"
+
+    def _note(self, check: ModuleCheck, problems: list[str]) -> None:
+        self.checks[check.source_path, check.path] = check
+        self._add((check.source_path, check.path), problems)
+
+    def _add(self, place: Place, problems: list[str]) -> list[str]:
+        """Hang problems on a module's check; hand them back where there is none."""
+        check = self.checks.get(place)
+        if check is None or not problems:
+            name = place[1] or place[0]
+            return [f"{name}: {problem}" for problem in problems]
+        self.checks[place] = ModuleCheck(
+            check.path,
+            check.source_path,
+            check.action,
+            "failed",
+            check.error,
+            check.allowed,
+            (*check.problems, *problems),
+        )
+        return []
+
+    def _leave_open(self, path: str, what: str) -> None:
+        self.not_checked.append(
+            f"{path}: {what} depends on how a cluster of equal singular values is cut"
+        )
+
+    def _file_problems(self, plan: MigrationPlan, parts: Sequence[Adapter]) -> list[str]:
+        """What is wrong beyond single modules."""
+        told, output, before = self.claim.report, self.output, self.source_lora
+        counts = count(told.modules, told.skipped)
+        # Of the weights that should have been used: the planned steps but those left out.
+        gone = {s.path for s in told.skipped if s.reason is Skip.NOTHING_LEFT}
+        steps = [step for step in plan.steps if step.path not in gone]
+        prints = {
+            "input": before.fingerprint,
+            "source": used_weights(self.source, [step.source_path for step in steps]),
+            "target": used_weights(self.target, [step.path for step in steps]),
+        }
+        problems = module_problems(output, before, told) + extra_problems(output, before, told)
+        problems += alignment_problems(told.alignments, self.matched)
+        problems += [
+            f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."
+            for name, found in prints.items()
+            if (said := getattr(told, name).fingerprint) != found
+        ]
+        if told.counts != counts:
+            problems.append(f"report has counts {told.counts}; its modules are {counts}")
+        problems += provenance_problems(output, told, prints, counts, self.target.spec)
+        strings, open_ = string_problems(output, before, told, self.target.spec)
+        self.not_checked += open_
+        problems += strings + self._flag_problems() + self._part_problems(parts)
+        if self.claim.folder is not None:
+            by = self.matched.matching.matched_by
+            problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
+        return problems
+
+    def _flag_problems(self) -> list[str]:
+        """Flags of the file as a whole: what was assumed, what the input leaves open."""
+        told = self.claim.report
+        try:
+            wanted = check_base(self.source_lora, self.source.spec, self.options.assume_base)
+        except AdapterRefused as error:
+            return [str(error)]
+        if sorted(told.flags) == sorted(wanted):
+            return []
+        return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]
+
+    def _part_problems(self, parts: Sequence[Adapter]) -> list[str]:
+        told = self.claim.report.parts
+        if told and not parts:
+            self.not_checked.append("fingerprints of the parts: they were not given one by one")
+            return []
+        if len(told) != len(parts):
+            return [f"report has {len(told)} parts, given are {len(parts)}"]
+        return [
+            f"{one.origin}: is not the part that the report names ({part.fingerprint[:12]}...)"
+            for part, one in zip(told, parts, strict=True)
+            if part.fingerprint != one.fingerprint
+        ]
+
+    def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
+        """List what no weight, name or number says anything about."""
+        told = self.claim.report
+        if any(UNVERIFIED_TEXT_ENCODER in module.flags for module in told.modules):
+            self.not_checked.append("that both text encoders are equal: their weights are not here")
+        if self.matched.tied:
+            self.not_checked.append(
+                f"which of several equal blocks {len(self.matched.tied)} modules come from"
             )
-        for said, is_ in ((told.phi_left, dense.phi_left), (told.phi_right, dense.phi_right)):
-            if said is None or not abs(said - is_) <= PHI_SLACK:
-                problems.append(f"report has a similarity of {said}, recomputed {is_:.6f}")
-        return dense, problems
-
-    def _compare(self, ours: Matrix, cut: "_Cut", delta: Matrix) -> float:
-        """Error relative to the input's norm, before any scaling.
-
-        The best approximation of rank r misses exactly the tail, and what it misses is orthogonal
-        to it: squares of the tail and of any other error add up, so the tail is taken off.
-        """
-        size = float(np.linalg.norm(delta))
-        factor = self.options.scale
-        if self.options.rescale == "norm" and cut.kept > 0:
-            factor *= size / cut.kept
-        difference, unit = float(np.linalg.norm(ours - factor * cut.whole)), abs(factor) * size
-        if unit == 0.0:
-            return 0.0 if difference == 0.0 else float("inf")
-        # maximum() and not max(): it hands on NaN
-        return float(np.sqrt(np.maximum((difference / unit) ** 2 - (cut.tail / size) ** 2, 0.0)))
-
-
-class _Cut(NamedTuple):
-    """A recomputed update, and what its best approximation of the rank asked for keeps."""
-
-    whole: np.ndarray
-    rank: int | None
-    kept: float
-    tail: float
-
-
-def _cut(update: Matrix, wanted: str, rank_in: int) -> _Cut:
-    kind, value = output_rank(wanted)
-    if kind == "exact":
-        return _Cut(update, None, float(np.linalg.norm(update)), 0.0)
-    s = np.linalg.svd(update, compute_uv=False)
-    if kind == "energy" and value is not None:
-        enough = np.cumsum(s**2) >= (value - ENERGY_SLACK) * np.sum(s**2)
-        rank = int(np.argmax(enough)) + 1
-    else:
-        rank = rank_in if value is None else int(value)
-    known = None if kind == "energy" else rank
-    return _Cut(update, known, float(np.linalg.norm(s[:rank])), float(np.linalg.norm(s[rank:])))
-
-
-def _passes(dense: DenseResult, options: MigrationOptions, slack: float) -> bool:
-    """Whether the gate of method.md 2 lets a module through with `slack` to spare."""
-    sides = [(dense.phi_left, dense.chance_left), (dense.phi_right, dense.chance_right)]
-    if options.gate == "corrected":
-        # Where both spans are everything there is no information: that side passes.
-        values = [1.0 if c >= 1.0 else (phi - c) / (1.0 - c) for phi, c in sides]
-    else:
-        values = [phi for phi, _ in sides]
-    if options.gate_sides == "left":
-        values = values[:1]
-    return min(values) >= options.min_similarity + slack
-
-
-def _phis(dense: DenseResult) -> str:
-    return f"similarities {dense.phi_left:.4f} (left), {dense.phi_right:.4f} (right)"
-
-
-def _identical(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two weights are equal in float32 or in one of the 16-bit dtypes."""
-    narrower = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-    with np.errstate(over="ignore"):
-        return any(np.array_equal(a.astype(dtype), b.astype(dtype)) for dtype in narrower)
-
-
-def _delta(module: LoraModule) -> np.ndarray:
-    """The dense update of a module as a matrix, float64, scale included."""
-    down = module.down.reshape(module.rank, -1).astype(np.float64)
-    return module.scale * (module.up.reshape(-1, module.rank).astype(np.float64) @ down)
-
-
-def _shape(module: LoraModule) -> tuple[int, int]:
-    return module.up.shape[0], module.down.size // module.rank
-
-
-def _used_columns(module: LoraModule) -> int:
-    """Rank without the zero columns that pad a file to one rank."""
-    down, up = module.down.reshape(module.rank, -1), module.up.reshape(-1, module.rank)
-    return int(np.count_nonzero(down.any(axis=1) & up.any(axis=0)))
-
-
-def _tolerance(module: LoraModule) -> float:
-    dtypes = module.down.dtype.name, module.up.dtype.name
-    return max(TOLERANCES.get(name, FLOAT32_TOLERANCE) for name in dtypes)
+        if self.claim.folder is not None:
+            self.not_checked.append(
+                "pair.report.json: modules that this adapter does not train, its sentence about "
+                "the two base models, their names and places"
+            )
+        equal = any(m.identical for m in self.measures.values()) or (
+            self.options.identical == "project"
+            and any(identical(self.source, self.target, s, p) for p, s in pairs.items())
+        )
+        whole = all(self.whole)
+        found = open_options(told, plan, self.source_lora, self.own_ranks, equal, whole)
+        said = ", ".join(f"{name} ({why})" for name, why in found.items())
+        self.not_checked += [
+            f"options whose other values can give this very file: {said}",
+            "which version of prolora made it, and where its input and both base models were",
+        ]

@@ -8,6 +8,7 @@ Cost: two thin SVDs of the weights and about a dozen products of a dense update 
 for 1280 x 5120 on one core (with one BLAS thread: several on busy cores take many times that).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 Matrix = Float[np.ndarray, "out in"]
-Span = Float[np.ndarray, "dim k"]
+Energies = tuple[float, float, float, float]
+Range = tuple[int, int]
 
 UNDETERMINED_GAP = 1e-9
 """Below this even two float64 decompositions give different spans: nothing can be compared.
@@ -24,6 +26,34 @@ Such a cut must carry the flag `clustered-cut` (docs/method.md 2)."""
 
 NUMERICAL_TOLERANCE = 1e-6
 """Rank rule `numerical`: sigma_i > 1e-6 sigma_1 (method.md 1)."""
+
+HALF_STEP = 2.0**-10 / math.sqrt(12.0)
+"""Standard deviation of float16's rounding error over the size of the number (docs/method.md 2)."""
+
+GAP_SLACK = 1e-7
+"""The package's singular values may be off by 3e-8 of the largest (docs/method.md 2)."""
+
+COSINE_SLACK = 1e-6
+"""Cosines of spans that are stored in float32."""
+
+
+@dataclass(frozen=True)
+class Certain:
+    """What does not depend on how a cluster of equal singular values is cut.
+
+    Attributes:
+        left: takes what the target's left cluster reaches off the columns of a matrix.
+        right: the same for the right cluster.
+        blur: how far two cuts of the source's cluster can lie apart, as a norm.
+    """
+
+    left: Callable[[np.ndarray], np.ndarray]
+    right: Callable[[np.ndarray], np.ndarray]
+    blur: float
+
+    def part(self, update: Matrix) -> Matrix:
+        """What of an update lies outside of the target's clusters on both sides."""
+        return self.right(self.left(update).T).T
 
 
 @dataclass(frozen=True)
@@ -40,6 +70,12 @@ class DenseResult:
         chance_right: the same on the in side.
         gap_source: (s_k - s_{k+1}) / s_1 of the source weight at its cut; 1 when nothing is cut.
         gap_target: the same of the target weight.
+        own_ranks: what the rule says for the source's and the target's weight alone.
+        energies: shares of the update's squared norm in its four blocks (method.md 6, law 6).
+        still_left: directions that `rotation` leaves still, at least and at most; None otherwise.
+        still_right: the same on the in side.
+        angle: by which float16's rounding turns the spans at their cuts, at least and at most.
+        certain: where a cut falls between equal singular values; None where none does.
     """
 
     delta_t: Matrix
@@ -51,11 +87,22 @@ class DenseResult:
     chance_right: float
     gap_source: float
     gap_target: float
+    own_ranks: tuple[int, int]
+    energies: Energies
+    still_left: Range | None
+    still_right: Range | None
+    angle: tuple[float, float]
+    certain: Certain | None = None
 
     @property
     def undetermined(self) -> bool:
         """Whether a span depends on rounding even in float64."""
         return min(self.gap_source, self.gap_target) < UNDETERMINED_GAP
+
+    @property
+    def source_undetermined(self) -> bool:
+        """Whether the source's does."""
+        return self.gap_source < UNDETERMINED_GAP
 
 
 def recompute(
@@ -82,29 +129,53 @@ def recompute(
     Returns:
         The result, with similarities and the gaps at the cuts.
     """
-    u_s, s_s, v_s = _svd(source_weight)
-    u_t, s_t, v_t = _svd(target_weight)
-    k_s, k_t = _retained(s_s, rule), _retained(s_t, rule)
-    if pair_rank == "max":
-        k_s = k_t = max(k_s, k_t)
+    left_s, s_s, right_s = decompose(source_weight)
+    left_t, s_t, right_t = decompose(target_weight)
+    own = retained(s_s, rule), retained(s_t, rule)
+    k_s, k_t = (max(own), max(own)) if pair_rank == "max" else own
     out, width = delta.shape
-    square = out == width
-    gaps = _gap(s_s, k_s, square), _gap(s_t, k_t, square)
-    u_s, v_s, u_t, v_t = u_s[:, :k_s], v_s[:, :k_s], u_t[:, :k_t], v_t[:, :k_t]
-    moved = _arm(method, (u_s, u_t), (v_s, v_t), delta.astype(np.float64), rotation_min_cos)
-    larger = max(k_s, k_t)
-    phis = _phi(u_s, u_t), _phi(v_s, v_t)
-    return DenseResult(moved, k_s, k_t, *phis, larger / out, larger / width, *gaps)
+    delta = delta.astype(np.float64)
+    gaps = _gap(s_s, k_s, out == width), _gap(s_t, k_t, out == width)
+    angles = [_angle(s, k, delta.shape) for s, k in ((s_s, k_s), (s_t, k_t))]
+    u_s, v_s, u_t, v_t = left_s[:, :k_s], right_s[:, :k_s], left_t[:, :k_t], right_t[:, :k_t]
+    still_left = still_right = None
+    if method == "rotation":
+        still_left, still_right = (
+            _still(*pair, rotation_min_cos) for pair in ((u_s, u_t), (v_s, v_t))
+        )
+    certain = None
+    if min(gaps) < UNDETERMINED_GAP:
+        sides = _certain(left_s, s_s, k_s), _certain(right_s, s_s, k_s)
+        moved = delta - sides[0](delta), delta.T - sides[1](delta.T)
+        blur = 4.0 * sum(float(np.linalg.norm(part)) for part in moved)
+        certain = Certain(_certain(left_t, s_t, k_t), _certain(right_t, s_t, k_t), blur)
+    return DenseResult(
+        _arm(method, (u_s, u_t), (v_s, v_t), delta, rotation_min_cos),
+        k_s,
+        k_t,
+        similarity(u_s, u_t),
+        similarity(v_s, v_t),
+        max(k_s, k_t) / out,
+        max(k_s, k_t) / width,
+        *gaps,
+        own,
+        _energies(u_s, v_s, delta),
+        still_left,
+        still_right,
+        (max(low for low, _ in angles), max(high for _, high in angles)),
+        certain,
+    )
 
 
-def _svd(weight: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decompose(weight: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Thin SVD `(u, s, v)` in float64, of the tall orientation: LAPACK is faster on it."""
     tall = weight.shape[0] >= weight.shape[1]
     a, s, bt = np.linalg.svd((weight if tall else weight.T).astype(np.float64), full_matrices=False)
     return (a, s, bt.T) if tall else (bt.T, s, a)
 
 
-def _retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
+def retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
+    """The rank that a rule of method.md 1 retains, from descending singular values."""
     kind, value = rule
     if not s.any() and kind in ("energy", "numerical"):
         return 0
@@ -118,6 +189,12 @@ def _retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
     return int(np.sum(s > NUMERICAL_TOLERANCE * s[0]))
 
 
+def similarity(source: np.ndarray, target: np.ndarray) -> float:
+    """`||U_s^T U_t||_F^2 / min(k_s, k_t)` (method.md 2)."""
+    smaller = min(source.shape[1], target.shape[1])
+    return float(np.sum((source.T @ target) ** 2) / smaller) if smaller else 0.0
+
+
 def _gap(s: np.ndarray, k: int, square: bool) -> float:
     # All of a square weight retained: nothing is cut. Of another, the long side is cut at zero.
     if k == 0 or (square and k == len(s)):
@@ -126,9 +203,54 @@ def _gap(s: np.ndarray, k: int, square: bool) -> float:
     return float((s[k - 1] - below) / s[0]) if s[0] > 0 else 0.0
 
 
-def _phi(source: np.ndarray, target: np.ndarray) -> float:
-    smaller = min(source.shape[1], target.shape[1])
-    return float(np.sum((source.T @ target) ** 2) / smaller) if smaller else 0.0
+def _angle(s: np.ndarray, k: int, shape: tuple[int, int]) -> tuple[float, float]:
+    """Angle by which rounding to float16 turns the span cut at k: between two limits."""
+    if k == 0 or k == shape[0] == shape[1]:
+        return 0.0, 0.0
+    gap = s[k - 1] - (s[k] if k < len(s) else 0.0)
+    noise = HALF_STEP * np.sqrt(np.sum(s**2) / (shape[0] * shape[1]))
+    gaps = gap + GAP_SLACK * s[0], max(gap - GAP_SLACK * s[0], 0.0)
+    low, high = (math.atan2(noise, g) if g > 0.0 else math.pi / 2 for g in gaps)
+    return low, high
+
+
+def _energies(u: np.ndarray, v: np.ndarray, delta: np.ndarray) -> Energies:
+    """Shares of along-along, along-across, across-along, across-across; left side first."""
+    whole, inner = float(np.sum(delta**2)), u.T @ delta
+    if whole == 0.0:
+        return 0.0, 0.0, 0.0, 0.0
+    both = float(np.sum((inner @ v) ** 2)) / whole
+    along_left, along_right = (float(np.sum(x**2)) / whole for x in (inner, delta @ v))
+    return both, along_left - both, along_right - both, 1.0 - along_left - along_right + both
+
+
+def _still(source: np.ndarray, target: np.ndarray, min_cos: float) -> Range:
+    cosines = np.linalg.svd(target.T @ source, compute_uv=False)
+    unpaired = abs(source.shape[1] - target.shape[1])
+    low, high = (int(np.sum(cosines < min_cos + slack)) for slack in (-COSINE_SLACK, COSINE_SLACK))
+    return low + unpaired, high + unpaired
+
+
+def _certain(vectors: np.ndarray, s: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Takes off what lies in the cluster of equal singular values that the cut at k falls into."""
+    dim, n = vectors.shape
+    if k == 0 or k >= dim:
+        return lambda x: x  # the span is nothing, or everything
+    near = UNDETERMINED_GAP * s[0]
+    steps = s - np.append(s[1:], 0.0)  # the last one: down to what has no singular value at all
+    if s[0] > 0.0 and steps[k - 1] >= near:
+        return lambda x: x
+    first, last = k - 1, k
+    while first > 0 and steps[first - 1] <= near:
+        first -= 1
+    while last < n and steps[last - 1] <= near:
+        last += 1
+    if last == n and steps[n - 1] <= near:
+        # It reaches zero: all that the columns before it do not span belongs to it.
+        kept = vectors[:, :first]
+        return lambda x: kept @ (kept.T @ x)
+    cluster = vectors[:, first:last]
+    return lambda x: x - cluster @ (cluster.T @ x)
 
 
 def _arm(

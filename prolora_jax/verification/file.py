@@ -15,7 +15,8 @@ from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
 from prolora_jax.plans.folder_report import FileReport, whole_report
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.verification.adapter import VerifyReport, verify_adapter
+from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.result import VerifyReport
 
 
 def verify_file(
@@ -67,8 +68,9 @@ def verify_file(
         allow_pickle=allow_pickle,
         quiet=quiet,
     )
+    given = tuple(read(part.location) for part in parts)
     if parts:
-        original = combine([read(p.location) for p in parts], [p.weight for p in parts])
+        original = combine(given, [part.weight for part in parts])
     else:
         original = read(source_lora or told.input.location)
     migrated = load_adapter(output, target_model.spec, quiet=quiet)
@@ -77,4 +79,6 @@ def verify_file(
         specs = source_model.spec, target_model.spec
         told = whole_report(told, shared, original, migrated, *specs)
     report = told.to_dict()
-    return verify_adapter(migrated, original, source_model, target_model, report, progress)
+    return verify_adapter(
+        migrated, original, source_model, target_model, report, progress, parts=given
+    )

@@ -241,3 +241,13 @@ def test_lines_for_logs_tell_rate_and_time_left():
     assert progress_line("files", 0, 9, 0, 3.0) == "files: 0 of 9"
     assert progress_line("files", 30, 90, 10, 4.0) == "files: 30 of 90, 5.0/s, 0:00:12 left"
     assert progress_line("files", 2, 9, 0, 8.0) == "files: 2 of 9, 4.0 s each, 0:00:28 left"
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"totals": 3}'])
+def test_damaged_report_is_written_again(folder: Path, pair: BasePair, damage: str):
+    run_catalog(job(folder), pair)
+    report = folder.parent / "out" / "a.safetensors.report.json"
+    right = report.read_bytes()
+    report.write_text(damage)
+    run_catalog(job(folder), pair)
+    assert report.read_bytes() == right

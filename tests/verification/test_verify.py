@@ -9,10 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 import reference
-from migrated import DTYPES, Base, Files, make_files
+from migrated import DTYPES, Exact, Files, flags_of, make_files, similarity_of, stored
 
 from prolora_jax.errors import UsageError
-from prolora_jax.plans.plan import Action, Skip, SkippedModule
+from prolora_jax.plans.plan import Action, PlanStep, Skip, SkippedModule
+from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.adapter import verify_adapter
 
 # --- right files --------------------------------------------------------------------------------
@@ -60,25 +61,61 @@ def test_scale_zero_is_verified():
 
 def test_identical_weights_are_copied():
     files = make_files()
-    weights = files.target.weights | {"unet.a": files.source.weights["unet.a"]}
-    files = replace(files, target=Base(files.target.spec, weights))
-    files = files.with_record(0, action=Action.COPY, phi_left=None, phi_right=None)
-    files = files.with_record(0, k_source=None, k_target=None, flags=("identical",))
-    before = files.source_lora.modules[0]
-    files = files.with_module(0, down=before.down, up=before.up, alpha=before.alpha)
-    assert files.verify().ok
+    files = files.with_target(**{"unet.a": files.source.weights["unet.a"]})
+    before, told = files.source_lora.modules[0], files.report.modules[0]
+    step = PlanStep("unet.a", "unet.a", Action.COPY, None, ("identical",))
+    record = ModuleReport.of(step, (3, 3), (told.norm_in, told.norm_in))
+    files = replace(
+        files, report=replace(files.report, modules=(record, *files.report.modules[1:]))
+    )
+    files = files.with_module(0, down=before.down, up=before.up, alpha=before.alpha).counted()
+    found = files.verify()
+    assert found.ok, found
 
 
 def test_equal_singular_values_are_undetermined():
-    files = make_files()
-    same = np.eye(12, dtype=np.float32)
-    weights = files.target.weights | {"unet.a": same}
-    files = replace(files, target=Base(files.target.spec, weights))
-    found = files.with_record(0, flags=("clustered-cut",)).verify()
-    assert found.ok
+    files = make_files().with_target(**{"unet.a": np.eye(12, dtype=np.float32)})
+    flagged = files.with_record(0, flags=("clustered-cut",))
+    found = flagged.verify()
+    assert found.ok, found
     assert found.modules[0].verdict == "undetermined"
     assert found.counts == {"verified": 4, "undetermined": 1}
-    assert not files.verify().ok  # without the flag
+    assert any(line.startswith("unet.a: 100% of its update") for line in found.not_checked)
+    assert "unet.a: report has flags" in problems_of(files.with_record(0, flags=()))
+
+
+def test_undetermined_module_is_held_to_what_every_cut_has_in_common():
+    spectrum = np.array([9.0, 8, 7, 6, 5, 4, 4, 3, 2.5, 2, 1.5, 1])  # cut at 6, between equal ones
+    source = make_files()
+    u, _, vt = np.linalg.svd(source.source.matrix("unet.a").astype(np.float64))
+    clustered = ((u * spectrum) @ vt).astype(np.float64)
+    files = source.with_target(**{"unet.a": clustered})
+    pair = reference.pair_of_weights(source.source.matrix("unet.a"), clustered, 6, 6)
+    delta = source.delta("unet.a")
+    right = stored("unet.a", reference.project("prolora-full", pair, delta), (12, 12), "f4", 3)
+    files = files.with_module(0, down=right.down, up=right.up)
+    told = similarity_of(pair, 6, (12, 12))
+    files = files.with_record(
+        0,
+        phi_left=told.phi_left,
+        phi_right=told.phi_right,
+        phi_hat_left=told.phi_hat_left,
+        phi_hat_right=told.phi_hat_right,
+        flags=flags_of(told, (source.source.matrix("unet.a"), clustered), 6, False),
+        norm_out=float(np.linalg.norm(right.up @ right.down)),
+    )
+    files = replace(files, target=Exact(files.target.spec, files.target.weights))
+    found = files.verify()
+    assert found.ok, found
+    assert found.modules[0].verdict == "undetermined"
+    noise = np.random.default_rng(0).standard_normal(right.up.shape).astype(np.float32)
+    wrong = files.with_module(0, up=right.up + 0.3 * noise)
+    assert "unet.a: differs from the recomputed update" in problems_of(wrong)
+    assert "unet.a: report has norm_out" in problems_of(files.with_record(0, norm_out=99.0))
+    assert "unet.a: report has phi_left" in problems_of(files.with_record(0, phi_left=1.5))
+    assert "unet.a: report has energies" in problems_of(
+        files.with_record(0, energies=(0.25, 0.25, 0.25, 0.25))
+    )
 
 
 def test_report_is_json_and_progress_is_told():
@@ -133,8 +170,24 @@ def test_dropped_from_report_and_file():
     files = make_files()
     report = replace(files.report, modules=files.report.modules[1:])
     output = replace(files.output, modules=files.output.modules[1:])
-    files = replace(files, report=report, output=output)
-    assert problems_of(files) == "unet.a: of the input, neither moved nor skipped"
+    found = problems_of(replace(files, report=report, output=output).counted())
+    assert "unet.a: is missing in the report, which should say project" in found
+    assert "of its source; found" in found  # of the weights that should have been used
+
+
+@pytest.mark.parametrize("reason", list(Skip))
+def test_dropped_and_listed_as_skipped(reason):
+    files, places = make_files(), {"unet.a": "unet.a"}
+    similarity = files.report.modules[0].similarity
+    for path in (*places, None):
+        listed = SkippedModule(reason, "unet.a", path, similarity)
+        report = replace(
+            files.report,
+            modules=files.report.modules[1:],
+            skipped=(*files.report.skipped, listed),
+        )
+        output = replace(files.output, modules=files.output.modules[1:])
+        assert "unet.a" in problems_of(replace(files, report=report, output=output).counted())
 
 
 @pytest.mark.parametrize("arm", ["subspace", "null-space", "prolora-full", "rotation", "copy"])
@@ -161,7 +214,7 @@ def test_rank_above_the_one_asked_for():
     files, exact = make_files(rank="2"), make_files()
     first = exact.output.modules[0]
     files = files.with_module(0, down=first.down, up=first.up)
-    assert problems_of(files) == "unet.a: has rank 6, asked for was 2"
+    assert "unet.a: has rank 3, asked for was 2" in problems_of(files)
 
 
 def test_not_a_number():
@@ -203,9 +256,8 @@ def test_module_twice():
 def test_gate_left_open():
     files = make_files(min_similarity=-1.0)
     assert files.verify().ok
-    options = replace(files.report.options, min_similarity=0.7)
-    files = replace(files, report=replace(files.report, options=options))
-    assert "unet.stranger: projected, but the gate stops similarities" in problems_of(files)
+    found = problems_of(files.with_options(min_similarity=0.7))
+    assert "unet.stranger: report says project, replanned: skip (below-threshold)" in found
 
 
 @pytest.mark.parametrize("reason", [Skip.BELOW_THRESHOLD, Skip.NOTHING_LEFT])
@@ -217,48 +269,50 @@ def test_skipped_for_no_reason(reason):
         skipped=(*files.report.skipped, SkippedModule(reason, "unet.a", "unet.a")),
     )
     output = replace(files.output, modules=files.output.modules[1:])
-    found = problems_of(replace(files, report=report, output=output))
-    assert f"unet.a: skipped as {reason}, but" in found
+    found = problems_of(replace(files, report=report, output=output).counted())
+    said = {
+        Skip.BELOW_THRESHOLD: "unet.a: report says skip (below-threshold), replanned: project",
+        Skip.NOTHING_LEFT: "unet.a: skipped as nothing-left, but a norm of",
+    }
+    assert said[reason] in found
 
 
 def test_copied_for_no_reason():
     copied = make_files(method="copy").output.modules[0]
     files = make_files().with_record(0, action=Action.COPY)
     files = files.with_module(0, down=copied.down, up=copied.up)
-    assert problems_of(files) == "unet.a: copied, but no option asks for it"
-    below = replace(make_files(below="copy"), output=files.output)
-    options = replace(files.report.options, below="copy")
-    below = replace(files, report=replace(files.report, options=options))
-    assert "unet.a: copied as below the gate, which lets" in problems_of(below)
+    assert "unet.a: report says copy, replanned: project" in problems_of(files)
+    assert "unet.a: report says copy" in problems_of(files.with_options(below="copy"))
 
 
 def test_copied_as_identical_but_is_not():
     copied = make_files(method="copy").output.modules[0]
     files = make_files().with_record(0, action=Action.COPY, flags=("identical",))
     files = files.with_module(0, down=copied.down, up=copied.up)
-    assert problems_of(files) == "unet.a: copied as identical, but the weights differ"
+    assert "unet.a: report says copy, replanned: project" in problems_of(files)
 
 
 def test_projected_by_copy():
     files = make_files(method="copy").with_record(0, action=Action.PROJECT)
-    assert problems_of(files) == "unet.a: projected, but the method is copy"
+    assert "unet.a: report says project, replanned: copy" in problems_of(files)
 
 
 @pytest.mark.parametrize("field", ["phi_left", "phi_right"])
 def test_report_with_another_similarity(field):
-    assert "unet.a: report has a similarity of 0.9" in problems_of(
+    assert f"unet.a: report has {field} 0.9" in problems_of(
         make_files().with_record(0, **{field: 0.9})
     )
 
 
 def test_report_with_another_rank():
     assert problems_of(make_files().with_record(0, k_source=5)) == (
-        "unet.a: report has ranks 5, 6; recomputed 6, 6"
+        "unet.a: report has k_source 5, recomputed 6"
     )
 
 
 def test_report_with_another_source():
-    assert "unet.a: differs" in problems_of(make_files().with_record(0, source_path="unet.b"))
+    other = problems_of(make_files().with_record(0, source_path="unet.b"))
+    assert "unet.a: report says project, but no name, shape or weight leads there" in other
     assert "the input has no module unet.z" in problems_of(
         make_files().with_record(0, source_path="unet.z")
     )

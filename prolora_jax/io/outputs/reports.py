@@ -102,7 +102,7 @@ def read_any_report(output: Path) -> MigrationReport | FileReport:
     content = _content(output)
     try:
         return msgspec.json.decode(content, type=FileReport)
-    except _DAMAGE:
+    except (*_DAMAGE, UsageError):
         return msgspec.convert(read_report(output), MigrationReport)
 
 
@@ -115,7 +115,7 @@ def read_report(output: Path) -> dict[str, Any]:
     path, content = report_path(output), _content(output)
     try:
         return msgspec.to_builtins(msgspec.json.decode(content, type=MigrationReport))
-    except _DAMAGE as error:
+    except (*_DAMAGE, UsageError) as error:
         raise UsageError(
             f"{path}: found no migration report ({_reason(error)}); expected the JSON that "
             "`prolora migrate` writes. Migrate again with --overwrite.",

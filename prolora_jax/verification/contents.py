@@ -1,0 +1,74 @@
+"""Every tensor of a file accounted for: modules, ranks, and what is carried along."""
+
+from collections import Counter
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.plans.report import MigrationReport
+
+SCALES_FOLDED = frozenset({"diffusers", "peft"})
+"""Formats that cannot hold an alpha that belongs to no module; it has no effect anywhere."""
+
+
+def module_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:
+    """Modules that are in the file and not in its report, or in one of them twice.
+
+    Args:
+        output: the file.
+        before: its input.
+        told: its report.
+    """
+    moved = Counter(module.path for module in told.modules)
+    held = Counter(module.path for module in output.modules)
+    skipped = {s.path: s.reason for s in told.skipped}
+    problems = []
+    for path in held.keys() - moved.keys():
+        said = f"skipped it ({skipped[path]})" if path in skipped else "has no such module"
+        problems.append(f"{path}: the file has it, the report {said}")
+    if max(*held.values(), *moved.values(), 0, 0) > 1:
+        problems.append(f"{output.origin}: a module is there twice")
+    return problems + _rank_problems(output, before, told)
+
+
+def _rank_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:
+    """One rank everywhere where the input has one or it was asked for; else each its own."""
+    said = {module.path: module.rank_out for module in told.modules}
+    widest = max(said.values(), default=0)
+    uniform = told.options.uniform_rank or len(before.ranks) == 1
+    return [
+        f"{module.path}: the file has rank {module.rank}; expected {widest}, as everywhere"
+        if uniform
+        else f"{module.path}: the file has rank {module.rank}; the report says {said[module.path]}"
+        for module in output.modules
+        if module.path in said
+        and module.rank not in ((widest,) if uniform else (said[module.path], widest))
+    ]
+
+
+def extra_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:
+    """Tensors that are no factors: those of the input, bit for bit, and no other.
+
+    Args:
+        output: the file.
+        before: its input.
+        told: its report.
+    """
+    problems, left = [], dict(output.extras)
+    if sorted(told.carried) != sorted(before.extras):
+        problems.append(
+            f"report has {len(told.carried)} tensors carried along, first "
+            f"{', '.join(sorted(told.carried)[:3]) or 'none'}; the input has "
+            f"{', '.join(sorted(before.extras)[:3]) or 'none'}"
+        )
+    for key, there in before.extras.items():
+        # PEFT's own files of one network have keys without a component.
+        name = key if key in left else key.removeprefix("unet.")
+        here = left.pop(name, None)
+        if here is None and key.endswith(".alpha") and output.format in SCALES_FOLDED:
+            continue
+        if here is None or not same_array(np.asarray(there), np.asarray(here)):
+            problems.append(f"{key}: carried along by the report, but not as in the input")
+    problems += [f"{key}: the file has it, but neither the input nor the report" for key in left]
+    return problems

@@ -1,0 +1,63 @@
+"""How alike weights are, densely in float64: what a matching is decided on, computed anew."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from prolora_jax.plans.options import MigrationOptions, basis_rule
+from prolora_jax.verification.dense import decompose, retained, similarity
+from prolora_jax.verification.weights import Weights
+
+
+def cosine_evidence(
+    source: Weights, target: Weights, sources: Sequence[str], targets: Sequence[str]
+) -> np.ndarray:
+    """Dot products and squared norms of weights (method.md 5): see `levels.Evidence`.
+
+    Args:
+        source: source base model.
+        target: target base model.
+        sources: module paths of one role and shape.
+        targets: the same in the target.
+    """
+    found = np.zeros((len(sources), len(targets), 3))
+    for i, source_path in enumerate(sources):
+        a = source.matrix(source_path).astype(np.float64)
+        found[i, :, 1] = np.sum(a * a)
+        for j, path in enumerate(targets):
+            b = target.matrix(path).astype(np.float64)
+            found[i, j, 0], found[i, j, 2] = np.sum(a * b), np.sum(b * b)
+    return found
+
+
+def similarity_evidence(
+    source: Weights,
+    target: Weights,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    options: MigrationOptions,
+) -> np.ndarray:
+    """Mean of both sides' similarity, corrected for chance where that says something.
+
+    Args:
+        source: source base model.
+        target: target base model.
+        sources: module paths of one role and shape.
+        targets: the same in the target.
+        options: rank rule and pairing of ranks.
+    """
+    rule = basis_rule(options.basis_rank)
+    theirs = [decompose(target.matrix(path)) for path in targets]
+    found = np.ones((len(sources), len(targets), 3))
+    for i, source_path in enumerate(sources):
+        u, s, v = decompose(source.matrix(source_path))
+        for j, (u_t, s_t, v_t) in enumerate(theirs):
+            k, k_t = retained(s, rule), retained(s_t, rule)
+            if options.pair_rank == "max":
+                k = k_t = max(k, k_t)
+            sides = []
+            for a, b in ((u, u_t), (v, v_t)):
+                phi, chance = similarity(a[:, :k], b[:, :k_t]), max(k, k_t) / len(a)
+                sides.append(phi if chance >= 1.0 else (phi - chance) / (1.0 - chance))
+            found[i, j, 0] = sum(sides) / 2
+    return found

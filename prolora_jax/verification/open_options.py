@@ -1,0 +1,74 @@
+"""Options that another value would give the very same file for: no file tells which it was."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.plans.plan import Action, MigrationPlan, Skip
+from prolora_jax.plans.report import MigrationReport
+
+
+def open_options(
+    told: MigrationReport,
+    plan: MigrationPlan,
+    before: Adapter,
+    own_ranks: Iterable[tuple[int, int]],
+    equal: bool,
+    whole: bool,
+) -> dict[str, str]:
+    """Options with other values that change nothing, and which these are.
+
+    Args:
+        told: the report, whose numbers hold.
+        plan: made anew.
+        before: the input.
+        own_ranks: what the rank rule says for each weight alone, by pair.
+        equal: whether any two weights are equal.
+        whole: whether every span fills a side of its weight, or is empty: then arms coincide.
+    """
+    options, found = told.options, {}
+    measured = [s.similarity for s in (*plan.steps, *plan.skipped) if s.similarity is not None]
+
+    def decides(**changed: str) -> bool:
+        other = replace(options, **changed)  # pyright: ignore[reportArgumentType]
+        return any(s.passes(options) != s.passes(other) for s in measured)
+
+    projected = [m for m in told.modules if m.action is Action.PROJECT]
+    copy = options.method == "copy"
+    below = any(s.reason is Skip.BELOW_THRESHOLD for s in plan.skipped)
+    below = below or any("below-threshold" in step.flags for step in plan.steps)
+    if not projected:
+        found["method"] = "nothing is projected"
+    elif whole:
+        found["method"] = "arms that do the same where a span is everything or nothing"
+    found["basis_rank"] = "no rank is used" if copy else "rules that retain the same ranks"
+    if copy or all(source == target for source, target in own_ranks):
+        found["pair_rank"] = "no two ranks differ"
+    found["min_similarity"] = "no gate" if copy else "the same side of the gate"
+    if not decides(gate="phi" if options.gate == "corrected" else "corrected"):
+        found["gate"] = "no module hangs on it"
+    if not decides(gate_sides="left" if options.gate_sides == "both" else "both"):
+        found["gate_sides"] = "no module hangs on it"
+    if not below:
+        found["below"] = "no module is below the gate"
+    if not equal:
+        found["identical"] = "no weights are equal"
+    found["match"] = "modes that match the same modules"
+    if all(a.margin is None for a in plan.alignments):
+        found["match_score"] = "no score was asked for"
+    found["assume_base"] = "what was said, not what is"
+    still = options.method == "rotation" and projected
+    found["rotation_min_cos"] = "no cosine lies between" if still else "not this method"
+    found["include"] = found["exclude"] = "patterns that take the same modules"
+    if all(m.kept >= 1.0 - 1e-6 for m in told.modules):
+        found["rank"] = "ranks that cut nothing"
+    if len(before.ranks) == 1 or len({m.rank_out for m in told.modules}) == 1:
+        found["uniform_rank"] = "there is one rank in any case"
+    lengths = ((m.norm_out, abs(options.scale) * m.norm_in) for m in told.modules)
+    if all(abs(a - b) <= 1e-4 * b for a, b in lengths):
+        found["rescale"] = "no norm has changed"
+    if options.scale == 0.0:
+        found |= dict.fromkeys(("method", "rank", "rescale"), "the scale is 0")
+    found["dtype"] = "same, and the same by its name"
+    found["alpha_zero"] = "an alpha of 0 that the input may not have"
+    return found

@@ -1,0 +1,51 @@
+"""What came of a check: module by module, and for the file as a whole."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModuleCheck:
+    """What came of one module.
+
+    Attributes:
+        path: module of the target.
+        source_path: module of the source.
+        action: `project`, `copy` or `skip`.
+        verdict: `failed` when there are problems; `undetermined` when a cut falls between equal
+            singular values, so that there is no one right answer; else `verified`.
+        error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale` and without
+            what the best approximation of the rank asked for misses; None when there is nothing
+            to compare. Of an undetermined module only what every cut has in common is compared.
+        allowed: largest error that the dtype explains.
+        problems: what is wrong.
+    """
+
+    path: str
+    source_path: str
+    action: Literal["project", "copy", "skip"]
+    verdict: Literal["verified", "undetermined", "failed"]
+    error: float | None = None
+    allowed: float | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What came of a file.
+
+    Attributes:
+        ok: nothing failed.
+        worst_error: largest error of a module that could be compared, 0 when there is none.
+        counts: number of modules by verdict.
+        modules: moved modules, and skipped ones whose reason was recomputed.
+        problems: what is wrong with the file, its header and its report as a whole.
+        not_checked: what no weight, name or number says anything about, in sentences.
+    """
+
+    ok: bool
+    worst_error: float
+    counts: dict[str, int]
+    modules: tuple[ModuleCheck, ...]
+    problems: tuple[str, ...]
+    not_checked: tuple[str, ...] = ()

@@ -1,0 +1,271 @@
+"""The update and the numbers of one moved module, against what they should be."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from prolora_jax.adapters.adapter import LoraModule
+from prolora_jax.plans.options import MigrationOptions, output_rank
+from prolora_jax.plans.plan import Action
+from prolora_jax.plans.report import ModuleReport
+from prolora_jax.verification.dense import DenseResult
+from prolora_jax.verification.weights import dense_update, shape_of, used_columns
+
+Matrix = Float[np.ndarray, "out in"]
+
+TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3}
+"""Largest error relative to the input's norm, by the output's dtype (method.md 6, law 8)."""
+
+FLOAT32_TOLERANCE = 1e-4
+"""The same for float32 and wider, and for norms and shares in the report."""
+
+CANCELLED = 1e-6
+"""Norms come from float32 products of factors: this share of the factors' own norms is rounding."""
+
+ENERGY_SLACK = 1e-6
+"""`--rank energy=e` is decided on float32 singular values: at a tie it may keep a column less."""
+
+
+class UpdateCheck(NamedTuple):
+    """What came of a module's numbers.
+
+    Attributes:
+        error: see `ModuleCheck`.
+        allowed: largest error that the dtype explains.
+        problems: what is wrong.
+        norm_out: of the update as it should be, before it is rounded to the output's dtype.
+        open: what could not be compared, of an update that no cut decides; empty for others.
+    """
+
+    error: float
+    allowed: float
+    problems: list[str]
+    norm_out: float
+    open: str = ""
+
+
+class CutUpdate(NamedTuple):
+    """A recomputed update, and what its best approximation of the rank asked for keeps.
+
+    Attributes:
+        whole: the update.
+        rank: asked for; None where the numbers decide.
+        kept: norm of what the approximation keeps.
+        tail: norm of what it misses.
+        sigma: singular values; None where nothing is cut.
+    """
+
+    whole: np.ndarray
+    rank: int | None
+    kept: float
+    tail: float
+    sigma: np.ndarray | None = None
+
+
+def check_update(
+    told: ModuleReport,
+    before: LoraModule,
+    after: LoraModule,
+    dense: DenseResult | None,
+    options: MigrationOptions,
+    brief: bool,
+) -> UpdateCheck:
+    """Compare one module of the output with the recomputation, and the report's numbers with both.
+
+    Args:
+        told: its record.
+        before: the input's module.
+        after: the output's.
+        dense: the recomputation; None where the update is copied without one.
+        options: as the report has them.
+        brief: the record was made of totals: it has no numbers but norms and ranks of the files.
+    """
+    delta, ours = dense_update(before), dense_update(after)
+    moved = dense is not None and told.action is Action.PROJECT
+    reference = dense.delta_t if dense is not None and moved else delta
+    cut = cut_update(reference, options.rank, before.rank)
+    dtype = _dtype_out(before, options)
+    allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
+    size = float(np.linalg.norm(delta))
+    problems = [
+        f"holds {factor.dtype.name}, asked for was {dtype}"
+        for factor in (after.down, after.up)
+        if factor.dtype.name != dtype
+    ][:1]
+    if cut.rank is not None and used_columns(after) > cut.rank:
+        problems.append(f"has rank {used_columns(after)}, asked for was {cut.rank}")
+    factor = options.scale
+    free = dense is not None and moved and dense.undetermined
+    if free and dense is not None:
+        error, norm_out, unknown = _compare_free(ours, cut, dense, delta, options)
+    else:
+        if options.rescale == "norm" and cut.kept > 0:
+            factor *= size / cut.kept
+        error, norm_out, unknown = _compare(ours, cut, factor, size), abs(factor) * cut.kept, ""
+    if not error <= allowed:  # "not <=", so that NaN fails
+        problems.append(f"differs from the recomputed update by {error:.3g} > {allowed:.3g}")
+    slack = (allowed if brief or free else FLOAT32_TOLERANCE) * abs(factor) * size
+    slack += CANCELLED * abs(options.scale) * _factors_norm(before)
+    unit = FLOAT32_TOLERANCE * size + CANCELLED * _factors_norm(before)
+    problems += _other("norm_in", told.norm_in, size, unit)
+    problems += _other("norm_out", told.norm_out, norm_out, slack)
+    problems += _other("rank_in", told.rank_in, before.rank, 0)
+    if not brief:
+        problems += _rank_problems(told, before, after, cut, options)
+        problems += _share_problems(told, cut, dense if moved else None, options, size)
+    return UpdateCheck(error, allowed, problems, norm_out, unknown)
+
+
+def cut_update(update: Matrix, wanted: str, rank_in: int) -> CutUpdate:
+    """What the rank asked for keeps of an update, and what it misses.
+
+    Args:
+        update: as the arm gives it.
+        wanted: the option `rank`.
+        rank_in: of the input.
+    """
+    kind, value = output_rank(wanted)
+    if kind == "exact":
+        return CutUpdate(update, None, float(np.linalg.norm(update)), 0.0)
+    s = np.linalg.svd(update, compute_uv=False)
+    if kind == "energy" and value is not None:
+        enough = np.cumsum(s**2) >= (value - ENERGY_SLACK) * np.sum(s**2)
+        rank = int(np.argmax(enough)) + 1
+    else:
+        rank = rank_in if value is None else int(value)
+    known = None if kind == "energy" else rank
+    kept, tail = float(np.linalg.norm(s[:rank])), float(np.linalg.norm(s[rank:]))
+    return CutUpdate(update, known, kept, tail, s)
+
+
+def _compare(ours: Matrix, cut: CutUpdate, factor: float, size: float) -> float:
+    """Error relative to the input's norm, before any scaling.
+
+    The best approximation of rank r misses exactly the tail, and what it misses is orthogonal
+    to it: squares of the tail and of any other error add up, so the tail is taken off.
+    """
+    difference, unit = float(np.linalg.norm(ours - factor * cut.whole)), abs(factor) * size
+    if unit == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    # maximum() and not max(): it hands on NaN
+    return float(np.sqrt(np.maximum((difference / unit) ** 2 - (cut.tail / size) ** 2, 0.0)))
+
+
+def _compare_free(
+    ours: Matrix, cut: CutUpdate, dense: DenseResult, delta: Matrix, options: MigrationOptions
+) -> tuple[float, float, str]:
+    """Error of what all cuts of a cluster have in common, the file's norm, and what stays open.
+
+    No arm makes an update longer, and `rotation` keeps every singular value: both hold for any cut.
+    """
+    size, found = float(np.linalg.norm(delta)), float(np.linalg.norm(ours))
+    unit = abs(options.scale) * size
+    if unit == 0.0:
+        return (0.0 if found == 0.0 else float("inf")), found, "nothing of it"
+    if not np.isfinite(found):
+        return float("nan"), found, "nothing of it"
+    if options.rescale == "norm":
+        return abs(found / unit - 1.0), found, "the direction of its update, but not its norm,"
+    if options.method == "rotation" and cut.tail == 0.0:
+        a, b = (np.linalg.svd(x, compute_uv=False) for x in (ours, options.scale * delta))
+        error = float(np.linalg.norm(a - b)) / unit
+        return error, found, "the directions of its update, but not its singular values,"
+    error = max(found / unit - 1.0, 0.0)
+    if cut.tail > FLOAT32_TOLERANCE * size or dense.certain is None or options.method == "rotation":
+        return error, found, "its update, but for the norm that none exceeds,"
+    certain = dense.certain
+    difference = certain.part(ours / options.scale - cut.whole)
+    error = max(error, (float(np.linalg.norm(difference)) - certain.blur) / size)
+    share = float(np.linalg.norm(certain.part(cut.whole)) / max(np.linalg.norm(cut.whole), 1e-300))
+    known = max(share**2 - certain.blur / size, 0.0)
+    return error, found, f"{1.0 - known:.0%} of its update"
+
+
+def _rank_problems(
+    told: ModuleReport,
+    before: LoraModule,
+    after: LoraModule,
+    cut: CutUpdate,
+    options: MigrationOptions,
+) -> list[str]:
+    """The rank in the report: columns that are not zero; of a copy, as many as were asked for."""
+    expected = max(used_columns(after), 1)
+    if told.action is Action.COPY and options.rank in ("exact", "source"):
+        expected = before.rank
+    elif told.action is Action.COPY and cut.rank is not None:
+        expected = min(cut.rank, before.rank, *shape_of(before))
+    return _other("rank_out", told.rank_out, expected, 0)
+
+
+def _share_problems(
+    told: ModuleReport,
+    cut: CutUpdate,
+    dense: DenseResult | None,
+    options: MigrationOptions,
+    size: float,
+) -> list[str]:
+    """`kept`, the energies of the four blocks, and the directions that were left still."""
+    problems, free = [], dense is not None and dense.undetermined
+    if cut.sigma is None or (options.rank == "source" and dense is None):
+        problems += _other("kept", told.kept, 1.0, ENERGY_SLACK)
+    else:
+        squares = np.cumsum(cut.sigma**2)
+        whole = float(squares[-1])
+        rank = min(max(told.rank_out, 1), len(squares))
+        kept = float(squares[rank - 1]) / whole if whole > 0.0 else 1.0
+        slack = FLOAT32_TOLERANCE * max(1.0, size**2 / whole if whole > 0.0 else 1.0)
+        problems += _other("kept", told.kept, 0.5 if free else kept, 0.5 if free else slack)
+        kind, value = output_rank(options.rank)
+        if kind == "energy" and value is not None and whole > 0.0 and not free:
+            one_less = float(squares[rank - 2]) / whole if rank > 1 else 0.0
+            if kept < value - slack or one_less > value + slack:
+                problems.append(f"report has rank_out {told.rank_out} for a share of {value}")
+    wanted = None if dense is None else dense.energies
+    if (wanted is None) != (told.energies is None):
+        problems.append(f"report has energies {told.energies}, recomputed {wanted}")
+    elif wanted is not None and told.energies is not None:
+        loose = dense is not None and dense.source_undetermined
+        off = [abs(a - b) for a, b in zip(told.energies, wanted, strict=True)]
+        shares = [0.0 <= a <= 1.0 for a in told.energies]
+        whole = abs(sum(told.energies) - sum(wanted)) <= FLOAT32_TOLERANCE
+        if not whole or not (all(shares) if loose else max(off) <= FLOAT32_TOLERANCE):
+            problems.append(f"report has energies {told.energies}, recomputed {wanted}")
+    return problems + _still_problems(told, dense)
+
+
+def _still_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
+    """The directions that `rotation` left still; of a free cut within all that is possible."""
+    problems = []
+    for side in ("left", "right"):
+        said = getattr(told, f"still_{side}")
+        wanted = None if dense is None else getattr(dense, f"still_{side}")
+        if wanted is not None and dense is not None and dense.undetermined:
+            ranks = dense.k_source, dense.k_target
+            wanted = (max(ranks) - min(ranks), max(ranks))
+        if wanted is None or said is None:
+            right = wanted is said
+        else:
+            low, high = wanted
+            right = low <= said <= high
+        if not right:
+            problems.append(f"report has still_{side} {said}, recomputed {wanted and wanted[0]}")
+    return problems
+
+
+def _other(name: str, said: float, expected: float, slack: float) -> list[str]:
+    """A problem, if a number of the report is not what it should be; NaN never is."""
+    if abs(said - expected) <= slack:
+        return []
+    return [f"report has {name} {said:.6g}, recomputed {expected:.6g}"]
+
+
+def _dtype_out(before: LoraModule, options: MigrationOptions) -> str:
+    if options.dtype != "same":
+        return options.dtype
+    return "float32" if before.up.dtype == np.float64 else before.up.dtype.name
+
+
+def _factors_norm(module: LoraModule) -> float:
+    up, down = (np.linalg.norm(f.astype(np.float64)) for f in (module.up, module.down))
+    return abs(module.scale) * float(up * down)

@@ -1,0 +1,59 @@
+"""A base model and an adapter's module, as far as a check needs them: dense matrices."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import LoraModule
+from prolora_jax.architectures.spec import BaseModelSpec
+
+
+@runtime_checkable
+class Weights(Protocol):
+    """A base model, as far as it is needed here."""
+
+    @property
+    def spec(self) -> BaseModelSpec:
+        """Its modules."""
+        ...
+
+    def matrix(self, path: str) -> np.ndarray:
+        """The weight of a module as a float32 matrix `(out, in * kh * kw)`."""
+        ...
+
+    def weight(self, path: str) -> np.ndarray:
+        """The weight of a module in its stored dtype and shape."""
+        ...
+
+    def fingerprint(self, path: str) -> str:
+        """What identifies a weight: hex digits that depend on its dtype, shape and bytes."""
+        ...
+
+
+def identical(source: Weights, target: Weights, source_path: str, path: str) -> bool:
+    """Whether two weights are equal, after a cast of the wider one to the narrower dtype."""
+    if source.fingerprint(source_path) == target.fingerprint(path):
+        return True
+    a, b = source.weight(source_path), target.weight(path)
+    if a.dtype == b.dtype:
+        return False
+    narrow = a.dtype if a.dtype.itemsize <= b.dtype.itemsize else b.dtype
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(a.astype(narrow), b.astype(narrow)))
+
+
+def dense_update(module: LoraModule) -> np.ndarray:
+    """The update of a module as a dense matrix, float64, scale included."""
+    down = module.down.reshape(module.rank, -1).astype(np.float64)
+    return module.scale * (module.up.reshape(-1, module.rank).astype(np.float64) @ down)
+
+
+def shape_of(module: LoraModule) -> tuple[int, int]:
+    """(out, in) of the weight that a module is for, as a matrix."""
+    return module.up.shape[0], module.down.size // module.rank
+
+
+def used_columns(module: LoraModule) -> int:
+    """Rank without the zero columns that pad a file to one rank."""
+    down, up = module.down.reshape(module.rank, -1), module.up.reshape(-1, module.rank)
+    return int(np.count_nonzero(down.any(axis=1) & up.any(axis=0)))
