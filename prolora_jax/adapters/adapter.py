@@ -77,6 +77,7 @@ class Adapter:
         extras: tensors that are carried along unchanged, by their full key.
         metadata: header strings of the file.
         origin: where it came from, for messages.
+        flags: what had to be decided to read it, for reports: where its scale comes from.
     """
 
     modules: tuple[LoraModule, ...]
@@ -84,6 +85,7 @@ class Adapter:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     origin: str = "adapter"
+    flags: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
@@ -155,7 +156,8 @@ class Scanner:
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
         # A name may promise what the content is not: what comes of it is not for others.
         kind = "folder" if path.is_dir() else path.suffix.lower()
-        return sha256(f"{digest} {kind} {config}".encode()).hexdigest(), metadata
+        said = scale_strings(metadata)
+        return sha256(f"{digest} {kind} {config} {said}".encode()).hexdigest(), metadata
 
     def _outlook(self, path: Path, table: str, progress: Progress | None) -> Outlook:
         origin = str(path) if table.startswith(_ALONE) else _ORIGIN

@@ -11,7 +11,16 @@ from prolora_jax.cli.console import Common, out
 
 COMMON = Common()
 Format = Literal[
-    "same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion"
+    "same",
+    "kohya",
+    "kohya-ldm",
+    "kohya-diffusers",
+    "comfyui",
+    "diffusers",
+    "diffusers-old",
+    "peft",
+    "flax",
+    "maxdiffusion",
 ]
 
 
@@ -52,7 +61,7 @@ def convert(
     adapter = load_adapter(input, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
     spec = spec or published_base(adapter, to)
     adapter = resolve(adapter, spec)
-    format = concrete_format(to, spec) or adapter.format
+    format = concrete_format(to, adapter, spec)
     save_adapter(
         adapter,
         out_path,

@@ -159,7 +159,7 @@ def migrate(
     save_adapter(
         migrated,
         out_path,
-        format=concrete_format(format, pair.target.spec),
+        format=concrete_format(format, migrated, pair.target.spec),
         base=pair.target.spec,
         strip_metadata=strip_metadata,
         overwrite=overwrite,

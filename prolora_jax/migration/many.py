@@ -316,7 +316,7 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
         save_adapter(
             migrated,
             item.job.output,
-            format=concrete_format(writing.format, pair.target.spec),
+            format=concrete_format(writing.format, migrated, pair.target.spec),
             base=pair.target.spec,
             strip_metadata=writing.strip_metadata,
             overwrite=writing.overwrite or item.job.replace,

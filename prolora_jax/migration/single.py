@@ -84,7 +84,7 @@ def make_plan(
     measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
-    return replace(plan, flags=flags)
+    return replace(plan, flags=(*flags, *adapter.flags))
 
 
 def run_plan(

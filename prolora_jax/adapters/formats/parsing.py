@@ -13,6 +13,7 @@ from prolora_jax.adapters.adapter import Adapter, AlphaZero, LoraModule
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign
 from prolora_jax.adapters.formats.keys import Key, Part, split_key
 from prolora_jax.adapters.formats.lora_config import alpha_by_config
+from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -97,7 +98,26 @@ def parse(
         )
     # The majority of the UNet modules, of the text encoder's where there are no others.
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
-    return Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+    adapter = Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+    return adapter if outline and _has_alphas(groups) else _scaled(adapter, alpha_zero)
+
+
+def _has_alphas(groups: Mapping[str, _Group]) -> bool:
+    return any("alpha" in group.parts for group in groups.values())
+
+
+def _scaled(adapter: Adapter, alpha_zero: AlphaZero) -> Adapter:
+    """With the scale that stands in plain header strings, where nothing else says one."""
+    kohya = adapter.format.startswith(("kohya", "comfyui"))
+    told, flags = header_scale(adapter.modules, adapter.metadata, adapter.origin, kohya=kohya)
+    for flag in flags:
+        _log.warning("%s: %s", adapter.origin, flag)
+    adapter = replace(adapter, flags=(*adapter.flags, *flags))
+    if told is None:
+        return adapter
+    modules = (replace(m, alpha=told.alpha_for(m.rank)) for m in adapter.modules)
+    read = (m if m.alpha else _read_zero(m, alpha_zero, adapter.origin) for m in modules)
+    return replace(adapter, modules=tuple(read))
 
 
 def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
@@ -158,7 +178,7 @@ def _read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraMo
     if alpha_zero == "rank":
         return replace(module, alpha=float(module.rank))
     if alpha_zero == "zero":
-        return replace(module, up=np.zeros_like(module.up))
+        return replace(module, up=np.zeros_like(module.up), alpha=None)
     raise AdapterRefused(
         f"{origin}: {module.path}: found alpha 0, which some programs read as no effect and others "
         f"as alpha = rank; expected another number; set it to what was meant, or say it with "

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.architectures.clip.table import is_text_encoder
@@ -63,8 +64,11 @@ def fits(module: LoraModule, spec: ModuleSpec) -> bool:
 
 
 def _path(name: str, spec: BaseModelSpec) -> str | None:
-    if name in spec.modules or (is_text_encoder(name) and not _knows(name, spec)):
+    if name in spec.modules:
         return name
+    if is_text_encoder(name):
+        # Known by its name alone where the base model was read from a UNet.
+        return name if is_layer_of_text_encoder(name) and not _knows(name, spec) else None
     if "/" in name:
         return spec.by_flax_name.get(name)
     if name.startswith(KOHYA_UNET):
