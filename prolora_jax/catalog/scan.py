@@ -36,6 +36,7 @@ from prolora_jax.migration.many import Writing, energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import make_plan
 from prolora_jax.plans.catalog_record import CatalogRecord, Verdict
+from prolora_jax.plans.companions import PARTIAL
 from prolora_jax.plans.options import MigrationOptions, output_rank
 from prolora_jax.plans.plan import (
     Action,
@@ -180,7 +181,13 @@ class Scanner:
         whole = path.is_file() and (is_flax_file(path) or (pickles and is_pickle(path)))
         if whole:
             return load_adapter(path, alpha_zero=zero, allow_pickle=pickles, quiet=True)
-        return outline_adapter(path, origin, zero)
+        try:
+            return outline_adapter(path, origin, zero)
+        except AdapterRefused as error:
+            # Whether what stands beside the pairs has any effect is said by its numbers.
+            if error.code not in (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM):
+                raise
+        return load_adapter(path, alpha_zero=zero, quiet=True)
 
     def _planned(self, adapter: Adapter, path: Path, progress: Progress | None) -> Outlook:
         pair, options = self._pair, self._options
@@ -244,7 +251,8 @@ def outcome_fields(
             similarity = similarity.phi_left, similarity.phi_right
         if similarity is not None or "identical" in found:
             phis.append(1.0 if similarity is None else min(similarity))
-    verdict: Verdict = "refused" if not moved else "partial" if left else "ok"
+    behind = left or any(flag.startswith(PARTIAL) for flag in flags)
+    verdict: Verdict = "refused" if not moved else "partial" if behind else "ok"
     return {
         "verdict": verdict,
         "modules": len(sources) + len(left),

@@ -31,6 +31,7 @@ def convert(
     out_path: Annotated[Path, Parameter(name="--out")],
     base: Path | None = None,
     alpha_zero: AlphaZero = "refuse",
+    allow_partial: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -45,6 +46,8 @@ def convert(
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means; programs disagree.
+        allow_partial: write the pairs of a file that also holds whole layers (peft's
+            modules_to_save), which are left out.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         strip_metadata: keep no header string but prolora and format.
         overwrite: replace an existing output.
@@ -56,11 +59,13 @@ def convert(
     from prolora_jax.adapters.formats.resolution import resolve
     from prolora_jax.io.adapters.files import load_adapter, save_adapter
     from prolora_jax.io.base_models.checkpoint import load_base_model
+    from prolora_jax.plans.companions import require_no_whole_layers
 
     spec = None if base is None else load_base_model(base).spec
     adapter = load_adapter(input, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
     spec = spec or published_base(adapter, to)
     adapter = resolve(adapter, spec)
+    require_no_whole_layers(adapter, allow_partial=allow_partial)
     format = concrete_format(to, adapter, spec)
     save_adapter(
         adapter,

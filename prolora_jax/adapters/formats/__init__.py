@@ -1,5 +1,6 @@
 """How adapters are spelled: a dict of tensors becomes an `Adapter`, and back; no disk.
 
+companion_keys.py: Keys of vectors beside the pairs: a bias, a norm's weight.
 components.py: Which component a module's name belongs to: a closed set of prefixes.
 comfyui.py: ComfyUI's own names: `diffusion_model.<LDM path>`, `text_encoders.clip_l....`.
 folding.py: Scales multiplied into the factors, for files that have no field for them.

@@ -8,6 +8,7 @@ import numpy as np
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats import comfyui, diffusers, flax_keys, kohya, maxdiffusion, peft
+from prolora_jax.adapters.formats.companion_keys import companion_tensors
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
@@ -49,6 +50,13 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
     spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
+    tensors, header = _dumped(adapter, format, spec, metadata)
+    return tensors | companion_tensors(adapter, format, spec), header
+
+
+def _dumped(
+    adapter: Adapter, format: str, spec: BaseModelSpec, metadata: dict[str, str]
+) -> tuple[Tensors, Mapping[str, str]]:
     match format:
         case "diffusers" | "diffusers-old":
             old = format == "diffusers-old"

@@ -94,6 +94,11 @@ def split_key(key: str) -> Key | None:
     return Key(_canonical(name), part, format, adapter)
 
 
+def module_path(name: str) -> str:
+    """Path of a module or norm under any of the names that files have for it; flat stays flat."""
+    return _canonical(without_wrappers(name))
+
+
 def _split_place(key: str) -> Key | None:
     """A key of a Flax tree, `unet/.../to_q/lora-<adapter>/down/kernel` or `.../alpha`."""
     match key.removesuffix("/kernel").rsplit("/", 2):

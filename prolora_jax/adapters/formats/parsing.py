@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from prolora_jax import layout
-from prolora_jax.adapters.adapter import Adapter, AlphaZero, LoraModule
+from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
+from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign
 from prolora_jax.adapters.formats.keys import Key, Part, split_key
 from prolora_jax.adapters.formats.lora_config import alpha_by_config
@@ -65,6 +66,11 @@ def parse(
     """
     keys = {key: split_key(key) for key in tensors}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
+    companions = {}
+    if any(parts is not None and parts.part != "alpha" for parts in keys.values()):
+        told = {key: companion_of(key, tensors[key], outline=outline) for key in unread}
+        companions = {key: found for key, found in told.items() if found is not None}
+        unread = [key for key in unread if key not in companions]
     refuse_foreign(tensors, unread, origin=origin)
     if not outline:
         _require_finite(tensors, origin)
@@ -73,8 +79,10 @@ def parse(
     groups: dict[str, _Group] = {}
     extras: dict[str, np.ndarray] = {}
     for key, parts in keys.items():
-        if parts is None:
+        if parts is None and key not in companions:
             extras[key] = tensors[key]
+        elif parts is None:
+            continue
         else:
             group = groups.setdefault(parts.path, _Group(parts.format))
             array = tensors[key]
@@ -98,8 +106,21 @@ def parse(
         )
     # The majority of the UNet modules, of the text encoder's where there are no others.
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
+    if majority == "diffusers" and any(format == "diffusers-old" for _, format in formats):
+        majority = "diffusers-old"  # in which the other layers are spelled as anywhere
     adapter = Adapter(tuple(modules), majority, extras, dict(metadata), origin)
-    return adapter if outline and _has_alphas(groups) else _scaled(adapter, alpha_zero)
+    if not (outline and _has_alphas(groups)):
+        adapter = _scaled(adapter, alpha_zero)
+    scales = {module.path: module.scale for module in adapter.modules}
+    return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
+
+
+def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
+    """With the scale of its module, where that counts for it."""
+    scale = scales.get(companion.path, 1.0)
+    if not is_scaled(companion) or scale == 1.0:
+        return companion
+    return replace(companion, array=(companion.array.astype(np.float64) * scale).astype(np.float32))
 
 
 def _has_alphas(groups: Mapping[str, _Group]) -> bool:
