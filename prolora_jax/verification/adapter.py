@@ -22,6 +22,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions, basis_rule, output_rank
 from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, Skip, SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport
+from prolora_jax.verification.companions import companion_problems
 from prolora_jax.verification.dense import DenseResult, recompute
 
 Matrix = Float[np.ndarray, "out in"]
@@ -190,7 +191,8 @@ class _Job:
             there, here = self.source_lora.extras.get(key), self.output.extras.get(key)
             if there is None or here is None or not np.array_equal(there, here):
                 problems.append(f"{key}: carried along by the report, but not as in the input")
-        return tuple(sorted(problems))
+        beside = self.told.companions, self.source_lora, self.output, self.options.scale
+        return tuple(sorted((*problems, *companion_problems(*beside))))
 
     def check_skipped(self, told: SkippedModule) -> ModuleCheck:
         """Recompute why a module was left out."""

@@ -1,6 +1,7 @@
 """Tensors beside plain pairs: they never refuse a file, and none is lost without a word."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def test_the_bias_of_a_factor_is_read_and_written_as_peft_has_it(alpha, format):
     config = LoraConfig(
         r=2, lora_alpha=alpha, target_modules=["linear_1"], lora_bias=True, init_lora_weights=False
     )
-    net = inject_adapter_in_model(config, Net())
+    net: Any = inject_adapter_in_model(config, Net())
     layer = net.time_embedding["linear_1"]
     with torch.no_grad():
         zero = torch.zeros(1, 8)
