@@ -67,6 +67,34 @@ class LoraModule:
         )
 
 
+Part = Literal["bias", "weight", "layer", "none"]
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A tensor beside the pairs that no projection moves.
+
+    Attributes:
+        key: in the file.
+        path: of the layer, as `LoraModule.path`; of a norm, too, which no spec lists.
+        part: what it is: a vector that is added to the layer's `bias` or, of a norm, to its
+            `weight`; a whole `layer`; or `none`, a tensor without effect.
+        array: the numbers; of a bias and a weight what is added, scale included.
+    """
+
+    key: str
+    path: str
+    part: Part
+    array: np.ndarray
+
+    @property
+    def norm(self) -> float:
+        """Norm of what is added; 0 of a whole layer, which is no difference."""
+        if self.part not in {"bias", "weight"}:
+            return 0.0
+        return float(np.linalg.norm(self.array.astype(np.float64)))
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One adapter file.
@@ -77,6 +105,8 @@ class Adapter:
         extras: tensors that are carried along unchanged, by their full key.
         metadata: header strings of the file.
         origin: where it came from, for messages.
+        companions: tensors beside the pairs that no projection moves.
+        flags: what had to be decided to read it, for reports: where its scale comes from.
     """
 
     modules: tuple[LoraModule, ...]
@@ -84,6 +114,8 @@ class Adapter:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     origin: str = "adapter"
+    companions: tuple[Companion, ...] = ()
+    flags: tuple[str, ...] = ()
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -106,6 +138,9 @@ class Adapter:
         for key in sorted(self.extras):
             digest.update(key.encode())
             _update(digest, self.extras[key])
+        for companion in sorted(self.companions, key=lambda c: c.key):
+            digest.update(f"{companion.path} {companion.part}".encode())
+            _update(digest, companion.array)
         return digest.hexdigest()
 
     def module(self, path: str) -> LoraModule:

@@ -31,6 +31,8 @@ class Inspection:
         extras: tensors that are carried along.
         metadata: header strings that say what it was trained on.
         base: which published base models it can belong to, and why; None for a refused file.
+        companions: tensors beside the pairs that no projection moves, by what they are.
+        flags: what had to be decided to read it, such as where its scale comes from.
     """
 
     path: str
@@ -49,6 +51,8 @@ class Inspection:
     extras: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     base: Detection | None = None
+    companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
 
 TRAINED_ON = (
@@ -80,6 +84,11 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
         extras=tuple(sorted(adapter.extras)),
         metadata={key: adapter.metadata[key] for key in TRAINED_ON if key in adapter.metadata},
         base=detect(adapter),
+        companions={
+            part: tuple(sorted(c.key for c in adapter.companions if c.part == part))
+            for part in sorted({c.part for c in adapter.companions})
+        },
+        flags=adapter.flags,
     )
 
 

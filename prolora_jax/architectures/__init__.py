@@ -5,6 +5,7 @@ clip/: CLIP's text encoders: their tensors, and their names in single files.
 flax_parts.py: Text encoders and VAEs.
 flax_trees.py: Flax trees: where each torch tensor is in one, and the way back.
 identify.py: Which published model a spec is, and the specs of published models.
+norms.py: Norm layers of a base model: each by the layer that it feeds, which knows its width.
 placement.py: Where a file has the weight of each module, whatever naming its keys follow.
 recognition.py: A base model's modules, read off the tensor names and shapes of its checkpoint.
 spec.py: A base model as data: which modules it has, under which names, in which shapes.

@@ -4,8 +4,8 @@ Names in, names out: the tensors themselves stay on disk. One file may hold a UN
 encoders; of every other component (VAE, schedules) nothing is said.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from prolora_jax.architectures.clip.single_files import (
     CLIP_PREFIXES,
@@ -14,7 +14,7 @@ from prolora_jax.architectures.clip.single_files import (
     open_clip_layers,
     plain_layers,
 )
-from prolora_jax.architectures.naming import UNET
+from prolora_jax.architectures.naming import UNET, without_wrappers
 from prolora_jax.architectures.unet.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -48,12 +48,14 @@ def placements(shapes: Shapes) -> dict[str, Placement]:
     Returns:
         Placement by module path, sorted by path.
     """
-    found = [*_unet(shapes)]
+    stored = _unwrapped(shapes)
+    plain = {key: shapes[own] for key, own in stored.items()}
+    found = [*_unet(plain)]
     for prefix, component in CLIP_PREFIXES.items():
-        found += _clip(shapes, prefix, component)
+        found += _clip(plain, prefix, component)
     for prefix in OPEN_CLIP_PREFIXES:
-        found += _open_clip(shapes, prefix)
-    return dict(sorted(found))
+        found += _open_clip(plain, prefix)
+    return {path: replace(place, key=stored[place.key]) for path, place in sorted(found)}
 
 
 def unet_keys(shapes: Shapes) -> dict[str, str]:
@@ -65,6 +67,25 @@ def unet_keys(shapes: Shapes) -> dict[str, str]:
     Returns:
         Key in the file by path with `unet.` and `.weight` or `.bias`; empty without a UNet.
     """
+    stored = _unwrapped(shapes)
+    found = _unet_keys({key: shapes[own] for key, own in stored.items()})
+    return {path: stored[key] for path, key in found.items()}
+
+
+def _unwrapped(keys: Iterable[str]) -> dict[str, str]:
+    """Key in the file by the key without the levels that training programs add.
+
+    Where a file has a tensor under both names, the plain one is the model's.
+    """
+    found = {}
+    for key in keys:
+        plain = without_wrappers(key)
+        if plain == key or plain not in found:
+            found[plain] = key
+    return found
+
+
+def _unet_keys(shapes: Shapes) -> dict[str, str]:
     prefix = _diffusers_prefix(shapes)
     if prefix is not None:
         inside = (key for key in shapes if key.startswith(prefix))
@@ -85,7 +106,7 @@ def unet_keys(shapes: Shapes) -> dict[str, str]:
 
 
 def _unet(shapes: Shapes) -> Iterator[tuple[str, Placement]]:
-    for path, key in unet_keys(shapes).items():
+    for path, key in _unet_keys(shapes).items():
         if _is_module(key, shapes[key]):
             yield path.removesuffix(_WEIGHT), Placement(key, shapes[key])
 

@@ -112,6 +112,10 @@ class BaseModelSpec:
         """
         return flat(self._ldm[path])
 
+    def ldm_name(self, path: str) -> str | None:
+        """`input_blocks.4.1.proj_in` of a UNet's module; None where LDM has no name for it."""
+        return self._ldm.get(path)
+
     @cached_property
     def _ldm(self) -> Mapping[str, str]:
         return ldm_paths(self.component("unet"))

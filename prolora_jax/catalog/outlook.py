@@ -11,6 +11,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.method.encoding import DTYPES
 from prolora_jax.plans.catalog_record import CatalogRecord, State, Verdict
+from prolora_jax.plans.companions import PARTIAL
 from prolora_jax.plans.plan import Action, MigrationPlan, ModuleSimilarity, Skip, SkippedModule
 
 _HEADER_BYTES = 220
@@ -64,8 +65,9 @@ class Tally:
             for module in moving
             if module.sides is not None or "identical" in module.flags
         ]
+        behind = any(flag.startswith(PARTIAL) for flag in flags)
         return Tally(
-            "refused" if not moving else "partial" if left else "ok",
+            "refused" if not moving else "partial" if left or behind else "ok",
             len(sources) + len(left),
             len(sources),
             dict(reasons.most_common()),

@@ -16,6 +16,7 @@ import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
@@ -143,7 +144,8 @@ class Scanner:
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
         # A name may promise what the content is not: what comes of it is not for others.
         kind = "folder" if path.is_dir() else path.suffix.lower()
-        return sha256(f"{digest} {kind} {config}".encode()).hexdigest(), metadata
+        said = scale_strings(metadata)
+        return sha256(f"{digest} {kind} {config} {said}".encode()).hexdigest(), metadata
 
     def _outlook(self, path: Path, table: str | None, progress: Progress | None) -> Outlook:
         """What is known of the file's table; the first file that has it is looked at."""
@@ -170,7 +172,13 @@ class Scanner:
         whole = path.is_file() and (is_flax_file(path) or (pickles and is_pickle(path)))
         if whole:
             return load_adapter(path, alpha_zero=zero, allow_pickle=pickles, quiet=True)
-        return outline_adapter(path, str(path), zero)
+        try:
+            return outline_adapter(path, str(path), zero)
+        except AdapterRefused as error:
+            # Whether what stands beside the pairs has any effect is said by its numbers.
+            if error.code not in (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM):
+                raise
+        return load_adapter(path, alpha_zero=zero, quiet=True)
 
     def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
         pair, options, adapter = self._pair, self._options, fitted.adapter

@@ -12,8 +12,8 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.catalog_files import file_hash
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
-from prolora_jax.verification.result import VerifyReport
 from prolora_jax.verification.file import verify_file
+from prolora_jax.verification.result import VerifyReport
 
 
 @dataclass(frozen=True)

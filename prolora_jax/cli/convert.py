@@ -10,7 +10,16 @@ from prolora_jax.cli.console import Common, out, write_json
 
 COMMON = Common()
 Format = Literal[
-    "same", "kohya", "kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion"
+    "same",
+    "kohya",
+    "kohya-ldm",
+    "kohya-diffusers",
+    "comfyui",
+    "diffusers",
+    "diffusers-old",
+    "peft",
+    "flax",
+    "maxdiffusion",
 ]
 
 
@@ -21,6 +30,7 @@ def convert(
     out_path: Annotated[Path, Parameter(name="--out")],
     base: Path | None = None,
     alpha_zero: AlphaZero = "refuse",
+    allow_partial: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -35,6 +45,8 @@ def convert(
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means; programs disagree.
+        allow_partial: write the pairs of a file that also holds whole layers (peft's
+            modules_to_save), which are left out.
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         strip_metadata: keep no header string but prolora and format.
         overwrite: replace an existing output.
@@ -48,9 +60,9 @@ def convert(
         base,
         alpha_zero=alpha_zero,
         allow_pickle=allow_pickle,
+        allow_partial=allow_partial,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
-        read=(input,) if base is None else (input, base),
     )
     before, count = found.adapter.format, len(found.adapter.modules)
     if common.json:

@@ -5,6 +5,7 @@ merged.py: A merged adapter in its migration: what it is made of, and what its d
 evidence.py: How alike weights of two base models are: what `matching` decides on.
 pair_work.py: What is computed once per pair of weights, by worker processes, too.
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
+edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
 execute.py: Steps of plans on the device: one block per module for many adapters.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.
 opening.py: Two base models from where they lie, as a pair.

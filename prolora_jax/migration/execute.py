@@ -25,6 +25,7 @@ from prolora_jax.method.operators import Method, ModuleOperators, effective_meth
 from prolora_jax.method.projection import SideResult, apply_side, rows_of, to_file_factors
 from prolora_jax.method.singular import gauge, singular_form, union
 from prolora_jax.migration.blocks import matrix_shape, rank_class, split_rows, stacked
+from prolora_jax.migration.edges import apart, holds, stored, to_the_middle
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, MigrationPlan, PlanStep
@@ -100,6 +101,7 @@ class _Block(NamedTuple):
     """What the device works on: some jobs of one module, and the results that will be there."""
 
     jobs: list[_Job]
+    powers: list[int]
     still: tuple[int, int] | None
     compressed: bool
     left: SideResult
@@ -217,13 +219,15 @@ def _start(
     for (rank, compressed, _), members in kinds.items():
         for start, places in split_rows(len(members), rank):
             chosen = members[start : start + places]
-            rows = rows_of(*stacked([job.module for job in chosen], rank, places))
+            middle = [to_the_middle(job.module) for job in chosen]
+            rows = rows_of(*stacked([module for module, _ in middle], rank, places))
             with jax.enable_x64(compressed):
                 left, right = (
                     apply_side(side.form, matrices, block, compressed)
                     for side, matrices, block in zip(operators, on_device, rows, strict=True)
                 )
-            yield _Block(chosen, still, compressed, left, right)
+            powers = [power for _, power in middle]
+            yield _Block(chosen, powers, still, compressed, left, right)
 
 
 def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
@@ -263,26 +267,37 @@ def _collect(
     if options.rescale == "norm":
         scale *= np.divide(before, after, out=np.ones_like(after), where=after > 0)
     dtype = _dtype(block.jobs[0].module, options)
-    stored = jax.device_get(
-        to_file_factors(
-            block.left.parts, block.right.parts, mixing, scale.astype(np.float32), dtype.name
-        )
-    )
+    parts = block.left.parts, block.right.parts, mixing
+    factors = [apart(float(s), p) for s, p in zip(scale, block.powers, strict=False)]
+    on_device = np.ones_like(scale, np.float32)
+    on_device[: len(factors)] = [factor for factor, _ in factors]
+    made = jax.device_get(to_file_factors(*parts, on_device, dtype.name))
+    wide = None
     for i, (owner, step, module) in enumerate(block.jobs):
-        used = _used(stored.used[i], ranks[i], block.compressed)
-        if not stored.finite[i]:
-            yield owner, step.path, _too_large(step.path, dtype)
+        used = _used(made.used[i], ranks[i], block.compressed)
+        new = HostFactors(made.down[i][used], made.up[i][:, used])
+        norm_in, norm_out = (
+            float(np.ldexp(norm, block.powers[i])) for norm in (before[i], after[i])
+        )
+        norm_out *= abs(float(scale[i]))
+        if factors[i][1] or not made.finite[i] or not holds(new, norm_out):
+            wide = wide or jax.device_get(to_file_factors(*parts, on_device, "float32"))
+            used = _used(wide.used[i], ranks[i], block.compressed)
+            narrow = HostFactors(wide.down[i][used], wide.up[i][:, used])
+            new = stored(narrow, 1.0, factors[i][1], dtype) if wide.finite[i] else None
+        if new is None:
+            yield owner, step.path, _too_large(step.path)
             continue
         a, b, c, d = energies[i] / (energies[i].sum() or 1.0)
         yield (
             owner,
             step.path,
             Moved(
-                HostFactors(stored.down[i][used], stored.up[i][:, used]),
+                new,
                 (module.up.shape[0], *module.down.shape[1:]),
                 module.rank,
-                float(before[i]),
-                abs(float(after[i] * scale[i])),
+                norm_in,
+                norm_out,
                 float(kept[i]),
                 (float(a), float(b), float(c), float(d)),
                 block.still,
@@ -299,34 +314,32 @@ def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
     return np.flatnonzero(used) if used.any() else np.array([0])
 
 
-def _too_large(path: str, dtype: np.dtype) -> AdapterRefused:
+def _too_large(path: str) -> AdapterRefused:
     return AdapterRefused(
-        f"{path}: a number of the update does not fit {dtype.name}. "
-        "Use --dtype bfloat16 or float32.",
+        f"{path}: the update holds numbers that are too large or too small for float32. Expected "
+        "numbers that it can hold; check --scale and the adapter.",
         code=Refusal.NON_FINITE,
     )
 
 
 def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same."""
-    factors, kept = host_factors(module), 1.0
+    middle, power = to_the_middle(module)
+    factors, kept = host_factors(middle), 1.0
     if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
         rank, kept = _cut(sigma, module, options)
         factors = HostFactors(whole.down[:rank], whole.up[:, :rank])
-    norm_in, norm_out = module.norm, encoding.update_norm(factors)
+    norm_in, norm_out = middle.norm, encoding.update_norm(factors)
     scale = options.scale
     if options.rescale == "norm":
         scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
-    if scale != 1.0:
-        factors = HostFactors(factors.down, factors.up * np.float32(scale))
-    dtype = _dtype(module, options)
-    try:
-        factors = encoding.cast(factors, dtype)
-    except OverflowError:
-        return _too_large(module.path, dtype)
+    new = stored(factors, scale, power, _dtype(module, options))
+    if new is None:
+        return _too_large(module.path)
     shape = (module.up.shape[0], *module.down.shape[1:])
-    return Moved(factors, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
+    norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
+    return Moved(new, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
 
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

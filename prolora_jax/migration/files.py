@@ -121,7 +121,7 @@ def write_migrated(
     save_adapter(
         adapter,
         output,
-        format=concrete_format(writing.format, target),
+        format=concrete_format(writing.format, adapter, target),
         base=target,
         strip_metadata=writing.strip_metadata,
         overwrite=writing.overwrite,

@@ -18,6 +18,7 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Results, Work, move_all
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.companions import carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     MigrationPlan,
@@ -100,7 +101,10 @@ def plan_fitted(
     measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
-    return replace(plan, flags=fitted.flags)
+    moved = {(step.path, step.source_path) for step in plan.steps}
+    companions = plan_companions(adapter, *specs, matching.pairs, moved, options)
+    flags = (*fitted.flags, *adapter.flags, *left_behind(companions))
+    return replace(plan, flags=flags, companions=companions)
 
 
 def run_plan(
@@ -193,11 +197,13 @@ def encode(
         tuple(sorted(adapter.extras)),
         count(reports, skipped),
         plan.flags,
+        companions=plan.companions,
     )
     title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
     metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
     metadata[PROVENANCE] = _provenance(report, pair.target.spec.family)
-    return replace(adapter, modules=modules, metadata=metadata), report
+    beside = carried(plan.companions, adapter, plan.options.scale)
+    return replace(adapter, modules=modules, companions=beside, metadata=metadata), report
 
 
 def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> LoraModule:

@@ -2,6 +2,7 @@
 
 catalog_record.py: What is known of each file of a catalog, and of the catalog as a whole.
 options.py: What the user asked for: every option of a migration, checked when it is made.
+companions.py: What becomes of biases, norms and whole layers beside an adapter's pairs.
 plan.py: What will be done with every module, decided before anything is computed on a device.
 relation.py: One sentence about a pair of base models, from the similarity of its modules.
 report.py: What a migration did, module by module, as JSON-able records.

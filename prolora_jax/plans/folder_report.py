@@ -15,6 +15,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
+from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     Measure,
@@ -122,6 +123,7 @@ class FileReport:
     carried: tuple[str, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    companions: tuple[PlannedCompanion, ...] = ()
 
     @staticmethod
     def of(report: MigrationReport, energy: tuple[float, float], pair: str) -> "FileReport":
@@ -153,6 +155,7 @@ class FileReport:
             carried=report.carried,
             counts=report.counts,
             flags=report.flags,
+            companions=report.companions,
         )
 
     def to_json(self) -> str:
@@ -236,6 +239,7 @@ def whole_report(
         totals=told.totals,
         shared=shared.options,
         matched_by=shared.matched_by,
+        companions=told.companions,
     )
 
 

@@ -51,6 +51,8 @@ class MigrationOptions:
         rescale: `norm` restores each module's Frobenius norm.
         scale: multiplies every update.
         dtype: of the output; `same` is the input's.
+        allow_partial: move the pairs of a file that also holds whole layers (peft's
+            `modules_to_save`), which stay behind.
         alpha_zero: an alpha of 0 in the input means that the file is refused, alpha = `rank`, or
             no effect (`zero`); programs disagree.
 
@@ -79,6 +81,7 @@ class MigrationOptions:
     rescale: Literal["none", "norm"] = "none"
     scale: float = 1.0
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
+    allow_partial: bool = False
     alpha_zero: AlphaZero = "refuse"
 
     def __post_init__(self):

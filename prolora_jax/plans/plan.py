@@ -19,6 +19,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.places import place_of
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
+from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 
 WEAK_SIMILARITY = 0.5
@@ -128,6 +129,7 @@ class MigrationPlan:
     alignments: tuple[Alignment, ...]
     matched_by: MatchedBy = "name"
     flags: tuple[str, ...] = ()
+    companions: tuple[PlannedCompanion, ...] = ()
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives the same plan back."""

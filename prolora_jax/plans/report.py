@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from prolora_jax.matching.alignment import Alignment
+from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedModule
 
@@ -132,7 +133,8 @@ class MigrationReport:
     """Everything about one migrated adapter; written beside it as `.report.json`.
 
     `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`. `parts` are
-    what the input was put together from (`--merge`), none for a single file.
+    what the input was put together from (`--merge`), none for a single file. `companions` are
+    the tensors beside the pairs: what became of each, and its share of the update.
     """
 
     prolora_version: str
@@ -147,6 +149,7 @@ class MigrationReport:
     counts: dict[str, int] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     parts: tuple[MergedPart, ...] = ()
+    companions: tuple[PlannedCompanion, ...] = ()
 
     def to_json(self) -> str:
         """The report as indented JSON."""

@@ -1,5 +1,6 @@
 """The oracle: a dense float64 recomputation that shares no numerics with what it checks.
 
+companions.py: Vectors beside the pairs, checked against the input.
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 result.py: What came of a check: module by module, and for the file as a whole.
 weights.py: A base model and an adapter's module, as far as a check needs them.

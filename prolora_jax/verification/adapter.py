@@ -14,6 +14,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.errors import AdapterRefused
+from prolora_jax.plans.companions import PlannedCompanion, left_behind, plan_companions
 from prolora_jax.plans.options import basis_rule
 from prolora_jax.plans.plan import (
     UNVERIFIED_TEXT_ENCODER,
@@ -25,6 +26,7 @@ from prolora_jax.plans.plan import (
 )
 from prolora_jax.plans.report import ModuleReport, count
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
+from prolora_jax.verification.companions import companion_problems
 from prolora_jax.verification.contents import extra_problems, module_problems
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult, recompute
@@ -293,19 +295,29 @@ class _Job:
         problems += provenance_problems(output, told, prints, counts, self.target.spec)
         strings, open_ = string_problems(output, before, told, self.target.spec)
         self.not_checked += open_
-        problems += strings + self._flag_problems() + self._part_problems(parts)
+        beside = self._companions(plan)
+        problems += companion_problems(told.companions, beside, before, output, self.options.scale)
+        problems += strings + self._flag_problems(beside) + self._part_problems(parts)
         if self.claim.folder is not None:
             by = self.matched.matching.matched_by
             problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
         return problems
 
-    def _flag_problems(self) -> list[str]:
+    def _companions(self, plan: MigrationPlan) -> tuple[PlannedCompanion, ...]:
+        """What should become of each tensor beside the pairs."""
+        moved = {(step.path, step.source_path) for step in plan.steps}
+        pairs = self.matched.matching.pairs
+        specs = self.source.spec, self.target.spec
+        return plan_companions(self.source_lora, *specs, pairs, moved, self.options)
+
+    def _flag_problems(self, beside: tuple[PlannedCompanion, ...]) -> list[str]:
         """Flags of the file as a whole: what was assumed, what the input leaves open."""
-        told = self.claim.report
+        told, before = self.claim.report, self.source_lora
         try:
-            wanted = check_base(self.source_lora, self.source.spec, self.options.assume_base)
+            wanted = check_base(before, self.source.spec, self.options.assume_base)
         except AdapterRefused as error:
             return [str(error)]
+        wanted = (*wanted, *before.flags, *left_behind(beside))
         if sorted(told.flags) == sorted(wanted):
             return []
         return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]

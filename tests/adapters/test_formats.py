@@ -41,7 +41,7 @@ TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_OUT = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
 RTOL = 1e-6  # float32 products, rank 4
 # Diffusers applies nothing of a file whose keys start with `base_model.model.`, and only warns.
-READ_BY_DIFFUSERS = [format for format in FORMATS if format not in {"peft", "flax"}]
+READ_BY_DIFFUSERS = [f for f in FORMATS if f not in {"peft", "flax", "comfyui"}]
 
 PATTERNS: dict[str, Any] = {
     "rank_pattern": {"attn1.to_q": 2, "attn2.to_k": 8},

@@ -117,7 +117,7 @@ def test_every_format(files, to, capsys):
     assert facts["to"] == (to if to in FORMATS else "kohya-ldm")
     before, after = load_adapter(files["in"], XL), load_adapter(files["out"], XL)
     builders.assert_deltas(after, {m.path: builders.delta(m) for m in before.modules})
-    if to != "diffusers":  # its keys have no field for the scale
+    if not to.startswith("diffusers"):  # its keys have no field for the scale
         for module in before.modules:
             assert after.module(module.path).scale == module.scale
             assert_array_equal(after.module(module.path).down, module.down)

@@ -100,6 +100,20 @@ def test_matrices_are_float32_and_flat(unet, folder):
     assert_array_equal(matrix, weight.reshape(weight.shape[0], -1))
 
 
+def test_a_float64_weight_that_float32_does_not_hold(state, tmp_path):
+    wide = {key: tensor.double() for key, tensor in state.items()}
+    wide["conv_in.weight"][0, 0] = 1e300
+    save_file(wide, tmp_path / "wide.safetensors")
+    model = load_base_model(tmp_path / "wide.safetensors")
+    assert np.isfinite(model.matrix("unet.conv_out")).all()
+    message = (
+        r"unet.conv_in: found 1e\+300 in a float64 weight; expected numbers that float32 holds"
+    )
+    with pytest.raises(BaseModelError, match=message) as caught:
+        model.matrix("unet.conv_in")
+    assert caught.value.code is Refusal.NON_FINITE
+
+
 def test_stored_dtypes_are_kept(state, tmp_path):
     save_file({key: tensor.bfloat16() for key, tensor in state.items()}, tmp_path / "b.safetensors")
     model = load_base_model(tmp_path / "b.safetensors")

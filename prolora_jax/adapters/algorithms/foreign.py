@@ -74,7 +74,7 @@ def refuse_foreign(
             code=Refusal.NOT_AN_ADAPTER,
         )
     for key in unread:
-        name = _algorithm(key)
+        name = algorithm_of(key)
         if name == "OFT" and tensors[key].ndim == 4:
             name = "BOFT"  # its blocks have the same name and one axis more
         if name is not None:
@@ -108,12 +108,13 @@ def _kind(keys: Collection[str], unread: Collection[str]) -> tuple[str, str] | N
         if key.split(":", 1)[0] in {"unet", "text_encoder"} and key.endswith((":up", ":down")):
             return "safeloras", key  # positional: which layer it is depends on a program's order
     for key in unread:
-        if any(piece in key for piece in _CHECKPOINT) and _algorithm(key) is None:
+        if any(piece in key for piece in _CHECKPOINT) and algorithm_of(key) is None:
             return "checkpoint", key
     return None
 
 
-def _algorithm(key: str) -> str | None:
+def algorithm_of(key: str) -> str | None:
+    """Name of the algorithm that a key's end belongs to; None where none is known."""
     parts = key.split(".")
     ends = [parts[-1:], parts[-2:], [*parts[-2:-1], "*"], [*parts[-3:-2], "*", parts[-1]]]
     return next((name for end in ends if (name := _ALGORITHM_BY_END.get(".".join(end)))), None)

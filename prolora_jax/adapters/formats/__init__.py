@@ -1,11 +1,16 @@
 """How adapters are spelled: a dict of tensors becomes an `Adapter`, and back; no disk.
 
+companion_keys.py: Keys of vectors beside the pairs: a bias, a norm's weight.
+components.py: Which component a module's name belongs to: a closed set of prefixes.
+comfyui.py: ComfyUI's own names: `diffusion_model.<LDM path>`, `text_encoders.clip_l....`.
+folding.py: Scales multiplied into the factors, for files that have no field for them.
 diffusers.py: Diffusers' keys: `unet.<dotted path>.lora_A.weight` and `.lora_B.weight`, scale 1.
 flax_keys.py: Keys of a Flax tree with `/` between its levels, and the tensors under them.
 keys.py: The grammar of tensor keys: module name, then suffix. Each key is read by itself.
 kohya.py: Kohya's keys: `lora_unet_<flat path>.lora_down.weight`, `.alpha`.
 lora_config.py: The scale that peft and diffusers keep beside the tensors.
 header_strings.py: Header strings: what is carried over, rewritten for another base model.
+plain_scale.py: A scale that stands in plain header strings alone.
 maxdiffusion.py: MaxDiffusion's files: kohya's keys, an alpha on every module, one rank.
 parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`.
 peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the config.

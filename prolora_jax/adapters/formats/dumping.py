@@ -7,11 +7,15 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats import diffusers, flax_keys, kohya, maxdiffusion, peft
+from prolora_jax.adapters.formats import comfyui, diffusers, flax_keys, kohya, maxdiffusion, peft
+from prolora_jax.adapters.formats.companion_keys import companion_tensors
+from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 
@@ -22,7 +26,7 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
     """Write an adapter's tensors under the keys of `format`.
 
     The update of each module stays the same number. Formats that have a field for the scale keep
-    the factors bit for bit; elsewhere it is multiplied into `up`, in float32 (docs/formats.md).
+    the factors bit for bit; elsewhere it is multiplied into them (`folding`, docs/formats.md).
 
     Args:
         adapter: resolved, or resolvable against `spec`.
@@ -39,13 +43,26 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
     require_format(format)
     adapter = resolve(adapter, spec)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
+    if format in {"diffusers", "diffusers-old"}:  # their keys have no field for the scale
+        adapter = fold_scales(adapter)
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    metadata = {key: text for key, text in adapter.metadata.items() if key != HEADER_KEY}
+    spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
+    metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
+    tensors, header = _dumped(adapter, format, spec, metadata)
+    return tensors | companion_tensors(adapter, format, spec), header
+
+
+def _dumped(
+    adapter: Adapter, format: str, spec: BaseModelSpec, metadata: dict[str, str]
+) -> tuple[Tensors, Mapping[str, str]]:
     match format:
-        case "diffusers":
-            return diffusers.dump_tensors(adapter), {"format": "pt"} | metadata
+        case "diffusers" | "diffusers-old":
+            old = format == "diffusers-old"
+            return diffusers.dump_tensors(adapter, old=old), {"format": "pt"} | metadata
+        case "comfyui":
+            return comfyui.dump_tensors(adapter, spec), metadata
         case "peft":
             config = {HEADER_KEY: peft.configuration(adapter)}
             return peft.dump_tensors(adapter), {"format": "pt"} | metadata | config
@@ -67,6 +84,9 @@ def key_names(adapter: Adapter, format: str, spec: BaseModelSpec) -> frozenset[s
     Raises:
         AdapterRefused: the format has no name for a module.
     """
+    if format == "comfyui":
+        named = (comfyui.module_name(m.path, spec, adapter.origin) for m in adapter.modules)
+        return frozenset(named)
     if format not in {"kohya-ldm", "kohya-diffusers", "maxdiffusion"}:
         return frozenset(module.path for module in adapter.modules)
     ldm = format == "kohya-ldm" or (format == "maxdiffusion" and spec.is_sdxl_family)
@@ -87,34 +107,30 @@ def require_format(format: str) -> None:
         )
 
 
-def concrete_format(choice: str, spec: BaseModelSpec) -> str | None:
+def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     """The format behind a choice of the command line.
 
     Args:
         choice: `same`, `kohya`, or one of `FORMATS`.
+        adapter: what is written, resolved against `spec`.
         spec: the base model that the output is for.
 
     Returns:
-        None for `same`; for `kohya` what its trainer writes for this base: LDM block names for
-        SDXL's family, diffusers block names for SD 1 and 2.
+        For `same` the adapter's own, for `kohya` what its trainer writes for this base: LDM block
+        names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM has no name for
+        one of the modules (`encoder_hid_proj` of Kolors), both are diffusers block names, which
+        the readers of either take. A format that was asked for by its name is that one.
     """
     if choice == "same":
-        return None
-    if choice == "kohya":
-        return "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"
-    return choice
-
-
-def fold_scales(adapter: Adapter) -> Adapter:
-    """The same updates with scale 1: each scale is multiplied into `up`.
-
-    Raises:
-        AdapterRefused: a scaled factor does not fit its dtype.
-    """
-    modules = tuple(
-        replace(m, up=diffusers.scaled_up(m, adapter.origin), alpha=None) for m in adapter.modules
-    )
-    return replace(adapter, modules=modules)
+        chosen = adapter.format
+    elif choice == "kohya":
+        chosen = "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"
+    else:
+        return choice
+    unet = (m.path for m in adapter.modules if m.path.startswith(UNET))
+    if chosen in {"kohya-ldm", "comfyui"} and any(spec.ldm_name(path) is None for path in unet):
+        return "kohya-diffusers"
+    return chosen
 
 
 def _shaped(module: LoraModule, spec: BaseModelSpec) -> LoraModule:

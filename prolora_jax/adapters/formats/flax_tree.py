@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.formats.dumping import dump, fold_scales
+from prolora_jax.adapters.formats.dumping import dump
 from prolora_jax.adapters.formats.flax_keys import DEFAULT_NAME, LORA
+from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.flax_trees import Tree, leaves, nested

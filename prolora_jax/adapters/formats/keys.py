@@ -8,34 +8,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from prolora_jax.adapters.formats.components import COMFYUI_UNET, is_comfyui, text_encoder_path
 from prolora_jax.adapters.formats.flax_keys import LORA
-from prolora_jax.architectures.naming import UNET, flat
+from prolora_jax.architectures.naming import UNET, flat, without_wrappers
 
-FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "peft", "flax", "maxdiffusion")
+FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyui", "peft") + (
+    "flax",
+    "maxdiffusion",
+)
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
-# Component by flat prefix; `lora_te_` is how files for SD 1 and 2 call their only text encoder.
-KOHYA_TEXT_ENCODERS = {
-    "lora_te_": "text_encoder.",
-    "lora_te1_": "text_encoder.",
-    "lora_te2_": "text_encoder_2.",
-    "lora_te3_": "text_encoder_3.",
-}
-
-_TEXT_ENCODERS = frozenset(component.rstrip(".") for component in KOHYA_TEXT_ENCODERS.values())
-
 Part = Literal["down", "up", "alpha"]
 
 # What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
 _LYCORIS = "lycoris_"
 _UNET_ROOTS = frozenset(
-    ("conv_in", "conv_out", "time_embedding", "add_embedding", "down_blocks", "mid_block")
-    + ("up_blocks",)
+    ("conv_in", "conv_out", "time_embedding", "add_embedding", "class_embedding")
+    + ("down_blocks", "mid_block", "up_blocks", "encoder_hid_proj", "position_net")
 )
 _LDM_ROOTS = frozenset(
     ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out")
 )
-_LDM_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+_LDM_PREFIXES = (f"model.{COMFYUI_UNET}", COMFYUI_UNET)
 # What a flat name of LDM blocks starts with. `time_embed_0` is LDM, `time_embedding_` is not.
 _FLAT_LDM = tuple(f"{KOHYA_UNET}{root}_" for root in sorted(_LDM_ROOTS))
 
@@ -67,25 +61,8 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
 
 
 _SUFFIXES = _suffixes()
-
-
-def _text_encoder_layers() -> Mapping[str, str]:
-    """CLIP module by its flat and its dotted name, for more layers than any CLIP encoder has.
-
-    transformers 5 dropped the `text_model.` level of one of its two CLIP classes. Both
-    generations end up under the older name, which all readers know.
-    """
-    attention = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
-    inner = [*attention, "mlp.fc1", "mlp.fc2"]
-    newer = [f"encoder.layers.{i}.{name}" for i in range(64) for name in inner]
-    table = {"text_projection": "text_projection"}
-    for name in newer:
-        path = f"text_model.{name}"
-        table |= {name: path, flat(name): path, path: path, flat(path): path}
-    return table
-
-
-_TEXT_ENCODER_LAYERS = _text_encoder_layers()
+# Attention layers of the oldest diffusers files, the only dotted ones that ComfyUI reads, too.
+_PROCESSOR, _OLD = ".processor.", "diffusers-old"
 
 
 @dataclass(frozen=True)
@@ -110,10 +87,16 @@ def split_key(key: str) -> Key | None:
     """Take a LoRA key apart; None if it is not one."""
     if "/" in key:
         return _split_place(key)
-    name, part, adapter = _split_suffix(key)
+    name, part, adapter = _split_suffix(without_wrappers(key))
     if part is None:
         return None
-    return Key(_canonical(name), part, _format(name), adapter)
+    format = _OLD if _PROCESSOR in key and PEFT_WRAPPER not in name else _format(name)
+    return Key(_canonical(name), part, format, adapter)
+
+
+def module_path(name: str) -> str:
+    """Path of a module or norm under any of the names that files have for it; flat stays flat."""
+    return _canonical(without_wrappers(name))
 
 
 def _split_place(key: str) -> Key | None:
@@ -128,7 +111,8 @@ def _split_place(key: str) -> Key | None:
     if not name.startswith(LORA):
         return None
     # Only a base model can tell the UNet's dots; a text encoder has them between all levels.
-    path = _canonical(place.replace("/", ".")) if place.startswith("text_encoder") else place
+    dotted = place.replace("/", ".")
+    path = text_encoder_path(dotted) or place
     return Key(path, part, "flax", name.removeprefix(LORA))
 
 
@@ -146,18 +130,15 @@ def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:
 
 
 def _canonical(name: str) -> str:
-    name = name.replace(PEFT_WRAPPER, "", 1)
+    name = name.replace(PEFT_WRAPPER, "")
     if name.startswith(_LYCORIS):
         return KOHYA_UNET + name.removeprefix(_LYCORIS)
-    for prefix, component in KOHYA_TEXT_ENCODERS.items():
-        if name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            return component + _TEXT_ENCODER_LAYERS.get(rest, rest)
+    encoder = text_encoder_path(name)
+    if encoder is not None:
+        return encoder
     for prefix in _LDM_PREFIXES:
         name = name.removeprefix(prefix)
-    root, _, rest = name.partition(".")
-    if root in _TEXT_ENCODERS:
-        return f"{root}.{_TEXT_ENCODER_LAYERS.get(rest, rest)}"
+    root = name.partition(".")[0]
     if root in _UNET_ROOTS:
         return UNET + name
     if root in _LDM_ROOTS:
@@ -168,6 +149,8 @@ def _canonical(name: str) -> str:
 def _format(name: str) -> str:
     if PEFT_WRAPPER in name:
         return "peft"
+    if is_comfyui(name) or name.partition(".")[0] in _LDM_ROOTS:
+        return "comfyui"
     if "." in name or name in _UNET_ROOTS:
         return "diffusers"
     if name.startswith((*_FLAT_LDM, "lora_te1_", "lora_te2_")):

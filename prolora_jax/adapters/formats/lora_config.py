@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from prolora_jax.architectures.naming import without_wrappers
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -111,6 +112,7 @@ def _config(text: str, component: str, origin: str) -> _Config:
 
 def _matcher(pattern: str) -> Callable[[str], object]:
     """Whether a pattern fits a module path, by peft's rule: its end, from any dot on."""
+    pattern = without_wrappers(pattern)  # as in the keys that it is for
     if _WHOLE_PATHS.fullmatch(pattern):  # as `peft.configuration` writes them: hundreds in one
         return frozenset(pattern[2:-1].replace("\\.", ".").split("|")).__contains__
     return re.compile(rf"(.*\.)?({_simple(pattern)})$").match

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats import diffusers, kohya
+from prolora_jax.adapters.formats import kohya
+from prolora_jax.adapters.formats.folding import without_sign
 from prolora_jax.architectures.spec import BaseModelSpec
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> dict[str, np.ndarray]
         Tensors by key; extras, but for alphas without a module, unchanged.
 
     Raises:
-        AdapterRefused: LDM has no name for a module, or a negative scale does not fit its dtype.
+        AdapterRefused: LDM has no name for a module.
     """
     for module in adapter.modules:
         # Its layers are convolutions where "conv" is in the name, and linear everywhere else.
@@ -38,13 +39,12 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> dict[str, np.ndarray]
             )
             break
     rank = max(adapter.ranks)
-    modules = tuple(_padded(module, rank, adapter.origin) for module in adapter.modules)
+    modules = tuple(_padded(module, rank) for module in adapter.modules)
     extras = {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
     padded = replace(adapter, modules=modules, extras=extras)
     return kohya.dump_tensors(padded, spec, ldm=spec.is_sdxl_family)
 
 
-def _padded(module: LoraModule, rank: int, origin: str) -> LoraModule:
-    if module.scale <= 0:
-        module = replace(module, up=diffusers.scaled_up(module, origin), alpha=None)
+def _padded(module: LoraModule, rank: int) -> LoraModule:
+    module = without_sign(module)
     return replace(module.padded(rank), alpha=module.scale * rank)

@@ -9,10 +9,12 @@ import ml_dtypes
 import numpy as np
 
 from prolora_jax import layout
-from prolora_jax.adapters.adapter import Adapter, AlphaZero, LoraModule
+from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
+from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign
 from prolora_jax.adapters.formats.keys import Key, Part, split_key
 from prolora_jax.adapters.formats.lora_config import alpha_by_config
+from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -64,6 +66,11 @@ def parse(
     """
     keys = {key: split_key(key) for key in tensors}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
+    companions = {}
+    if any(parts is not None and parts.part != "alpha" for parts in keys.values()):
+        told = {key: companion_of(key, tensors[key], outline=outline) for key in unread}
+        companions = {key: found for key, found in told.items() if found is not None}
+        unread = [key for key in unread if key not in companions]
     refuse_foreign(tensors, unread, origin=origin)
     if not outline:
         _require_finite(tensors, origin)
@@ -72,8 +79,10 @@ def parse(
     groups: dict[str, _Group] = {}
     extras: dict[str, np.ndarray] = {}
     for key, parts in keys.items():
-        if parts is None:
+        if parts is None and key not in companions:
             extras[key] = tensors[key]
+        elif parts is None:
+            continue
         else:
             group = groups.setdefault(parts.path, _Group(parts.format))
             array = tensors[key]
@@ -97,7 +106,39 @@ def parse(
         )
     # The majority of the UNet modules, of the text encoder's where there are no others.
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
-    return Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+    if majority == "diffusers" and any(format == "diffusers-old" for _, format in formats):
+        majority = "diffusers-old"  # in which the other layers are spelled as anywhere
+    adapter = Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+    if not (outline and _has_alphas(groups)):
+        adapter = _scaled(adapter, alpha_zero)
+    scales = {module.path: module.scale for module in adapter.modules}
+    return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
+
+
+def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
+    """With the scale of its module, where that counts for it."""
+    scale = scales.get(companion.path, 1.0)
+    if not is_scaled(companion) or scale == 1.0:
+        return companion
+    return replace(companion, array=(companion.array.astype(np.float64) * scale).astype(np.float32))
+
+
+def _has_alphas(groups: Mapping[str, _Group]) -> bool:
+    return any("alpha" in group.parts for group in groups.values())
+
+
+def _scaled(adapter: Adapter, alpha_zero: AlphaZero) -> Adapter:
+    """With the scale that stands in plain header strings, where nothing else says one."""
+    kohya = adapter.format.startswith(("kohya", "comfyui"))
+    told, flags = header_scale(adapter.modules, adapter.metadata, adapter.origin, kohya=kohya)
+    for flag in flags:
+        _log.warning("%s: %s", adapter.origin, flag)
+    adapter = replace(adapter, flags=(*adapter.flags, *flags))
+    if told is None:
+        return adapter
+    modules = (replace(m, alpha=told.alpha_for(m.rank)) for m in adapter.modules)
+    read = (m if m.alpha else _read_zero(m, alpha_zero, adapter.origin) for m in modules)
+    return replace(adapter, modules=tuple(read))
 
 
 def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
@@ -158,7 +199,7 @@ def _read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraMo
     if alpha_zero == "rank":
         return replace(module, alpha=float(module.rank))
     if alpha_zero == "zero":
-        return replace(module, up=np.zeros_like(module.up))
+        return replace(module, up=np.zeros_like(module.up), alpha=None)
     raise AdapterRefused(
         f"{origin}: {module.path}: found alpha 0, which some programs read as no effect and others "
         f"as alpha = rank; expected another number; set it to what was meant, or say it with "

@@ -54,6 +54,8 @@ def configuration(adapter: Adapter) -> str:
         for component, modules in by_component.items()
         for field, value in (_fields(modules) | {"base_model_name_or_path": name}).items()
     }
+    biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
+    fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
     return json.dumps(fields)
 
 

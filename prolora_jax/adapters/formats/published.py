@@ -34,7 +34,7 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
         spec = _spec(name)
         try:
             resolved = resolve(adapter, spec)
-            format = concrete_format(choice, spec) or adapter.format
+            format = concrete_format(choice, resolved, spec)
             keys.add((format, key_names(resolved, format, spec)))
         except AdapterRefused:
             continue

@@ -1,12 +1,15 @@
 """An adapter against a base model: every module gets its dotted path and is checked."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.norms import layer_by_flat_name
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -49,7 +52,11 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         repeated = len(adapter.modules) - len(found)
         _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
     _require_shapes(adapter.origin, found, spec)
-    return replace(adapter, modules=tuple(found.values()))
+    companions = adapter.companions
+    if companions:
+        names = layer_by_flat_name(spec)
+        companions = tuple(replace(c, path=_layer(c.path, names)) for c in companions)
+    return replace(adapter, modules=tuple(found.values()), companions=companions)
 
 
 def fits(module: LoraModule, spec: ModuleSpec) -> bool:
@@ -63,13 +70,22 @@ def fits(module: LoraModule, spec: ModuleSpec) -> bool:
 
 
 def _path(name: str, spec: BaseModelSpec) -> str | None:
-    if name in spec.modules or (is_text_encoder(name) and not _knows(name, spec)):
+    if name in spec.modules:
         return name
+    if is_text_encoder(name):
+        # Known by its name alone where the base model was read from a UNet.
+        return name if is_layer_of_text_encoder(name) and not _knows(name, spec) else None
     if "/" in name:
         return spec.by_flax_name.get(name)
     if name.startswith(KOHYA_UNET):
         return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
     return None
+
+
+def _layer(name: str, names: Mapping[str, str]) -> str:
+    """Path of a companion's layer; its name where the base model has none: nothing is refused."""
+    flat = name.removeprefix(KOHYA_UNET)
+    return names.get(flat, name) if flat != name else name
 
 
 def _knows(path: str, spec: BaseModelSpec) -> bool:

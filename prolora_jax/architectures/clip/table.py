@@ -15,6 +15,8 @@ Entries = Iterator[tuple[str, Shape]]
 COMPONENTS = ("text_encoder", "text_encoder_2")
 """Components that a base model's text encoders may be, in the order of their names."""
 
+_TEXT_ENCODERS = frozenset({*COMPONENTS, "text_encoder_3"})
+
 _VOCABULARY, _POSITIONS = 49408, 77
 
 
@@ -93,8 +95,11 @@ def _norm(path: str, width: int) -> Entries:
 
 
 def is_text_encoder(path: str) -> bool:
-    """Whether a module path belongs to a text encoder, which no UNet's spec knows."""
-    return path.startswith("text_encoder")
+    """Whether a module path belongs to a text encoder, which no UNet's spec knows.
+
+    The components are a closed set: `text_encoders.x` or `text_encoder_lora.x` is none of them.
+    """
+    return path.partition(".")[0] in _TEXT_ENCODERS
 
 
 def encoder_of(spec: BaseModelSpec, path: str) -> str | None:

@@ -22,9 +22,10 @@ LDM_PARTS = (
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _FIRST_LAYER = "input_blocks.0.0.weight"
 _RESNET = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
-_OUTSIDE_BLOCKS = ("conv_in", "conv_norm_out", "conv_out") + tuple(
-    f"{name}.linear_{i}" for name in ("time_embedding", "add_embedding") for i in (1, 2)
-)
+# A UNet whose first block attends is of SD 1's and 2's layout. What SDXL and its refiner embed
+# beside the time is in LDM called the same as the image embedding of SD 2 unCLIP.
+_FIRST_ATTENTION = "input_blocks.1.1."
+_SD2_EMBEDDING, _SDXL_EMBEDDING = "class_embedding", "add_embedding"
 
 
 def ldm_prefix(keys: Collection[str]) -> str | None:
@@ -46,6 +47,8 @@ def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
     inputs = 1 + max(
         (int(name.split(".")[1]) for name in names if name.startswith("input_blocks.")), default=0
     )
+    attends = any(name.startswith(_FIRST_ATTENTION) for name in names)
+    embedding = _SD2_EMBEDDING if attends else _SDXL_EMBEDDING
     for layers in range(1, inputs):
         blocks, rest = divmod(inputs, layers + 1)
         if rest:
@@ -53,7 +56,7 @@ def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
         # Attentions first: the place of an upsampler depends on whether its block has any.
         slots = ldm_paths(_attentions(blocks, layers))
         attentions = [path for slot, ldm in slots.items() for path in _inside(slot, ldm, names)]
-        table = ldm_paths([*attentions, *_others(blocks, layers)])
+        table = ldm_paths([*attentions, *_others(blocks, layers, embedding)])
         found = {name: path for path, name in table.items() if name in names}
         if found.keys() == names:
             return found
@@ -73,7 +76,7 @@ def _inside(slot: str, ldm: str, names: set[str]) -> Iterator[str]:
         yield from (slot + name.removeprefix(ldm) for name in names if name.startswith(f"{ldm}."))
 
 
-def _others(blocks: int, layers: int) -> Iterator[str]:
+def _others(blocks: int, layers: int, embedding: str) -> Iterator[str]:
     resnets = [f"mid_block.resnets.{j}" for j in range(2)]
     for i in range(blocks):
         resnets += [f"down_blocks.{i}.resnets.{j}" for j in range(layers)]
@@ -81,4 +84,5 @@ def _others(blocks: int, layers: int) -> Iterator[str]:
         yield f"unet.down_blocks.{i}.downsamplers.0.conv"
         yield f"unet.up_blocks.{i}.upsamplers.0.conv"
     yield from (f"unet.{resnet}.{layer}" for resnet in resnets for layer in _RESNET)
-    yield from (f"unet.{layer}" for layer in _OUTSIDE_BLOCKS)
+    yield from (f"unet.{layer}" for layer in ("conv_in", "conv_norm_out", "conv_out"))
+    yield from (f"unet.{name}.linear_{i}" for name in ("time_embedding", embedding) for i in (1, 2))

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
-from prolora_jax.adapters.formats.dumping import dump, fold_scales
+from prolora_jax.adapters.formats.dumping import concrete_format, dump
+from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
@@ -141,7 +142,7 @@ def save_adapter(
         UsageError: the output exists and `overwrite` is not set, or the format is unknown.
         AdapterRefused: a module is not in `base`, or does not fit the format.
     """
-    path, format = Path(path), format or adapter.format
+    path, format = Path(path), format or concrete_format("same", adapter, base)
     folder = writes_folder(path, format)
     refuse_existing(path, overwrite, folder=folder, read=read)
     if format == "peft" and not folder:

@@ -15,6 +15,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, report_path
+from prolora_jax.plans.companions import require_no_whole_layers
 
 
 class ConvertedFile(NamedTuple):
@@ -53,6 +54,7 @@ def convert_file(
     *,
     alpha_zero: AlphaZero = "refuse",
     allow_pickle: bool = False,
+    allow_partial: bool = False,
     strip_metadata: bool = False,
     overwrite: bool = False,
 ) -> ConvertedFile:
@@ -65,6 +67,8 @@ def convert_file(
         base: base model it is for; not needed for published ones whose names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means.
         allow_pickle: whether a pickle may be read.
+        allow_partial: whether whole layers beside the pairs (peft's modules_to_save) may be left
+            out.
         strip_metadata: whether all header strings but `prolora` and `format` are left out.
         overwrite: whether an existing output may be replaced.
 
@@ -80,7 +84,8 @@ def convert_file(
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
     spec = spec or published_base(adapter, to)
     adapter = resolve(adapter, spec)
-    format = concrete_format(to, spec) or adapter.format
+    require_no_whole_layers(adapter, allow_partial=allow_partial)
+    format = concrete_format(to, adapter, spec)
     save_adapter(
         adapter,
         out,

@@ -90,8 +90,22 @@ class BaseModel:
         return self.sources[path].read()
 
     def matrix(self, path: str) -> np.ndarray:
-        """The weight as a float32 matrix `(out, in * kh * kw)`."""
-        return weight_to_matrix(self.weight(path)).astype(np.float32)
+        """The weight as a float32 matrix `(out, in * kh * kw)`.
+
+        Raises:
+            BaseModelError: it holds a float64 number that float32 does not.
+        """
+        weight = weight_to_matrix(self.weight(path))
+        with np.errstate(over="ignore"):  # looked at below
+            matrix = weight.astype(np.float32)
+        if weight.dtype == np.float64 and np.isinf(matrix).any() and np.isfinite(weight).all():
+            raise BaseModelError(
+                f"{self.location}: {path}: found {np.abs(weight).max():.3g} in a float64 weight; "
+                f"expected numbers that float32 holds, in which all is computed; give a base model "
+                f"whose weights are in that range",
+                code=Refusal.NON_FINITE,
+            )
+        return matrix
 
     def fingerprint(self, path: str) -> str:
         """32 hex digits that depend on the weight's dtype, shape and bytes, and on nothing else.

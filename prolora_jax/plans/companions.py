@@ -1,0 +1,184 @@
+"""What becomes of biases, norms and whole layers beside an adapter's pairs.
+
+They are no matrices, so that no projection moves them. A vector is carried over as it is where the
+target has the same layer in the same width; what is left behind is listed, with its share of the
+update, and makes the file `partial`.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, Companion, Part
+from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.norms import norms
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.plans.options import MigrationOptions
+
+PARTIAL = "partial: "
+"""Start of the flag of a file that leaves something beside its pairs behind."""
+
+
+_NOWHERE = (None, 0)
+
+
+class Fate(StrEnum):
+    """What becomes of a companion. Values are stable."""
+
+    CARRIED = "carried"
+    NO_EFFECT = "no-effect"
+    WHOLE_LAYER = "whole-layer"
+    NO_LAYER = "no-layer"
+    OTHER_WIDTH = "other-width"
+    MODULE_SKIPPED = "module-skipped"
+    EXCLUDED = "excluded"
+
+
+@dataclass(frozen=True)
+class PlannedCompanion:
+    """A tensor beside the pairs, and what becomes of it.
+
+    Attributes:
+        key: in the input.
+        part: `bias`, `weight`, `layer` or `none`.
+        source_path: its layer.
+        path: the target's layer that gets it; None where none does.
+        fate: what becomes of it.
+        share: of the squared norm of all that the input adds; 0 of a whole layer, which is no
+            difference from a base model.
+    """
+
+    key: str
+    part: Part
+    source_path: str
+    path: str | None
+    fate: Fate
+    share: float
+
+
+def plan_companions(
+    adapter: Adapter,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+    pairs: Mapping[str, str],
+    moved: Collection[tuple[str, str]],
+    options: MigrationOptions,
+) -> tuple[PlannedCompanion, ...]:
+    """Decide about every tensor beside the pairs.
+
+    Args:
+        adapter: resolved against `source`.
+        source: the base it was trained on.
+        target: the base it moves to.
+        pairs: source path by target path of the matching.
+        moved: (target path, source path) of the pairs that move.
+        options: patterns of what moves, and whether whole layers may stay behind.
+
+    Returns:
+        A record for each companion and each layer of the target that gets it.
+
+    Raises:
+        AdapterRefused: there are whole layers, and nobody has said that they may stay behind.
+    """
+    if not adapter.companions:
+        return ()
+    require_no_whole_layers(adapter, allow_partial=options.allow_partial)
+    fed_by = {norm.feeds: (path, norm.width) for path, norm in norms(target).items()}
+    feeds = {path: norm.feeds for path, norm in norms(source).items()}
+    trained = {module.path for module in adapter.modules}
+    total = sum(m.norm**2 for m in adapter.modules) + sum(c.norm**2 for c in adapter.companions)
+    found = []
+    for c in adapter.companions:
+        share = c.norm**2 / total if total > 0 else 0.0
+        anchor = feeds.get(c.path, c.path)
+        targets = [path for path, own in pairs.items() if own == anchor]
+        if not targets and is_text_encoder(anchor):
+            targets = [path for path, own in moved if own == anchor]
+        places = [] if c.part in {"layer", "none"} else targets
+        for place in places:
+            of_norm = c.path in feeds
+            layer, width = fed_by.get(place, _NOWHERE) if of_norm else _layer(place, target)
+            fate = Fate.CARRIED
+            if _excluded(place, options):
+                fate = Fate.EXCLUDED
+            elif layer is None or (c.part == "weight" and not of_norm):
+                fate = Fate.NO_LAYER
+            elif width != c.array.size:
+                fate = Fate.OTHER_WIDTH
+            elif anchor == c.path and anchor in trained and (place, anchor) not in moved:
+                fate = Fate.MODULE_SKIPPED
+            path = layer if fate is Fate.CARRIED else None
+            found.append(PlannedCompanion(c.key, c.part, c.path, path, fate, share))
+        if not places:
+            none = {"layer": Fate.WHOLE_LAYER, "none": Fate.NO_EFFECT}
+            fate = none.get(c.part, Fate.NO_LAYER)
+            found.append(PlannedCompanion(c.key, c.part, c.path, None, fate, share))
+    return tuple(found)
+
+
+def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
+    """Refuse an adapter with whole layers, unless they may stay behind.
+
+    Raises:
+        WholeLayers: there are some.
+    """
+    whole = [c.key for c in adapter.companions if c.part == "layer"]
+    if whole and not allow_partial:
+        raise WholeLayers(adapter.origin, whole)
+
+
+class WholeLayers(AdapterRefused):
+    """Raised for a file with whole layers, where nobody has said that they may stay behind."""
+
+    def __init__(self, origin: str, keys: list[str]):
+        super().__init__(
+            f"{origin}: unsupported-algorithm:modules_to_save: found {len(keys)} tensors of whole "
+            f"layers, {', '.join(keys[:3])}; expected plain LoRA; move the LoRA part alone with "
+            f"--allow-partial",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+
+
+def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
+    """The flag of a file that leaves companions behind; none where all that counts comes along."""
+    kept = {c.key for c in companions if c.fate in {Fate.CARRIED, Fate.NO_EFFECT}}
+    left = {c.key: c for c in companions if c.key not in kept}
+    if not left:
+        return ()
+    return (f"{PARTIAL}{len(left)} tensors left behind, first {next(iter(left))}",)
+
+
+def carried(
+    companions: tuple[PlannedCompanion, ...], adapter: Adapter, scale: float
+) -> tuple[Companion, ...]:
+    """The companions of the output.
+
+    Args:
+        companions: of the plan.
+        adapter: the input.
+        scale: that multiplies every update.
+    """
+    given = {c.key: c for c in adapter.companions}
+    moved = []
+    for c in companions:
+        if c.path is not None and c.key in given:
+            array = given[c.key].array
+            if scale != 1.0:
+                array = (array.astype(np.float64) * scale).astype(np.float32)
+            moved.append(Companion(c.key, c.path, c.part, array))
+    return tuple(moved)
+
+
+def _layer(path: str, target: BaseModelSpec) -> tuple[str | None, int]:
+    module = target.modules.get(path)
+    return _NOWHERE if module is None else (path, module.shape[0])
+
+
+def _excluded(path: str, options: MigrationOptions) -> bool:
+    if options.include and not any(fnmatchcase(path, p) for p in options.include):
+        return True
+    return any(fnmatchcase(path, p) for p in options.exclude)

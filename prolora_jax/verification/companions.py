@@ -1,0 +1,81 @@
+"""Vectors beside the pairs, checked against the input: each is accounted for, none is changed."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, Companion
+from prolora_jax.plans.companions import PlannedCompanion
+
+SLACK = 1e-5
+"""Relative: a scaled vector is rounded to float32 once, to a file's dtype at most once more."""
+
+
+def companion_problems(
+    told: tuple[PlannedCompanion, ...],
+    planned: tuple[PlannedCompanion, ...],
+    before: Adapter,
+    after: Adapter,
+    scale: float,
+) -> Iterator[str]:
+    """What is wrong with the tensors beside the pairs.
+
+    Args:
+        told: the report's records of them.
+        planned: what they should be, planned anew.
+        before: the input, resolved.
+        after: the output, resolved.
+        scale: that multiplies every update.
+
+    Yields:
+        One sentence for each tensor that is missing, changed, made up or told wrongly.
+    """
+    wanted = {(c.key, c.path): _decided(c) for c in planned}
+    for record in told:
+        place = record.key, record.path
+        if wanted.pop(place, None) != _decided(record):
+            yield f"{record.key}: report says {record.fate}, which is not what becomes of it"
+    for key, path in wanted:
+        yield f"{key}: should go to {path or 'nowhere'}, and the report has no such record"
+    given = {c.key: c for c in before.companions}
+    found = {(c.path, c.part): c for c in after.companions}
+    for key in sorted(given.keys() - {c.key for c in told}):
+        yield f"{key}: of the input, and the report does not have it"
+    expected = Counter((c.path, c.part) for c in told if c.path is not None)
+    for place in sorted(found.keys() - expected.keys()):
+        yield f"{found[place].key}: the file has it, the report does not"
+    total = sum(_energy(c) for c in given.values()) + sum(m.norm**2 for m in before.modules)
+    for record in told:
+        own = given.get(record.key)
+        if own is None:
+            yield f"{record.key}: of the report, and the input does not have it"
+            continue
+        share = _energy(own) / total if total > 0 else 0.0
+        if not abs(record.share - share) <= SLACK:
+            yield f"{record.key}: report has a share of {record.share}, recomputed {share:.6g}"
+        if record.path is None:
+            continue
+        written = found.get((record.path, record.part))
+        if written is None:
+            yield f"{record.path}: carried by the report, and not in the file"
+        elif not _equal(written.array, own.array, scale):
+            yield f"{record.path}: carried by the report, but not as in the input"
+
+
+def _decided(record: PlannedCompanion) -> tuple[str, str, str]:
+    return record.part, record.source_path, str(record.fate)
+
+
+def _energy(companion: Companion) -> float:
+    if companion.part not in {"bias", "weight"}:
+        return 0.0
+    return float(np.sum(np.square(companion.array, dtype=np.float64)))
+
+
+def _equal(written: np.ndarray, own: np.ndarray, scale: float) -> bool:
+    if written.shape != own.shape:
+        return False
+    wanted = own.astype(np.float64) * scale
+    difference = np.linalg.norm(written.astype(np.float64) - wanted)
+    return bool(difference <= SLACK * np.linalg.norm(wanted))

@@ -1,0 +1,47 @@
+"""Vectors beside the pairs: a changed, missing or made-up one is noticed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
+from prolora_jax.plans.companions import Fate, PlannedCompanion
+from prolora_jax.verification.companions import companion_problems
+
+PATH = "unet.conv_in"
+VECTOR = np.linspace(1, 2, 4, dtype=np.float32)
+ONE = LoraModule(PATH, np.ones((1, 2), np.float32), np.ones((2, 1), np.float32))
+SHARE = float(np.sum(VECTOR.astype(float) ** 2) / (np.sum(VECTOR.astype(float) ** 2) + 4))
+TOLD = PlannedCompanion("a.diff_b", "bias", PATH, PATH, Fate.CARRIED, SHARE)
+LEFT = PlannedCompanion("a.diff_b", "bias", PATH, None, Fate.NO_LAYER, SHARE)
+
+
+def adapter(key: str = "a.diff_b", array: np.ndarray = VECTOR, path: str = PATH) -> Adapter:
+    return Adapter((ONE,), "kohya-ldm", companions=(Companion(key, path, "bias", array),))
+
+
+BEFORE, NONE = adapter(), Adapter((ONE,), "kohya-ldm")
+CASES = [
+    ((TOLD,), BEFORE, adapter("b.diff_b"), []),
+    ((LEFT,), BEFORE, NONE, []),
+    ((TOLD,), BEFORE, NONE, ["carried by the report, and not in the file"]),
+    ((TOLD,), BEFORE, adapter(array=VECTOR * 1.001), ["but not as in the input"]),
+    ((TOLD,), BEFORE, adapter(array=VECTOR[:3]), ["but not as in the input"]),
+    ((LEFT,), BEFORE, BEFORE, ["a.diff_b: the file has it, the report does not"]),
+    ((), BEFORE, NONE, ["a.diff_b: of the input, and the report does not have it"]),
+    ((LEFT,), NONE, NONE, ["a.diff_b: of the report, and the input does not have it"]),
+    ((replace(LEFT, share=0.5),), BEFORE, NONE, ["report has a share of 0.5, recomputed"]),
+]
+
+
+@pytest.mark.parametrize(("told", "before", "after", "problems"), CASES)
+def test_every_vector_is_accounted_for(told, before, after, problems):
+    found = list(companion_problems(told, before, after, 1.0))
+    assert len(found) == len(problems)
+    assert all(problem in sentence for problem, sentence in zip(problems, found, strict=True))
+
+
+def test_the_scale_of_all_updates_counts_for_vectors_too():
+    assert not list(companion_problems((TOLD,), BEFORE, adapter(array=VECTOR * 0.5), 0.5))
+    assert list(companion_problems((TOLD,), BEFORE, BEFORE, 0.5))
