@@ -354,7 +354,7 @@ def test_the_command_line_allows_pickles(tmp_path, capsys):
 def test_torch_is_not_imported_here(tmp_path):
     torch.save(torch_pair(), tmp_path / "a.pt")
     code = (
-        "import sys; from prolora_jax.io.adapters import load_adapter; "
+        "import sys; from prolora_jax.io.adapters.files import load_adapter; "
         f"load_adapter({str(tmp_path / 'a.pt')!r}, allow_pickle=True); "
         "print('torch' in sys.modules)"
     )
