@@ -1,6 +1,6 @@
 """What should be done with every module, from names, shapes, patterns and both base models.
 
-The alignment and the plan are pure functions of names and scores and are used as they are; every
+`matching` and `plans` are pure functions of names and scores and are used as they are; every
 score, similarity, rank and equality that they are given is computed here, densely in float64.
 """
 

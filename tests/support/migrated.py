@@ -164,9 +164,11 @@ def energy_rank(update, text: str) -> int:
 def similarity_of(pair: reference.Pair, k: int, shape: tuple[int, int]) -> ModuleSimilarity:
     """Both sides' similarity, and the same corrected for chance."""
     phis = reference.phi(pair.u_s, pair.u_t), reference.phi(pair.v_s, pair.v_t)
-    levels = (reference.chance(k, k, dim) for dim in shape)
-    hats = (reference.corrected(*side) for side in zip(phis, levels, strict=True))
-    return ModuleSimilarity(*phis, *hats, k, k)
+    left, right = (
+        reference.corrected(phi, reference.chance(k, k, dim))
+        for phi, dim in zip(phis, shape, strict=True)
+    )
+    return ModuleSimilarity(phis[0], phis[1], left, right, k, k)
 
 
 def flags_of(similarity: ModuleSimilarity, weights: tuple, k: int, copied: bool) -> tuple[str, ...]:
