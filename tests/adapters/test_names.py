@@ -14,6 +14,7 @@ from prolora_jax.architectures.naming import WRAPPERS, flat
 from prolora_jax.architectures.recognition import spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.spellings import ldm_paths
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -191,7 +192,10 @@ def test_wrappers_in_a_base_model_are_passed_over(wrapper):
 
 
 def ldm_shapes(spec: BaseModelSpec, wrapper: str) -> dict[str, tuple[int, ...]]:
-    return {f"{wrapper}.{n}.weight": spec.modules[p].shape for n, p in spec.by_ldm_name.items()}
+    return {
+        f"{wrapper}.{n}.weight": spec.modules[p].shape
+        for p, n in ldm_paths(spec.component("unet")).items()
+    }
 
 
 # --- names that LDM uses twice, and names beside the blocks ---
@@ -207,7 +211,10 @@ def test_the_label_embedding_of_ldm_is_one_thing_or_the_other():
     assert unclip.ldm_name("unet.class_embedding.linear_1") == "label_emb.0.0"
     assert SPEC.ldm_name("unet.add_embedding.linear_2") == "label_emb.0.2"
     for spec in (unclip, SPEC):  # a single file and a folder are one model
-        names = {f"{n}.weight": spec.modules[p].shape for n, p in spec.by_ldm_name.items()}
+        names = {
+            f"{n}.weight": spec.modules[p].shape
+            for p, n in ldm_paths(spec.component("unet")).items()
+        }
         assert spec_from_shapes(names, name="file").modules == spec.modules
     found = paths(pair("lora_unet_label_emb_0_0", (32, 12)), unclip)
     assert found == ["unet.class_embedding.linear_1"]

@@ -15,6 +15,7 @@ from prolora_jax.architectures.recognition import spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.family import Families, Likeness
 from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.spellings import ldm_paths
 from prolora_jax.architectures.unet.table import unet_table
 
 COND_PROJ = "extra unet.time_embedding.cond_proj"
@@ -131,7 +132,7 @@ def test_a_family_is_recognised_in_ldm_naming():
     wide = spec_from_config(replace(CONFIGS["sd15"], in_channels=9), name="wide")
     shapes = {
         f"model.diffusion_model.{name}.weight": wide.modules[path].shape
-        for name, path in wide.by_ldm_name.items()
+        for path, name in ldm_paths(wide.component("unet")).items()
     }
     spec = identified(spec_from_shapes(shapes, name="inpainting"))
     assert (spec.family, spec.differences) == ("sd15", (NINE,))

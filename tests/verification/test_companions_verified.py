@@ -22,26 +22,30 @@ def adapter(key: str = "a.diff_b", array: np.ndarray = VECTOR, path: str = PATH)
 
 
 BEFORE, NONE = adapter(), Adapter((ONE,), "kohya-ldm")
+TAKEN, LOST = (TOLD,), (LEFT,)
 CASES = [
-    ((TOLD,), BEFORE, adapter("b.diff_b"), []),
-    ((LEFT,), BEFORE, NONE, []),
-    ((TOLD,), BEFORE, NONE, ["carried by the report, and not in the file"]),
-    ((TOLD,), BEFORE, adapter(array=VECTOR * 1.001), ["but not as in the input"]),
-    ((TOLD,), BEFORE, adapter(array=VECTOR[:3]), ["but not as in the input"]),
-    ((LEFT,), BEFORE, BEFORE, ["a.diff_b: the file has it, the report does not"]),
-    ((), BEFORE, NONE, ["a.diff_b: of the input, and the report does not have it"]),
-    ((LEFT,), NONE, NONE, ["a.diff_b: of the report, and the input does not have it"]),
-    ((replace(LEFT, share=0.5),), BEFORE, NONE, ["report has a share of 0.5, recomputed"]),
+    (TAKEN, TAKEN, BEFORE, adapter("b.diff_b"), []),
+    (LOST, LOST, BEFORE, NONE, []),
+    (TAKEN, TAKEN, BEFORE, NONE, ["carried by the report, and not in the file"]),
+    (TAKEN, TAKEN, BEFORE, adapter(array=VECTOR * 1.001), ["but not as in the input"]),
+    (TAKEN, TAKEN, BEFORE, adapter(array=VECTOR[:3]), ["but not as in the input"]),
+    (LOST, LOST, BEFORE, BEFORE, ["a.diff_b: the file has it, the report does not"]),
+    ((), (), BEFORE, NONE, ["a.diff_b: of the input, and the report does not have it"]),
+    (LOST, LOST, NONE, NONE, ["a.diff_b: of the report, and the input does not have it"]),
+    ((replace(LEFT, share=0.5),), LOST, BEFORE, NONE, ["report has a share of 0.5, recomputed"]),
+    # The report and the file agree, and both are not what becomes of the vector.
+    (LOST, TAKEN, BEFORE, NONE, ["which is not what becomes of it", f"should go to {PATH}"]),
+    ((replace(LEFT, fate=Fate.EXCLUDED),), LOST, BEFORE, NONE, ["report says excluded"]),
 ]
 
 
-@pytest.mark.parametrize(("told", "before", "after", "problems"), CASES)
-def test_every_vector_is_accounted_for(told, before, after, problems):
-    found = list(companion_problems(told, before, after, 1.0))
+@pytest.mark.parametrize(("told", "planned", "before", "after", "problems"), CASES)
+def test_every_vector_is_accounted_for(told, planned, before, after, problems):
+    found = list(companion_problems(told, planned, before, after, 1.0))
     assert len(found) == len(problems)
     assert all(problem in sentence for problem, sentence in zip(problems, found, strict=True))
 
 
 def test_the_scale_of_all_updates_counts_for_vectors_too():
-    assert not list(companion_problems((TOLD,), BEFORE, adapter(array=VECTOR * 0.5), 0.5))
-    assert list(companion_problems((TOLD,), BEFORE, BEFORE, 0.5))
+    assert not list(companion_problems(TAKEN, TAKEN, BEFORE, adapter(array=VECTOR * 0.5), 0.5))
+    assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, 0.5))

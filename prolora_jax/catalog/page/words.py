@@ -27,6 +27,7 @@ REASONS = {
     "bad-name": "a name that is not UTF-8",
     "changed-while-read": "it changed while it was read",
     "license-forbids": "its licence forbids derivatives",
+    "worker-ended": "a worker process was ended from outside",
     "internal-error": "an error in the program",
 }
 """By stable code, as the end of "refused: ..."."""
@@ -48,6 +49,7 @@ LOOKS = {
     "weak-match": "layers whose nearest source layer is hardly nearer than others",
     "ambiguous-base": "they fit several base models, and the source was believed",
     "no adapter_config.json": "no configuration beside them: their strength was taken as 1",
+    "partial: ": "biases, norms or whole layers of theirs were left behind",
     "sidecar-exists": "sidecars that were not replaced",
 }
 """What to know about files that moved, by the beginning of a flag."""
