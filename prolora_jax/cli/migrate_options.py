@@ -15,7 +15,7 @@ CATALOG = Group("Catalog: several adapters, or a folder of them", sort_key=5)
 GENERAL = Group("General", sort_key=6)
 
 GROUPS = {
-    WHAT: ("include", "exclude", "assume_base", "alpha_zero"),
+    WHAT: ("include", "exclude", "assume_base", "alpha_zero", "allow_partial"),
     HOW: (
         "method",
         "rank",

@@ -32,6 +32,7 @@ def factors(path: str, **options: Any) -> LoraModule:
 
 # Of alphas -2, none and 8 with ranks 4, 2 and 4, where the file does not keep them as they are.
 ALPHAS_AFTERWARDS = {
+    "diffusers-old": [None, None, None],
     "diffusers": [None] * 3,
     "peft": [-2.0, 2.0, 8.0],
     "maxdiffusion": [4.0, 4.0, 8.0],
