@@ -35,7 +35,7 @@ ALPHAS_AFTERWARDS = {
     "diffusers-old": [None, None, None],
     "diffusers": [None] * 3,
     "peft": [-2.0, 2.0, 8.0],
-    "maxdiffusion": [4.0, 4.0, 8.0],
+    "maxdiffusion": [2.0, 4.0, 8.0],
 }
 
 
