@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from rich.table import Table
+from safetensors.numpy import save_file
 
 from prolora_jax.cli import console
 from prolora_jax.cli.main import app, run
@@ -51,7 +54,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PROLORA_TRACEBACK", raising=False)
 
 
-def document(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+def document(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """The one document on stdout."""
     said = capsys.readouterr().out
     assert said.isascii()
@@ -197,3 +200,21 @@ def test_no_cell_of_a_table_is_a_formula(start: str, tmp_path: Path):
         cells = [cell for row in csv.reader(file) for cell in row]
     assert f"'{name}" in cells
     assert not any(cell.startswith(start) for cell in cells)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(1.0, 0), (2.0, 1)])
+def test_inspect_sees_a_module_in_two_spellings(
+    number: float, exit_code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    base = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    flat = "lora_unet_" + base.replace(".", "_")
+    factor = np.ones((2, 2), np.float32)
+    tensors = {}
+    for name, value in ((f"{flat}.lora_down", 1.0), (f"{flat}.lora_up", 1.0)):
+        tensors[f"{name}.weight"] = factor * value
+    tensors[f"unet.{base}.lora_A.weight"] = factor * number
+    tensors[f"unet.{base}.lora_B.weight"] = factor
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert run(["inspect", "a.safetensors", "--json"]) == exit_code
+    (found,) = document(capsys)["files"]
+    assert found.get("reason") == (None if exit_code == 0 else "duplicate-module")

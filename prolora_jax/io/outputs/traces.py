@@ -16,10 +16,14 @@ def write_trace(text: str) -> Path | None:
     Returns:
         The file; None when it cannot be written.
     """
-    how = {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
         with tempfile.NamedTemporaryFile(
-            "w", prefix="prolora-trace-", suffix=".txt", delete=False, **how
+            "w",
+            encoding="utf-8",
+            errors="backslashreplace",
+            prefix="prolora-trace-",
+            suffix=".txt",
+            delete=False,
         ) as file:
             file.write(text)
     except OSError:
