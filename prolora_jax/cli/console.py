@@ -87,6 +87,11 @@ class Common:
     workers: int | None = None
     config: Path | None = None
 
+    def __post_init__(self):
+        """Note that JSON is wanted, wherever that was said: `--config` may say it, too."""
+        if self.json:
+            Answer.wanted = True
+
     @property
     def processes(self) -> int:
         """Number of worker processes.
@@ -140,8 +145,9 @@ def prepare_streams() -> None:
 
 
 class Answer:
-    """Whether this run of the command line has printed its JSON document."""
+    """Whether this run of the command line is to print a JSON document, and whether it has."""
 
+    wanted = False
     given = False
 
 

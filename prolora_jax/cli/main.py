@@ -65,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     from prolora_jax.cli.console import Answer, prepare_streams
 
     prepare_streams()
-    Answer.given = False
+    Answer.wanted, Answer.given = "--json" in arguments, False
     try:
         app.config = _config(arguments)
         code = app(
@@ -76,12 +76,12 @@ def run(arguments: Sequence[str]) -> int:
         )
     except CycloptsError as error:
         message = " ".join(str(error).split()) + " See: prolora --help"
-        return _end(arguments, 2, Refusal.BAD_OPTION, message)
+        return _end(2, Refusal.BAD_OPTION, message)
     except ProloraError as error:
-        return _end(arguments, error.exit_code, error.code, str(error))
+        return _end(error.exit_code, error.code, str(error))
     except KeyboardInterrupt:
         message = "interrupted; nothing half-written is left behind"
-        return _end(arguments, 130, "interrupted", message)
+        return _end(130, "interrupted", message)
     except BrokenPipeError:
         # The reader of our output is gone (`prolora inspect ... | head`): not an error of ours.
         sys.stderr.close()
@@ -89,16 +89,16 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
         if os.environ.get("PROLORA_TRACEBACK"):
             raise
-        return _end(arguments, 1, Refusal.INTERNAL, _internal(error))
+        return _end(1, Refusal.INTERNAL, _internal(error))
     return code if isinstance(code, int) else 0
 
 
-def _end(arguments: Sequence[str], exit_code: int, code: str, message: str) -> int:
+def _end(exit_code: int, code: str, message: str) -> int:
     """Say why the command ends: a line on stderr and, under --json, the document on stdout."""
     from prolora_jax.cli.console import Answer, show_error, write_json
 
     show_error(message)
-    if "--json" in arguments and not Answer.given:
+    if Answer.wanted and not Answer.given:
         verdict = {2: "usage-error", 130: "interrupted"}.get(exit_code, "refused")
         if code == Refusal.INTERNAL:
             verdict = "internal-error"

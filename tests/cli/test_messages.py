@@ -115,6 +115,14 @@ def test_files_that_are_not_there_are_one_document(
     assert document(capsys)["ok"] is False
 
 
+def test_json_may_be_asked_for_in_the_config(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    (tmp_path / "options.yaml").write_text("json: true\n")
+    assert run(["verify", "no.safetensors", "--config", "options.yaml"]) in (1, 2)
+    assert document(capsys)["ok"] is False
+    assert run(["verify", "no.safetensors"]) in (1, 2)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_command_that_printed_its_document_prints_no_second(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
