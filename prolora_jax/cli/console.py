@@ -1,14 +1,18 @@
 """Where output goes: results on stdout, progress and errors on stderr."""
 
+import json
+import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -83,6 +87,11 @@ class Common:
     workers: int | None = None
     config: Path | None = None
 
+    def __post_init__(self):
+        """Note that JSON is wanted, wherever that was said: `--config` may say it, too."""
+        if self.json:
+            Answer.wanted = True
+
     @property
     def processes(self) -> int:
         """Number of worker processes.
@@ -103,21 +112,70 @@ class Common:
         return FolderStore(self.store or default_store())
 
 
+class PlainConsole(Console):
+    """A console that shows text as it stands: no markup, no emoji codes, no control characters.
+
+    File names, module names and messages come from the world, and every string that is shown,
+    cells and titles of tables too, passes through `render_str`.
+    """
+
+    def __init__(self, **how: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **how)
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        """The text without what steers terminals; lines stay lines."""
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **how)
+
+
 def out() -> Console:
     """Console for results; wide enough for tables when it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
-
-
-def write_json(document: object) -> None:
-    """One JSON document on stdout."""
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    return PlainConsole(width=None if sys.stdout.isatty() else 180)
 
 
 def err() -> Console:
     """Console for progress and errors."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return PlainConsole(stderr=True, soft_wrap=True)
+
+
+def prepare_streams() -> None:
+    """Characters that the console's encoding lacks are escaped, and end no command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class Answer:
+    """Whether this run of the command line is to print a JSON document, and whether it has."""
+
+    wanted = False
+    given = False
+
+
+def write_json(document: object) -> None:
+    """One JSON document on stdout, in ASCII; numbers that JSON lacks are null."""
+    import msgspec
+
+    plain = _finite(msgspec.to_builtins(document, str_keys=True))
+    write_json_text(json.dumps(plain, separators=(",", ":"), allow_nan=False))
+
+
+def write_json_text(text: str) -> None:
+    """A document that is JSON already; what is not ASCII in it is escaped."""
+    Answer.given = True
+    sys.stdout.write(_NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text) + "\n")
+
+
+_NOT_ASCII = re.compile("[^\\x00-\\x7f]")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def printable(text: str) -> str:
@@ -127,8 +185,7 @@ def printable(text: str) -> str:
 
 def show_error(message: str) -> None:
     """One line on stderr."""
-    line = printable(" ".join(message.split()))
-    err().print(f"error: {line}", markup=False, style="bold red")
+    err().print(f"error: {' '.join(message.split())}", style="bold red")
 
 
 class Reporter:
@@ -167,7 +224,7 @@ class Reporter:
             yield self
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             _RateColumn(),

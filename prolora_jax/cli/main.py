@@ -8,7 +8,7 @@ from pathlib import Path
 from cyclopts import App, CycloptsError
 from cyclopts.config import Yaml
 
-from prolora_jax.errors import ProloraError
+from prolora_jax.errors import ProloraError, Refusal
 
 # Before NumPy is imported. Several BLAS threads on cores that others use, too, made the small
 # decompositions here 5 to 15 times slower; a user's own setting stands.
@@ -62,8 +62,10 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 1, 2 or 130.
     """
-    from prolora_jax.cli.console import show_error
+    from prolora_jax.cli.console import Answer, prepare_streams
 
+    prepare_streams()
+    Answer.wanted, Answer.given = "--json" in arguments, False
     try:
         app.config = _config(arguments)
         code = app(
@@ -73,14 +75,13 @@ def run(arguments: Sequence[str]) -> int:
             result_action="return_value",
         )
     except CycloptsError as error:
-        show_error(" ".join(str(error).split()) + " See: prolora --help")
-        return 2
+        message = " ".join(str(error).split()) + " See: prolora --help"
+        return _end(2, Refusal.BAD_OPTION, message)
     except ProloraError as error:
-        show_error(str(error))
-        return error.exit_code
+        return _end(error.exit_code, error.code, str(error))
     except KeyboardInterrupt:
-        show_error("interrupted; nothing half-written is left behind")
-        return 130
+        message = "interrupted; nothing half-written is left behind"
+        return _end(130, "interrupted", message)
     except BrokenPipeError:
         # The reader of our output is gone (`prolora inspect ... | head`): not an error of ours.
         sys.stderr.close()
@@ -88,12 +89,34 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
         if os.environ.get("PROLORA_TRACEBACK"):
             raise
-        show_error(
-            f"internal error, please report it: {type(error).__name__}: {error}. "
-            "Set PROLORA_TRACEBACK=1 to see where."
-        )
-        return 1
+        return _end(1, Refusal.INTERNAL, _internal(error))
     return code if isinstance(code, int) else 0
+
+
+def _end(exit_code: int, code: str, message: str) -> int:
+    """Say why the command ends: a line on stderr and, under --json, the document on stdout."""
+    from prolora_jax.cli.console import Answer, show_error, write_json
+
+    show_error(message)
+    if Answer.wanted and not Answer.given:
+        verdict = {2: "usage-error", 130: "interrupted"}.get(exit_code, "refused")
+        if code == Refusal.INTERNAL:
+            verdict = "internal-error"
+        write_json({"ok": False, "verdict": verdict, "code": str(code), "message": message})
+    return exit_code
+
+
+def _internal(error: Exception) -> str:
+    """What a user is told of an error of ours, and where its traceback stands."""
+    from traceback import format_exception
+
+    from prolora_jax.io.outputs.traces import write_trace
+
+    said = f"internal error, please report it: {type(error).__name__}: {error}. "
+    trace = write_trace("".join(format_exception(error)))
+    if trace is None:
+        return said + "Set PROLORA_TRACEBACK=1 to see where."
+    return said + f"The traceback is in {trace}; please attach it."
 
 
 def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
@@ -107,7 +130,7 @@ def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
 
 
 def _yaml(path: str) -> Yaml:
-    from prolora_jax.errors import Refusal, UsageError
+    from prolora_jax.errors import UsageError
     from prolora_jax.io.documents import require_options_file
 
     if not Path(path).is_file():

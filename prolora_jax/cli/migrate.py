@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, Reporter, out
+from prolora_jax.cli.console import Common, Reporter, out, write_json_text
 from prolora_jax.cli.convert import Format
 from prolora_jax.cli.migrate_options import (
     CATALOG,
@@ -124,8 +124,6 @@ def _one(
     **asked: Any,
 ) -> int:
     """Migrate one adapter, or plan it where no output is named, and show what was done."""
-    import sys
-
     from prolora_jax.cli import tables
     from prolora_jax.migration.one_file import migrate_file, plan_file
 
@@ -135,14 +133,14 @@ def _one(
         with reporter.shown():
             plan = plan_file(inputs, source, target, **asked)
         if common.json:
-            sys.stdout.write(plan.to_json() + "\n")
+            write_json_text(plan.to_json())
         else:
             tables.show_plan(out(), plan)
         return 0
     with reporter.shown():
         done = migrate_file(inputs, source, target, out_file, **asked)
     if common.json:
-        sys.stdout.write(done.report.to_json() + "\n")
+        write_json_text(done.report.to_json())
     else:
         tables.show_report(out(), done.report, done.output, done.report_file)
     return 0

@@ -6,7 +6,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, MigrationPlan
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, MigrationPlan
 
 
 class BadPlan(UsageError):
@@ -60,6 +60,7 @@ def check_plan(
         raise BadPlan(
             f"{adapter.origin}: found {len(which)} modules that {where}, first {which[0]}"
         )
+    _require_whole_steps(plan)
     for step in plan.steps:
         if UNVERIFIED_TEXT_ENCODER in step.flags:
             continue
@@ -69,3 +70,13 @@ def check_plan(
             raise BadPlan(
                 f"{step.path}: found shapes {shapes} in source and target; expected equal"
             )
+
+
+def _require_whole_steps(plan: MigrationPlan) -> None:
+    seen: set[str] = set()
+    for step in plan.steps:
+        if step.path in seen:
+            raise BadPlan(f"{step.path}: found two steps that write this module; expected one")
+        seen.add(step.path)
+        if step.action is not Action.COPY and step.similarity is None:
+            raise BadPlan(f"{step.path}: found a projection without its similarity; expected both")

@@ -103,3 +103,24 @@ def test_inspect_tells_what_it_knows_of_the_base(
     shown = capsys.readouterr().out
     assert "base model: unknown" in shown
     assert "text embedding of width 96" in shown
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda steps: steps.append(dict(steps[0])), "found two steps that write this module"),
+        (lambda steps: steps[1].update(path=steps[0]["path"]), "found two steps that write"),
+        (lambda steps: steps[0].update(similarity=None), "found a projection without its sim"),
+    ],
+)
+def test_a_plan_whose_steps_cannot_be_followed(
+    files: ToyFiles, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message
+):
+    content = json.loads(plan.read_text())
+    change(content["steps"])
+    bad = tmp_path / "plan.json"
+    bad.write_text(json.dumps(content))
+    out = tmp_path / "out.safetensors"
+    assert run([*command(files), "--out", str(out), "--plan", str(bad), "-q"]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()

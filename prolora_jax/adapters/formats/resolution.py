@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NoReturn
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.norms import layer_by_flat_name
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -43,11 +45,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         if known is None:
             found[path] = replace(module, path=path)
         elif not _same(known, module):
-            raise AdapterRefused(
-                f"{adapter.origin}: {path}: found twice with different numbers, once as "
-                f"{module.path}; expected one; remove the wrong one",
-                code=Refusal.DUPLICATE_MODULE,
-            )
+            _refuse_second(adapter.origin, path, module.path)
     if len(found) < len(adapter.modules):
         repeated = len(adapter.modules) - len(found)
         _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
@@ -57,6 +55,38 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         names = layer_by_flat_name(spec)
         companions = tuple(replace(c, path=_layer(c.path, names)) for c in companions)
     return replace(adapter, modules=tuple(found.values()), companions=companions)
+
+
+def require_one_spelling(adapter: Adapter) -> None:
+    """Refuse an adapter that has a module twice, as far as names alone can tell.
+
+    A flat name of the old Stable Diffusion code and a diffusers name of one layer are told
+    apart with a base model only; `resolve` does that.
+
+    Args:
+        adapter: as parsed.
+
+    Raises:
+        AdapterRefused: a module occurs in two spellings with different numbers.
+    """
+    found: dict[str, LoraModule] = {}
+    for module in adapter.modules:
+        name = module.path
+        for prefix in (KOHYA_UNET, "unet.", "unet/"):
+            if name.startswith(prefix):
+                name = "unet." + flat(name.removeprefix(prefix).replace("/", "."))
+                break
+        known = found.setdefault(name, module)
+        if not _same(known, module):
+            _refuse_second(adapter.origin, known.path, module.path)
+
+
+def _refuse_second(origin: str, path: str, other: str) -> NoReturn:
+    raise AdapterRefused(
+        f"{origin}: {path}: found twice with different numbers, once as {other}; expected one; "
+        f"remove the wrong one",
+        code=Refusal.DUPLICATE_MODULE,
+    )
 
 
 def fits(module: LoraModule, spec: ModuleSpec) -> bool:
@@ -84,8 +114,8 @@ def _path(name: str, spec: BaseModelSpec) -> str | None:
 
 def _layer(name: str, names: Mapping[str, str]) -> str:
     """Path of a companion's layer; its name where the base model has none: nothing is refused."""
-    flat = name.removeprefix(KOHYA_UNET)
-    return names.get(flat, name) if flat != name else name
+    bare = name.removeprefix(KOHYA_UNET)
+    return names.get(bare, name) if bare != name else name
 
 
 def _knows(path: str, spec: BaseModelSpec) -> bool:

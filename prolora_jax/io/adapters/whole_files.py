@@ -8,7 +8,7 @@ from prolora_jax.adapters.comparison import AdapterComparison, compare
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.published import published_base
-from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.formats.resolution import require_one_spelling, resolve
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
@@ -128,6 +128,8 @@ def inspect_file(
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
     if base is not None:
         adapter = fit(adapter, base, assume_base).adapter
+    else:
+        require_one_spelling(adapter)
     return inspect_adapter(adapter, str(path))
 
 

@@ -31,6 +31,8 @@ VERSION = 1
 _COLUMNS = tuple(f.name for f in fields(CatalogRecord))
 _JSON = frozenset({"skipped", "flags"})
 _BUSY_SECONDS = 30.0
+# What makes a spreadsheet compute a cell of a table instead of showing it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 # What rows that another program has changed can make of JSON and of records.
 _ODD = (ValueError, TypeError, RecursionError, msgspec.MsgspecError)
 
@@ -238,7 +240,8 @@ def _entry(row: tuple[Any, ...]) -> ManifestRow:
 def export(records: Iterable[CatalogRecord], path: Path) -> None:
     """Write records as a table: `.csv`, or one JSON object per line (`.jsonl`).
 
-    In CSV, `skipped` and `flags` are JSON.
+    In CSV, `skipped` and `flags` are JSON, and a text that a spreadsheet would take for a formula
+    (it starts with `=`, `+`, `-`, `@`, a tab or a carriage return) has an apostrophe before it.
 
     Raises:
         UsageError: the name ends in neither.
@@ -261,5 +264,10 @@ def _csv(records: Iterable[CatalogRecord]) -> str:
     writer = csv.writer(text)
     writer.writerow(_COLUMNS)
     for record in records:
-        writer.writerow(_row(ManifestRow(record, Proof()))[: len(_COLUMNS)])
+        row = _row(ManifestRow(record, Proof()))[: len(_COLUMNS)]
+        writer.writerow([_no_formula(cell) for cell in row])
     return text.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
