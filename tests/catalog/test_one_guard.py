@@ -1,7 +1,9 @@
 """Whatever goes wrong with one file, in any stage, is that file's outcome; the others migrate."""
 
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from prolora_jax.catalog import run as run_module
 from prolora_jax.catalog import scan as scan_module
 from prolora_jax.catalog.catalog import CatalogJob, catalog_status, run_catalog, scan_catalog
 from prolora_jax.cli.main import run
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration import many as many_module
@@ -126,3 +129,17 @@ def test_overwrite_never_replaces_what_is_read(toys, of):
     arguments = ["migrate", str(toys.adapter), *bases, "--out", str(file), "--overwrite", "-q"]
     assert run(arguments) == 2
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("source", None), ("seconds", '"long"')])
+def test_a_manifest_with_a_fact_gone_or_odd_is_no_manifest(folder, pair, name, value):
+    job = CatalogJob((folder,), folder.parent / "out", writing=Writing())
+    run_catalog(job, pair)
+    with closing(sqlite3.connect(job.out / "manifest.sqlite")) as database, database:
+        if value is None:
+            database.execute("DELETE FROM facts WHERE name = ?", (name,))
+        else:
+            database.execute("UPDATE facts SET value = ? WHERE name = ?", (value, name))
+    with pytest.raises(UsageError, match=r"cannot be read as a manifest \(.*; remove it") as caught:
+        catalog_status(job.out)
+    assert caught.value.code is Refusal.BAD_REPORT
