@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +11,7 @@ Rng = np.random.Generator
 Tensors = dict[str, np.ndarray]
 
 
-def pick(rng: Rng, items):
+def pick(rng: Rng, items: Any) -> Any:
     """One of some items of any type."""
     items = list(items)
     return items[rng.integers(len(items))]

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
+
 from prolora_jax.catalog.page.render import page_html
 from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner, duplicates, with_energies
@@ -27,6 +29,9 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport, shared_options
 from prolora_jax.plans.relation import relation
+
+_FACTS = ("catalog", "source", "target", "options", "verified", "relation")
+_FACTS += ("started", "finished", "seconds")
 
 
 def scan_catalog(
@@ -214,19 +219,22 @@ def write_page(page: str | Path, summary: CatalogSummary, records: Sequence[Cata
 def summary_of(manifest: Manifest) -> CatalogSummary:
     """A catalog in numbers, as far as its run has come."""
     facts, counts = manifest.facts(), count_records(manifest.records())
-    return CatalogSummary(
-        catalog=facts["catalog"],
-        out=str(manifest.out),
-        source=facts["source"],
-        target=facts["target"],
-        options=facts["options"],
-        files=counts.files,
-        by_state=counts.by_state,
-        by_verdict=counts.by_verdict,
-        by_reason=counts.by_reason,
-        verified=facts.get("verified"),
-        relation=facts.get("relation"),
-        started=facts.get("started"),
-        finished=facts.get("finished"),
-        seconds=facts.get("seconds"),
-    )
+    said = {name: facts.get(name) for name in _FACTS}
+    try:
+        return msgspec.convert(
+            {
+                **said,
+                "out": str(manifest.out),
+                "files": counts.files,
+                "by_state": counts.by_state,
+                "by_verdict": counts.by_verdict,
+                "by_reason": counts.by_reason,
+            },
+            CatalogSummary,
+        )
+    except msgspec.ValidationError as failure:
+        raise UsageError(
+            f"{manifest.path}: cannot be read as a manifest ({failure}); expected what `prolora "
+            "migrate` writes; remove it, or name another folder",
+            code=Refusal.BAD_REPORT,
+        ) from None

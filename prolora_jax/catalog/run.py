@@ -11,7 +11,7 @@ from pathlib import Path
 from prolora_jax.catalog.outlook import Moving, Tally
 from prolora_jax.catalog.scan import Scanned, duplicates
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
+from prolora_jax.errors import ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
 from prolora_jax.io.outputs.catalog_files import copy_output, file_hash, stamp
@@ -19,7 +19,7 @@ from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.protected import Protected, with_content, would_replace
 from prolora_jax.io.outputs.reports import read_any_report, report_path
 from prolora_jax.migration.files import Writing
-from prolora_jax.migration.many import FileJob, FileOutcome, migrate_files
+from prolora_jax.migration.many import FileJob, FileOutcome, as_outcome, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
@@ -87,7 +87,13 @@ class CatalogRun:
             if one.record.output is None:
                 entries.append(ManifestRow(one.record, Proof(None, one.stamp)))
                 continue
-            kept = None if known is None else self._kept(one, known)
+            try:
+                kept = None if known is None else self._kept(one, known)
+            except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+                told = as_outcome(error, one.item.path)
+                failed = _failed(one.record, told.code, str(told))
+                entries.append(ManifestRow(failed, self._proof(one)))
+                continue
             if kept is not None:
                 entries.append(kept)
                 continue
@@ -231,8 +237,8 @@ class CatalogRun:
             given = {"migrated_from": one.item.path.name} | note
             try:
                 carried = carry(folders.of(one.item.path), output, given)
-            except OutputError as error:
-                carried = Carried(flags=(f"sidecars: {error}",))
+            except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+                carried = Carried(flags=(f"sidecars: {as_outcome(error, one.item.path)}",))
             shown = carried.preview and carried.preview.relative_to(self.job.out).as_posix()
             others = (flag for flag in record.flags if not flag.startswith("sidecar"))
             changed = replace(record, preview=shown, flags=(*others, *carried.flags))
@@ -244,8 +250,9 @@ class CatalogRun:
         try:
             copy_output(there, here)
             copy_output(report_path(there), report_path(here))
-        except OutputError as error:
-            return ManifestRow(_failed(one.record, error.code, str(error)), self._proof(one))
+        except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+            failed = as_outcome(error, one.item.path)
+            return ManifestRow(_failed(one.record, failed.code, str(failed)), self._proof(one))
         record = replace(
             first,
             input=one.record.input,

@@ -19,7 +19,7 @@ from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal, UsageError
 from prolora_jax.io.adapters.files import (
     lacks_config,
     load_adapter,
@@ -36,7 +36,7 @@ from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.migration.files import Writing
-from prolora_jax.migration.many import energy_that_moves
+from prolora_jax.migration.many import as_outcome, energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.catalog_record import CatalogRecord
@@ -97,10 +97,24 @@ class Scanner:
         items = list(items)
         found = []
         for item in items:
-            found.append(self._look(item, progress))
+            found.append(self._look_safely(item, progress))
             if progress is not None:
                 progress("scan", len(found), len(items))
         return found
+
+    def _look_safely(self, item: Input, progress: Progress | None) -> Scanned:
+        """What `_look` says; whatever goes wrong with one file is that file's outcome."""
+        try:
+            return self._look(item, progress)
+        except BaseModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+            failed = as_outcome(error, item.path)
+            state = "failed" if failed.code == Refusal.MISSING_FILE else "refused"
+            record = CatalogRecord(
+                *(_shown(item.relative), None, "refused", state, str(failed.code), str(failed))
+            )
+            return Scanned(item, record, Outlook(), None, None)
 
     def _look(self, item: Input, progress: Progress | None) -> Scanned:
         name = _shown(item.relative)
@@ -247,11 +261,13 @@ def with_energies(
         )
         fitted = fit(adapter, pair.source.spec, options.assume_base)
         plan = plan_fitted(fitted, pair, options)
-    except (ProloraError, OSError) as error:
-        code = error.code if isinstance(error, ProloraError) else Refusal.MISSING_FILE
+        energy, moved = energy_that_moves(fitted.adapter, plan)
+    except BaseModelError:
+        raise
+    except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+        failed = as_outcome(error, found.item.path)
         record = replace(found.record, verdict="refused", state="refused", output=None)
-        return replace(record, reason=str(code), message=str(error), size_out=None)
-    energy, moved = energy_that_moves(fitted.adapter, plan)
+        return replace(record, reason=str(failed.code), message=str(failed), size_out=None)
     return replace(found.record, energy_in=energy, energy_moved=moved)
 
 
@@ -279,8 +295,8 @@ def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str,
         for one in members:
             try:
                 samples.setdefault(sample_hash(one.item.path), []).append(one)
-            except OSError:
-                continue  # it is reported when it is read
+            except Exception:  # noqa: BLE001, PERF203 (it is reported when it is read)
+                continue
         for alike in samples.values():
             first: dict[str, str] = {}
             for one in alike if len(alike) > 1 else ():
@@ -297,7 +313,7 @@ def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
     try:
         path = found.item.path
         return load_adapter(path, alpha_zero=options.alpha_zero, quiet=True).fingerprint
-    except (ProloraError, OSError):
+    except Exception:  # noqa: BLE001 (thousands of files wait behind this one)
         return None  # it is reported when it is read
 
 

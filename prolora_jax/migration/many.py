@@ -260,13 +260,23 @@ def _isolated(job: FileJob, run: Callable[[], T]) -> T | FileOutcome:
         return run()
     except BaseModelError:
         raise
-    except ProloraError as error:
-        return FileOutcome(job, error=error)
-    except OSError as error:
-        message = f"{job.source}: cannot be read ({error.strerror or error}); check the disk"
-        return FileOutcome(job, error=UsageError(message, code=Refusal.MISSING_FILE))
     except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
-        return FileOutcome(job, error=_unexpected(error, job.source))
+        return FileOutcome(job, error=as_outcome(error, job.source))
+
+
+def as_outcome(error: Exception, source: Path) -> ProloraError:
+    """What went wrong with one file as that file's refusal, with a code.
+
+    Args:
+        error: anything that was raised while the file was handled.
+        source: the file.
+    """
+    if isinstance(error, ProloraError):
+        return error
+    if isinstance(error, OSError):
+        message = f"{source}: cannot be read ({error.strerror or error}); check the disk"
+        return UsageError(message, code=Refusal.MISSING_FILE)
+    return _unexpected(error, source)
 
 
 def read_job(
