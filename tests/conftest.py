@@ -14,10 +14,10 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from memory import PeakMemory, memory_given_back  # noqa: E402
+from memory import PeakMemory, memory_given_back, memory_given_back_within  # noqa: E402
 from quick import has_quick, is_quick  # noqa: E402
 
-__all__ = ["memory_given_back"]  # a fixture of every file
+__all__ = ["memory_given_back", "memory_given_back_within"]  # fixtures of every file and test
 
 # Silent broadcasting between ranks and silent changes of dtype are mistakes in this package.
 jax.config.update("jax_numpy_rank_promotion", "raise")

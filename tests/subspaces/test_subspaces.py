@@ -144,7 +144,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run(["subspaces", "prune", *store, "--keep", model.location]) == 0
     assert json.loads(capsys.readouterr().out)["files"] == 0
     assert run(["subspaces", "list", "--store", str(tmp_path / "store")]) == 0
-    assert "12 bases" in capsys.readouterr().out
+    assert "12 subspaces" in capsys.readouterr().out
     assert run(["subspaces", "build", "--store", str(tmp_path / "store")]) == 2
     assert run([*build, "--workers", "0"]) == 2
 

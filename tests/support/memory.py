@@ -13,8 +13,11 @@ GIGABYTE = 1 << 30
 MOST = 2 * GIGABYTE
 """No process of tests may ever be larger: a laptop runs them beside its owner's work."""
 
-WORTH_CLEARING = GIGABYTE
+WORTH_CLEARING = 3 * GIGABYTE // 4
 """Programs that one file compiled serve the next, too: they go when a process has become large."""
+
+TOO_MUCH_FOR_ONE = 5 * GIGABYTE // 4
+"""From here on programs go after each test, though the next test of the file may want them again."""
 
 
 def resident(field: str) -> int:
@@ -29,9 +32,21 @@ def resident(field: str) -> int:
 def memory_given_back() -> Iterator[None]:
     """After a file of tests: what JAX has compiled, nets in caches, pages that nobody uses."""
     yield
-    if resident("VmRSS") < WORTH_CLEARING:
-        return
-    forget_cached()
+    if resident("VmRSS") >= WORTH_CLEARING:
+        forget_cached()
+        give_back()
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back_within() -> Iterator[None]:
+    """After a test of a file that compiles very much."""
+    yield
+    if resident("VmRSS") >= TOO_MUCH_FOR_ONE:
+        give_back()
+
+
+def give_back() -> None:
+    """What JAX has compiled goes, and so do pages that nobody uses."""
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
     gc.collect()
