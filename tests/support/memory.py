@@ -17,7 +17,7 @@ WORTH_CLEARING = 3 * GIGABYTE // 4
 """Programs that one file compiled serve the next, too: they go when a process has become large."""
 
 TOO_MUCH_FOR_ONE = 5 * GIGABYTE // 4
-"""From here on programs go after each test, though the next test of the file may want them again."""
+"""From here on programs go after each test, though the file's next test may want them again."""
 
 
 def resident(field: str) -> int:
