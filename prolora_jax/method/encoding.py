@@ -76,36 +76,6 @@ def pad_rank(factors: HostFactors, rank: int) -> HostFactors:
     )
 
 
-def balance(factors: HostFactors) -> HostFactors:
-    """Give each column's `up` and `down` norms within a factor of 2 of each other.
-
-    By powers of two, so no float32 number is rounded. Without it a 16-bit cast loses up to
-    1e-2 of the update where a folded scale left one side tiny (method.md 4).
-    """
-    up_norm = np.linalg.norm(factors.up.astype(np.float64), axis=0)
-    down_norm = np.linalg.norm(factors.down.astype(np.float64), axis=1)
-    both = (up_norm > 0) & (down_norm > 0)
-    ratio = np.divide(down_norm, up_norm, out=np.ones_like(up_norm), where=both)
-    power = np.rint(np.log2(ratio) / 2).astype(int)
-    return HostFactors(np.ldexp(factors.down, -power[:, None]), np.ldexp(factors.up, power))
-
-
-def cast(factors: HostFactors, dtype: np.dtype) -> HostFactors:
-    """Cast for storage; columns are balanced first when the dtype has 16 bits or fewer.
-
-    Raises:
-        OverflowError: when a number is too large for the dtype.
-    """
-    if dtype.itemsize < 4:
-        factors = balance(factors)
-    with np.errstate(over="ignore"):  # reported below, with the number
-        stored = HostFactors(factors.down.astype(dtype), factors.up.astype(dtype))
-    for before, after in zip(factors, stored, strict=True):
-        if not np.isfinite(after.astype(np.float32)).all():
-            raise OverflowError(f"{np.abs(before).max():.3g} does not fit {dtype.name}")
-    return stored
-
-
 def update_norm(factors: HostFactors) -> float:
     """Frobenius norm of `up @ down` in float64, from the rank x rank Gram matrices."""
     down, up = factors.down.astype(np.float64), factors.up.astype(np.float64)
