@@ -30,7 +30,7 @@ class ModuleSpec:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """`(out, in * kh * kw)`, the shape of the weight as a matrix (method.md 1)."""
+        """`(out, in * kh * kw)`, the shape of the weight as a matrix (docs/method.md 1)."""
         out, *rest = self.shape
         width = 1
         for size in rest:

@@ -1,9 +1,9 @@
 """Which source module feeds which target module.
 
 pairs.py: A source module and the target module that it feeds.
-alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (method.md 5).
+alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (docs/method.md 8).
 levels.py: Alignment of two UNets, level by level: stages, the slots of a stage.
-matching.py: Which source module feeds which target module (method.md 5).
+matching.py: Which source module feeds which target module (docs/method.md 8).
 
 Never: jax, files.
 May import: errors, architectures.

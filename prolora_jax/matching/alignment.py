@@ -1,4 +1,4 @@
-"""Monotone one-to-one alignment of two lists by dynamic programming (method.md 5).
+"""Monotone one-to-one alignment of two lists by dynamic programming (docs/method.md 8).
 
 Pure arithmetic on given tables: what fits (shapes, a hard constraint) and how alike things are
 (scores). Who is aligned, and with which scores, is the business of `matching`.

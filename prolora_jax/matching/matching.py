@@ -1,4 +1,4 @@
-"""Which source module feeds which target module (method.md 5).
+"""Which source module feeds which target module (docs/method.md 8).
 
 Equal structure: names. A published correspondence: as published. Otherwise stages, their slots
 and the slots' transformer blocks are aligned, each level one-to-one and in order: as many pairs

@@ -9,7 +9,7 @@ decomposition_on_devices.py: The same on devices: many weights of one shape, or 
 operators.py: The methods as prepared matrices, one set per side of a module.
 prepared.py: Where prepared operators are kept, and what they depend on.
 projection.py: Prepared methods applied on the device, to rank columns of many adapters.
-similarity.py: Subspace similarity of two weights, corrected for chance (method.md 2).
+similarity.py: Subspace similarity of two weights, corrected for chance (docs/method.md 3).
 singular.py: Singular form of low-rank updates, from rank x rank Gram matrices.
 
 Never: jax (but in linalg, projection, decomposition_on_devices), files.

@@ -12,14 +12,14 @@ from jaxtyping import Float
 from prolora_jax.method.decomposition import decompose
 
 NUMERICAL_TOLERANCE = 1e-6
-"""sigma_i counts when sigma_i > tolerance * sigma_1 (method.md 1)."""
+"""sigma_i counts when sigma_i > tolerance * sigma_1 (docs/method.md 2)."""
 
 HALF_ROUNDING = 2.0**-10 / math.sqrt(12.0)
 """Standard deviation of float16's rounding error over the size of the number, at most."""
 
 
 class BasisRule(NamedTuple):
-    """How many singular vectors of a weight are retained (method.md 1).
+    """How many singular vectors of a weight are retained (docs/method.md 2).
 
     Attributes:
         kind: `energy`: the smallest k with sum_{i<=k} s_i^2 >= value * sum s_i^2; `rank`: `value`
@@ -70,7 +70,7 @@ class Extent(NamedTuple):
 
 
 class Basis(NamedTuple):
-    """Singular vectors of one weight, float32 (method.md 1).
+    """Singular vectors of one weight, float32 (docs/method.md 2).
 
     The short side holds the full orthogonal matrix, the long side the leading columns; `s` holds
     all `min(out, in)` singular values. So every rank rule is served from one decomposition.

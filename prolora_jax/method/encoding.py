@@ -1,4 +1,4 @@
-"""From projected factors to what a file holds: rank, scale, dtype (method.md 4). NumPy only."""
+"""From projected factors to what a file holds: rank, scale, dtype (docs/method.md 6)."""
 
 from typing import Literal, NamedTuple
 

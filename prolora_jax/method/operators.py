@@ -1,4 +1,4 @@
-"""The methods as prepared matrices, one set per side of a module (method.md 3).
+"""The methods as prepared matrices, one set per side of a module (docs/method.md 5).
 
 A side is one axis: left the `out` axis with spans S = span(U_s), T = span(U_t), right the `in`
 axis with V_s, V_t. Projections P_s, P_t are onto S and T. Every one is a linear map of rank
@@ -123,7 +123,7 @@ def effective_method(
     """The method with the parts left out that are exactly zero for these ranks; None: all of it.
 
     A span that is empty has no part along it; one that fills its space leaves none across. So
-    on a wide module with k = out, `prolora` is `subspace` (method.md 6, law 2), and rank r is
+    on a wide module with k = out, `prolora` is `subspace` (docs/method.md 7), and rank r is
     enough where 2r columns would carry rounding errors only.
     """
     along_empty = min(k_source, k_target) == 0

@@ -11,7 +11,7 @@ from prolora_jax.method.operators import Method, ModuleOperators
 
 
 class Comparison(NamedTuple):
-    """How similar two weights are: both sides of method.md 2, ranks, and how sure the cuts.
+    """How similar two weights are: both sides of docs/method.md 3, ranks, and how sure the cuts.
 
     Attributes:
         phi_left: similarity of the out-side spans.

@@ -1,4 +1,4 @@
-"""Prepared methods applied on the device (method.md 3): rank columns of many adapters at once.
+"""Prepared methods applied on the device (docs/method.md 5): rank columns of many adapters at once.
 
 A projection is linear in the rank columns, and every column is on its own. So the columns of a
 whole batch of adapters are the rows of one block, `up.T` for the left side and `down` for the
@@ -110,7 +110,7 @@ def to_file_factors(
     """The sum of a method's parts as a file's factors: singular form, scale, cast.
 
     Before a cast to 16 bits each column's norms on both sides are brought within a factor of 2
-    of each other, by powers of two, which rounds nothing (method.md 4).
+    of each other, by powers of two, which rounds nothing (docs/method.md 6).
 
     Args:
         left: parts of the `up` side, `(adapters, rank, out)` each.

@@ -1,4 +1,4 @@
-"""Subspace similarity of two weights, corrected for chance (method.md 2)."""
+"""Subspace similarity of two weights, corrected for chance (docs/method.md 3)."""
 
 from typing import NamedTuple
 

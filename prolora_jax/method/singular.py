@@ -1,4 +1,4 @@
-"""Singular form of low-rank updates from rank x rank Gram matrices (method.md 4). NumPy only.
+"""Singular form of low-rank updates from rank x rank Gram matrices (docs/method.md 6). NumPy only.
 
 With S = up^T up = E diag(l) E^T, T = down down^T and h = E diag(sqrt(l)), the eigenvectors of
 h^T T h = Z diag(sigma^2) Z^T give the singular form
@@ -76,8 +76,8 @@ def gauge(
 def union(gauges: Sequence[Gauge]) -> Gauge:
     """Gauge of the sum of updates whose ranges are orthogonal to each other on both sides.
 
-    Its singular triplets are all of theirs (method.md 4): `prolora`'s two parts are two problems
-    of the input's rank instead of one of twice the rank, and exact.
+    Its singular triplets are all of theirs (docs/method.md 6): `prolora`'s two parts are two
+    problems of the input's rank instead of one of twice the rank, and exact.
 
     Args:
         gauges: one per summand, for the same adapters.

@@ -28,7 +28,7 @@ class MigrationOptions:
     """Options of a migration; the command line has the same names with dashes.
 
     Attributes:
-        method: of method.md 3; `copy` is the ungated baseline.
+        method: of docs/method.md 5; `copy` is the ungated baseline.
         basis_rank: `energy=0.9`, `rank=320`, `fraction=0.5` or `numerical`.
         pair_rank: one common k per pair (`max`), or each base model its `own`.
         min_similarity: a module moves when the gate's similarity reaches this on the gate's sides.

@@ -51,7 +51,7 @@ class Action(StrEnum):
 
 @dataclass(frozen=True)
 class ModuleSimilarity:
-    """Similarity of a source and a target weight (method.md 2).
+    """Similarity of a source and a target weight (docs/method.md 3).
 
     `phi_hat_*` is corrected for chance and None where both spans are everything.
     """

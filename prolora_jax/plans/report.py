@@ -17,7 +17,7 @@ class ModuleReport:
     """One module of the output.
 
     Norms are Frobenius norms of the update; energies are shares of `norm_in` squared in the four
-    blocks of method.md 6 (source spans, left then right: along/across), None for copies.
+    blocks of docs/method.md 7 (source spans, left then right: along/across), None for copies.
 
     Attributes:
         path: module of the target.

@@ -25,7 +25,7 @@ UNDETERMINED_GAP = 1e-9
 Such a cut must carry the flag `clustered-cut` (docs/method.md 2)."""
 
 NUMERICAL_TOLERANCE = 1e-6
-"""Rank rule `numerical`: sigma_i > 1e-6 sigma_1 (method.md 1)."""
+"""Rank rule `numerical`: sigma_i > 1e-6 sigma_1 (docs/method.md 2)."""
 
 HALF_STEP = 2.0**-10 / math.sqrt(12.0)
 """Standard deviation of float16's rounding error over the size of the number (docs/method.md 2)."""
@@ -71,7 +71,7 @@ class DenseResult:
         gap_source: (s_k - s_{k+1}) / s_1 of the source weight at its cut; 1 when nothing is cut.
         gap_target: the same of the target weight.
         own_ranks: what the rule says for the source's and the target's weight alone.
-        energies: shares of the update's squared norm in its four blocks (method.md 6, law 6).
+        energies: shares of the update's squared norm in its four blocks (docs/method.md 7).
         still_left: directions that `rotation` leaves still, at least and at most; None otherwise.
         still_right: the same on the in side.
         angle: by which float16's rounding turns the spans at their cuts, at least and at most.
@@ -115,7 +115,7 @@ def recompute(
     *,
     rotation_min_cos: float = 0.1,
 ) -> DenseResult:
-    """One arm of method.md 3 from the weights, dense and in float64.
+    """One arm of docs/method.md 5 from the weights, dense and in float64.
 
     Args:
         method: `copy`, `subspace`, `null-space`, `prolora`, `prolora-full` or `rotation`.
@@ -175,7 +175,7 @@ def decompose(weight: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
-    """The rank that a rule of method.md 1 retains, from descending singular values."""
+    """The rank that a rule of docs/method.md 2 retains, from descending singular values."""
     kind, value = rule
     if not s.any() and kind in ("energy", "numerical"):
         return 0
@@ -190,7 +190,7 @@ def retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> float:
-    """`||U_s^T U_t||_F^2 / min(k_s, k_t)` (method.md 2)."""
+    """`||U_s^T U_t||_F^2 / min(k_s, k_t)` (docs/method.md 3)."""
     smaller = min(source.shape[1], target.shape[1])
     return float(np.sum((source.T @ target) ** 2) / smaller) if smaller else 0.0
 
@@ -263,7 +263,7 @@ def _arm(
     def on_both_sides(
         operator: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     ) -> np.ndarray:
-        # The right operators of method.md 3 are the transposes of the left ones with V for U.
+        # The right operators of docs/method.md 5 are the transposes of the left ones with V for U.
         return operator(*right, operator(*left, delta).T).T
 
     if method == "copy":

@@ -12,7 +12,7 @@ from prolora_jax.verification.weights import Weights
 def cosine_evidence(
     source: Weights, target: Weights, sources: Sequence[str], targets: Sequence[str]
 ) -> np.ndarray:
-    """Dot products and squared norms of weights (method.md 5): see `levels.Evidence`.
+    """Dot products and squared norms of weights (docs/method.md 8): see `levels.Evidence`.
 
     Args:
         source: source base model.

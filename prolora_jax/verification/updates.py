@@ -15,7 +15,7 @@ from prolora_jax.verification.weights import dense_update, shape_of, used_column
 Matrix = Float[np.ndarray, "out in"]
 
 TOLERANCES = {"float16": 1e-3, "bfloat16": 8e-3}
-"""Largest error relative to the input's norm, by the output's dtype (method.md 6, law 8)."""
+"""Largest error relative to the input's norm, by the output's dtype (docs/method.md 7)."""
 
 FLOAT32_TOLERANCE = 1e-4
 """The same for float32 and wider, and for norms and shares in the report."""

@@ -76,7 +76,7 @@ def test_every_failure_is_one_document(
     def fails(*_: object, **__: object) -> None:
         raise error
 
-    # The first thing that every command asks of what the user gave.
+    # Parsed for real; the error comes in place of the body of the command.
     monkeypatch.setattr("prolora_jax.cli.main.app", fails_after_parsing(fails))
     assert run([*COMMANDS[command], "--json", "-q"]) == exit_code
     found = document(capsys)
