@@ -8,6 +8,7 @@ claim.py: What a report claims: read, and looked up by what its records are abou
 evidence.py: How alike weights are, densely: what a matching is decided on, computed anew.
 replan.py: What should be done with every module, from names, shapes, patterns and weights.
 decisions.py: What the report says became of each module, against the new plan.
+dtypes.py: Whether an update had to be written in float32.
 updates.py: The update and the numbers of one moved module, against what they should be.
 contents.py: Every tensor of a file accounted for.
 header.py: The header strings of a file, against its report, its input and both bases.

@@ -10,6 +10,7 @@ from prolora_jax.plans.options import MigrationOptions, output_rank
 from prolora_jax.plans.plan import Action
 from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.dense import DenseResult
+from prolora_jax.verification.dtypes import needs_float32
 from prolora_jax.verification.weights import dense_update, shape_of, used_columns
 
 Matrix = Float[np.ndarray, "out in"]
@@ -92,6 +93,7 @@ def check_update(
         f"holds {factor.dtype.name}, asked for was {dtype}"
         for factor in (after.down, after.up)
         if factor.dtype.name != dtype
+        and not (factor.dtype == np.float32 and needs_float32(after, dtype))
     ][:1]
     if cut.rank is not None and used_columns(after) > cut.rank:
         problems.append(f"has rank {used_columns(after)}, asked for was {cut.rank}")
