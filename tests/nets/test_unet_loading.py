@@ -180,7 +180,7 @@ def test_what_cannot_be_loaded(folder, loaded, tmp_path):
     alone.write_bytes(weights.read_bytes())
     for text, match, code in (
         (None, "found no config.json beside the weights", Refusal.MISSING_FILE),
-        ("{", "found no JSON object", Refusal.UNSUPPORTED_CONFIG),
+        ("{", r"found no JSON \(Expecting property name", Refusal.UNSUPPORTED_CONFIG),
         ("[]", "found no JSON object", Refusal.UNSUPPORTED_CONFIG),
         ('{"act_fn": "mish"}', "config.json: field act_fn", Refusal.UNSUPPORTED_CONFIG),
     ):
