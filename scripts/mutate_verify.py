@@ -12,6 +12,7 @@ Exit code 1 when one is neither.
 import argparse
 import copy
 import json
+import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -135,7 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, help="JSON file for what was found")
     parser.add_argument("--modules", type=int, default=10, help="of the adapter")
-    given = parser.parse_args(arguments)
+    told = sys.argv[1:] if arguments is None else arguments
+    given = parser.parse_args(told)
     found: dict[str, Counter[str]] = {}
     missed: list[str] = []
     for options in ARMS:
@@ -152,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
                 missed.append(f"{said or 'defaults'}: {mutant.kind}: {mutant.name}")
                 print(missed[-1], file=sys.stderr, flush=True)
     result = {
-        "command": "python scripts/mutate_verify.py --out docs/mutate_verify.json",
+        "command": shlex.join(["python", "scripts/mutate_verify.py", *told]),
         "arms": [{name: str(value) for name, value in options.items()} for options in ARMS],
         "changes": sum(counter.total() for counter in found.values()),
         "by_kind": {kind: dict(counter) for kind, counter in sorted(found.items())},

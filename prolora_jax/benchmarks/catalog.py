@@ -1,8 +1,8 @@
 """`prolora benchmark catalog`: files to files, and what of it is not arithmetic.
 
 Real adapter files of a made pair (`scripts/make_checkpoint_pair.py`) go through `bulk`, the path
-of `prolora migrate CATALOG/`, with bases and operators stored and every program compiled, in one
-thread on one core (`isolated`). In turn, round by round (`timing`):
+of `prolora migrate CATALOG/`, with subspaces and operators stored and every program compiled, in
+one thread on one core (`isolated`). In turn, round by round (`timing`):
 
 * `whole`: the files, read, planned, migrated, written, one output and one report each;
 * `read`: the part of it that reads and plans them;
@@ -65,7 +65,7 @@ def measure(
     Args:
         folder: of a made pair, with `sdxl`, `ssd-1b` and `catalog` in it; tiny ones are made
             without it, for a quick run.
-        store: of bases and operators.
+        store: of subspaces and operators.
         files: of the catalog, how many; in the order of their names.
         most: adapters of the memory test.
         rounds: samples of each part.
@@ -106,7 +106,7 @@ def _measured(
     )
     inputs = [item.path for item in islice(expand([folder / "catalog"]), files)]
     jobs = [FileJob(path, scratch / "out" / path.name) for path in inputs]
-    progress(f"first pass over {len(jobs)} files: bases, operators, compilation")
+    progress(f"first pass over {len(jobs)} files: subspaces, operators, compilation")
     first = _timed(lambda: _migrate(jobs, pair))
     prepared = [read_job(job, pair, OPTIONS, WRITING) for job in jobs]
     floor = _floor_flops(prepared, pair) / found["matmul_flops"]["xla_float32"]

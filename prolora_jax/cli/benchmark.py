@@ -24,7 +24,7 @@ def bases(
     out_path: OutPath = None,
     common: Shared = COMMON,
 ) -> int:
-    """Bases of weights, ours against torch.linalg.svd, on one core; takes about ten minutes.
+    """Subspaces of weights, ours against torch.linalg.svd, on one core; takes about ten minutes.
 
     Process CPU time, contestants in turn, medians. Needs PyTorch: install the extra `test`.
 

@@ -77,7 +77,7 @@ class Common:
         store: folder of the basis store [default: $PROLORA_STORE, else the user's cache folder].
         json: print one JSON document on stdout and nothing else there.
         quiet: no progress.
-        workers: processes that compute bases [default: one per core].
+        workers: processes that compute subspaces [default: one per core].
         config: YAML file with any of these options; the command line wins.
     """
 

@@ -28,7 +28,7 @@ def store_document(store: FolderStore) -> dict[str, Any]:
 
 
 def show_store(console: Console, store: FolderStore) -> None:
-    """The same: bases by shape of the weight, operators by arm and shape, then the totals."""
+    """The same: subspaces by shape of the weight, operators by arm and shape, then the totals."""
     bases, operators = store.entries(), store.operators.entries()
     compared = store.operators.comparisons()
     _show_bases(console, store.folder, bases)

@@ -46,7 +46,7 @@ def build(
         results.append(done._asdict())
         if not common.json:
             found = done.modules - done.computed
-            out().print(f"{location}: {done.computed} bases computed, {found} were stored already")
+            out().print(f"{location}: {done.computed} subspaces computed, {found} already stored")
     if common.json:
         write_json({"store": str(store.folder), "models": results})
     return 0
@@ -54,7 +54,7 @@ def build(
 
 @subspaces.command(name="list")
 def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
-    """What the store holds: bases by shape of the weight, operators by arm and shape, comparisons.
+    """What the store holds: subspaces by shape, operators by arm and shape, comparisons.
 
     Operators and comparisons are what is computed from two bases; each serves every adapter that
     is moved between these weights.
@@ -79,7 +79,7 @@ def prune(
 ) -> int:
     """Delete what the store does not need: damaged files, leftovers of killed runs, old versions.
 
-    Whole bases, operators and comparisons are deleted only with --keep or --older-than. With
+    Whole subspaces, operators and comparisons are deleted only with --keep or --older-than. With
     both, either is enough to stay.
 
     Args:
@@ -107,6 +107,6 @@ def prune(
         write_json(document)
     else:
         verb = "Would delete" if dry_run else "Deleted"
-        what = f"{files} files of bases, operators and comparisons, {size / 1e6:.1f} MB"
+        what = f"{files} files of subspaces, operators and comparisons, {size / 1e6:.1f} MB"
         out().print(f"{verb} {what}, in {store.folder}")
     return 0

@@ -36,7 +36,7 @@ def demo_contest(store: FolderStore | None = None) -> Contest:
     """The style on the pruned net, and the pictures that judge it.
 
     Args:
-        store: of bases; in memory if None.
+        store: of subspaces; in memory if None.
 
     Returns:
         What moves the style and measures it.

@@ -53,7 +53,7 @@ def run_demo(
 
     Args:
         out: folder for everything it writes; what it wrote before is replaced.
-        store: of bases; in `out` when None.
+        store: of subspaces; in `out` when None.
         progress: called with (what, done, total).
 
     Returns:

@@ -147,7 +147,7 @@ def draw_to_file(
         source: the base model that the adapters are from; None for the base itself.
         options: of the migrations; the method is each arm's own.
         overwrite: whether an existing picture may be replaced.
-        store: where bases are found and kept; memory when None.
+        store: where subspaces are found and kept; memory when None.
         workers: processes for what has to be computed.
         progress: called with (what, done, total).
 

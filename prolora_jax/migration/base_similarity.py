@@ -55,7 +55,7 @@ def similarity(
         target: base model to compare with it.
         modules: attn: attention layers; linear: all linear layers; all: convolutions, too.
         options: rank rule, matching and gate; default options when None.
-        store: where bases are found and kept; memory when None.
+        store: where subspaces are found and kept; memory when None.
         workers: processes for what has to be computed.
         progress: called with (what, done, total).
 

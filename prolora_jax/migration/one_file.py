@@ -69,7 +69,7 @@ def plan_file(
         merge: whether the inputs are added up.
         weights: of the inputs of a merge.
         plan: a plan that is to be followed: it is checked.
-        store: where bases are found and kept.
+        store: where subspaces are found and kept.
         workers: processes for what has to be computed.
         progress: called with (what, done, total).
 
@@ -112,7 +112,7 @@ def migrate_file(
         merge: write one adapter, the sum of the inputs.
         weights: of the inputs of a merge, in their order; 1 for all when empty.
         plan: a plan to follow, as a dry run printed it.
-        store: where bases are found and kept; memory when None.
+        store: where subspaces are found and kept; memory when None.
         workers: processes for what has to be computed.
         progress: called with (what, done, total).
 

@@ -44,7 +44,7 @@ def open_pair(
     Args:
         source: base model that adapters were trained on.
         target: base model that they move to.
-        store: where bases are found and kept; memory when None.
+        store: where subspaces are found and kept; memory when None.
         workers: processes for what has to be computed.
 
     Returns:

@@ -48,7 +48,7 @@ def migrate(
         source: base model the adapter was trained on.
         target: base model it moves to.
         options: default options when None.
-        store: where bases are found and kept; memory when None.
+        store: where subspaces are found and kept; memory when None.
         progress: called with (what, done, total).
 
     Returns:

@@ -20,7 +20,7 @@ from prolora_jax.verification.evidence import cosine_evidence, similarity_eviden
 from prolora_jax.verification.weights import Weights
 
 PHI_SLACK = 1e-5
-"""Bases are stored in float32: the package's similarity may differ by about 1e-7."""
+"""Subspaces are stored in float32: the package's similarity may differ by about 1e-7."""
 
 MARGIN_SLACK = 1e-4
 """The package sums up cosines in float32, over as many as 1e7 numbers and some ten modules."""

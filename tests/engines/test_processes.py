@@ -1,32 +1,16 @@
 """Worker processes: a killed one is told and replaced, and none outlives its parent."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from worker_tasks import doubled, doubled_but_once_killed, marked_and_killed
 
 from prolora_jax.engines.processes import run_in_processes
 from prolora_jax.errors import ProloraError, Refusal
-
-
-def doubled(number: int) -> int:
-    return 2 * number
-
-
-def doubled_but_once_killed(task: tuple[int, Path]) -> int:
-    number, mark = task
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return 2 * number
-
-
-def killed(_: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_every_task_has_its_result_once():
@@ -40,9 +24,11 @@ def test_a_killed_worker_is_told_and_its_work_done(tmp_path: Path, caplog):
     assert "a worker process was ended by the system" in caplog.text
 
 
-def test_workers_that_are_killed_again_are_an_error():
+def test_workers_that_are_killed_again_are_an_error(tmp_path: Path):
+    mark = tmp_path / "mark"
     with pytest.raises(ProloraError, match=r"ended by the system twice.*--workers 1") as caught:
-        list(run_in_processes(killed, [1], 1))
+        list(run_in_processes(marked_and_killed, [mark], 1))
+    assert mark.read_text() == "xx"
     assert caught.value.code is Refusal.WORKER_ENDED
 
 

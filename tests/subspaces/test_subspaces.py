@@ -206,7 +206,7 @@ def test_prune_by_age(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert run([*prune, "3", "--dry-run"]) == 0
     assert f"Would delete {len(files) - 1} files" in capsys.readouterr().out
     assert run([*prune, "10.5"]) == 0
-    assert "Deleted 0 files of bases, operators and comparisons" in capsys.readouterr().out
+    assert "Deleted 0 files of subspaces, operators and comparisons" in capsys.readouterr().out
     # With --keep, either is enough to stay.
     assert run([*prune, "3", "--keep", source.location]) == 0
     kept = {entry.fingerprint for entry in store.entries()}

@@ -11,7 +11,7 @@ nets.py: The laboratory's nets: a small UNet of the Stable Diffusion family, and
 recipe.py: What the laboratory trains, as data: base models, adapters, budgets.
 lessons.py: What each base model is shown, and what each adapter has to teach it.
 summary.py: Tables of a sweep.
-plots.py: Pictures of a sweep: what arrived, by arm, by distance, by rank of the bases.
+plots.py: Pictures of a sweep: what arrived, by arm, by distance, by rank of the subspaces.
 train.py: Training of whole nets and of adapters, on batches that the host draws.
 verdicts.py: The rules of docs/evidence.md that turn results into defaults.
 evidence_page.py: What of docs/evidence.md is made from results: tables.

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: what arrived, by arm, by distance, by rank of the bases."""
+"""Pictures of a sweep: what arrived, by arm, by distance, by rank of the subspaces."""
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
@@ -83,7 +83,7 @@ def share_by_rank(
     arm: Callable[[str, str], str],
     path: Path,
 ):
-    """A panel a target, a line a method, over the rank rules of the bases.
+    """A panel a target, a line a method, over the rank rules of the subspaces.
 
     Args:
         rows: results.

@@ -116,7 +116,7 @@ class Pair:
         workshop: where both were trained.
         target: name of the target.
         source: name of the source; the recipe's first base if empty.
-        store: of bases; in memory if None.
+        store: of subspaces; in memory if None.
     """
 
     def __init__(
