@@ -27,6 +27,7 @@ class Refusal(StrEnum):
     ALPHA_ZERO = "alpha-zero"
     SHAPE_MISMATCH = "shape-mismatch"
     UNMATCHED_MODULES = "unmatched-modules"
+    NEEDS_SOURCE_WEIGHTS = "needs-source-weights"
     WRONG_BASE = "wrong-base"
     BAD_PLAN = "bad-plan"
     NO_MATCHING_MODULE = "no-matching-module"

@@ -8,12 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 AlphaZero = Literal["refuse", "rank", "zero"]
 """What an alpha of 0 means: a refusal, alpha = rank, or no effect; programs disagree."""
+
+
+class MadeFrom(NamedTuple):
+    """What another algorithm's update lost when it became factors.
+
+    Attributes:
+        algorithm: its name, as `loha`.
+        kept: share of the update's squared norm that the factors hold.
+        dtype: of the file, which the factors are wider than.
+    """
+
+    algorithm: str
+    kept: float
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -28,12 +42,19 @@ class LoraModule:
         down: `(rank, in)`, or `(rank, in, kh, kw)` for a convolution.
         up: `(out, rank)`, or `(out, rank, 1, 1)` for a convolution.
         alpha: scale numerator; None when the file has none, and then the scale is 1.
+        made_from: the other algorithm that the factors were made from; None for plain LoRA.
     """
 
     path: str
     down: np.ndarray
     up: np.ndarray
     alpha: float | None = None
+    made_from: MadeFrom | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the file: of `up`, unless the factors were made and are wider."""
+        return self.up.dtype if self.made_from is None else np.dtype(self.made_from.dtype)
 
     @property
     def rank(self) -> int:
@@ -65,6 +86,30 @@ class LoraModule:
             up=np.pad(self.up, up_axes),
             alpha=alpha,
         )
+
+
+@dataclass(frozen=True)
+class StructuredModule:
+    """The tensors of one layer whose update is something other than two factors.
+
+    Attributes:
+        path: as `LoraModule.path`.
+        algorithm: its name, a key of `algorithms.table.ALGORITHMS`.
+        parts: tensors by part name, as the file has them.
+        alpha: scale numerator; None when the file has none.
+        settings: fields of peft's configuration for its component; none without one.
+    """
+
+    path: str
+    algorithm: str
+    parts: Mapping[str, np.ndarray]
+    alpha: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest dtype that holds what any part holds."""
+        return np.result_type(*(part.dtype for part in self.parts.values()))
 
 
 Part = Literal["bias", "weight", "layer", "none"]
@@ -107,6 +152,9 @@ class Adapter:
         origin: where it came from, for messages.
         companions: tensors beside the pairs that no projection moves.
         flags: what had to be decided to read it, for reports: where its scale comes from.
+        structured: modules of other algorithms, until `fitting.fit` has made factors of them.
+        outline: whether the numbers stand for others, and only shapes and names are right.
+        read_as: fingerprint of the file's content, where factors were made from it.
     """
 
     modules: tuple[LoraModule, ...]
@@ -116,6 +164,9 @@ class Adapter:
     origin: str = "adapter"
     companions: tuple[Companion, ...] = ()
     flags: tuple[str, ...] = ()
+    structured: tuple[StructuredModule, ...] = ()
+    outline: bool = False
+    read_as: str | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -125,16 +176,23 @@ class Adapter:
     @property
     def is_flat(self) -> bool:
         """Whether module paths are still the flat names of a kohya file (see `LoraModule`)."""
-        return any("." not in module.path for module in self.modules)
+        return any("." not in module.path for module in (*self.modules, *self.structured))
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content (paths, alphas, shapes, dtypes, numbers), whatever its order."""
+        if self.read_as is not None:
+            return self.read_as
         digest = sha256()
         for module in sorted(self.modules, key=lambda m: m.path):
             digest.update(f"{module.path} {module.alpha}".encode())
             _update(digest, module.down)
             _update(digest, module.up)
+        for module in sorted(self.structured, key=lambda m: m.path):
+            digest.update(f"{module.path} {module.algorithm} {module.alpha}".encode())
+            for name in sorted(module.parts):
+                digest.update(name.encode())
+                _update(digest, module.parts[name])
         for key in sorted(self.extras):
             digest.update(key.encode())
             _update(digest, self.extras[key])

@@ -62,7 +62,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
 def _weighted(module: LoraModule, weight: float) -> LoraModule:
     dtype = np.result_type(np.float32, *(f.dtype for f in (module.up, module.down) if _plain(f)))
     up = module.up.astype(dtype) * np.asarray(weight * module.scale, dtype)
-    return replace(module, down=module.down.astype(dtype), up=up, alpha=None)
+    return replace(module, down=module.down.astype(dtype), up=up, alpha=None, made_from=None)
 
 
 def _plain(factor: np.ndarray) -> bool:

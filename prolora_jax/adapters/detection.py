@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.algorithms.factoring import sketches
 from prolora_jax.adapters.formats.header_strings import PROVENANCE
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.resolution import fits
@@ -99,10 +100,11 @@ def detect(adapter: Adapter) -> Detection:
     Returns:
         The candidates and the evidence; text encoders decide only where there is nothing else.
     """
-    modules = [m for m in adapter.modules if not m.path.startswith(("text_encoder", "lora_te"))]
+    every = (*adapter.modules, *sketches(adapter))
+    modules = [m for m in every if not m.path.startswith(("text_encoder", "lora_te"))]
     lines = [f"header: {key} = {value} (a hint)" for key, value in _hints(adapter.metadata)]
     if not modules:
-        fitting = _by_text_encoder(adapter.modules)
+        fitting = _by_text_encoder(every)
         lines.append("no UNet module: only text encoders, which several base models share")
         verdict = "ambiguous-base" if fitting else "unknown"
         return Detection(verdict, fitting, (), tuple(lines))

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.algorithms.factoring import FactorRank, Matrix, factored
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -22,7 +23,14 @@ class Fitted(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def fit(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Fitted:
+def fit(
+    adapter: Adapter,
+    spec: BaseModelSpec,
+    assume_base: str | None = None,
+    *,
+    matrix: Matrix | None = None,
+    factor_rank: FactorRank | None = None,
+) -> Fitted:
     """Hold an adapter against the base model it is said to be for.
 
     Names and shapes alone do not do: every module of SSD-1B is one of SDXL's by name and shape. So
@@ -32,13 +40,15 @@ def fit(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -
         adapter: as parsed, or fitted before.
         spec: the base model.
         assume_base: id of the base model to believe in, whatever the file says.
+        matrix: weights of the base model, for algorithms whose update depends on them.
+        factor_rank: of the factors that are made of other algorithms' updates; the default if None.
 
     Returns:
-        The adapter with dotted paths, and flags.
+        The adapter with dotted paths and with LoRA factors alone, and flags.
 
     Raises:
         AdapterRefused: a module is not in the base model, has other shapes, or occurs twice with
-            different numbers.
+            different numbers, or its algorithm needs weights that are not given.
         WrongBase: the adapter can only belong to another published base model.
     """
     try:
@@ -48,4 +58,5 @@ def fit(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -
         check_base(adapter, spec, assume_base)
         raise
     # Of resolved names: those of a Flax tree say nothing to the detection before.
-    return Fitted(resolved, check_base(resolved, spec, assume_base))
+    flags = check_base(resolved, spec, assume_base)
+    return Fitted(factored(resolved, spec, matrix, factor_rank), flags)

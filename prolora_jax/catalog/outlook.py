@@ -181,6 +181,6 @@ def predicted_size(adapter: Adapter, plan: MigrationPlan) -> int:
         out, width = module.up.shape[0], module.down.size // module.rank
         twice = step.action is Action.PROJECT and options.method == "prolora"
         rank = options.output_rank.at_most(module.rank * (2 if twice else 1), module.rank)
-        dtype = module.up.dtype if options.dtype == "same" else DTYPES[options.dtype]
+        dtype = module.dtype if options.dtype == "same" else DTYPES[options.dtype]
         total += min(rank, out, width) * (out + width) * dtype.itemsize + _HEADER_BYTES
     return total

@@ -145,6 +145,7 @@ class CatalogRun:
                 alpha_zero=self.job.options.alpha_zero,
                 allow_pickle=self.writing.allow_pickle,
                 quiet=True,
+                structured=True,
             )
         except (ProloraError, OSError):
             return False  # it is reported when it is read

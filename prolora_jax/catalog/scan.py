@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
@@ -36,6 +36,7 @@ from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.migration.files import Writing
+from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.many import as_outcome, energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted
@@ -173,7 +174,7 @@ class Scanner:
     def _judged(self, path: Path, progress: Progress | None, alone: bool) -> Outlook:
         try:
             adapter = self._adapter(path)
-            fitted = fit(adapter, self._pair.source.spec, self._options.assume_base)
+            fitted = fit_to(self._pair.source, adapter, self._options)
             looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if alone else looked
         except (AdapterRefused, UsageError) as error:
@@ -185,14 +186,16 @@ class Scanner:
         zero, pickles = self._options.alpha_zero, self._writing.allow_pickle
         whole = path.is_file() and (is_flax_file(path) or (pickles and is_pickle(path)))
         if whole:
-            return load_adapter(path, alpha_zero=zero, allow_pickle=pickles, quiet=True)
+            return load_adapter(
+                path, alpha_zero=zero, allow_pickle=pickles, quiet=True, structured=True
+            )
         try:
-            return outline_adapter(path, str(path), zero)
+            return outline_adapter(path, str(path), zero, structured=True)
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.
             if error.code not in (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM):
                 raise
-        return load_adapter(path, alpha_zero=zero, quiet=True)
+        return load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
 
     def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
         pair, options, adapter = self._pair, self._options, fitted.adapter
@@ -254,12 +257,12 @@ def with_energies(
     try:
         adapter = load_adapter(
             found.item.path,
-            pair.source.spec,
             alpha_zero=options.alpha_zero,
             allow_pickle=writing.allow_pickle,
             quiet=True,
+            structured=True,
         )
-        fitted = fit(adapter, pair.source.spec, options.assume_base)
+        fitted = fit_to(pair.source, adapter, options)
         plan = plan_fitted(fitted, pair, options)
         energy, moved = energy_that_moves(fitted.adapter, plan)
     except BaseModelError:
@@ -311,8 +314,8 @@ def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str,
 
 def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
     try:
-        path = found.item.path
-        return load_adapter(path, alpha_zero=options.alpha_zero, quiet=True).fingerprint
+        path, zero = found.item.path, options.alpha_zero
+        return load_adapter(path, alpha_zero=zero, quiet=True, structured=True).fingerprint
     except Exception:  # noqa: BLE001 (thousands of files wait behind this one)
         return None  # it is reported when it is read
 

@@ -19,6 +19,7 @@ GROUPS = {
     HOW: (
         "method",
         "rank",
+        "factor_rank",
         "scale",
         "min_similarity",
         "below",

@@ -9,6 +9,7 @@ edges.py: Numbers at the edges of a dtype: taken to the middle before work, put 
 execute.py: Steps of plans on the device: one block per module for many adapters.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.
 opening.py: Two base models from where they lie, as a pair.
+fitted.py: An adapter held against the source of a migration, other algorithms made into factors.
 files.py: One adapter file: read and fitted to the source; written for the target.
 base_similarity.py: How close two base models are, module by module, and what to expect.
 ahead.py: Subspaces of base models computed ahead of their migrations.

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from prolora_jax import layout
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.matching.pairs import ModulePair
@@ -49,6 +49,7 @@ class Moved(NamedTuple):
         kept: share of the projected update's squared norm that the chosen rank keeps.
         energies: shares of the input's squared norm in its four blocks; None for copies.
         still: directions that `rotation` left still, (left, right); None for other methods.
+        made_from: the other algorithm that the input's factors were made from.
     """
 
     factors: HostFactors
@@ -59,6 +60,7 @@ class Moved(NamedTuple):
     kept: float
     energies: tuple[float, float, float, float] | None = None
     still: tuple[int, int] | None = None
+    made_from: MadeFrom | None = None
 
 
 @dataclass
@@ -234,7 +236,7 @@ def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
     """Of the output; float64 becomes float32, in which all is computed."""
     if options.dtype != "same":
         return DTYPES[options.dtype]
-    return np.dtype(np.float32) if module.up.dtype == np.float64 else module.up.dtype
+    return np.dtype(np.float32) if module.dtype == np.float64 else module.dtype
 
 
 def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -> bool:
@@ -301,6 +303,7 @@ def _collect(
                 float(kept[i]),
                 (float(a), float(b), float(c), float(d)),
                 block.still,
+                module.made_from,
             ),
         )
 
@@ -339,7 +342,8 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
         return _too_large(module.path)
     shape = (module.up.shape[0], *module.down.shape[1:])
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
-    return Moved(new, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
+    made, norm_out = module.made_from, abs(scale) * norm_out
+    return Moved(new, shape, module.rank, norm_in, norm_out, kept, made_from=made)
 
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
 from prolora_jax.io.adapters.license_check import require_license
+from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.io.outputs.catalog_files import remove_output
 from prolora_jax.io.outputs.reports import report_path, write_report
+from prolora_jax.migration.fitted import fit_to
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
@@ -63,7 +65,7 @@ def refuse_outputs(
 
 def read_fitted(
     path: Path,
-    source: BaseModelSpec,
+    source: BaseModel,
     options: MigrationOptions,
     writing: Writing,
     *,
@@ -90,10 +92,11 @@ def read_fitted(
         alpha_zero=options.alpha_zero,
         allow_pickle=writing.allow_pickle,
         quiet=writing.pair is not None,
+        structured=True,
     )
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
-    return fit(adapter, source, options.assume_base)
+    return fit_to(source, adapter, options)
 
 
 def write_migrated(

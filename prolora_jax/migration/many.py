@@ -301,7 +301,7 @@ def read_job(
     started = time.perf_counter()
     refuse_outputs(job.source, job.output, _for_job(job, writing))
     # The scan of a catalog has looked at the licences of its files.
-    fitted = read_fitted(job.source, pair.source.spec, options, writing, licence_seen=True)
+    fitted = read_fitted(job.source, pair.source, options, writing, licence_seen=True)
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)

@@ -19,6 +19,6 @@ def widest(options: MigrationOptions, adapters: Sequence[Adapter]) -> MigrationO
     """The same options; a dtype of `same` becomes the widest that the adapters have."""
     if options.dtype != "same":
         return options
-    dtypes = {str(m.up.dtype) for adapter in adapters for m in adapter.modules}
+    dtypes = {str(m.dtype) for adapter in adapters for m in adapter.modules}
     # float16 and bfloat16 hold different numbers: only float32 holds both.
     return replace(options, dtype=dtypes.pop() if len(dtypes) == 1 else "float32")

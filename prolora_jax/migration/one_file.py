@@ -171,7 +171,7 @@ def _read(
 ) -> _Given:
     """The adapter that is to be migrated; with weights it is the sum of the inputs."""
     options, spec = options or MigrationOptions(), pair.source.spec
-    given = [read_fitted(path, spec, options, writing) for path in paths]
+    given = [read_fitted(path, pair.source, options, writing) for path in paths]
     parts = [fitted.adapter for fitted in given]
     if weights is None:
         return _Given(given[0], parts, options)

@@ -10,13 +10,14 @@ import msgspec
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, for_target
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Results, Work, move_all
+from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
@@ -56,7 +57,7 @@ def migrate(
     """
     options = options or MigrationOptions()
     pair = BasePair(source, target, store)
-    fitted = fit(adapter, source.spec, options.assume_base)
+    fitted = fit_to(source, adapter, options)
     plan = plan_fitted(fitted, pair, options, progress)
     return run_plan(fitted.adapter, pair, plan, progress)
 
@@ -78,7 +79,7 @@ def make_plan(
     Raises:
         AdapterRefused: when the adapter can only belong to another base model than the source.
     """
-    fitted = fit(adapter, pair.source.spec, options.assume_base)
+    fitted = fit_to(pair.source, adapter, options)
     return plan_fitted(fitted, pair, options, progress)
 
 
@@ -223,7 +224,9 @@ def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> 
 
 def _report(step: PlanStep, moved: Moved) -> ModuleReport:
     ranks, norms = (moved.rank_in, moved.factors.rank), (moved.norm_in, moved.norm_out)
-    return ModuleReport.of(step, ranks, norms, moved.kept, moved.energies, moved.still)
+    return ModuleReport.of(
+        step, ranks, norms, moved.kept, moved.energies, moved.still, moved.made_from
+    )
 
 
 def _party(model: BaseModel, paths: list[str]) -> Party:

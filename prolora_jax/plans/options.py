@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
+from prolora_jax.adapters.algorithms.factoring import FactorRank
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule
@@ -55,6 +56,8 @@ class MigrationOptions:
             `modules_to_save`), which stay behind.
         alpha_zero: an alpha of 0 in the input means that the file is refused, alpha = `rank`, or
             no effect (`zero`); programs disagree.
+        factor_rank: of the LoRA factors that are made of other algorithms' updates (LoHa, DoRA,
+            ...): `energy=e`, `max=k`, or both; `exact`. Those of rank `max` and less stay exact.
 
     Raises:
         BadOption: from the constructor, when a value is not one of those above.
@@ -83,6 +86,7 @@ class MigrationOptions:
     dtype: Literal["same", "float32", "bfloat16", "float16"] = "same"
     allow_partial: bool = False
     alpha_zero: AlphaZero = "refuse"
+    factor_rank: str = "energy=0.999,max=64"
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
@@ -91,7 +95,11 @@ class MigrationOptions:
                 near = get_close_matches(str(value), choices, n=1)
                 meant = f" Did you mean {near[0]!r}?" if near else ""
                 raise BadOption(name, value, " | ".join(choices), meant)
-        _ = self.basis_rule, self.output_rank  # texts that say nothing are refused here
+        _ = (
+            self.basis_rule,
+            self.output_rank,
+            self.factors,
+        )  # texts that say nothing are refused here
         if self.assume_base is not None and self.assume_base not in CONFIGS:
             raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
         if not 0.0 < self.rotation_min_cos <= 1.0:
@@ -110,6 +118,11 @@ class MigrationOptions:
     def output_rank(self) -> OutputRank:
         """What `rank` says."""
         return output_rank(self.rank)
+
+    @cached_property
+    def factors(self) -> FactorRank:
+        """What `factor_rank` says."""
+        return factor_rank(self.factor_rank)
 
     def changed(self) -> dict[str, object]:
         """The options that differ from their defaults."""
@@ -164,6 +177,33 @@ def output_rank(text: str) -> OutputRank:
     if kind == "energy" and value is not None and 0.0 < value <= 1.0:
         return OutputRank(kind, value)
     raise BadOption("rank", text, "exact | source | a number >= 1 | energy=0.99")
+
+
+def factor_rank(text: str) -> FactorRank:
+    """Parse the rank of factors that are made; a migration's own is `MigrationOptions.factors`.
+
+    Args:
+        text: `exact`, or `energy=e` (0 < e <= 1), `max=k` (k >= 1), or both with a comma between.
+
+    Returns:
+        The rank asked for.
+
+    Raises:
+        BadOption: when the text is none of these.
+    """
+    if text == "exact":
+        return FactorRank(1.0, None)
+    energy, most = 1.0, None
+    for piece in text.split(","):
+        kind, _, number = piece.strip().partition("=")
+        value = _number(number)
+        if kind == "energy" and value is not None and 0.0 < value <= 1.0:
+            energy = value
+        elif kind == "max" and number.isdigit() and int(number) >= 1:
+            most = int(number)
+        else:
+            raise BadOption("factor_rank", text, "energy=0.999,max=64 | energy=e | max=k | exact")
+    return FactorRank(energy, most)
 
 
 def _number(text: str) -> float | None:

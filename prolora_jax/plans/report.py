@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from prolora_jax.adapters.adapter import MadeFrom
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
@@ -38,6 +39,9 @@ class ModuleReport:
         still_left: principal directions that `rotation` left still on the out side.
         still_right: the same on the in side.
         flags: see docs/method.md.
+        algorithm: of the input's module, where it is no plain LoRA; None for plain LoRA.
+        factored: share of the squared norm of its update that its LoRA factors hold, `norm_in`
+            squared being what they hold.
     """
 
     path: str
@@ -58,6 +62,8 @@ class ModuleReport:
     still_left: int | None = None
     still_right: int | None = None
     flags: tuple[str, ...] = ()
+    algorithm: str | None = None
+    factored: float | None = None
 
     @property
     def similarity(self) -> ModuleSimilarity | None:
@@ -77,6 +83,7 @@ class ModuleReport:
         kept: float = 1.0,
         energies: tuple[float, float, float, float] | None = None,
         still: tuple[int, int] | None = None,
+        made_from: MadeFrom | None = None,
     ) -> "ModuleReport":
         """What became of a step of a plan.
 
@@ -87,6 +94,7 @@ class ModuleReport:
             kept: share of the squared norm that `--rank` kept.
             energies: of the four blocks.
             still: left and right.
+            made_from: the other algorithm that the factors were made from.
         """
         s = step.similarity
         return ModuleReport(
@@ -108,6 +116,8 @@ class ModuleReport:
             still_left=still and still[0],
             still_right=still and still[1],
             flags=step.flags,
+            algorithm=made_from and made_from.algorithm,
+            factored=made_from and made_from.kept,
         )
 
 

@@ -3,6 +3,7 @@
 companions.py: Vectors beside the pairs, checked against the input.
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 result.py: What came of a check: module by module, and for the file as a whole.
+structured.py: Factors that were made of another algorithm's update, against that update, dense.
 weights.py: A base model and an adapter's module, as far as a check needs them.
 claim.py: What a report claims: read, and looked up by what its records are about.
 evidence.py: How alike weights are, densely: what a matching is decided on, computed anew.

@@ -28,6 +28,10 @@ ENERGY_SLACK = 1e-6
 """`--rank energy=e` is decided on float32 singular values: at a tie it may keep a column less."""
 
 
+FACTORED_SLACK = 1e-6
+"""Shares that factors hold are computed in float64, on another machine perhaps."""
+
+
 class UpdateCheck(NamedTuple):
     """What came of a module's numbers.
 
@@ -114,6 +118,7 @@ def check_update(
     problems += _other("norm_out", told.norm_out, norm_out, slack)
     problems += _other("rank_in", told.rank_in, before.rank, 0)
     if not brief:
+        problems += _origin_problems(told, before)
         problems += _rank_problems(told, before, after, cut, options)
         problems += _share_problems(told, cut, dense if moved else None, options, size)
     return UpdateCheck(error, allowed, problems, norm_out, unknown)
@@ -182,6 +187,20 @@ def _compare_free(
     share = float(np.linalg.norm(certain.part(cut.whole)) / max(np.linalg.norm(cut.whole), 1e-300))
     known = max(share**2 - certain.blur / size, 0.0)
     return error, found, f"{1.0 - known:.0%} of its update"
+
+
+def _origin_problems(told: ModuleReport, before: LoraModule) -> list[str]:
+    """Which algorithm the update was of, and what its factors hold."""
+    made = before.made_from
+    algorithm, share = (None, None) if made is None else (made.algorithm, made.kept)
+    problems = []
+    if told.algorithm != algorithm:
+        problems.append(f"report has algorithm {told.algorithm}, the input has {algorithm}")
+    if (told.factored is None) != (share is None):
+        problems.append(f"report has factored {told.factored}, recomputed {share}")
+    elif told.factored is not None and share is not None:
+        problems += _other("factored", told.factored, share, FACTORED_SLACK)
+    return problems
 
 
 def _rank_problems(

@@ -1,5 +1,10 @@
 """What the tensors of a module mean.
 
+algorithm.py: What the package has to know of an algorithm other than plain LoRA: one record each.
+loha.py: LoHa: the element-wise product of two low-rank matrices.
+dora.py: DoRA: the sum of the weight and a low-rank update gets new row norms.
+table.py: The adapter algorithms by name, and the ends of keys that tell their tensors.
+factoring.py: Updates of other algorithms made into LoRA factors, which all that follows works on.
 companions.py: Tensors beside plain pairs that no projection moves: biases, norms, zeros.
 foreign.py: Files that are no plain LoRA adapter: recognised by their keys and refused by name.
 """

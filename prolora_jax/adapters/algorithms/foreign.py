@@ -1,9 +1,12 @@
 """Files that are no plain LoRA adapter: recognised by their keys and refused by name."""
 
 from collections.abc import Collection, Mapping
+from typing import NoReturn
 
 import numpy as np
 
+from prolora_jax.adapters.adapter import StructuredModule
+from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.errors import AdapterRefused, Refusal
 
 # Pieces of keys that only one other kind of file has.
@@ -90,6 +93,20 @@ def refuse_foreign(
             f"lora_A, lora_B); remove them or convert the file",
             code=Refusal.UNKNOWN_KEYS,
         )
+
+
+def refuse_structured(module: StructuredModule, origin: str) -> NoReturn:
+    """Refuse a module of another algorithm where only plain LoRA can be used.
+
+    Raises:
+        AdapterRefused: always.
+    """
+    title = algorithm_for(module).title
+    raise AdapterRefused(
+        f"{origin}: unsupported-algorithm:{title}: found {module.path} of it; expected plain LoRA "
+        f"(down, up, alpha) here; make one of it first (prolora convert --to lora)",
+        code=Refusal.UNSUPPORTED_ALGORITHM,
+    )
 
 
 def _kind(keys: Collection[str], unread: Collection[str]) -> tuple[str, str] | None:

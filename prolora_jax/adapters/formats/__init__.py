@@ -12,6 +12,7 @@ lora_config.py: The scale that peft and diffusers keep beside the tensors.
 header_strings.py: Header strings: what is carried over, rewritten for another base model.
 plain_scale.py: A scale that stands in plain header strings alone.
 maxdiffusion.py: MaxDiffusion's files: kohya's keys, an alpha on every module, one rank.
+modules.py: The tensors of one module: plain LoRA factors, the parts of another algorithm.
 parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`.
 peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the config.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.

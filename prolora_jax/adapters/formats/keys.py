@@ -6,8 +6,8 @@ key, and `FORMATS` is what the majority of a file's modules look like, not how i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from prolora_jax.adapters.algorithms.table import PART_BY_END
 from prolora_jax.adapters.formats.components import COMFYUI_UNET, is_comfyui, text_encoder_path
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.architectures.naming import UNET, flat, without_wrappers
@@ -18,7 +18,8 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
 )
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
-Part = Literal["down", "up", "alpha"]
+Part = str
+"""Which tensor of a module: `down`, `up` and `alpha`, or a part of `algorithms.table`."""
 
 # What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
 _LYCORIS = "lycoris_"
@@ -57,6 +58,7 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
             table[f"{middle}.{old}_lora.up.weight"] = (f".{layer}", "up")
             table[f"{middle}.{old}_lora.alpha"] = (f".{layer}", "alpha")
     table[".alpha"] = ("", "alpha")
+    table |= {end: ("", part) for end, part in PART_BY_END.items()}
     return dict(sorted(table.items(), key=lambda item: -len(item[0])))  # longest first
 
 

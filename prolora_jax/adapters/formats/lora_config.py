@@ -25,7 +25,6 @@ _REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields by which the factors mean something else than `alpha / rank * B @ A` in their own layer.
 _MEANS_MORE = {
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
     "layer_replication": "layer-replication",
@@ -33,6 +32,8 @@ _MEANS_MORE = {
     "arrow_config": "Arrow",
     "kasa_config": "KaSA",
 }
+# Of peft's kinds, those whose tensors are read (algorithms.table).
+_READ = frozenset({"LORA", "LOHA"})
 
 
 class _Config(NamedTuple):
@@ -76,6 +77,25 @@ def _require_alpha(text: str, path: str, rank: int, origin: str) -> float | None
     return alpha
 
 
+def settings_of(path: str, metadata: Mapping[str, str], origin: str) -> Mapping[str, Any]:
+    """The fields of a file's configuration for the component of a module.
+
+    Raises:
+        AdapterRefused: the configuration cannot be used.
+    """
+    text = metadata.get(HEADER_KEY)
+    if text is None or "." not in path:
+        return {}
+    return _usable(text, path.partition(".")[0], origin).fields
+
+
+def _usable(text: str, component: str, origin: str) -> _Config:
+    try:
+        return _config(text, component, origin)
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
+        raise _unreadable(origin, str(failure)) from failure
+
+
 def base_name(metadata: Mapping[str, str]) -> str | None:
     """What a file's configuration says its base model is called, if it has one and says it."""
     try:
@@ -88,7 +108,7 @@ def base_name(metadata: Mapping[str, str]) -> str | None:
 
 
 def _alpha(config: _Config, module: str, rank: int) -> float | None:
-    alpha = config.fields.get("lora_alpha")
+    alpha = config.fields.get("lora_alpha", config.fields.get("alpha"))
     alpha = next((value for fits, value in config.alphas if fits(module)), alpha)
     if alpha is None:
         return None
@@ -99,7 +119,7 @@ def _alpha(config: _Config, module: str, rank: int) -> float | None:
 @lru_cache(maxsize=8)
 def _config(text: str, component: str, origin: str) -> _Config:
     fields = _read(text, origin)
-    if "lora_alpha" not in fields:
+    if not {"lora_alpha", "alpha"} & fields.keys():
         prefix = f"{component}."
         fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     _require_plain(fields, origin)
@@ -129,7 +149,7 @@ def _require_plain(fields: Mapping[str, Any], origin: str) -> None:
         )
     kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]  # also `PeftType.LORA`
     names = [name for field, name in _MEANS_MORE.items() if fields.get(field)]
-    name = next(iter(names), None if kind.upper() == "LORA" else kind)
+    name = next(iter(names), None if kind.upper() in _READ else kind)
     if name is not None:
         raise AdapterRefused(
             f"{origin}: unsupported-algorithm:{name}: found it in the LoraConfig; expected plain "

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -11,9 +11,9 @@ import numpy as np
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
-from prolora_jax.adapters.algorithms.foreign import refuse_foreign
-from prolora_jax.adapters.formats.keys import Key, Part, split_key
-from prolora_jax.adapters.formats.lora_config import alpha_by_config
+from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
+from prolora_jax.adapters.formats.keys import Key, split_key
+from prolora_jax.adapters.formats.modules import Group, made_module, read_zero
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -21,17 +21,6 @@ from prolora_jax.errors import AdapterRefused, Refusal
 _log = logging.getLogger(__name__)
 
 _EMBEDDINGS = "bundle_emb."  # textual inversions packed with an adapter; carried along
-_FLOATS = frozenset(
-    np.dtype(dtype) for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
-)
-
-
-@dataclass
-class _Group:
-    """What a file has for one module, and where: array and key by part."""
-
-    format: str
-    parts: dict[Part, tuple[np.ndarray, str]] = field(default_factory=dict)
 
 
 def parse(
@@ -41,6 +30,7 @@ def parse(
     alpha_zero: AlphaZero = "refuse",
     *,
     outline: bool = False,
+    structured: bool = False,
 ) -> Adapter:
     """Read an adapter, whatever mixture of key conventions it uses.
 
@@ -55,6 +45,8 @@ def parse(
             refuses the file.
         outline: the tensors stand for others of the same shapes (`io.tensors.outline_tensors`):
             their numbers are not looked at, and no alpha is taken from them.
+        structured: whether modules of other algorithms than plain LoRA are taken; who takes them
+            makes factors of them (`fitting.fit`) before anything else is done.
 
     Returns:
         The adapter, factors untouched (but `up` is zero where `alpha_zero` says so), modules in
@@ -64,7 +56,7 @@ def parse(
         AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
             finite; `code` says which.
     """
-    keys = {key: split_key(key) for key in tensors}
+    keys = {key: _read_key(key, array) for key, array in tensors.items()}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
     companions = {}
     if any(parts is not None and parts.part != "alpha" for parts in keys.values()):
@@ -76,7 +68,7 @@ def parse(
         _require_finite(tensors, origin)
     _require_one_adapter(keys.values(), origin)
 
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Group] = {}
     extras: dict[str, np.ndarray] = {}
     for key, parts in keys.items():
         if parts is None and key not in companions:
@@ -84,21 +76,27 @@ def parse(
         elif parts is None:
             continue
         else:
-            group = groups.setdefault(parts.path, _Group(parts.format))
+            group = groups.setdefault(parts.path, Group(parts.format))
             array = tensors[key]
             if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
                 array = layout.kernel_to_weight(array)
             _add(group, parts, key, array, origin)
-    modules, formats = [], Counter()
+    modules, others, formats = [], [], Counter()
     for path, group in groups.items():
         if set(group.parts) == {"alpha"}:
             array, key = group.parts["alpha"]
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
             extras[key] = array
             continue
-        modules.append(_module(path, group, metadata, origin, alpha_zero))
+        module = made_module(path, group, metadata, origin, alpha_zero)
+        if isinstance(module, LoraModule):
+            modules.append(module)
+        elif structured:
+            others.append(module)
+        else:
+            refuse_structured(module, origin)
         formats[is_text_encoder(path), group.format] += 1
-    if not modules:
+    if not modules and not others:
         raise AdapterRefused(
             f"{origin}: not-an-adapter:no-modules: found {len(tensors)} tensors and no LoRA "
             f"module; expected pairs of lora_down and lora_up; give an adapter file",
@@ -108,11 +106,25 @@ def parse(
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
     if majority == "diffusers" and any(format == "diffusers-old" for _, format in formats):
         majority = "diffusers-old"  # in which the other layers are spelled as anywhere
-    adapter = Adapter(tuple(modules), majority, extras, dict(metadata), origin)
+    adapter = Adapter(
+        tuple(modules),
+        majority,
+        extras,
+        dict(metadata),
+        origin,
+        structured=tuple(others),
+        outline=outline,
+    )
     if not (outline and _has_alphas(groups)):
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
     return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
+
+
+def _read_key(key: str, array: np.ndarray) -> Key | None:
+    """A key taken apart; a vector is never a full difference, but a norm's or a bias's."""
+    found = split_key(key)
+    return None if found is not None and found.part == "diff" and array.ndim == 1 else found
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
@@ -123,7 +135,7 @@ def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
     return replace(companion, array=(companion.array.astype(np.float64) * scale).astype(np.float32))
 
 
-def _has_alphas(groups: Mapping[str, _Group]) -> bool:
+def _has_alphas(groups: Mapping[str, Group]) -> bool:
     return any("alpha" in group.parts for group in groups.values())
 
 
@@ -137,11 +149,11 @@ def _scaled(adapter: Adapter, alpha_zero: AlphaZero) -> Adapter:
     if told is None:
         return adapter
     modules = (replace(m, alpha=told.alpha_for(m.rank)) for m in adapter.modules)
-    read = (m if m.alpha else _read_zero(m, alpha_zero, adapter.origin) for m in modules)
+    read = (m if m.alpha else read_zero(m, alpha_zero, adapter.origin) for m in modules)
     return replace(adapter, modules=tuple(read))
 
 
-def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
+def _add(group: Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
     if key.part in group.parts:
         before, known = group.parts[key.part]
         if not same_array(before, array):
@@ -158,70 +170,6 @@ def _add(group: _Group, key: Key, name: str, array: np.ndarray, origin: str) -> 
 def same_array(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays have the same dtype, shape and numbers."""
     return a.dtype == b.dtype and a.shape == b.shape and bool(np.array_equal(a, b))
-
-
-def _module(
-    path: str, group: _Group, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
-) -> LoraModule:
-    pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
-    for half, other in pair:
-        if half not in group.parts:
-            raise AdapterRefused(
-                f"{origin}: {path}: the {half} factor is missing, found only "
-                f"{group.parts[other][1]}; expected both; fetch the file again",
-                code=Refusal.INCOMPLETE_PAIR,
-            )
-    (down, down_key), (up, up_key) = group.parts["down"], group.parts["up"]
-    for array, key in ((down, down_key), (up, up_key)):
-        if array.dtype not in _FLOATS:
-            raise AdapterRefused(
-                f"{origin}: tensor {key} has dtype {array.dtype.name}; expected float16, "
-                f"bfloat16, float32 or float64; convert the file to one of these",
-                code=Refusal.UNSUPPORTED_DTYPE,
-            )
-    if not _fit(down, up):
-        raise AdapterRefused(
-            f"{origin}: {path}: found down of shape {down.shape} and up of shape {up.shape}; "
-            f"expected (rank, in[, kh, kw]) and (out, rank[, 1, 1]) of one rank; fetch the file "
-            f"again",
-            code=Refusal.SHAPE_MISMATCH,
-        )
-    alpha = alpha_by_config(path, down.shape[0], metadata, origin)
-    if "alpha" in group.parts:
-        alpha = _scalar(*group.parts["alpha"], path, origin)
-    if alpha == 0:
-        return _read_zero(LoraModule(path, down, up), alpha_zero, origin)
-    return LoraModule(path, down, up, alpha)
-
-
-def _read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraModule:
-    """The module without its alpha of 0: no file that is written from it is read in two ways."""
-    if alpha_zero == "rank":
-        return replace(module, alpha=float(module.rank))
-    if alpha_zero == "zero":
-        return replace(module, up=np.zeros_like(module.up), alpha=None)
-    raise AdapterRefused(
-        f"{origin}: {module.path}: found alpha 0, which some programs read as no effect and others "
-        f"as alpha = rank; expected another number; set it to what was meant, or say it with "
-        f"--alpha-zero rank or --alpha-zero zero",
-        code=Refusal.ALPHA_ZERO,
-    )
-
-
-def _fit(down: np.ndarray, up: np.ndarray) -> bool:
-    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or 0 in (*down.shape, *up.shape):
-        return False
-    return down.shape[0] == up.shape[1] and set(up.shape[2:]) <= {1}
-
-
-def _scalar(array: np.ndarray, key: str, path: str, origin: str) -> float:
-    if array.size != 1:
-        raise AdapterRefused(
-            f"{origin}: {path}: found {key} of shape {array.shape}; expected one number; fetch "
-            f"the file again",
-            code=Refusal.SHAPE_MISMATCH,
-        )
-    return float(array.reshape(()))
 
 
 def _require_one_adapter(keys: Iterable[Key | None], origin: str) -> None:

@@ -1,11 +1,14 @@
 """An adapter against a base model: every module gets its dotted path and is checked."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
@@ -35,10 +38,11 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         AdapterRefused: a module is not in the base, has other shapes, or occurs twice with
             different numbers.
     """
-    paths = {module.path: _path(module.path, spec) for module in adapter.modules}
+    every = (*adapter.modules, *adapter.structured)
+    paths = {module.path: _path(module.path, spec) for module in every}
     _require_all(adapter, paths, spec)
-    found: dict[str, LoraModule] = {}
-    for module in adapter.modules:
+    found: dict[str, LoraModule | StructuredModule] = {}
+    for module in every:
         path = paths[module.path]
         assert path is not None  # _require_all
         known = found.get(path)
@@ -46,15 +50,18 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
             found[path] = replace(module, path=path)
         elif not _same(known, module):
             _refuse_second(adapter.origin, path, module.path)
-    if len(found) < len(adapter.modules):
-        repeated = len(adapter.modules) - len(found)
+    if len(found) < len(every):
+        repeated = len(every) - len(found)
         _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
-    _require_shapes(adapter.origin, found, spec)
+    modules = tuple(m for m in found.values() if isinstance(m, LoraModule))
+    others = tuple(m for m in found.values() if isinstance(m, StructuredModule))
+    _require_shapes(adapter.origin, {module.path: module for module in modules}, spec)
+    _require_parts(adapter.origin, others, spec)
     companions = adapter.companions
     if companions:
         names = layer_by_flat_name(spec)
         companions = tuple(replace(c, path=_layer(c.path, names)) for c in companions)
-    return replace(adapter, modules=tuple(found.values()), companions=companions)
+    return replace(adapter, modules=modules, structured=others, companions=companions)
 
 
 def require_one_spelling(adapter: Adapter) -> None:
@@ -69,8 +76,8 @@ def require_one_spelling(adapter: Adapter) -> None:
     Raises:
         AdapterRefused: a module occurs in two spellings with different numbers.
     """
-    found: dict[str, LoraModule] = {}
-    for module in adapter.modules:
+    found: dict[str, LoraModule | StructuredModule] = {}
+    for module in (*adapter.modules, *adapter.structured):
         name = module.path
         for prefix in (KOHYA_UNET, "unet.", "unet/"):
             if name.startswith(prefix):
@@ -92,6 +99,10 @@ def _refuse_second(origin: str, path: str, other: str) -> NoReturn:
 def fits(module: LoraModule, spec: ModuleSpec) -> bool:
     """Whether the factors have the shapes of this layer; for 1x1 windows 2 or 4 axes will do."""
     out, width, *window = spec.shape
+    if module.made_from is not None:  # a sketch of another algorithm's module may lack the window
+        return module.down.size == module.rank * width * int(np.prod(window)) and (
+            module.up.shape[:2] == (out, module.rank)
+        )
     pointwise = set(window) <= {1}
     downs = {(module.rank, width, *window)}
     if pointwise:
@@ -156,5 +167,27 @@ def _require_shapes(origin: str, modules: dict[str, LoraModule], spec: BaseModel
     )
 
 
-def _same(a: LoraModule, b: LoraModule) -> bool:
-    return a.alpha == b.alpha and same_array(a.down, b.down) and same_array(a.up, b.up)
+def _require_parts(origin: str, modules: Sequence[StructuredModule], spec: BaseModelSpec) -> None:
+    """Check the shapes of other algorithms' tensors."""
+    for module in modules:
+        algorithm = algorithm_for(module)
+        known = spec.modules.get(module.path)
+        shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
+        misfit = None if shape is None else algorithm.misfit(module, shape)
+        if misfit is not None:
+            raise AdapterRefused(
+                f"{origin}: {module.path}: found {misfit.found} of {algorithm.title}; expected "
+                f"{misfit.expected} of base model {spec.name}; name the base model that the "
+                f"adapter was trained on",
+                code=Refusal.SHAPE_MISMATCH,
+            )
+
+
+def _same(a: LoraModule | StructuredModule, b: LoraModule | StructuredModule) -> bool:
+    if a.alpha != b.alpha:
+        return False
+    if isinstance(a, LoraModule) and isinstance(b, LoraModule):
+        return same_array(a.down, b.down) and same_array(a.up, b.up)
+    if isinstance(a, LoraModule) or isinstance(b, LoraModule) or a.parts.keys() != b.parts.keys():
+        return False
+    return all(same_array(array, b.parts[name]) for name, array in a.parts.items())

@@ -44,6 +44,7 @@ def load_adapter(
     alpha_zero: AlphaZero = "refuse",
     allow_pickle: bool = False,
     quiet: bool = False,
+    structured: bool = False,
 ) -> Adapter:
     """Read an adapter of any supported format.
 
@@ -57,6 +58,8 @@ def load_adapter(
         allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
         quiet: log nothing where a file of peft's has no configuration beside it; who reads
             thousands says it once (`lacks_config`).
+        structured: whether modules of other algorithms than plain LoRA are taken; they are no
+            factors until `fitting.fit` has made some.
 
     Returns:
         The adapter, with factors in the file's own dtype and layout.
@@ -73,17 +76,20 @@ def load_adapter(
     else:
         pickled = allow_pickle and is_regular(path) and is_pickle(path)
         if not pickled and _is_large(path):
-            outline_adapter(path, str(path), alpha_zero)  # its header alone may refuse it
+            # Its header alone may refuse it.
+            outline_adapter(path, str(path), alpha_zero, structured=structured)
         read = read_pickle if pickled else read_tensors
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
-    adapter = parse(tensors, metadata, str(path), alpha_zero)
+    adapter = parse(tensors, metadata, str(path), alpha_zero, structured=structured)
     if lacks_config(adapter) and not path.is_dir() and not quiet:
         _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return adapter if base is None else resolve(adapter, base)
 
 
-def outline_adapter(path: Path, origin: str, alpha_zero: AlphaZero = "refuse") -> Adapter:
+def outline_adapter(
+    path: Path, origin: str, alpha_zero: AlphaZero = "refuse", *, structured: bool = False
+) -> Adapter:
     """What a safetensors file or a folder that peft wrote holds, from headers alone.
 
     Shapes, dtypes, names and the scale of a configuration are right; every number is 1.
@@ -92,6 +98,7 @@ def outline_adapter(path: Path, origin: str, alpha_zero: AlphaZero = "refuse") -
         path: the file or folder.
         origin: what to call it in messages.
         alpha_zero: as for `load_adapter`; an alpha that stands in a tensor is not looked at.
+        structured: as for `load_adapter`.
 
     Raises:
         UsageError: there is no such file.
@@ -103,7 +110,7 @@ def outline_adapter(path: Path, origin: str, alpha_zero: AlphaZero = "refuse") -
     else:
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
-    return parse(tensors, metadata, origin, alpha_zero, outline=True)
+    return parse(tensors, metadata, origin, alpha_zero, outline=True, structured=structured)
 
 
 def lacks_config(adapter: Adapter) -> bool:

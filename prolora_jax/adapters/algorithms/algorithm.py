@@ -1,0 +1,109 @@
+"""What the package has to know of an adapter algorithm other than plain LoRA: one record each.
+
+An update is `LowRank` factors wherever it has them exactly; it is dense only where it is so.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import StructuredModule
+
+Parts = Mapping[str, np.ndarray]
+Shape = tuple[int, ...]
+
+
+class LowRank(NamedTuple):
+    """An update as two factors, scale included.
+
+    Attributes:
+        up: `(out, rank)`, float64.
+        down: `(rank, in * kh * kw)`, float64.
+        singular: whether they are a singular form: columns and rows orthogonal, by size.
+    """
+
+    up: np.ndarray
+    down: np.ndarray
+    singular: bool = False
+
+
+class Misfit(NamedTuple):
+    """Why the tensors of a module are not those of a layer: what was found, what was expected."""
+
+    found: str
+    expected: str
+
+
+Update = LowRank | np.ndarray
+"""Factors, or a dense matrix `(out, in * kh * kw)` in float64; scale included."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One adapter algorithm.
+
+    Attributes:
+        name: as it is called in reports, `loha`.
+        title: as it is called in sentences, `LoHa`.
+        ends: part name by the end of a key; the first end of a name is the one that is written.
+        needs: the sets of parts, one of which is there; others of `ends` may be.
+        rank: of the tensors: what alpha is divided by.
+        matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
+        bound: the largest rank that the update can have, for a layer of a shape.
+        misfit: what is wrong with the tensors for a weight of a shape; None when nothing is.
+        update: of a module, for a weight of a shape; the last argument is the source's weight as a
+            matrix in float64, for algorithms that need it, else None.
+        needs_weight: whether the update depends on the source's weight.
+        zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
+            do for every alpha that a rank divides.
+    """
+
+    name: str
+    title: str
+    ends: Mapping[str, str]
+    needs: tuple[frozenset[str], ...]
+    rank: Callable[[Parts], int]
+    matrix_shape: Callable[[Parts], tuple[int, int] | None]
+    bound: Callable[[Parts, tuple[int, int]], int]
+    misfit: Callable[[StructuredModule, Shape], Misfit | None]
+    update: Callable[[StructuredModule, Shape, np.ndarray | None], Update]
+    needs_weight: bool = False
+    zero_alpha_is_disputed: bool = True
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Every part that it can have."""
+        return frozenset(self.ends.values())
+
+    def reads(self, names: frozenset[str]) -> bool:
+        """Whether tensors of these parts are a whole module."""
+        return names <= self.parts and any(needed <= names for needed in self.needs)
+
+
+def scale_of(module: StructuredModule, rank: int) -> float:
+    """`alpha / rank`, or 1 without an alpha."""
+    return 1.0 if module.alpha is None else module.alpha / rank
+
+
+def double(array: np.ndarray) -> np.ndarray:
+    """In float64."""
+    return array.astype(np.float64)
+
+
+def flat_in(shape: Shape) -> tuple[int, int]:
+    """A weight's shape as that of its matrix."""
+    out, *rest = shape
+    return out, int(np.prod(rest))
+
+
+def shapes_of(parts: Parts) -> str:
+    """The tensors of a module and their shapes, for messages."""
+    return ", ".join(f"{name} {array.shape}" for name, array in sorted(parts.items()))
+
+
+def setting(module: StructuredModule, name: str, default: Any = None) -> Any:
+    """A field of peft's configuration."""
+    value = module.settings.get(name)
+    return default if value is None else value

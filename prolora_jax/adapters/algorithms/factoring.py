@@ -1,0 +1,188 @@
+"""Updates of other algorithms made into LoRA factors, which all that follows works on.
+
+What is of low rank stays exact. What is not gets the best factors of a rank (Eckart-Young), and the
+share of its squared norm that they hold is said. One module is dense at a time, never a file.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom, StructuredModule
+from prolora_jax.adapters.algorithms.algorithm import LowRank, Update, flat_in
+from prolora_jax.adapters.algorithms.table import algorithm_for
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused, Refusal
+
+Matrix = Callable[[str], np.ndarray]
+"""The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
+
+
+class FactorRank(NamedTuple):
+    """Which rank the factors of another algorithm's update get.
+
+    Attributes:
+        energy: share of the squared norm that they are to hold, as long as `most` allows; no say
+            in an update whose own rank is not above `most`.
+        most: columns; None for as many as there are.
+    """
+
+    energy: float = 0.999
+    most: int | None = 64
+
+
+def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
+    """Rank-1 stand-ins for modules of other algorithms: names and shapes, where tensors say them.
+
+    Args:
+        adapter: as parsed, or resolved.
+    """
+    found = []
+    for module in adapter.structured:
+        shape = algorithm_for(module).matrix_shape(module.parts)
+        if shape is not None:
+            factors = np.ones((1, shape[1])), np.ones((shape[0], 1))
+            made = MadeFrom(module.algorithm, 1.0, module.dtype.name)
+            found.append(LoraModule(module.path, *factors, made_from=made))
+    return tuple(found)
+
+
+class Cut(NamedTuple):
+    """Factors, and the share of the update's squared norm that they hold."""
+
+    up: np.ndarray
+    down: np.ndarray
+    kept: float
+
+
+def factored(
+    adapter: Adapter,
+    spec: BaseModelSpec,
+    matrix: Matrix | None = None,
+    rank: FactorRank | None = None,
+) -> Adapter:
+    """An adapter whose modules are all LoRA factors.
+
+    Args:
+        adapter: resolved against `spec`.
+        spec: the base model that it was trained on.
+        matrix: its weights; None where they are not at hand.
+        rank: of the factors that are made; the default when None.
+
+    Returns:
+        The adapter; made factors are float32, scale included, after those of plain LoRA.
+
+    Raises:
+        AdapterRefused: an algorithm needs a weight that is not at hand, or its numbers are none.
+    """
+    if not adapter.structured:
+        return adapter
+    rank = rank or FactorRank()
+    made = (_factors(m, adapter, spec, matrix, rank) for m in adapter.structured)
+    before = None if adapter.outline else adapter.fingerprint
+    modules = (*adapter.modules, *made)
+    return replace(adapter, modules=modules, structured=(), read_as=before)
+
+
+def _factors(
+    module: StructuredModule,
+    adapter: Adapter,
+    spec: BaseModelSpec,
+    matrix: Matrix | None,
+    rank: FactorRank,
+) -> LoraModule:
+    algorithm = algorithm_for(module)
+    known = spec.modules.get(module.path)
+    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
+    if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
+        raise AdapterRefused(
+            f"{adapter.origin}: {module.path}: needs-source-weights:{algorithm.title}: found a "
+            f"module whose update depends on the weight that it was trained on; expected that base "
+            f"model; give it",
+            code=Refusal.NEEDS_SOURCE_WEIGHTS,
+        )
+    if adapter.outline:
+        out, width = flat_in(shape)
+        columns = min(algorithm.bound(module.parts, (out, width)), rank.most or out)
+        cut = Cut(np.ones((out, columns)), np.ones((columns, width)), 1.0)
+    else:
+        needed = algorithm.needs_weight and matrix is not None
+        weight = matrix(module.path).astype(np.float64) if needed and matrix else None
+        cut = cut_to_rank(algorithm.update(module, shape, weight), rank)
+    up, down = cut.up.astype(np.float32), cut.down.astype(np.float32)
+    if not (np.isfinite(up).all() and np.isfinite(down).all()):
+        raise AdapterRefused(
+            f"{adapter.origin}: {module.path}: found an update of {algorithm.title} that float32 "
+            f"does not hold; expected finite numbers; fetch or train the adapter again",
+            code=Refusal.NON_FINITE,
+        )
+    ones = (1,) * (len(shape) - 2)
+    return LoraModule(
+        module.path,
+        down.reshape(down.shape[0], *shape[1:]),
+        up.reshape(*up.shape, *ones),
+        made_from=MadeFrom(algorithm.name, cut.kept, module.dtype.name),
+    )
+
+
+def cut_to_rank(update: Update, rank: FactorRank) -> Cut:
+    """The best factors of the rank asked for.
+
+    Args:
+        update: factors, or a dense matrix.
+        rank: asked for.
+
+    Returns:
+        Factors in float64, of norms that are even, and the share of the squared norm they hold.
+    """
+    if isinstance(update, LowRank):
+        columns = update.down.shape[0]
+        if rank.most is None or columns <= rank.most:
+            return Cut(*_even(update.up, update.down), 1.0)
+        form = update if update.singular else _singular(update)
+    else:
+        form = _dense_singular(update)
+    squares = np.square(np.linalg.norm(form.up, axis=0) * np.linalg.norm(form.down, axis=1))
+    total = squares.sum()
+    if total == 0.0:
+        return Cut(form.up[:, :1], form.down[:1], 1.0)
+    held = np.cumsum(squares)
+    enough = int(np.argmax(held >= min(rank.energy, 1.0) * held[-1])) + 1
+    used = int(np.count_nonzero(squares > 0))
+    columns = min(used, enough, rank.most or used)
+    up, down = _even(form.up[:, :columns], form.down[:columns])
+    return Cut(up, down, float(held[columns - 1] / total))
+
+
+def _even(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of even norms: nothing leaves the range of float32 on one side alone."""
+    sizes = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
+    both = (sizes[0] > 0) & (sizes[1] > 0)
+    ratio = np.sqrt(np.divide(sizes[1], sizes[0], out=np.ones_like(sizes[0]), where=both))
+    return up * ratio, down / ratio[:, None]
+
+
+def _singular(update: LowRank) -> LowRank:
+    """Singular form of factors, from their QR decompositions."""
+    left, right = np.linalg.qr(update.up), np.linalg.qr(update.down.T)
+    u, sigma, v = np.linalg.svd(left.R @ right.R.T)
+    columns = len(sigma)
+    up = left.Q @ u[:, :columns] * sigma
+    return LowRank(up, v[:columns] @ right.Q.T, singular=True)
+
+
+def _dense_singular(update: np.ndarray) -> LowRank:
+    """Singular form of a dense matrix from the Gram matrix of its short side.
+
+    The factors are a projection of the update: what they miss is the tail, whatever rounding does
+    to the smallest singular values.
+    """
+    wide = update if update.shape[0] <= update.shape[1] else update.T
+    _, vectors = np.linalg.eigh(wide @ wide.T)
+    vectors = vectors[:, ::-1]
+    rows = vectors.T @ wide
+    if wide is update:
+        return LowRank(vectors, rows, singular=True)
+    return LowRank(rows.T, vectors.T, singular=True)

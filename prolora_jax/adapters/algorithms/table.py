@@ -1,0 +1,32 @@
+"""The adapter algorithms by name, and the ends of keys that tell their tensors."""
+
+from prolora_jax.adapters.adapter import StructuredModule
+from prolora_jax.adapters.algorithms.algorithm import Algorithm
+from prolora_jax.adapters.algorithms.dora import DORA
+from prolora_jax.adapters.algorithms.loha import LOHA
+
+_ALL = (DORA, LOHA)
+ALGORITHMS = {algorithm.name: algorithm for algorithm in _ALL}
+PART_BY_END = {
+    end: part
+    for algorithm in _ALL
+    for end, part in algorithm.ends.items()
+    if end.startswith(".")  # the others are plain LoRA's own factors
+}
+"""Part names by the end of a key."""
+
+
+def algorithm_reading(names: frozenset[str]) -> Algorithm | None:
+    """The algorithm whose module has tensors of these parts; None where they are of none."""
+    return next((a for a in _ALL if a.reads(names)), None)
+
+
+def nearest_algorithm(names: frozenset[str]) -> Algorithm | None:
+    """The algorithm that most of these parts belong to: something is missing, or too much."""
+    found = max(_ALL, key=lambda a: len(a.parts & names))
+    return found if found.parts & names else None
+
+
+def algorithm_for(module: StructuredModule) -> Algorithm:
+    """The algorithm of a module."""
+    return ALGORITHMS[module.algorithm]

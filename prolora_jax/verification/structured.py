@@ -1,0 +1,135 @@
+"""Factors that were made of another algorithm's update, against that update, dense.
+
+The formulas stand here a second time, written from formats.md 2.1 and 2.2 without a factor: what is
+checked is not believed. Nothing of `adapters.algorithms` is imported.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.verification.weights import dense_update
+
+Matrix = Float[np.ndarray, "out in"]
+Shape = tuple[int, ...]
+Parts = Mapping[str, np.ndarray]
+Weight = Callable[[str], np.ndarray]
+
+TOLERANCE = 1e-6
+"""Factors are float32: what they hold of the update may be off by this share of its norm."""
+
+
+def factor_problems(
+    given: Adapter,
+    made: Adapter,
+    shapes: Mapping[str, Shape],
+    weight: Weight,
+    energy: float,
+    most: int | None,
+) -> dict[str, list[str]]:
+    """What is wrong with factors that were made of other algorithms' updates.
+
+    Args:
+        given: the adapter as the file has it, resolved against its base model.
+        made: the same with LoRA factors alone.
+        shapes: of the base model's weights.
+        weight: the base model's weights as matrices.
+        energy: share of the squared norm that factors should hold, where `most` allows.
+        most: the most columns that they may have.
+
+    Returns:
+        Problems by module.
+    """
+    factors = {module.path: module for module in made.modules}
+    found = {}
+    for module in given.structured:
+        shape = shapes.get(module.path)
+        own = factors.get(module.path)
+        if own is None or own.made_from is None:
+            found[module.path] = ["no factors were made of it"]
+            continue
+        shape = shape or (own.up.shape[0], *own.down.shape[1:])
+        problems = _problems(module, own, shape, weight, energy, most)
+        if problems:
+            found[module.path] = problems
+    return found
+
+
+def _problems(
+    module: StructuredModule,
+    own: LoraModule,
+    shape: Shape,
+    weight: Weight,
+    energy: float,
+    most: int | None,
+) -> list[str]:
+    needed = module.algorithm in NEED_WEIGHT
+    update = DENSE[module.algorithm](
+        module, shape, weight(module.path).astype(np.float64) if needed else np.zeros(())
+    )
+    assert own.made_from is not None  # `factor_problems`
+    size, kept = float(np.linalg.norm(update)), own.made_from.kept
+    error = float(np.linalg.norm(dense_update(own) - update))
+    if size == 0.0:
+        return [] if error == 0.0 else ["has factors, and its update is zero"]
+    problems = []
+    tail = max(1.0 - kept, 0.0) ** 0.5
+    if error / size > tail + 10 * TOLERANCE or (error / size) ** 2 < tail**2 - TOLERANCE:
+        problems.append(f"its factors miss {error / size:.3g} of its update, {tail:.3g} was said")
+    if kept < 1.0:
+        sigma = np.square(np.linalg.svd(update, compute_uv=False))
+        best = float(sigma[: own.rank].sum() / sigma.sum())
+        if abs(best - kept) > TOLERANCE:
+            problems.append(f"its factors hold {kept:.6f} of its square, {best:.6f} can be held")
+        if own.rank != most and kept < energy - TOLERANCE:
+            problems.append(f"its factors hold {kept:.6f} of its square, asked for was {energy}")
+    if most is not None and own.rank > most:
+        problems.append(f"its factors have rank {own.rank}, at most {most} was asked for")
+    return problems
+
+
+def _scale(module: StructuredModule, rank: int) -> float:
+    return 1.0 if module.alpha is None else module.alpha / rank
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+def _loha(module: StructuredModule, shape: Shape, _: np.ndarray) -> Matrix:
+    parts, product = module.parts, np.ones((shape[0], int(np.prod(shape[1:]))))
+    for number in "12":
+        a, b = _wide(parts[f"hada_w{number}_a"]), _wide(parts[f"hada_w{number}_b"])
+        core = parts.get(f"hada_t{number}")
+        if core is None:
+            half = a @ b.reshape(b.shape[0], -1)
+        else:
+            half = np.einsum("ijkl,ip,jr->prkl", _wide(core), a, b, optimize=True)
+        product = product * half.reshape(product.shape)
+    return _scale(module, parts["hada_w1_b"].shape[0]) * product
+
+
+def _dora(module: StructuredModule, shape: Shape, weight: np.ndarray) -> Matrix:
+    parts = module.parts
+    rank, magnitude = parts["down"].shape[0], _wide(parts["magnitude"])
+    update = _wide(parts["up"]).reshape(shape[0], rank) @ _wide(parts["down"]).reshape(rank, -1)
+    whole = (weight + _scale(module, rank) * update).reshape(shape[0], shape[1], -1)
+    rows = magnitude.ndim == 1 or magnitude.shape[0] == magnitude.size
+    rows = rows or (magnitude.shape[1] != shape[1])
+    over = (1, 2) if rows else (0, 2)
+    sizes = np.sqrt(np.sum(whole**2, axis=over))
+    ratio = np.zeros_like(sizes)
+    ratio[sizes > 0] = magnitude.reshape(-1)[sizes > 0] / sizes[sizes > 0]
+    spread = np.expand_dims(ratio, over)
+    return (whole * spread).reshape(weight.shape) - weight
+
+
+DENSE: Mapping[str, Callable[[StructuredModule, Shape, np.ndarray], Matrix]] = {
+    "dora": _dora,
+    "loha": _loha,
+}
+"""The update of a module by algorithm, dense, in float64: of a weight's shape and the weight."""
+
+NEED_WEIGHT = frozenset({"dora"})
