@@ -1,6 +1,9 @@
 """What the tensors of a module mean.
 
 algorithm.py: What the package has to know of an algorithm other than plain LoRA: one record each.
+tucker.py: LoCon with a Tucker core: a convolution's factors are 1x1, and the core has the window.
+full.py: A full difference: the update itself.
+lokr.py: LoKr: the Kronecker product of two small matrices.
 loha.py: LoHa: the element-wise product of two low-rank matrices.
 dora.py: DoRA: the sum of the weight and a low-rank update gets new row norms.
 table.py: The adapter algorithms by name, and the ends of keys that tell their tensors.

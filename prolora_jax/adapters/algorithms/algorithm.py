@@ -22,11 +22,13 @@ class LowRank(NamedTuple):
         up: `(out, rank)`, float64.
         down: `(rank, in * kh * kw)`, float64.
         singular: whether they are a singular form: columns and rows orthogonal, by size.
+        total: squared norm of the whole update, where these are its first columns; None for all.
     """
 
     up: np.ndarray
     down: np.ndarray
     singular: bool = False
+    total: float | None = None
 
 
 class Misfit(NamedTuple):
@@ -53,8 +55,8 @@ class Algorithm:
         matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
         bound: the largest rank that the update can have, for a layer of a shape.
         misfit: what is wrong with the tensors for a weight of a shape; None when nothing is.
-        update: of a module, for a weight of a shape; the last argument is the source's weight as a
-            matrix in float64, for algorithms that need it, else None.
+        update: of a module, for a weight of a shape; given the source's weight as a matrix in
+            float64 where the algorithm needs it, and how many columns are wanted at most.
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
@@ -68,7 +70,7 @@ class Algorithm:
     matrix_shape: Callable[[Parts], tuple[int, int] | None]
     bound: Callable[[Parts, tuple[int, int]], int]
     misfit: Callable[[StructuredModule, Shape], Misfit | None]
-    update: Callable[[StructuredModule, Shape, np.ndarray | None], Update]
+    update: Callable[[StructuredModule, Shape, np.ndarray | None, int | None], Update]
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
 

@@ -5,11 +5,14 @@ rank. The magnitude m is one number per output row, or, in LyCORIS's older files
 (formats.md 2.2); its shape says which.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
+    LowRank,
     Misfit,
     Parts,
     Shape,
@@ -18,6 +21,9 @@ from prolora_jax.adapters.algorithms.algorithm import (
     scale_of,
     shapes_of,
 )
+from prolora_jax.adapters.algorithms.loha import LOHA
+from prolora_jax.adapters.algorithms.lokr import LOKR
+from prolora_jax.adapters.algorithms.tucker import TUCKER
 
 _ENDS = {
     ".dora_scale": "magnitude",
@@ -25,15 +31,30 @@ _ENDS = {
     ".lora_magnitude_vector.weight": "magnitude",
     ".magnitude": "magnitude",
 }
-_FACTORS = {"down": "down", "up": "up"}
-_NEEDS = frozenset({"down", "up", "magnitude"})
+_PAIR = frozenset({"down", "up"})
+_OTHERS = (TUCKER, LOHA, LOKR)
+"""LyCORIS gives their updates magnitudes, too."""
+
+
+def _others(parts: Parts) -> Parts:
+    return {name: array for name, array in parts.items() if name != "magnitude"}
+
+
+def _inner(parts: Parts) -> Algorithm | None:
+    """The algorithm of the update that is added before the norms are set; None for plain LoRA."""
+    names = frozenset(_others(parts))
+    return next((other for other in _OTHERS if other.reads(names)), None)
 
 
 def _rank(parts: Parts) -> int:
-    return parts["down"].shape[0]
+    inner = _inner(parts)
+    return parts["down"].shape[0] if inner is None else inner.rank(_others(parts))
 
 
-def _matrix_shape(parts: Parts) -> tuple[int, int]:
+def _matrix_shape(parts: Parts) -> tuple[int, int] | None:
+    inner = _inner(parts)
+    if inner is not None:
+        return inner.matrix_shape(_others(parts))
     return parts["up"].shape[0], int(np.prod(parts["down"].shape[1:]))
 
 
@@ -62,24 +83,40 @@ def _is_per_row(magnitude: np.ndarray, shape: Shape) -> bool | None:
 
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     parts, (out, width) = module.parts, flat_in(shape)
-    rank = _rank(parts)
-    down, up = parts["down"].shape, parts["up"].shape
-    if int(np.prod(down[1:])) != width or up[:2] != (out, rank) or set(up[2:]) > {1}:
-        return Misfit(shapes_of(parts), f"down (rank, in) and up (out, rank) of a weight {shape}")
+    inner = _inner(parts)
+    if inner is not None:
+        misfit = inner.misfit(replace(module, parts=_others(parts)), shape)
+        if misfit is not None:
+            return misfit
+    else:
+        rank, down, up = _rank(parts), parts["down"].shape, parts["up"].shape
+        if int(np.prod(down[1:])) != width or up[:2] != (out, rank) or set(up[2:]) > {1}:
+            expected = f"down (rank, in) and up (out, rank) of a weight {shape}"
+            return Misfit(shapes_of(parts), expected)
     if _is_per_row(parts["magnitude"], shape) is None:
         expected = f"one number for each of {out} rows, ({out}, 1), or for each of {shape[1]}"
         return Misfit(shapes_of(parts), f"{expected} input channels, (1, {shape[1]})")
     return None
 
 
-def _update(module: StructuredModule, shape: Shape, weight: np.ndarray | None) -> np.ndarray:
+def _added(module: StructuredModule, shape: Shape) -> np.ndarray:
+    """The update that is added to the weight before its norms are set, dense."""
+    inner = _inner(module.parts)
+    if inner is not None:
+        found = inner.update(replace(module, parts=_others(module.parts)), shape, None, None)
+        return found.up @ found.down if isinstance(found, LowRank) else found
+    rank = _rank(module.parts)
+    up, down = (double(module.parts[name]) for name in ("up", "down"))
+    return scale_of(module, rank) * (up.reshape(-1, rank) @ down.reshape(rank, -1))
+
+
+def _update(
+    module: StructuredModule, shape: Shape, weight: np.ndarray | None, _: int | None
+) -> np.ndarray:
     assert weight is not None  # `needs_weight`
-    parts = module.parts
-    rank = _rank(parts)
-    up, down = double(parts["up"]).reshape(-1, rank), double(parts["down"]).reshape(rank, -1)
-    whole = weight + scale_of(module, rank) * (up @ down)
-    magnitude = double(parts["magnitude"]).reshape(-1)
-    if _is_per_row(parts["magnitude"], shape):
+    whole = weight + _added(module, shape)
+    magnitude = double(module.parts["magnitude"]).reshape(-1)
+    if _is_per_row(module.parts["magnitude"], shape):
         sizes = np.linalg.norm(whole, axis=1)
         return whole * _ratio(magnitude, sizes)[:, None] - weight
     window = whole.reshape(shape[0], shape[1], -1)
@@ -95,8 +132,10 @@ def _ratio(magnitude: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 DORA = Algorithm(
     "dora",
     "DoRA",
-    _ENDS | _FACTORS,
-    (_NEEDS,),
+    _ENDS | {part: part for other in _OTHERS for part in other.parts},
+    tuple(
+        needed | {"magnitude"} for needed in (_PAIR, *(n for other in _OTHERS for n in other.needs))
+    ),
     _rank,
     _matrix_shape,
     _bound,

@@ -110,7 +110,7 @@ def _factors(
     else:
         needed = algorithm.needs_weight and matrix is not None
         weight = matrix(module.path).astype(np.float64) if needed and matrix else None
-        cut = cut_to_rank(algorithm.update(module, shape, weight), rank)
+        cut = cut_to_rank(algorithm.update(module, shape, weight, rank.most), rank)
     up, down = cut.up.astype(np.float32), cut.down.astype(np.float32)
     if not (np.isfinite(up).all() and np.isfinite(down).all()):
         raise AdapterRefused(
@@ -139,21 +139,22 @@ def cut_to_rank(update: Update, rank: FactorRank) -> Cut:
     """
     if isinstance(update, LowRank):
         columns = update.down.shape[0]
-        if rank.most is None or columns <= rank.most:
+        if update.total is None and (rank.most is None or columns <= rank.most):
             return Cut(*_even(update.up, update.down), 1.0)
         form = update if update.singular else _singular(update)
     else:
         form = _dense_singular(update)
     squares = np.square(np.linalg.norm(form.up, axis=0) * np.linalg.norm(form.down, axis=1))
-    total = squares.sum()
+    total = max(squares.sum(), getattr(form, "total", None) or 0.0)
     if total == 0.0:
         return Cut(form.up[:, :1], form.down[:1], 1.0)
     held = np.cumsum(squares)
-    enough = int(np.argmax(held >= min(rank.energy, 1.0) * held[-1])) + 1
+    reached = held >= rank.energy * total
+    enough = int(np.argmax(reached)) + 1 if reached.any() else len(held)
     used = int(np.count_nonzero(squares > 0))
     columns = min(used, enough, rank.most or used)
     up, down = _even(form.up[:, :columns], form.down[:columns])
-    return Cut(up, down, float(held[columns - 1] / total))
+    return Cut(up, down, min(float(held[columns - 1] / total), 1.0))
 
 
 def _even(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

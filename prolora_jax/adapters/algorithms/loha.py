@@ -68,7 +68,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     return None
 
 
-def _update(module: StructuredModule, _: Shape, __: np.ndarray | None) -> LowRank:
+def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, ___: int | None) -> LowRank:
     (up1, down1), (up2, down2) = (_half(module.parts, number) for number in _HALVES)
     up = (up1[:, :, None] * up2[:, None, :]).reshape(up1.shape[0], -1)
     down = (down1[:, None, :] * down2[None, :, :]).reshape(-1, down1.shape[1])

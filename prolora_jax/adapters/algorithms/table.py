@@ -3,9 +3,12 @@
 from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import Algorithm
 from prolora_jax.adapters.algorithms.dora import DORA
+from prolora_jax.adapters.algorithms.full import FULL
 from prolora_jax.adapters.algorithms.loha import LOHA
+from prolora_jax.adapters.algorithms.lokr import LOKR
+from prolora_jax.adapters.algorithms.tucker import TUCKER
 
-_ALL = (DORA, LOHA)
+_ALL = (TUCKER, LOHA, LOKR, FULL, DORA)
 ALGORITHMS = {algorithm.name: algorithm for algorithm in _ALL}
 PART_BY_END = {
     end: part

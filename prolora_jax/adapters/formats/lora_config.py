@@ -33,7 +33,7 @@ _MEANS_MORE = {
     "kasa_config": "KaSA",
 }
 # Of peft's kinds, those whose tensors are read (algorithms.table).
-_READ = frozenset({"LORA", "LOHA"})
+_READ = frozenset({"LORA", "LOHA", "LOKR"})
 
 
 class _Config(NamedTuple):
