@@ -51,6 +51,17 @@ def fit(
             different numbers, or its algorithm needs weights that are not given.
         WrongBase: the adapter can only belong to another published base model.
     """
+    held = hold(adapter, spec, assume_base)
+    return Fitted(factored(held.adapter, spec, matrix, factor_rank), held.flags)
+
+
+def hold(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Fitted:
+    """As `fit`, but modules of other algorithms stay what they are.
+
+    Raises:
+        AdapterRefused: as `fit`; no weights are needed.
+        WrongBase: as `fit`.
+    """
     try:
         resolved = resolve(adapter, spec)
     except AdapterRefused:
@@ -58,5 +69,4 @@ def fit(
         check_base(adapter, spec, assume_base)
         raise
     # Of resolved names: those of a Flax tree say nothing to the detection before.
-    flags = check_base(resolved, spec, assume_base)
-    return Fitted(factored(resolved, spec, matrix, factor_rank), flags)
+    return Fitted(resolved, check_base(resolved, spec, assume_base))

@@ -33,6 +33,8 @@ class Inspection:
         base: which published base models it can belong to, and why; None for a refused file.
         companions: tensors beside the pairs that no projection moves, by what they are.
         flags: what had to be decided to read it, such as where its scale comes from.
+        algorithms: number of modules by algorithm, of those that are no plain LoRA; ranks, scales
+            and norm are of the others.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Inspection:
     base: Detection | None = None
     companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
+    algorithms: dict[str, int] = field(default_factory=dict)
 
 
 TRAINED_ON = (
@@ -67,18 +70,19 @@ TRAINED_ON = (
 
 def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
     """Facts about a file that could be read."""
+    every = (*adapter.modules, *adapter.structured)
     norms = [module.norm for module in adapter.modules]
     scales = [module.scale for module in adapter.modules]
     return Inspection(
         path=path,
         verdict="ok",
         format=adapter.format,
-        modules=len(adapter.modules),
+        modules=len(every),
         ranks=dict(sorted(Counter(m.rank for m in adapter.modules).items())),
-        dtypes=dict(Counter(m.up.dtype.name for m in adapter.modules)),
-        alpha=sum(m.alpha is not None for m in adapter.modules),
+        dtypes=dict(Counter(m.dtype.name for m in every)),
+        alpha=sum(m.alpha is not None for m in every),
         scales=(min(scales), max(scales)) if scales else None,
-        components=dict(Counter(_component(m.path) for m in adapter.modules)),
+        components=dict(Counter(_component(m.path) for m in every)),
         norm=float(np.linalg.norm(norms)),
         zero=sum(norm == 0.0 for norm in norms),
         extras=tuple(sorted(adapter.extras)),
@@ -89,6 +93,7 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
             for part in sorted({c.part for c in adapter.companions})
         },
         flags=adapter.flags,
+        algorithms=dict(sorted(Counter(m.algorithm for m in adapter.structured).items())),
     )
 
 

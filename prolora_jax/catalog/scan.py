@@ -193,7 +193,8 @@ class Scanner:
             return outline_adapter(path, str(path), zero, structured=True)
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.
-            if error.code not in (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM):
+            beside = (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM, Refusal.INCOMPLETE_PAIR)
+            if error.code not in beside:
                 raise
         return load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
 

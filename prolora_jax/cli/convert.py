@@ -20,6 +20,7 @@ Format = Literal[
     "peft",
     "flax",
     "maxdiffusion",
+    "lora",
 ]
 
 
@@ -29,6 +30,7 @@ def convert(
     to: Format,
     out_path: Annotated[Path, Parameter(name="--out")],
     base: Path | None = None,
+    factor_rank: str = "energy=0.999,max=64",
     alpha_zero: AlphaZero = "refuse",
     allow_partial: Annotated[bool, Parameter(negative="")] = False,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
@@ -40,10 +42,13 @@ def convert(
 
     Args:
         input: adapter file or PEFT folder.
-        to: format to write; kohya: what kohya's trainer writes for this base.
+        to: format to write; kohya: what kohya's trainer writes for this base; lora: LoRA factors of
+            an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format.
         out_path: file to write; a folder for peft, unless it ends in .safetensors.
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.
+        factor_rank: for --to lora: the share of each update's squared norm that its factors hold,
+            and the largest rank; exact.
         alpha_zero: what an alpha of 0 in the input means; programs disagree.
         allow_partial: write the pairs of a file that also holds whole layers (peft's
             modules_to_save), which are left out.
@@ -52,6 +57,7 @@ def convert(
         overwrite: replace an existing output.
     """
     from prolora_jax.io.adapters.whole_files import convert_file
+    from prolora_jax.plans.options import factor_rank as parsed_rank
 
     found = convert_file(
         input,
@@ -63,7 +69,9 @@ def convert(
         allow_partial=allow_partial,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
+        factor_rank=parsed_rank(factor_rank),
     )
+    kept = [m.made_from.kept for m in found.adapter.modules if m.made_from is not None]
     before, count = found.adapter.format, len(found.adapter.modules)
     if common.json:
         facts = {
@@ -73,6 +81,7 @@ def convert(
             "to": found.format,
             "names": found.names,
             "modules": count,
+            "factored": {"modules": len(kept), "least_kept": min(kept, default=None)},
         }
         write_json(facts)
     else:
@@ -80,4 +89,9 @@ def convert(
             f"{out_path}: {count} modules, {before} -> {found.format}, names of {found.names}",
             markup=False,
         )
+        if kept:
+            out().print(
+                f"LoRA factors were made for {len(kept)} modules; they hold {min(kept):.4%} of the "
+                f"update's squared norm at least, {sum(kept) / len(kept):.4%} on average"
+            )
     return 0

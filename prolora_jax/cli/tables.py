@@ -186,10 +186,11 @@ def show_inspection(console: Console, found: Inspection) -> None:
     scales = "" if found.scales is None else f"{found.scales[0]:.4g} .. {found.scales[1]:.4g}"
     facts = {
         "components": _counts(found.components),
+        "algorithms": _counts(found.algorithms),
         "rank": _counts(found.ranks),
         "dtype": _counts(found.dtypes),
         "alpha": f"on {found.alpha} of {found.modules} modules, scale {scales}",
-        "norm of the update": f"{found.norm:.4g}",
+        "norm of the update": "" if found.algorithms else f"{found.norm:.4g}",
         "zero updates": str(found.zero) if found.zero else "",
         "carried along": ", ".join(found.extras[:SHOWN]),
         **{f"header: {key}": value for key, value in found.metadata.items()},

@@ -284,7 +284,7 @@ def _other(name: str, said: float, expected: float, slack: float) -> list[str]:
 def _dtype_out(before: LoraModule, options: MigrationOptions) -> str:
     if options.dtype != "same":
         return options.dtype
-    return "float32" if before.up.dtype == np.float64 else before.up.dtype.name
+    return "float32" if before.dtype == np.float64 else before.dtype.name
 
 
 def _factors_norm(module: LoraModule) -> float:

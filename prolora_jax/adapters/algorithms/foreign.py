@@ -1,12 +1,10 @@
 """Files that are no plain LoRA adapter: recognised by their keys and refused by name."""
 
 from collections.abc import Collection, Mapping
-from typing import NoReturn
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import StructuredModule
-from prolora_jax.adapters.algorithms.table import algorithm_for
+from prolora_jax.adapters.algorithms.table import PLAIN_PARTS, nearest_algorithm
 from prolora_jax.errors import AdapterRefused, Refusal
 
 # Pieces of keys that only one other kind of file has.
@@ -95,18 +93,25 @@ def refuse_foreign(
         )
 
 
-def refuse_structured(module: StructuredModule, origin: str) -> NoReturn:
+def refuse_structured(keys: Mapping[str, str], origin: str) -> None:
     """Refuse a module of another algorithm where only plain LoRA can be used.
 
+    Args:
+        keys: its keys by part.
+        origin: the file, for messages.
+
     Raises:
-        AdapterRefused: always.
+        AdapterRefused: it is of another algorithm.
     """
-    title = algorithm_for(module).title
-    raise AdapterRefused(
-        f"{origin}: unsupported-algorithm:{title}: found {module.path} of it; expected plain LoRA "
-        f"(down, up, alpha) here; make one of it first (prolora convert --to lora)",
-        code=Refusal.UNSUPPORTED_ALGORITHM,
-    )
+    names = frozenset(keys) - PLAIN_PARTS
+    algorithm = nearest_algorithm(names) if names else None
+    if algorithm is not None:
+        raise AdapterRefused(
+            f"{origin}: unsupported-algorithm:{algorithm.title}: found key {keys[min(names)]}; "
+            f"expected plain LoRA (down, up, alpha) here; extract a plain LoRA from it first "
+            f"(prolora convert --to lora)",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
 
 
 def _kind(keys: Collection[str], unread: Collection[str]) -> tuple[str, str] | None:

@@ -44,7 +44,7 @@ def _update(
 
 FULL = Algorithm(
     "full",
-    "a full difference",
+    "full-diff",
     {".diff": "diff"},
     (frozenset({"diff"}),),
     _rank,

@@ -9,6 +9,9 @@ from prolora_jax.adapters.algorithms.lokr import LOKR
 from prolora_jax.adapters.algorithms.tucker import TUCKER
 
 _ALL = (TUCKER, LOHA, LOKR, FULL, DORA)
+PLAIN_PARTS = frozenset({"down", "up", "alpha"})
+"""The parts of plain LoRA."""
+
 ALGORITHMS = {algorithm.name: algorithm for algorithm in _ALL}
 PART_BY_END = {
     end: part

@@ -60,7 +60,7 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, ___: int 
 
 TUCKER = Algorithm(
     "locon-tucker",
-    "LoCon with a Tucker core",
+    "LoCon-Tucker",
     _ENDS,
     (_NEEDS,),
     _rank,

@@ -55,6 +55,23 @@ def without_sign(module: LoraModule) -> LoraModule:
     return replace(module, up=-module.up, alpha=-module.alpha)
 
 
+def in_own_dtype(module: LoraModule) -> LoraModule:
+    """Factors that were made of another algorithm's update, in its file's dtype if that holds them.
+
+    Args:
+        module: any module; one of plain LoRA stays as it is, and so do wide ones.
+    """
+    if module.made_from is None or module.dtype.name not in ROUNDOFF:
+        return module
+    up = layout.up_to_matrix(module.up).astype(np.float64)
+    found = rounded(up, layout.down_to_matrix(module.down).astype(np.float64), module.dtype)
+    if found is None:
+        return module
+    shapes = module.up.shape, module.down.shape
+    new_up, new_down = (a.reshape(s) for a, s in zip(found, shapes, strict=True))
+    return replace(module, up=new_up, down=new_down)
+
+
 def rounded(
     up: np.ndarray, down: np.ndarray, dtype: np.dtype
 ) -> tuple[np.ndarray, np.ndarray] | None:

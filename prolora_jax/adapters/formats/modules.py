@@ -8,12 +8,15 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import AlphaZero, LoraModule, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import shapes_of
-from prolora_jax.adapters.algorithms.table import algorithm_reading, nearest_algorithm
+from prolora_jax.adapters.algorithms.table import (
+    PLAIN_PARTS,
+    algorithm_reading,
+    nearest_algorithm,
+)
 from prolora_jax.adapters.formats.keys import Part
 from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_of
 from prolora_jax.errors import AdapterRefused, Refusal
 
-_PLAIN = frozenset({"down", "up", "alpha"})
 _FLOATS = frozenset(
     np.dtype(dtype) for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 )
@@ -42,7 +45,7 @@ def made_module(
     Raises:
         AdapterRefused: a part is missing, or too much, or is no factor by its dtype or shape.
     """
-    if not group.parts.keys() <= _PLAIN:
+    if not group.parts.keys() <= PLAIN_PARTS:
         return _structured(path, group, metadata, origin, alpha_zero)
     pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
     for half, other in pair:
@@ -117,7 +120,7 @@ def _structured(
     if algorithm is None or any(0 in array.shape for array in parts.values()):
         near = algorithm or nearest_algorithm(names)
         assert near is not None  # its parts are those of some algorithm
-        wanted = " or ".join(", ".join(sorted(needed)) for needed in near.needs)
+        wanted = " or ".join(", ".join(sorted(needed)) for needed in near.needs[:2])
         raise AdapterRefused(
             f"{origin}: {path}: found {shapes_of(parts)}; expected the tensors of one algorithm, "
             f"as {wanted} of {near.title}; fetch the file again",

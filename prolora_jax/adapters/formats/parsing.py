@@ -56,7 +56,7 @@ def parse(
         AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
             finite; `code` says which.
     """
-    keys = {key: _read_key(key, array) for key, array in tensors.items()}
+    keys = {key: _read_key(key, array, outline=outline) for key, array in tensors.items()}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
     companions = {}
     if any(parts is not None and parts.part != "alpha" for parts in keys.values()):
@@ -88,13 +88,13 @@ def parse(
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
             extras[key] = array
             continue
+        if not structured:
+            refuse_structured({name: key for name, (_, key) in group.parts.items()}, origin)
         module = made_module(path, group, metadata, origin, alpha_zero)
         if isinstance(module, LoraModule):
             modules.append(module)
-        elif structured:
-            others.append(module)
         else:
-            refuse_structured(module, origin)
+            others.append(module)
         formats[is_text_encoder(path), group.format] += 1
     if not modules and not others:
         raise AdapterRefused(
@@ -121,10 +121,13 @@ def parse(
     return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
 
 
-def _read_key(key: str, array: np.ndarray) -> Key | None:
-    """A key taken apart; a vector is never a full difference, but a norm's or a bias's."""
+def _read_key(key: str, array: np.ndarray, *, outline: bool) -> Key | None:
+    """A key taken apart; None of a difference that is a bias's or a norm's, or none at all."""
     found = split_key(key)
-    return None if found is not None and found.part == "diff" and array.ndim == 1 else found
+    if found is None or found.part != "diff":
+        return found
+    beside = array.ndim == 1 or not (outline or array.any())
+    return None if beside else found
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:

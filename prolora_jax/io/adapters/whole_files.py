@@ -1,12 +1,15 @@
 """Adapter files as wholes: converted, inspected, compared; no weights, no device."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.algorithms.factoring import FactorRank, factored
 from prolora_jax.adapters.comparison import AdapterComparison, compare
-from prolora_jax.adapters.fitting import fit
+from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import concrete_format
+from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.published import published_base
 from prolora_jax.adapters.formats.resolution import require_one_spelling, resolve
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
@@ -16,6 +19,9 @@ from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.plans.companions import require_no_whole_layers
+
+LORA = "lora"
+"""What `convert_file` takes for a format: LoRA factors, in the format that the file has."""
 
 
 class ConvertedFile(NamedTuple):
@@ -57,12 +63,14 @@ def convert_file(
     allow_partial: bool = False,
     strip_metadata: bool = False,
     overwrite: bool = False,
+    factor_rank: FactorRank | None = None,
 ) -> ConvertedFile:
     """Write an adapter in another format; the update stays the same number.
 
     Args:
         path: adapter file or PEFT folder.
-        to: format to write.
+        to: format to write; `lora` for LoRA factors of an adapter of another algorithm, in the
+            same format.
         out: file to write; a folder for peft, unless it ends in .safetensors.
         base: base model it is for; not needed for published ones whose names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means.
@@ -71,6 +79,7 @@ def convert_file(
             out.
         strip_metadata: whether all header strings but `prolora` and `format` are left out.
         overwrite: whether an existing output may be replaced.
+        factor_rank: for `to="lora"`, of the factors that are made; the default if None.
 
     Returns:
         What was written.
@@ -80,10 +89,16 @@ def convert_file(
         AdapterRefused: the adapter cannot be used, or does not fit the format.
         OutputError: the output cannot be written.
     """
-    spec = None if base is None else load_base_model(base).spec
-    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
-    spec = spec or published_base(adapter, to)
+    model = None if base is None else load_base_model(base)
+    taken = to == LORA
+    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=taken)
+    to = "same" if taken else to
+    spec = published_base(adapter, to) if model is None else model.spec
     adapter = resolve(adapter, spec)
+    if taken:
+        matrix = None if model is None else model.matrix
+        adapter = factored(adapter, spec, matrix, factor_rank or FactorRank())
+        adapter = replace(adapter, modules=tuple(map(in_own_dtype, adapter.modules)))
     require_no_whole_layers(adapter, allow_partial=allow_partial)
     format = concrete_format(to, adapter, spec)
     save_adapter(
@@ -125,9 +140,9 @@ def inspect_file(
     """
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
-    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
+    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True)
     if base is not None:
-        adapter = fit(adapter, base, assume_base).adapter
+        adapter = hold(adapter, base, assume_base).adapter
     else:
         require_one_spelling(adapter)
     return inspect_adapter(adapter, str(path))
