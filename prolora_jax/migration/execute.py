@@ -49,6 +49,7 @@ class Moved(NamedTuple):
         kept: share of the projected update's squared norm that the chosen rank keeps.
         energies: shares of the input's squared norm in its four blocks; None for copies.
         still: directions that `rotation` left still, (left, right); None for other methods.
+        in_float32: whether the output's dtype does not hold them, so that they are in float32.
     """
 
     factors: HostFactors
@@ -59,6 +60,7 @@ class Moved(NamedTuple):
     kept: float
     energies: tuple[float, float, float, float] | None = None
     still: tuple[int, int] | None = None
+    in_float32: bool = False
 
 
 @dataclass
@@ -301,6 +303,7 @@ def _collect(
                 float(kept[i]),
                 (float(a), float(b), float(c), float(d)),
                 block.still,
+                new.up.dtype != dtype,
             ),
         )
 
@@ -334,12 +337,15 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     scale = options.scale
     if options.rescale == "norm":
         scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
-    new = stored(factors, scale, power, _dtype(module, options))
+    dtype = _dtype(module, options)
+    new = stored(factors, scale, power, dtype)
     if new is None:
         return _too_large(module.path)
     shape = (module.up.shape[0], *module.down.shape[1:])
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
-    return Moved(new, shape, module.rank, norm_in, abs(scale) * norm_out, kept)
+    norm_out *= abs(scale)
+    wide = new.up.dtype != dtype
+    return Moved(new, shape, module.rank, norm_in, norm_out, kept, in_float32=wide)
 
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

@@ -11,6 +11,9 @@ from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedModule
 
+IN_FLOAT32 = "in-float32"
+"""Flag of a module that is written in float32: the dtype asked for does not hold its numbers."""
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -37,7 +40,7 @@ class ModuleReport:
         energies: along-along, along-across, across-along, across-across.
         still_left: principal directions that `rotation` left still on the out side.
         still_right: the same on the in side.
-        flags: see docs/method.md.
+        flags: see docs/method.md 3; and `in-float32`.
     """
 
     path: str
@@ -77,6 +80,7 @@ class ModuleReport:
         kept: float = 1.0,
         energies: tuple[float, float, float, float] | None = None,
         still: tuple[int, int] | None = None,
+        in_float32: bool = False,
     ) -> "ModuleReport":
         """What became of a step of a plan.
 
@@ -87,6 +91,7 @@ class ModuleReport:
             kept: share of the squared norm that `--rank` kept.
             energies: of the four blocks.
             still: left and right.
+            in_float32: whether the dtype asked for does not hold its numbers.
         """
         s = step.similarity
         return ModuleReport(
@@ -107,7 +112,7 @@ class ModuleReport:
             energies=energies,
             still_left=still and still[0],
             still_right=still and still[1],
-            flags=step.flags,
+            flags=(*step.flags, IN_FLOAT32) if in_float32 else step.flags,
         )
 
 
