@@ -7,6 +7,7 @@ what nothing can be compared with is listed.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -46,7 +47,13 @@ from prolora_jax.verification.replan import (
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
 from prolora_jax.verification.totals import total_problems
 from prolora_jax.verification.updates import check_update
-from prolora_jax.verification.weights import Weights, dense_update, identical, shape_of
+from prolora_jax.verification.weights import (
+    Weights,
+    dense_update,
+    finite_matrix,
+    identical,
+    shape_of,
+)
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
@@ -61,6 +68,7 @@ def verify_adapter(
     progress: Callable[[str, int, int], None] | None = None,
     *,
     parts: Sequence[Adapter] = (),
+    unknown: Sequence[str] = (),
 ) -> VerifyReport:
     """Plan and recompute every module of a migrated adapter anew, and compare.
 
@@ -72,14 +80,17 @@ def verify_adapter(
         report: the migration report as plain dicts and lists (`MigrationReport.to_dict`).
         progress: called with ("verify", done, total) after each module.
         parts: of a sum of several adapters: these, resolved, in their order.
+        unknown: fields of the report's file that no report has, where `report` lacks them.
 
     Returns:
         A check per module, what is wrong with the file as a whole, and what was not checked.
 
     Raises:
         UsageError: when `report` is not a migration report.
+        BaseModelError: when a weight has NaN or infinite numbers.
     """
     claim = read_claim(report, output.origin)
+    claim = replace(claim, unknown=(*claim.unknown, *unknown))
     return _Job(output, source_lora, source, target, claim).run(parts, progress)
 
 
@@ -175,8 +186,8 @@ class _Job:
     def _recompute(self, path: str, source_path: str) -> DenseResult:
         return recompute(
             self.options.method,
-            self.source.matrix(source_path),
-            self.target.matrix(path),
+            finite_matrix(self.source, source_path),
+            finite_matrix(self.target, path),
             dense_update(self.before[source_path]),
             basis_rule(self.options.basis_rank),
             self.options.pair_rank,
@@ -285,6 +296,7 @@ class _Job:
         }
         problems = module_problems(output, before, told) + extra_problems(output, before, told)
         problems += alignment_problems(told.alignments, self.matched)
+        problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
         problems += [
             f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."
             for name, found in prints.items()

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.plans.fields import unknown_fields
 from prolora_jax.plans.folder_report import WholeReport
 from prolora_jax.plans.plan import SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport
@@ -25,11 +26,13 @@ class Claim:
         report: as read.
         records: by place; the first, where a place occurs twice.
         repeated: places that occur more than once.
+        unknown: fields that no report has.
     """
 
     report: MigrationReport
     records: Mapping[Place, Record]
     repeated: tuple[Place, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def folder(self) -> WholeReport | None:
@@ -61,4 +64,5 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     for record in everything:
         records.setdefault((record.source_path, record.path), record)
     times = Counter((record.source_path, record.path) for record in everything)
-    return Claim(told, records, tuple(place for place, n in times.items() if n > 1))
+    repeated = tuple(place for place, n in times.items() if n > 1)
+    return Claim(told, records, repeated, unknown_fields(report, told))

@@ -12,7 +12,12 @@ from prolora_jax.adapters.combination import combine
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
+from prolora_jax.io.outputs.reports import (
+    pair_report_above,
+    read_any_report,
+    report_path,
+    unknown_in,
+)
 from prolora_jax.plans.folder_report import FileReport, whole_report
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.verification.adapter import verify_adapter
@@ -74,11 +79,14 @@ def verify_file(
     else:
         original = read(source_lora or told.input.location)
     migrated = load_adapter(output, target_model.spec, quiet=quiet)
+    unknown = unknown_in(report_path(output), told)
     if isinstance(told, FileReport):
-        shared = pair_report_above(output, told.pair)
+        place, shared = pair_report_above(output, told.pair)
+        unknown += tuple(f"{place.name}: {name}" for name in unknown_in(place, shared))
         specs = source_model.spec, target_model.spec
         told = whole_report(told, shared, original, migrated, *specs)
     report = told.to_dict()
+    models = source_model, target_model
     return verify_adapter(
-        migrated, original, source_model, target_model, report, progress, parts=given
+        migrated, original, *models, report, progress, parts=given, unknown=unknown
     )

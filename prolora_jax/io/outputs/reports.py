@@ -9,6 +9,7 @@ import msgspec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import read_small
+from prolora_jax.plans.fields import unknown_in_text
 from prolora_jax.plans.folder_report import FileReport, PairReport
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
@@ -76,8 +77,11 @@ def read_pair_report(out: Path) -> PairReport | None:
         ) from None
 
 
-def pair_report_above(output: Path, digest: str) -> PairReport:
+def pair_report_above(output: Path, digest: str) -> tuple[Path, PairReport]:
     """The pair's report in a folder above an output, which the output's report refers to.
+
+    Returns:
+        Where it stands, and the report.
 
     Raises:
         UsageError: when none is there, or it is about something else.
@@ -85,7 +89,7 @@ def pair_report_above(output: Path, digest: str) -> PairReport:
     for folder in output.resolve().parents:
         found = read_pair_report(folder)
         if found is not None and found.digest == digest:
-            return found
+            return folder / PAIR_REPORT, found
     raise UsageError(
         f"{output}: found no {PAIR_REPORT} above it that its report refers to; expected the one of "
         "its run. Keep the folder together, or finish the run that was started over it.",
@@ -121,6 +125,16 @@ def read_report(output: Path) -> dict[str, Any]:
             "`prolora migrate` writes. Migrate again with --overwrite.",
             code=Refusal.BAD_REPORT,
         ) from None
+
+
+def unknown_in(path: Path, told: object) -> tuple[str, ...]:
+    """Fields of a report's file that no report has, and those that stand twice in it.
+
+    Args:
+        path: of the report.
+        told: what was read from it.
+    """
+    return unknown_in_text(read_small(path, _LARGEST), told)
 
 
 def _content(output: Path) -> bytes:
