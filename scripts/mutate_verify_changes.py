@@ -49,6 +49,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "rescale": ("none", "norm"),
     "scale": (1.0, 0.5, 1.01, -1.0, 0.0),
     "dtype": ("same", "float32", "bfloat16", "float16"),
+    "allow_partial": (False, True),
     "alpha_zero": ("refuse", "rank", "zero"),
 }
 """Values that each option is given in report and header alike."""

@@ -15,6 +15,7 @@ header.py: The header strings of a file, against its report, its input and both 
 totals.py: The totals of a folder's reports, against the file, its input and the plan.
 open_options.py: Options that another value would give the very same file for.
 adapter.py: A migrated adapter checked, module by module and as a whole.
+without_input.py: A migrated adapter checked without the adapter that it was made from.
 file.py: A migrated file checked; it alone reads from disks, through `io`.
 
 Never: jax, files.

@@ -4,10 +4,12 @@ This file alone of its wing reads from disks, through `io`. What reads a file is
 wrote it; what recomputes it (`adapter`, `dense`) is not.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.combination import combine
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
@@ -19,9 +21,10 @@ from prolora_jax.io.outputs.reports import (
     unknown_in,
 )
 from prolora_jax.plans.folder_report import FileReport, whole_report
-from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.report import MergedPart, MigrationReport, Party
 from prolora_jax.verification.adapter import verify_adapter
 from prolora_jax.verification.result import VerifyReport
+from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
 
 def verify_file(
@@ -39,7 +42,8 @@ def verify_file(
 
     Args:
         output: the migrated adapter; its report stands beside it.
-        source_lora: the adapter it was made from; from the report when None.
+        source_lora: the adapter it was made from; from the report when None. Where nothing is
+            there that the report names, only what can be checked without it is.
         source: source base model; from the report when None.
         target: target base model; from the report when None.
         allow_pickle: whether the adapter it was made from may be a pickle.
@@ -60,6 +64,7 @@ def verify_file(
     source_model = open_model(source or told.source.location)
     target_model = open_model(target or told.target.location)
     parts = told.parts if isinstance(told, MigrationReport) else ()
+    absent = () if source_lora is not None else _absent(parts or (told.input,))
     if parts and source_lora is not None:
         raise UsageError(
             f"{output}: found that it was made of {len(parts)} adapters; expected no "
@@ -73,20 +78,28 @@ def verify_file(
         allow_pickle=allow_pickle,
         quiet=quiet,
     )
-    given = tuple(read(part.location) for part in parts)
-    if parts:
+    given: tuple[Adapter, ...] = ()
+    original = None
+    if parts and not absent:
+        given = tuple(read(part.location) for part in parts)
         original = combine(given, [part.weight for part in parts])
-    else:
+    elif not absent:
         original = read(source_lora or told.input.location)
     migrated = load_adapter(output, target_model.spec, quiet=quiet)
     unknown = unknown_in(report_path(output), told)
     if isinstance(told, FileReport):
         place, shared = pair_report_above(output, told.pair)
         unknown += tuple(f"{place.name}: {name}" for name in unknown_in(place, shared))
-        specs = source_model.spec, target_model.spec
-        told = whole_report(told, shared, original, migrated, *specs)
-    report = told.to_dict()
-    models = source_model, target_model
+        like = original or stand_in_of_file(told, shared, migrated)
+        told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
+    models, report = (source_model, target_model), told.to_dict()
+    if original is None:
+        return verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
     return verify_adapter(
         migrated, original, *models, report, progress, parts=given, unknown=unknown
     )
+
+
+def _absent(made_from: Sequence[Party | MergedPart]) -> tuple[str, ...]:
+    """Where nothing is of what a report says that its output was made from."""
+    return tuple(one.location for one in made_from if not os.path.exists(one.location))

@@ -250,11 +250,16 @@ def _share_problems(
         whole = abs(sum(told.energies) - sum(wanted)) <= FLOAT32_TOLERANCE
         if not whole or not (all(shares) if loose else max(off) <= FLOAT32_TOLERANCE):
             problems.append(f"report has energies {told.energies}, recomputed {wanted}")
-    return problems + _still_problems(told, dense)
+    return problems + still_problems(told, dense)
 
 
-def _still_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
-    """The directions that `rotation` left still; of a free cut within all that is possible."""
+def still_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
+    """The directions that `rotation` left still; of a free cut within all that is possible.
+
+    Args:
+        told: the record.
+        dense: the recomputation; None where nothing is projected.
+    """
     problems = []
     for side in ("left", "right"):
         said = getattr(told, f"still_{side}")

@@ -172,6 +172,7 @@ NO_EFFECT = [
     {"exclude": ("*nothing*",)},
     {"dtype": "same"},
     {"alpha_zero": "rank"},
+    {"allow_partial": True},
     {"uniform_rank": True},
 ]
 
