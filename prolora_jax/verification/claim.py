@@ -13,6 +13,8 @@ from prolora_jax.plans.folder_report import WholeReport
 from prolora_jax.plans.plan import SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport
 
+_BITS = 64
+
 Record = ModuleReport | SkippedModule
 Place = tuple[str | None, str | None]
 """Module of the source, and of the target."""
@@ -52,6 +54,8 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     """
     kind = MigrationReport if report.get("totals") is None else WholeReport
     try:
+        if _is_huge(report):
+            raise UsageError("it has a whole number of more than 64 bits", code=Refusal.BAD_REPORT)
         told = msgspec.convert(report, kind)
     except (msgspec.ValidationError, UsageError) as error:
         raise UsageError(
@@ -66,3 +70,12 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     times = Counter((record.source_path, record.path) for record in everything)
     repeated = tuple(place for place, n in times.items() if n > 1)
     return Claim(told, records, repeated, unknown_fields(report, told))
+
+
+def _is_huge(value: object) -> bool:
+    """Whether a whole number is in it that no float holds: nothing can be computed with it."""
+    if isinstance(value, Mapping):
+        return any(map(_is_huge, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_huge, value))
+    return isinstance(value, int) and value.bit_length() > _BITS

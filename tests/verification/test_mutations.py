@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from migrated import Files, make_files
 
-from prolora_jax.errors import ProloraError
+from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.plans.fields import unknown_in_text
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.verification.adapter import verify_adapter
@@ -110,6 +110,15 @@ def test_a_field_that_no_report_has_is_noticed():
         found = verify_adapter(files.output, files.source_lora, files.source, files.target, changed)
         name = ".".join(map(str, (*place, "more")))
         assert found.problems == (f"report has {name}, which is no field of it",)
+
+
+@pytest.mark.parametrize("name", ["rank_out", "rank_in", "k_source"])
+def test_an_endless_whole_number_is_refused(name: str):
+    files = make_files()
+    report = json.loads(files.report.to_json())
+    report["modules"][0][name] = 10**400
+    with pytest.raises(UsageError, match="a whole number of more than 64 bits"):
+        verify_adapter(files.output, files.source_lora, files.source, files.target, report)
 
 
 def test_a_field_that_stands_twice_in_a_report_is_noticed():
