@@ -54,9 +54,9 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     """
     kind = MigrationReport if report.get("totals") is None else WholeReport
     try:
-        if _is_huge(report):
-            raise UsageError("it has a whole number of more than 64 bits", code=Refusal.BAD_REPORT)
         told = msgspec.convert(report, kind)
+        if _is_huge(msgspec.to_builtins(told)):
+            raise UsageError("it has a whole number of more than 64 bits", code=Refusal.BAD_REPORT)
     except (msgspec.ValidationError, UsageError) as error:
         raise UsageError(
             f"{origin}: not a migration report ({error}); expected what `prolora migrate` "
@@ -74,7 +74,7 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
 
 def _is_huge(value: object) -> bool:
     """Whether a whole number is in it that no float holds: nothing can be computed with it."""
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return any(map(_is_huge, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_is_huge, value))
