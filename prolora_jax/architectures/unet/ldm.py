@@ -22,8 +22,9 @@ LDM_PARTS = (
 )
 """Starts of the names of a UNet's modules."""
 
-# Beside the blocks, and newer than LDM's names: they have one spelling.
-_SAME_NAMES = ("encoder_hid_proj", "position_net")
+SAME_NAMES = ("encoder_hid_proj", "position_net")
+"""Beside the blocks, and newer than LDM's names: they have one spelling."""
+
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _FIRST_LAYER = "input_blocks.0.0.weight"
 _RESNET = ("norm1", "conv1", "time_emb_proj", "norm2", "conv2", "conv_shortcut")
@@ -47,7 +48,7 @@ def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
     Returns:
         Path by name; None when no number of layers per block explains all names.
     """
-    same = {name: UNET + name for name in names if name.partition(".")[0] in _SAME_NAMES}
+    same = {name: UNET + name for name in names if name.partition(".")[0] in SAME_NAMES}
     names = set(names) - same.keys()
     # conv_in, then for each block its layers and a downsampler, which the last one lacks.
     inputs = 1 + max(
