@@ -1,11 +1,13 @@
 """An adapter against a base model: every module gets its dotted path and is checked."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
@@ -51,10 +53,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     if len(found) < len(adapter.modules):
         repeated = len(adapter.modules) - len(found)
         _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
-    companions = adapter.companions
-    if companions:
-        names = layer_by_flat_name(spec)
-        companions = tuple(replace(c, path=_layer(c.path, names)) for c in companions)
+    companions = _resolved(adapter.companions, spec, adapter.origin) if adapter.companions else ()
     return replace(adapter, modules=tuple(found.values()), companions=companions)
 
 
@@ -111,6 +110,24 @@ def _path(name: str, spec: BaseModelSpec) -> str | None:
     if name.startswith(KOHYA_UNET):
         return spec.by_flat_name.get(name.removeprefix(KOHYA_UNET))
     return None
+
+
+def _resolved(
+    companions: Sequence[Companion], spec: BaseModelSpec, origin: str
+) -> tuple[Companion, ...]:
+    """With the paths of their layers; what is there twice, once."""
+    names = layer_by_flat_name(spec)
+    found: dict[tuple[str, str], Companion] = {}
+    for companion in companions:
+        path = _layer(companion.path, names)
+        # Of whole layers and of tensors without effect a layer may have several.
+        added = companion.part in {"bias", "weight"}
+        known = found.setdefault(
+            (path, companion.part if added else companion.key), replace(companion, path=path)
+        )
+        if not np.array_equal(known.array, companion.array):
+            _refuse_second(origin, f"{path}: {companion.part}", companion.key)
+    return tuple(found.values())
 
 
 def _layer(name: str, names: Mapping[str, str]) -> str:
