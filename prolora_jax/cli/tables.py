@@ -192,6 +192,8 @@ def show_inspection(console: Console, found: Inspection) -> None:
         "norm of the update": f"{found.norm:.4g}",
         "zero updates": str(found.zero) if found.zero else "",
         "carried along": ", ".join(found.extras[:SHOWN]),
+        "beside the pairs": ", ".join(f"{len(k)} {p}" for p, k in found.companions.items()),
+        "flags": "; ".join(found.flags),
         **{f"header: {key}": value for key, value in found.metadata.items()},
     }
     for name, value in facts.items():

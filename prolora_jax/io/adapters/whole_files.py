@@ -7,8 +7,8 @@ from prolora_jax.adapters.adapter import Adapter, AlphaZero
 from prolora_jax.adapters.comparison import AdapterComparison, compare
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.dumping import concrete_format
-from prolora_jax.adapters.formats.published import published_base
-from prolora_jax.adapters.formats.resolution import require_one_spelling, resolve
+from prolora_jax.adapters.formats.published import published_base, told_apart
+from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
@@ -126,10 +126,7 @@ def inspect_file(
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle)
-    if base is not None:
-        adapter = fit(adapter, base, assume_base).adapter
-    else:
-        require_one_spelling(adapter)
+    adapter = told_apart(adapter) if base is None else fit(adapter, base, assume_base).adapter
     return inspect_adapter(adapter, str(path))
 
 
