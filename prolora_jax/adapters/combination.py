@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
@@ -32,7 +32,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
 
     Raises:
         UsageError: there are not as many weights as adapters, or one is not finite.
-        AdapterRefused: tensors that are carried along have different numbers in two of them.
+        AdapterRefused: tensors that are carried along have different numbers in two of them, or
+            vectors that are added up different lengths.
     """
     weights = tuple(weights) or (1.0,) * len(adapters)
     if len(weights) != len(adapters):
@@ -56,6 +57,7 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
         _extras(adapters),
         _metadata(adapters),
         " + ".join(adapter.origin for adapter in adapters),
+        _companions(adapters, weights),
     )
 
 
@@ -80,6 +82,35 @@ def _side_by_side(modules: Sequence[LoraModule]) -> LoraModule:
 def _with_axes(factor: np.ndarray, axes: int) -> np.ndarray:
     """A pointwise convolution may be written with two axes or with four."""
     return factor.reshape(factor.shape + (1,) * (axes - factor.ndim))
+
+
+def _companions(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Companion, ...]:
+    """Vectors of one layer added up, as its factors are; the others, which nothing moves, once."""
+    found: dict[tuple[str, str], Companion] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for companion in adapter.companions:
+            if companion.part not in {"bias", "weight"}:
+                found.setdefault((companion.key, companion.part), companion)
+                continue
+            place, added = (companion.path, companion.part), weight * _wide(companion.array)
+            known = found.get(place)
+            if known is not None and known.array.shape != added.shape:
+                raise AdapterRefused(
+                    f"{adapter.origin}: {companion.key}: found {added.shape[0]} numbers, and "
+                    f"{known.array.shape[0]} in another of the adapters; expected as many, since "
+                    f"they are added up; migrate the two apart",
+                    code=Refusal.SHAPE_MISMATCH,
+                )
+            total = added if known is None else known.array + added
+            found[place] = replace(known or companion, array=total)
+    return tuple(
+        replace(c, array=c.array.astype(np.float32)) if c.part in {"bias", "weight"} else c
+        for c in found.values()
+    )
+
+
+def _wide(vector: np.ndarray) -> np.ndarray:
+    return vector.astype(np.float64)
 
 
 def _extras(adapters: Sequence[Adapter]) -> Mapping[str, np.ndarray]:

@@ -24,6 +24,7 @@ from prolora_jax.io.adapters.inputs import Input, expand
 from prolora_jax.io.outputs.catalog_files import sweep
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest
+from prolora_jax.io.outputs.protected import require_ending
 from prolora_jax.io.outputs.reports import read_pair_report, write_pair_report
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
@@ -207,10 +208,12 @@ def write_page(page: str | Path, summary: CatalogSummary, records: Sequence[Cata
         records: of its files.
 
     Raises:
-        UsageError: its folder's `pair.report.json` cannot be read.
+        UsageError: its name has no page's ending, or the folder's `pair.report.json` cannot be
+            read.
         OutputError: it cannot be written.
     """
     page = Path(page)
+    require_ending(page, ".html")
     pair = None if summary.started is None else read_pair_report(Path(summary.out))
     similarities = {} if pair is None else pair.similarities
     atomic.write_text(page, page_html(summary, records, similarities, page))

@@ -102,10 +102,13 @@ def _damage(out: Path, record: CatalogRecord) -> str | None:
     try:
         if file_hash(path) == record.output_hash:
             return None
-        found = "other content"
+        # Where size and time are those of the record, a run that goes on would believe them.
+        found, advice = "other content", "remove it and migrate again"
+    except FileNotFoundError as error:
+        found, advice = error.strerror, "migrate again"
     except OSError as error:
-        found = error.strerror or str(error)
-    return f"not as it was written: {path}: {found}; migrate again"
+        found, advice = error.strerror or str(error), "remove it and migrate again"
+    return f"not as it was written: {path}: {found}; {advice}"
 
 
 def _recomputed(path: Path, check: Callable[[Path], VerifyReport]) -> tuple[str | None, float]:
@@ -116,5 +119,7 @@ def _recomputed(path: Path, check: Callable[[Path], VerifyReport]) -> tuple[str 
         return f"cannot be recomputed: {error}", 0.0
     if checked.ok:
         return None, checked.worst_error
+    if checked.verdict == "not-compared":
+        return f"not compared: its input is not there: {', '.join(checked.absent)}", 0.0
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
     return "; ".join([*checked.problems, *bad][:3]), checked.worst_error

@@ -94,9 +94,11 @@ def _run(
     from prolora_jax.cli.benchmark_tables import SHOW
     from prolora_jax.errors import Refusal, UsageError
     from prolora_jax.io import atomic
+    from prolora_jax.io.outputs.protected import require_ending
 
     if rounds < ROUNDS:
         raise UsageError(f"--rounds {rounds}: expected {ROUNDS} or more", code=Refusal.BAD_OPTION)
+    require_ending(out_path, ".json")
     found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet, **more)
     text = json.dumps(found)
     if out_path is not None:

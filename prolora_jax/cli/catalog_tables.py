@@ -77,7 +77,12 @@ def show_check(console: Console, check: CatalogCheck) -> None:
         for name, problem in list(check.problems.items())[:SHOWN]:
             table.add_row(printable(name), printable(problem))
         console.print(table)
-    console.print("Verified." if check.ok else "NOT verified.")
+    console.print(verdict_of(check))
+
+
+def verdict_of(check: CatalogCheck) -> str:
+    """What came of a check of a whole folder, in a sentence."""
+    return "Verified." if check.ok else "NOT verified."
 
 
 def _share(part: float | None, whole: float | None) -> str:

@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
@@ -65,15 +67,11 @@ def run(arguments: Sequence[str]) -> int:
     from prolora_jax.cli.console import Answer, prepare_streams
 
     prepare_streams()
-    Answer.wanted, Answer.given = "--json" in arguments, False
+    words = _options(arguments)
+    Answer.wanted, Answer.given = _asks_for_json(words), False
     try:
-        app.config = _config(arguments)
-        code = app(
-            list(arguments),
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_value",
-        )
+        app.config = _config(words)
+        code = _answered(arguments) if _SHOWN & {*words} else _called(arguments)
     except CycloptsError as error:
         message = " ".join(str(error).split()) + " See: prolora --help"
         return _end(2, Refusal.BAD_OPTION, message)
@@ -91,6 +89,43 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _end(1, Refusal.INTERNAL, _internal(error))
     return code if isinstance(code, int) else 0
+
+
+_SHOWN = frozenset({"--help", "-h", "--version"})
+
+
+def _options(arguments: Sequence[str]) -> list[str]:
+    """The words that may be options: those before `--`."""
+    words = list(arguments)
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _asks_for_json(words: Sequence[str]) -> bool:
+    """Whether JSON is wanted, whatever else is wrong with the command."""
+    values = [word.partition("=")[2] for word in words if word.startswith("--json=")]
+    return "--json" in words or any(value.lower() not in _NO for value in values)
+
+
+_NO = frozenset({"no", "n", "0", "false", "f"})
+
+
+def _called(arguments: Sequence[str]) -> object:
+    return app(
+        list(arguments), exit_on_error=False, print_error=False, result_action="return_value"
+    )
+
+
+def _answered(arguments: Sequence[str]) -> object:
+    """Show what was asked for instead of a command's work: under `--json` in a document, too."""
+    from prolora_jax.cli.console import Answer, write_json
+
+    if not Answer.wanted:
+        return _called(arguments)
+    with redirect_stdout(StringIO()) as shown:
+        code = _called(arguments)
+    if not Answer.given:
+        write_json({"ok": True, "verdict": "shown", "code": None, "message": shown.getvalue()})
+    return code
 
 
 def _end(exit_code: int, code: str, message: str) -> int:
@@ -119,13 +154,18 @@ def _internal(error: Exception) -> str:
     return said + f"The traceback is in {trace}; please attach it."
 
 
-def _config(arguments: Sequence[str]) -> tuple[Yaml, ...]:
+def _config(words: Sequence[str]) -> tuple[Yaml, ...]:
     """`--config FILE.yaml`: option values by name; the command line wins."""
-    for index, word in enumerate(arguments):
-        if word == "--config" and index + 1 < len(arguments):
-            return (_yaml(arguments[index + 1]),)
-        if word.startswith("--config="):
-            return (_yaml(word.partition("=")[2]),)
+    from prolora_jax.cli.console import Answer
+
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--config" and (equals or index + 1 < len(words)):
+            found = _yaml(value if equals else words[index + 1])
+            # Known before the command is parsed: what is wrong with it is said in JSON, too.
+            said = any(word.partition("=")[0] == "--json" for word in words)
+            Answer.wanted = Answer.wanted or (not said and found.config.get("json") is True)
+            return (found,)
     return ()
 
 

@@ -31,8 +31,9 @@ def scan_many(
     """
     from prolora_jax.catalog.catalog import scan_catalog, summary_of_scan, write_page
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.io.outputs.protected import refuse_replacing
+    from prolora_jax.io.outputs.protected import refuse_replacing, require_ending
 
+    require_ending(page, ".html")
     if page is not None:
         refuse_replacing(page, (page,), (*job.inputs, source, target))
     pair, reporter = _pair(source, target, common), Reporter(common.quiet)
@@ -61,9 +62,10 @@ def run_many(
     """
     from prolora_jax.catalog.catalog import catalog_status, run_catalog, write_page
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.io.outputs.protected import refuse_replacing
+    from prolora_jax.io.outputs.protected import refuse_replacing, require_ending
     from prolora_jax.plans.catalog_record import FINISHED, SETTLED
 
+    require_ending(page, ".html")
     if page is not None:
         refuse_replacing(page, (page,), (*job.inputs, source, target))
     pair, reporter = _pair(source, target, common), Reporter(common.quiet)

@@ -34,9 +34,11 @@ def similarity(
         plot: PNG to write: a heat map by block and role.
     """
     from prolora_jax.cli import tables
+    from prolora_jax.io.outputs.protected import require_ending
     from prolora_jax.migration import base_similarity
     from prolora_jax.plans.options import MigrationOptions
 
+    require_ending(plot, ".png")
     options, reporter = (
         MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank),
         Reporter(common.quiet),

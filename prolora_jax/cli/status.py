@@ -27,7 +27,9 @@ def status(
     from prolora_jax.catalog.catalog import catalog_status, write_page
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.outputs.manifest import export as write_table
+    from prolora_jax.io.outputs.protected import require_ending
 
+    require_ending(report, ".html")
     summary, records = catalog_status(folder)
     if export is not None:
         write_table(records, export)

@@ -193,6 +193,8 @@ def show_inspection(console: Console, found: Inspection) -> None:
         "norm of the update": "" if found.algorithms else f"{found.norm:.4g}",
         "zero updates": str(found.zero) if found.zero else "",
         "carried along": ", ".join(found.extras[:SHOWN]),
+        "beside the pairs": ", ".join(f"{len(k)} {p}" for p, k in found.companions.items()),
+        "flags": "; ".join(found.flags),
         **{f"header: {key}": value for key, value in found.metadata.items()},
     }
     for name, value in facts.items():
@@ -236,7 +238,8 @@ def show_comparison(console: Console, found: AdapterComparison) -> None:
 def show_verification(console: Console, checked: "VerifyReport") -> None:
     """How many modules hold, and everything that does not."""
     counts = ", ".join(f"{number} {what}" for what, number in sorted(checked.counts.items()))
-    console.print(f"Modules: {counts}; largest error {checked.worst_error:.1e} of the input's norm")
+    error = f"largest error {checked.worst_error:.1e} of the input's norm"
+    console.print(f"Modules: {counts}; {'no factors compared' if checked.absent else error}")
     bad = [m for m in checked.modules if m.verdict == "failed"]
     for module in bad[:SHOWN]:
         console.print(f"  {module.path}: {'; '.join(module.problems)}", markup=False)
@@ -250,6 +253,17 @@ def show_verification(console: Console, checked: "VerifyReport") -> None:
         console.print(printable(f"  {line}"), markup=False, highlight=False)
     if len(checked.not_checked) > SHOWN:
         console.print(f"  and {len(checked.not_checked) - SHOWN} more (all with --json)")
+    console.print(verdict_of(checked))
+
+
+def verdict_of(checked: "VerifyReport") -> str:
+    """What came of a check, in a sentence."""
+    if checked.verdict == "not-compared":
+        return (
+            "Not verified: nothing wrong was found, but the factors were not compared. Not there: "
+            f"{', '.join(checked.absent)}. Put it back; where it is one adapter and lies "
+            "elsewhere, name it with --source-lora."
+        )
     open_ = checked.counts.get("undetermined", 0)
     verified = f"Verified, but for what {open_} modules leave open." if open_ else "Verified."
-    console.print(verified if checked.ok else "NOT verified.")
+    return verified if checked.ok else "NOT verified."

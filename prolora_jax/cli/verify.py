@@ -27,7 +27,8 @@ def verify(
     Reads OUTPUT.report.json for what was done, and the weights of both base models. Modules are
     matched and planned anew, and every number of the report and of the header is compared. Exit
     code 1 when one differs by more than its dtype explains, or something should not be there. What
-    nothing can be compared with is listed as not checked.
+    nothing can be compared with is listed as not checked. Where the adapter it was made from is
+    gone, all else is checked, and the exit code is 1: nothing says that the update is right.
 
     Args:
         output: file that `prolora migrate` wrote; or the folder of a catalog: then every output
@@ -40,6 +41,7 @@ def verify(
         all_files: of a folder: recompute all of them.
     """
     from prolora_jax.cli import catalog_tables, tables
+    from prolora_jax.errors import Refusal
     from prolora_jax.io.outputs.manifest import NAME
 
     reporter = Reporter(common.quiet)
@@ -50,7 +52,10 @@ def verify(
         with reporter.shown():
             check = verify_catalog(output, many, progress=reporter, allow_pickle=allow_pickle)
         if common.json:
-            write_json({"ok": check.ok, **asdict(check)})
+            verdict, code = ("verified", None) if check.ok else ("failed", "not-verified")
+            message = catalog_tables.verdict_of(check)
+            said = {"verdict": verdict, "code": code, "message": message}
+            write_json({"ok": check.ok, **said, **asdict(check)})
         else:
             catalog_tables.show_check(out(), check)
         return 0 if check.ok else 1
@@ -60,7 +65,9 @@ def verify(
     with reporter.shown():
         checked = verify_file(output, source_lora, source, target, **how)
     if common.json:
-        write_json(checked)
+        code = {"failed": "not-verified", "not-compared": Refusal.MISSING_FILE}
+        said = {"verdict": checked.verdict, "code": code.get(checked.verdict)}
+        write_json({**said, "message": tables.verdict_of(checked), **asdict(checked)})
     else:
         tables.show_verification(out(), checked)
     return 0 if checked.ok else 1

@@ -15,6 +15,7 @@ from prolora_jax.architectures.unet.places import split_block
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.whole_files import ComparedFiles
+from prolora_jax.io.outputs.protected import require_ending
 from prolora_jax.migration.base_similarity import BaseSimilarity
 
 Cells = Mapping[str, float | None]
@@ -72,7 +73,11 @@ def block_map(panels: Sequence[Panel], title: str, path: Path) -> None:
         panels: all over the same modules.
         title: above everything.
         path: PNG to write.
+
+    Raises:
+        UsageError: its name has another ending.
     """
+    require_ending(path, ".png")
     places = {module: _cell(module) for panel in panels for module in panel.cells}
     rows = sorted({row for row, _ in places.values()}, key=_natural)
     columns = sorted({column for _, column in places.values()}, key=_natural)

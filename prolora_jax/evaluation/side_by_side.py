@@ -17,6 +17,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing
+from prolora_jax.io.outputs.protected import require_ending
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
@@ -155,11 +156,14 @@ def draw_to_file(
         The pictures, and what was drawn how, for JSON.
 
     Raises:
-        ProloraError: as `draw_side_by_side`; the picture exists, or cannot be written.
+        ProloraError: as `draw_side_by_side`; the picture exists, is not named as one, or cannot
+            be written.
     """
     out = Path(out)
     bases = [request.base] if source is None else [request.base, source]
-    refuse_existing(out, overwrite, read=(*bases, *request.files))
+    require_ending(out, ".png")
+    more = (path for path in (request.always, request.parts) if path is not None)
+    refuse_existing(out, overwrite, read=(*bases, *request.files, *more))
     pair = None if source is None else open_pair(source, request.base, store, workers)
     drawn = draw_side_by_side(request, source, pair, options or MigrationOptions(), progress)
     summary = {

@@ -50,6 +50,7 @@ class Moved(NamedTuple):
         energies: shares of the input's squared norm in its four blocks; None for copies.
         still: directions that `rotation` left still, (left, right); None for other methods.
         made_from: the other algorithm that the input's factors were made from.
+        in_float32: whether the output's dtype does not hold them, so that they are in float32.
     """
 
     factors: HostFactors
@@ -61,6 +62,7 @@ class Moved(NamedTuple):
     energies: tuple[float, float, float, float] | None = None
     still: tuple[int, int] | None = None
     made_from: MadeFrom | None = None
+    in_float32: bool = False
 
 
 @dataclass
@@ -304,6 +306,7 @@ def _collect(
                 (float(a), float(b), float(c), float(d)),
                 block.still,
                 module.made_from,
+                new.up.dtype != dtype,
             ),
         )
 
@@ -337,13 +340,15 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     scale = options.scale
     if options.rescale == "norm":
         scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
-    new = stored(factors, scale, power, _dtype(module, options))
+    dtype = _dtype(module, options)
+    new = stored(factors, scale, power, dtype)
     if new is None:
         return _too_large(module.path)
     shape = (module.up.shape[0], *module.down.shape[1:])
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
-    made, norm_out = module.made_from, abs(scale) * norm_out
-    return Moved(new, shape, module.rank, norm_in, norm_out, kept, made_from=made)
+    made, wide = module.made_from, new.up.dtype != dtype
+    norm_out *= abs(scale)
+    return Moved(new, shape, module.rank, norm_in, norm_out, kept, made_from=made, in_float32=wide)
 
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

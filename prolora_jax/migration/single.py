@@ -224,9 +224,8 @@ def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> 
 
 def _report(step: PlanStep, moved: Moved) -> ModuleReport:
     ranks, norms = (moved.rank_in, moved.factors.rank), (moved.norm_in, moved.norm_out)
-    return ModuleReport.of(
-        step, ranks, norms, moved.kept, moved.energies, moved.still, moved.made_from
-    )
+    found = moved.kept, moved.energies, moved.still, moved.made_from
+    return ModuleReport.of(step, ranks, norms, *found, in_float32=moved.in_float32)
 
 
 def _party(model: BaseModel, paths: list[str]) -> Party:

@@ -7,6 +7,7 @@ plan.py: What will be done with every module, decided before anything is compute
 relation.py: One sentence about a pair of base models, from the similarity of its modules.
 report.py: What a migration did, module by module, as JSON-able records.
 folder_report.py: Reports of a folder: what all files share stands once.
+fields.py: Fields of a report's JSON that no report has.
 reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
 
 Never: jax, files.

@@ -203,9 +203,9 @@ def whole_report(
     """
     options = told.options
     measures = {
-        path: module.measure
+        path: module.measure or Measure()
         for path, module in shared.modules.items()
-        if module.measure is not None and _decides(module.measure, options)
+        if _decides(module.measure or Measure(), options)
     }
     missing = [p for p in wanted_pairs(before, shared.matching, options) if p not in measures]
     if missing:

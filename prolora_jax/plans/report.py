@@ -12,6 +12,9 @@ from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedModule
 
+IN_FLOAT32 = "in-float32"
+"""Flag of a module that is written in float32: the dtype asked for does not hold its numbers."""
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -38,7 +41,7 @@ class ModuleReport:
         energies: along-along, along-across, across-along, across-across.
         still_left: principal directions that `rotation` left still on the out side.
         still_right: the same on the in side.
-        flags: see docs/method.md.
+        flags: see docs/method.md 3; and `in-float32`.
         algorithm: of the input's module, where it is no plain LoRA; None for plain LoRA.
         factored: share of the squared norm of its update that its LoRA factors hold, `norm_in`
             squared being what they hold.
@@ -84,6 +87,7 @@ class ModuleReport:
         energies: tuple[float, float, float, float] | None = None,
         still: tuple[int, int] | None = None,
         made_from: MadeFrom | None = None,
+        in_float32: bool = False,
     ) -> "ModuleReport":
         """What became of a step of a plan.
 
@@ -95,6 +99,7 @@ class ModuleReport:
             energies: of the four blocks.
             still: left and right.
             made_from: the other algorithm that the factors were made from.
+            in_float32: whether the dtype asked for does not hold its numbers.
         """
         s = step.similarity
         return ModuleReport(
@@ -115,7 +120,7 @@ class ModuleReport:
             energies=energies,
             still_left=still and still[0],
             still_right=still and still[1],
-            flags=step.flags,
+            flags=(*step.flags, IN_FLOAT32) if in_float32 else step.flags,
             algorithm=made_from and made_from.algorithm,
             factored=made_from and made_from.kept,
         )

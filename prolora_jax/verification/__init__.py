@@ -4,6 +4,7 @@ companions.py: Vectors beside the pairs, checked against the input.
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 result.py: What came of a check: module by module, and for the file as a whole.
 structured.py: Factors that were made of another algorithm's update, against that update, dense.
+factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 weights.py: A base model and an adapter's module, as far as a check needs them.
 claim.py: What a report claims: read, and looked up by what its records are about.
 evidence.py: How alike weights are, densely: what a matching is decided on, computed anew.
@@ -16,6 +17,7 @@ header.py: The header strings of a file, against its report, its input and both 
 totals.py: The totals of a folder's reports, against the file, its input and the plan.
 open_options.py: Options that another value would give the very same file for.
 adapter.py: A migrated adapter checked, module by module and as a whole.
+without_input.py: A migrated adapter checked without the adapter that it was made from.
 file.py: A migrated file checked; it alone reads from disks, through `io`.
 
 Never: jax, files.

@@ -7,6 +7,7 @@ what nothing can be compared with is listed.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from prolora_jax.plans.plan import (
 from prolora_jax.plans.report import ModuleReport, count
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
 from prolora_jax.verification.companions import companion_problems
-from prolora_jax.verification.contents import extra_problems, module_problems
+from prolora_jax.verification.contents import extra_problems, module_problems, rank_problems
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult, recompute
 from prolora_jax.verification.header import (
@@ -45,8 +46,14 @@ from prolora_jax.verification.replan import (
 )
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
 from prolora_jax.verification.totals import total_problems
-from prolora_jax.verification.updates import check_update
-from prolora_jax.verification.weights import Weights, dense_update, identical, shape_of
+from prolora_jax.verification.updates import UpdateCheck, check_update
+from prolora_jax.verification.weights import (
+    Weights,
+    dense_update,
+    finite_matrix,
+    identical,
+    shape_of,
+)
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
@@ -61,6 +68,7 @@ def verify_adapter(
     progress: Callable[[str, int, int], None] | None = None,
     *,
     parts: Sequence[Adapter] = (),
+    unknown: Sequence[str] = (),
 ) -> VerifyReport:
     """Plan and recompute every module of a migrated adapter anew, and compare.
 
@@ -72,19 +80,25 @@ def verify_adapter(
         report: the migration report as plain dicts and lists (`MigrationReport.to_dict`).
         progress: called with ("verify", done, total) after each module.
         parts: of a sum of several adapters: these, resolved, in their order.
+        unknown: fields of the report's file that no report has, where `report` lacks them.
 
     Returns:
         A check per module, what is wrong with the file as a whole, and what was not checked.
 
     Raises:
         UsageError: when `report` is not a migration report.
+        BaseModelError: when a weight has NaN or infinite numbers.
     """
     claim = read_claim(report, output.origin)
-    return _Job(output, source_lora, source, target, claim).run(parts, progress)
+    claim = replace(claim, unknown=(*claim.unknown, *unknown))
+    return AdapterCheck(output, source_lora, source, target, claim).run(parts, progress)
 
 
-class _Job:
+class AdapterCheck:
     """One file, with all that is needed to check it and what was found so far."""
+
+    holds: Literal["verified", "not-compared"] = "verified"
+    """Verdict about a module with which nothing is wrong."""
 
     def __init__(
         self,
@@ -141,7 +155,7 @@ class _Job:
         # max() would pass over a NaN that does not come first.
         worst = float(np.max(compared)) if compared else 0.0
         return VerifyReport(
-            not problems and not counts["failed"],
+            not problems and not counts["failed"] and self.holds == "verified",
             worst,
             dict(counts),
             checks,
@@ -175,8 +189,8 @@ class _Job:
     def _recompute(self, path: str, source_path: str) -> DenseResult:
         return recompute(
             self.options.method,
-            self.source.matrix(source_path),
-            self.target.matrix(path),
+            finite_matrix(self.source, source_path),
+            finite_matrix(self.target, path),
             dense_update(self.before[source_path]),
             basis_rule(self.options.basis_rank),
             self.options.pair_rank,
@@ -195,7 +209,7 @@ class _Job:
         left = float(np.linalg.norm(dense.delta_t))
         if reason is Skip.NOTHING_LEFT and left > NOTHING_LEFT * size:
             problems.append(f"skipped as {reason}, but a norm of {left:.3g} is left")
-        verdict = "undetermined" if dense.undetermined else "verified"
+        verdict = "undetermined" if dense.undetermined else self.holds
         self._note(ModuleCheck(path, source_path, "skip", verdict), problems)
         if dense.undetermined:
             self._leave_open(path, "its similarity, and whether it moves")
@@ -204,7 +218,7 @@ class _Job:
         """Compare one module of the output, and its numbers in the report."""
         before, after = self.before.get(told.source_path), self.after.get(told.path)
         action: Literal["project", "copy"] = told.action.value
-        found = ModuleCheck(told.path, told.source_path, action, "verified")
+        found = ModuleCheck(told.path, told.source_path, action, self.holds)
         problem = self._cannot_compare(told, before, after)
         if problem or before is None or after is None:
             self._note(found, [problem])
@@ -212,17 +226,23 @@ class _Job:
         if action == "project" and dense is None:
             self._note(found, ["projected, but nothing is to be projected here"])
             return
-        brief = self.claim.folder is not None
-        update = check_update(told, before, after, dense, self.options, brief)
+        update = self._update(told, before, after, dense)
         undetermined = dense is not None and dense.undetermined
         self.norms[told.path] = update.norm_out
-        verdict = "undetermined" if undetermined else "verified"
+        verdict = "undetermined" if undetermined else self.holds
         found = ModuleCheck(
             told.path, told.source_path, action, verdict, update.error, update.allowed
         )
         self._note(found, update.problems)
         if undetermined:
             self._leave_open(told.path, update.open or "its similarity, and whether it moves so,")
+
+    def _update(
+        self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
+    ) -> UpdateCheck:
+        """Compare the factors of one module, and what the report says of them."""
+        brief = self.claim.folder is not None
+        return check_update(told, before, after, dense, self.options, brief)
 
     def _cannot_compare(
         self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
@@ -283,8 +303,11 @@ class _Job:
             "source": used_weights(self.source, [step.source_path for step in steps]),
             "target": used_weights(self.target, [step.path for step in steps]),
         }
-        problems = module_problems(output, before, told) + extra_problems(output, before, told)
+        uniform = told.options.uniform_rank or len(before.ranks) == 1
+        problems = module_problems(output, told)
+        problems += rank_problems(output, told, uniform) + extra_problems(output, before, told)
         problems += alignment_problems(told.alignments, self.matched)
+        problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
         problems += [
             f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."
             for name, found in prints.items()

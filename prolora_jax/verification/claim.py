@@ -8,9 +8,12 @@ from typing import Any
 import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.plans.fields import unknown_fields
 from prolora_jax.plans.folder_report import WholeReport
 from prolora_jax.plans.plan import SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport
+
+_BITS = 64
 
 Record = ModuleReport | SkippedModule
 Place = tuple[str | None, str | None]
@@ -25,11 +28,13 @@ class Claim:
         report: as read.
         records: by place; the first, where a place occurs twice.
         repeated: places that occur more than once.
+        unknown: fields that no report has.
     """
 
     report: MigrationReport
     records: Mapping[Place, Record]
     repeated: tuple[Place, ...]
+    unknown: tuple[str, ...] = ()
 
     @property
     def folder(self) -> WholeReport | None:
@@ -50,6 +55,8 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     kind = MigrationReport if report.get("totals") is None else WholeReport
     try:
         told = msgspec.convert(report, kind)
+        if _is_huge(msgspec.to_builtins(told)):
+            raise UsageError("it has a whole number of more than 64 bits", code=Refusal.BAD_REPORT)
     except (msgspec.ValidationError, UsageError) as error:
         raise UsageError(
             f"{origin}: not a migration report ({error}); expected what `prolora migrate` "
@@ -61,4 +68,14 @@ def read_claim(report: Mapping[str, Any], origin: str) -> Claim:
     for record in everything:
         records.setdefault((record.source_path, record.path), record)
     times = Counter((record.source_path, record.path) for record in everything)
-    return Claim(told, records, tuple(place for place, n in times.items() if n > 1))
+    repeated = tuple(place for place, n in times.items() if n > 1)
+    return Claim(told, records, repeated, unknown_fields(report, told))
+
+
+def _is_huge(value: object) -> bool:
+    """Whether a whole number is in it that no float holds: nothing can be computed with it."""
+    if isinstance(value, dict):
+        return any(map(_is_huge, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_is_huge, value))
+    return isinstance(value, int) and value.bit_length() > _BITS

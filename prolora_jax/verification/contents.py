@@ -12,12 +12,11 @@ SCALES_FOLDED = frozenset({"diffusers", "peft"})
 """Formats that cannot hold an alpha that belongs to no module; it has no effect anywhere."""
 
 
-def module_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:
+def module_problems(output: Adapter, told: MigrationReport) -> list[str]:
     """Modules that are in the file and not in its report, or in one of them twice.
 
     Args:
         output: the file.
-        before: its input.
         told: its report.
     """
     moved = Counter(module.path for module in told.modules)
@@ -29,14 +28,20 @@ def module_problems(output: Adapter, before: Adapter, told: MigrationReport) -> 
         problems.append(f"{path}: the file has it, the report {said}")
     if max(*held.values(), *moved.values(), 0, 0) > 1:
         problems.append(f"{output.origin}: a module is there twice")
-    return problems + _rank_problems(output, before, told)
+    return problems
 
 
-def _rank_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:
-    """One rank everywhere where the input has one or it was asked for; else each its own."""
+def rank_problems(output: Adapter, told: MigrationReport, uniform: bool) -> list[str]:
+    """Ranks that the file should not have.
+
+    Args:
+        output: the file.
+        told: its report.
+        uniform: one rank everywhere, as where the input has one or it was asked for; else each
+            module has its own.
+    """
     said = {module.path: module.rank_out for module in told.modules}
     widest = max(said.values(), default=0)
-    uniform = told.options.uniform_rank or len(before.ranks) == 1
     return [
         f"{module.path}: the file has rank {module.rank}; expected {widest}, as everywhere"
         if uniform

@@ -6,7 +6,7 @@ import numpy as np
 
 from prolora_jax.plans.options import MigrationOptions, basis_rule
 from prolora_jax.verification.dense import decompose, retained, similarity
-from prolora_jax.verification.weights import Weights
+from prolora_jax.verification.weights import Weights, finite_matrix
 
 
 def cosine_evidence(
@@ -22,10 +22,10 @@ def cosine_evidence(
     """
     found = np.zeros((len(sources), len(targets), 3))
     for i, source_path in enumerate(sources):
-        a = source.matrix(source_path).astype(np.float64)
+        a = finite_matrix(source, source_path).astype(np.float64)
         found[i, :, 1] = np.sum(a * a)
         for j, path in enumerate(targets):
-            b = target.matrix(path).astype(np.float64)
+            b = finite_matrix(target, path).astype(np.float64)
             found[i, j, 0], found[i, j, 2] = np.sum(a * b), np.sum(b * b)
     return found
 
@@ -47,10 +47,10 @@ def similarity_evidence(
         options: rank rule and pairing of ranks.
     """
     rule = basis_rule(options.basis_rank)
-    theirs = [decompose(target.matrix(path)) for path in targets]
+    theirs = [decompose(finite_matrix(target, path)) for path in targets]
     found = np.ones((len(sources), len(targets), 3))
     for i, source_path in enumerate(sources):
-        u, s, v = decompose(source.matrix(source_path))
+        u, s, v = decompose(finite_matrix(source, source_path))
         for j, (u_t, s_t, v_t) in enumerate(theirs):
             k, k_t = retained(s, rule), retained(s_t, rule)
             if options.pair_rank == "max":

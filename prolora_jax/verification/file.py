@@ -4,8 +4,8 @@ This file alone of its wing reads from disks, through `io`. What reads a file is
 wrote it; what recomputes it (`adapter`, `dense`) is not.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,13 +15,18 @@ from prolora_jax.adapters.combination import combine
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
-from prolora_jax.io.outputs.reports import pair_report_above, read_any_report
+from prolora_jax.io.outputs.reports import (
+    pair_report_above,
+    read_any_report,
+    report_path,
+    unknown_in,
+)
 from prolora_jax.plans.folder_report import FileReport, whole_report
-from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.report import MergedPart, MigrationReport, Party
 from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.factors import with_factors
 from prolora_jax.verification.result import VerifyReport
-from prolora_jax.verification.structured import factor_problems
+from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
 
 def verify_file(
@@ -39,7 +44,8 @@ def verify_file(
 
     Args:
         output: the migrated adapter; its report stands beside it.
-        source_lora: the adapter it was made from; from the report when None.
+        source_lora: the adapter it was made from; from the report when None. Where nothing is
+            there that the report names, only what can be checked without it is.
         source: source base model; from the report when None.
         target: target base model; from the report when None.
         allow_pickle: whether the adapter it was made from may be a pickle.
@@ -60,6 +66,7 @@ def verify_file(
     source_model = open_model(source or told.source.location)
     target_model = open_model(target or told.target.location)
     parts = told.parts if isinstance(told, MigrationReport) else ()
+    absent = () if source_lora is not None else _absent(parts or (told.input,))
     if parts and source_lora is not None:
         raise UsageError(
             f"{output}: found that it was made of {len(parts)} adapters; expected no "
@@ -74,50 +81,33 @@ def verify_file(
         quiet=quiet,
         structured=True,
     )
-    given = tuple(read(part.location) for part in parts)
-    if not parts:
-        given = (read(source_lora or told.input.location),)
-    made = tuple(_made(one, source_model, told.options) for one in given)
-    original = combine(made, [part.weight for part in parts]) if parts else made[0]
+    given: tuple[Adapter, ...] = ()
+    if not absent:
+        places = [part.location for part in parts] or [source_lora or told.input.location]
+        given = tuple(read(place) for place in places)
+    # With LoRA factors alone, as the migration made them.
+    how = source_model.spec, source_model.matrix, told.options.factors
+    made = tuple(factored(one, *how) for one in given)
+    original = None
+    if made:
+        original = combine(made, [part.weight for part in parts]) if parts else made[0]
     migrated = load_adapter(output, target_model.spec, quiet=quiet)
+    unknown = unknown_in(report_path(output), told)
     if isinstance(told, FileReport):
-        shared = pair_report_above(output, told.pair)
-        specs = source_model.spec, target_model.spec
-        told = whole_report(told, shared, original, migrated, *specs)
-    report = told.to_dict()
+        place, shared = pair_report_above(output, told.pair)
+        unknown += tuple(f"{place.name}: {name}" for name in unknown_in(place, shared))
+        like = original or stand_in_of_file(told, shared, migrated)
+        told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
+    models, report = (source_model, target_model), told.to_dict()
+    if original is None:
+        return verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+    own = made if parts else ()
     checked = verify_adapter(
-        migrated,
-        original,
-        source_model,
-        target_model,
-        report,
-        progress,
-        parts=made if parts else (),
+        migrated, original, *models, report, progress, parts=own, unknown=unknown
     )
-    return _with_factors(checked, given, made, source_model, told.options)
+    return with_factors(checked, given, made, source_model, told.options)
 
 
-def _made(adapter: Adapter, source: BaseModel, options: MigrationOptions) -> Adapter:
-    """With LoRA factors alone, as the migration made them."""
-    return factored(adapter, source.spec, source.matrix, options.factors)
-
-
-def _with_factors(
-    checked: VerifyReport,
-    given: Sequence[Adapter],
-    made: Sequence[Adapter],
-    source: BaseModel,
-    options: MigrationOptions,
-) -> VerifyReport:
-    """The check, with what is wrong with factors that were made of other algorithms' updates."""
-    shapes = {path: module.shape for path, module in source.spec.modules.items()}
-    how = shapes, source.matrix, options.factors.energy, options.factors.most
-    found = [
-        f"{path}: {problem}"
-        for one, factors in zip(given, made, strict=True)
-        for path, problems in factor_problems(one, factors, *how).items()
-        for problem in problems
-    ]
-    if not found:
-        return checked
-    return replace(checked, ok=False, problems=tuple(sorted((*checked.problems, *found))))
+def _absent(made_from: Sequence[Party | MergedPart]) -> tuple[str, ...]:
+    """Where nothing is of what a report says that its output was made from."""
+    return tuple(one.location for one in made_from if not os.path.exists(one.location))

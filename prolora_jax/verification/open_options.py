@@ -70,5 +70,7 @@ def open_options(
     if options.scale == 0.0:
         found |= dict.fromkeys(("method", "rank", "rescale"), "the scale is 0")
     found["dtype"] = "same, and the same by its name"
+    if all(companion.part != "layer" for companion in before.companions):
+        found["allow_partial"] = "no whole layer stays behind"
     found["alpha_zero"] = "an alpha of 0 that the input may not have"
     return found

@@ -13,7 +13,8 @@ class ModuleCheck:
         source_path: module of the source.
         action: `project`, `copy` or `skip`.
         verdict: `failed` when there are problems; `undetermined` when a cut falls between equal
-            singular values, so that there is no one right answer; else `verified`.
+            singular values, so that there is no one right answer; `not-compared` when the input
+            is not there; else `verified`.
         error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale` and without
             what the best approximation of the rank asked for misses; None when there is nothing
             to compare. Of an undetermined module only what every cut has in common is compared.
@@ -24,7 +25,7 @@ class ModuleCheck:
     path: str
     source_path: str
     action: Literal["project", "copy", "skip"]
-    verdict: Literal["verified", "undetermined", "failed"]
+    verdict: Literal["verified", "undetermined", "not-compared", "failed"]
     error: float | None = None
     allowed: float | None = None
     problems: tuple[str, ...] = ()
@@ -35,12 +36,14 @@ class VerifyReport:
     """What came of a file.
 
     Attributes:
-        ok: nothing failed.
+        ok: nothing failed, and the factors were compared.
         worst_error: largest error of a module that could be compared, 0 when there is none.
         counts: number of modules by verdict.
         modules: moved modules, and skipped ones whose reason was recomputed.
         problems: what is wrong with the file, its header and its report as a whole.
         not_checked: what no weight, name or number says anything about, in sentences.
+        absent: adapters that the file was made from and that are not there. Its factors were
+            then not compared with anything, and only the rest was checked.
     """
 
     ok: bool
@@ -49,3 +52,12 @@ class VerifyReport:
     modules: tuple[ModuleCheck, ...]
     problems: tuple[str, ...]
     not_checked: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Literal["verified", "failed", "not-compared"]:
+        """In one word: `not-compared` when nothing is wrong but the input is not there."""
+        if self.ok:
+            return "verified"
+        failed = self.problems or self.counts.get("failed")
+        return "failed" if failed or not self.absent else "not-compared"

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.plans.options import MigrationOptions, output_rank
 from prolora_jax.plans.plan import Action
-from prolora_jax.plans.report import ModuleReport
+from prolora_jax.plans.report import IN_FLOAT32, ModuleReport
 from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.dtypes import needs_float32
 from prolora_jax.verification.weights import dense_update, shape_of, used_columns
@@ -93,12 +93,7 @@ def check_update(
     dtype = _dtype_out(before, options)
     allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
     size = float(np.linalg.norm(delta))
-    problems = [
-        f"holds {factor.dtype.name}, asked for was {dtype}"
-        for factor in (after.down, after.up)
-        if factor.dtype.name != dtype
-        and not (factor.dtype == np.float32 and needs_float32(after, dtype))
-    ][:1]
+    problems = dtype_problems(told, after, dtype, brief)
     if cut.rank is not None and used_columns(after) > cut.rank:
         problems.append(f"has rank {used_columns(after)}, asked for was {cut.rank}")
     factor = options.scale
@@ -122,6 +117,28 @@ def check_update(
         problems += _rank_problems(told, before, after, cut, options)
         problems += _share_problems(told, cut, dense if moved else None, options, size)
     return UpdateCheck(error, allowed, problems, norm_out, unknown)
+
+
+def dtype_problems(told: ModuleReport, after: LoraModule, dtype: str, brief: bool) -> list[str]:
+    """What is wrong with the dtype of a module, and with the flag of one that is in float32.
+
+    Args:
+        told: its record.
+        after: the output's module.
+        dtype: asked for.
+        brief: the record was made of totals, which have no flags.
+    """
+    problems = [
+        f"holds {factor.dtype.name}, asked for was {dtype}"
+        for factor in (after.down, after.up)
+        if factor.dtype.name != dtype
+        and not (factor.dtype == np.float32 and needs_float32(after, dtype))
+    ][:1]
+    wide = after.up.dtype == np.float32 and dtype != "float32"
+    if not brief and wide != (IN_FLOAT32 in told.flags):
+        said = "has" if IN_FLOAT32 in told.flags else "lacks"
+        problems.append(f"report {said} the flag {IN_FLOAT32}; the file holds {after.up.dtype}")
+    return problems
 
 
 def cut_update(update: Matrix, wanted: str, rank_in: int) -> CutUpdate:
@@ -252,11 +269,16 @@ def _share_problems(
         whole = abs(sum(told.energies) - sum(wanted)) <= FLOAT32_TOLERANCE
         if not whole or not (all(shares) if loose else max(off) <= FLOAT32_TOLERANCE):
             problems.append(f"report has energies {told.energies}, recomputed {wanted}")
-    return problems + _still_problems(told, dense)
+    return problems + still_problems(told, dense)
 
 
-def _still_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
-    """The directions that `rotation` left still; of a free cut within all that is possible."""
+def still_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
+    """The directions that `rotation` left still; of a free cut within all that is possible.
+
+    Args:
+        told: the record.
+        dense: the recomputation; None where nothing is projected.
+    """
     problems = []
     for side in ("left", "right"):
         said = getattr(told, f"still_{side}")

@@ -6,6 +6,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import BaseModelError, Refusal
 
 
 @runtime_checkable
@@ -28,6 +29,23 @@ class Weights(Protocol):
     def fingerprint(self, path: str) -> str:
         """What identifies a weight: hex digits that depend on its dtype, shape and bytes."""
         ...
+
+
+def finite_matrix(model: Weights, path: str) -> np.ndarray:
+    """The weight of a module as a float32 matrix, all of whose numbers are finite.
+
+    Raises:
+        BaseModelError: it has others, which no decomposition takes.
+    """
+    matrix = model.matrix(path)
+    if not np.isfinite(matrix).all():
+        place = getattr(model, "location", model.spec.name)  # models in memory have none
+        raise BaseModelError(
+            f"{place}: {path}: found NaN or infinite numbers; expected a finite weight. Use "
+            "another copy of this base model.",
+            code=Refusal.NON_FINITE,
+        )
+    return matrix
 
 
 def identical(source: Weights, target: Weights, source_path: str, path: str) -> bool:

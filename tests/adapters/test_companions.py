@@ -126,6 +126,19 @@ def test_what_changes_a_layer_in_another_way_refuses_the_file_as_before(key, arr
     assert caught.value.code is code
 
 
+@pytest.mark.parametrize("outer", [f"lora_unet_{LDM.replace('.', '_')}_proj_in.diff_b", "proj"])
+def test_two_vectors_for_one_layer_are_one_or_none(outer):
+    key = f"lora_unet_{PROJ.removeprefix('unet.').replace('.', '_')}.diff_b"
+    other = f"{PROJ}.lora_B.bias" if outer == "proj" else outer
+    (kept,) = read({key: VECTOR, other: VECTOR}).companions
+    assert (kept.key, kept.path, kept.part) == (key, PROJ, "bias")
+    message = f"{PROJ}: bias: found twice with different numbers, once as {other}; expected one"
+    for second in (VECTOR + 1, VECTOR[:8]):
+        with pytest.raises(AdapterRefused, match=message) as caught:
+            read({key: VECTOR, other: second})
+        assert caught.value.code is Refusal.DUPLICATE_MODULE
+
+
 def test_companions_alone_are_no_adapter():
     key = f"{PROJ}.diff_b"
     with pytest.raises(AdapterRefused, match=f"unsupported-algorithm:full-diff: found key {key}"):

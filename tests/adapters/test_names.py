@@ -1,6 +1,7 @@
 """Names of modules in files of many programs: each is read as what it means, or refused by name."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -171,8 +172,23 @@ def test_wrappers_in_an_adapter_are_passed_over(wrapper, times):
     assert paths(pair(f"lycoris_{wrapper}_{flat(TO_Q[5:])}", (16, 16))) == [TO_Q]
 
 
-def test_wrappers_in_a_configuration_are_passed_over():
-    config = {"lora_alpha": 2, "alpha_pattern": {f"_orig_mod.{TO_Q[5:]}": 6}}
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0}.{1}",
+        r"{0}\.{2}",
+        r"^{0}\.{2}",
+        r"^({0}\.conv_in|{0}\.{2})",
+        r"{0}\.{0}\.{2}",
+        r"{2}\.{0}",
+        r"^(conv_in\.{0}|{2}\.{0})",
+        r".*{0}\.down.*to_q",
+    ],
+)
+def test_wrappers_in_a_configuration_are_passed_over(pattern, wrapper):
+    pattern = pattern.format(wrapper, TO_Q[5:], re.escape(TO_Q[5:]))
+    config = {"lora_alpha": 2, "alpha_pattern": {pattern: 6}}
     header = {"lora_adapter_metadata": json.dumps(config)}
     (module,) = parse(pair(TO_Q, (16, 16)), header, "a").modules
     assert module.alpha == 6

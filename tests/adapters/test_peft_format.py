@@ -107,6 +107,31 @@ def test_an_adapter_with_a_name_of_its_own_stands_in_a_folder_of_its_own(tmp_pat
     assert_deltas(load_adapter(tmp_path, XL), deltas(model, name="style"))
 
 
+ESCAPED = r"down_blocks\.1\.attentions\.0\.transformer_blocks\.0\.attn1\.to_q"
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["{}.mid_block.resnets.0.conv1", r"{}\." + ESCAPED, rf"^({{}}\.{ESCAPED}|{{}}\.conv_in)"],
+    ids=["plain", "escaped", "several"],
+)
+def test_patterns_with_the_levels_of_a_wrapped_net(tmp_path, wrapper, pattern):
+    # A net that was compiled, or shared out to several processes, before peft was given it.
+    wrapped: Any = torch.nn.Module()
+    wrapped.add_module(wrapper, builders.build_unet(TINY_XL))
+    patterns = {pattern.replace("{}", wrapper): 3}
+    options: dict[str, Any] = {"rank_pattern": patterns, "alpha_pattern": patterns}
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=builders.EVERYTHING, **options)
+    model: Any = get_peft_model(wrapped, config)
+    randomise(model)
+    model.save_pretrained(str(tmp_path))
+    want = {k.replace(f".{wrapper}.", ".", 1): delta for k, delta in deltas(model).items()}
+    adapter = load_adapter(tmp_path, XL)
+    assert {module.rank for module in adapter.modules} == {3, 4}
+    assert_deltas(adapter, want)
+
+
 def test_one_file_with_the_configuration_beside_it(tmp_path):
     model = written_by_peft(tmp_path, TINY_XL, **MIXED)
     adapter = load_adapter(tmp_path / "adapter_model.safetensors", XL)

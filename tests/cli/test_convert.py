@@ -17,12 +17,12 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.dumping import dump
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.parsing import parse
-from prolora_jax.adapters.formats.published import published_base
+from prolora_jax.adapters.formats.published import BOTH_SPELLINGS, published_base, told_apart
 from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.cli.main import run
-from prolora_jax.errors import AdapterRefused, UsageError
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
 XL = spec_from_config(builders.TINY_XL_TABLE, name="xl")
@@ -88,6 +88,56 @@ def test_names_of_no_published_model():
     )
     with pytest.raises(AdapterRefused, match=message):
         published_base(adapter, "kohya")
+
+
+# --- a module in two spellings, of which only a base model knows that they are one's ---
+
+
+def both_spellings(spec: BaseModelSpec, ldm: str, diffusers: str, seed: int = 0) -> Adapter:
+    """A file with one module under its LDM name, and one under its diffusers name."""
+    tensors = dump(adapter_of(spec, ldm), "kohya-ldm", spec)[0]
+    second = Adapter((random_module(diffusers, spec, seed=seed, rank=2, alpha=3.0),), "diffusers")
+    tensors |= dump(second, "kohya-diffusers", spec)[0]
+    return parse(tensors, {}, "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd15"])
+def test_a_module_under_an_ldm_name_and_a_diffusers_name_is_refused(name):
+    path = DEEP if name == "sdxl" else "unet.mid_block.attentions.0.proj_in"
+    message = f"{path}: found twice with different numbers, once as lora_unet_"
+    for use in (told_apart, lambda adapter: published_base(adapter, "diffusers")):
+        with pytest.raises(AdapterRefused, match=message) as caught:
+            use(both_spellings(SPECS[name], path, path, seed=1))
+        assert caught.value.code is Refusal.DUPLICATE_MODULE
+    twice_the_same = told_apart(both_spellings(SPECS[name], path, path))
+    assert twice_the_same.flags == told_apart(both_spellings(SPECS[name], path, TO_K)).flags == ()
+    assert published_base(twice_the_same, "diffusers").name == name
+
+
+def test_names_that_published_models_read_in_two_ways_are_flagged():
+    # output_blocks.3.1 is the first attention of its block in SD 1.5, the second one in BK-SDM.
+    path = "unet.up_blocks.1.attentions.0.proj_in"
+    adapter = both_spellings(SPECS["sd15"], path, path, seed=1)
+    assert told_apart(adapter).flags == (BOTH_SPELLINGS,)
+    unknown = told_apart(both_spellings(XL, TO_Q, TO_Q, seed=1))
+    assert unknown.flags == (BOTH_SPELLINGS,)
+    assert told_apart(adapter_of(XL, TO_Q)).flags == ()
+
+
+def test_inspect_says_that_it_needs_the_base_model(tmp_path, capsys):
+    adapter = both_spellings(XL, TO_Q, TO_Q, seed=1)
+    tensors = {}
+    for module in adapter.modules:
+        tensors |= {f"{module.path}.lora_down.weight": module.down}
+        tensors |= {f"{module.path}.lora_up.weight": module.up}
+    file = tmp_path / "a.safetensors"
+    save_file(tensors, file)
+    assert run(["inspect", str(file)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"flags: {BOTH_SPELLINGS}" in said
+    base = builders.save_folder(builders.build_unet(builders.TINY_XL), tmp_path / "base")
+    assert run(["inspect", str(file), "--source", str(base)]) == 1
+    assert "found twice with different numbers" in " ".join(capsys.readouterr().err.split())
 
 
 # --- the command ---

@@ -123,6 +123,58 @@ def test_json_may_be_asked_for_in_the_config(capsys: pytest.CaptureFixture[str],
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(
+    "words", ["status x --json=true --nope", "status --json=1", "status x --json=maybe"]
+)
+def test_json_with_a_value_is_json_also_where_the_command_is_wrong(words: str, capsys):
+    assert run(words.split()) == 2
+    assert document(capsys)["code"] == "bad-option"
+
+
+@pytest.mark.parametrize("words", ["status -- --json", "status x --json=false --nope"])
+def test_what_does_not_ask_for_json_gets_none(words: str, capsys):
+    assert run(words.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+
+
+def test_a_file_may_be_called_as_the_option_is(capsys, tmp_path: Path):
+    (tmp_path / "--json").write_bytes(b"junk")
+    assert run(["inspect", "--json", "--", "--json"]) == 1
+    assert document(capsys)["files"][0]["path"] == "--json"
+    assert run(["inspect", "--", "--json"]) == 1
+    assert capsys.readouterr().out.startswith("--json: refused")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--help --json", "Move LoRA adapters"),
+        ("--json -h", "Move LoRA adapters"),
+        ("migrate --help --json", "Usage: prolora migrate"),
+        ("subspaces build --json=true --help", "Usage: prolora subspaces build"),
+        ("--version --json", "0."),
+    ],
+)
+def test_what_is_shown_is_one_document_under_json(words: str, said: str, capsys):
+    assert run(words.split()) == 0
+    found = document(capsys)
+    assert (found["ok"], found["verdict"], found["code"]) == (True, "shown", None)
+    assert said in found["message"]
+    assert run([word for word in words.split() if not word.startswith("--json")]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_json_in_the_config_holds_where_the_command_is_wrong(capsys, tmp_path: Path):
+    (tmp_path / "options.yaml").write_text("json: true\n")
+    assert run(["status", "x", "--config=options.yaml", "--nope"]) == 2
+    assert document(capsys)["code"] == "bad-option"
+    (tmp_path / "list.yaml").write_text("- json\n")
+    assert run(["status", "x", "--json", "--config", "list.yaml"]) == 2
+    assert document(capsys)["ok"] is False
+
+
 def test_a_command_that_printed_its_document_prints_no_second(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

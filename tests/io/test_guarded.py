@@ -119,7 +119,7 @@ def test_no_reader_waits_for_a_pipe(load: Callable[[Path], object], tmp_path: Pa
 
 def test_a_report_that_is_a_pipe_or_deep_is_none(tmp_path: Path):
     os.mkfifo(tmp_path / "a.safetensors.report.json")
-    with pytest.raises(UsageError, match="found a pipe.*Migrate again"):
+    with pytest.raises(UsageError, match="found a pipe.*Remove what is there and migrate again"):
         read_report(tmp_path / "a.safetensors")
     deep = '{"x":' + "[" * 100_000
     (tmp_path / "b.safetensors.report.json").write_text(deep)

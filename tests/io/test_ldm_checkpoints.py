@@ -27,7 +27,14 @@ NETS = {
     "ssd": builders.TINY_SSD,
     "sd15": builders.TINY_SD15,
     "koala": KOALA_LIKE,
+    "lcm": builders.TINY_XL | {"time_cond_proj_dim": 12},
+    "lcm-sd15": builders.TINY_SD15 | {"time_cond_proj_dim": 12},
+    "unclip": builders.TINY_SD15
+    | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 12},
+    "upscaler": builders.TINY_SD15 | {"num_class_embeds": 10},
 }
+# diffusers' converter leaves this one out; what it is called is written down here.
+GUIDANCE = "time_embedding.cond_proj.weight"
 CLIP = "conditioner.embedders.0.transformer."
 OPEN_CLIP = "conditioner.embedders.1.model."
 SD2 = "cond_stage_model.model."
@@ -55,6 +62,8 @@ def test_an_ldm_file_is_the_model_that_diffusers_reads(name, prefix, tmp_path):
         {f"model.diffusion_model.{key.removeprefix(prefix)}": t for key, t in state.items()},
         dict(unet.config),
     )
+    if GUIDANCE in unet.state_dict():
+        read_by_diffusers[GUIDANCE] = state[f"{prefix}time_embed.cond_proj.weight"]
     assert read_by_diffusers.keys() == unet.state_dict().keys()
     for key, tensor in unet.state_dict().items():
         assert torch.equal(read_by_diffusers[key], tensor), key

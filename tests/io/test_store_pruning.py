@@ -100,6 +100,10 @@ def test_prune_takes_what_is_no_use_and_nothing_of_others(tmp_path: Path):
     (folder / "deeper" / useless[0]).write_bytes(b"123")
     age(folder / useless[2], 1.1 / 24)
     age(folder / foreign[0], 1000.0)
+    # What stands under a file's name: a folder is nobody's to delete, a link goes as one.
+    (folder / f"{'1' * 32}.v{VERSION}.comparison.json").mkdir()
+    (tmp_path / f"{'1' * 32}.v2.safetensors").mkdir()
+    foreign.append(f"{'1' * 32}.v{VERSION}.comparison.json")
     before = pairs_in(store)
     assert store.prune(None, dry_run=True) == store.prune(None) == (3, 9)
     assert pairs_in(store) == before
@@ -107,6 +111,18 @@ def test_prune_takes_what_is_no_use_and_nothing_of_others(tmp_path: Path):
     assert store.prune(set())[0] == 6
     assert {path.name for path in folder.iterdir()} == {*foreign, "deeper"}
     assert (folder / "deeper" / useless[0]).exists()
+
+
+def test_prune_takes_links_that_lead_nowhere_and_not_what_they_lead_to(tmp_path: Path):
+    store = filled(tmp_path / "store")
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"x" * 1000)
+    for digit, target in enumerate((f"{'1' * 32}.v1.safetensors", "nowhere", str(precious))):
+        (tmp_path / "store" / f"{str(digit + 1) * 32}.v1.safetensors").symlink_to(target)
+    files, size = store.prune(None)
+    assert (files, size < 1000) == (3, True)
+    assert precious.read_bytes() == b"x" * 1000
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["operators"]
 
 
 # --- last use -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 from small_adapters import SPEC, write
 from toy_pair import ToyFiles, make_files
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule, delta
 from prolora_jax.adapters.combination import combine
 from prolora_jax.cli.main import run
 from prolora_jax.errors import AdapterRefused, UsageError
@@ -55,6 +55,25 @@ def test_is_the_weighted_sum(two: tuple[Path, Path]):
     a, b = (load_adapter(path, SPEC) for path in two)
     close(dense(combine([a, b], [0.8, -0.5])), summed([(0.8, dense(a)), (-0.5, dense(b))]), 1e-6)
     close(dense(combine([a, b])), summed([(1, dense(a)), (1, dense(b))]), 1e-6)
+
+
+def test_vectors_beside_the_pairs_are_added_up_as_the_pairs_are(two: tuple[Path, Path]):
+    a, b = (load_adapter(path, SPEC) for path in two)
+    layer, other = a.modules[0].path, a.modules[1].path
+    ones, twos = np.ones(4, np.float16), np.full(4, 2, np.float32)
+    bias = Companion("a.diff_b", layer, "bias", ones)
+    nothing = Companion("x", "x", "none", np.zeros(3))
+    a = replace(a, companions=(bias, nothing))
+    alone = Companion("c.diff_b", other, "bias", ones)
+    b = replace(b, companions=(replace(bias, key="b.diff_b", array=twos), alone, nothing))
+    found = {c.key: c for c in combine([a, b], [0.5, 3]).companions}
+    assert found.keys() == {"a.diff_b", "c.diff_b", "x"}
+    assert found["a.diff_b"].path == layer
+    np.testing.assert_array_equal(found["a.diff_b"].array, [6.5] * 4)
+    np.testing.assert_array_equal(found["c.diff_b"].array, [3.0] * 4)
+    short = replace(b, companions=(replace(bias, array=twos[:3]),))
+    with pytest.raises(AdapterRefused, match="a.diff_b: found 3 numbers, and 4 in another of the"):
+        combine([a, short])
 
 
 def test_two_axes_and_four_are_one_layer():

@@ -15,6 +15,7 @@ from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.migration.edges import to_the_middle
 from prolora_jax.migration.single import migrate
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.report import IN_FLOAT32
 from prolora_jax.subspaces.store import MemoryStore
 from prolora_jax.verification.adapter import verify_adapter
 
@@ -86,6 +87,27 @@ def test_half_precision_stays_where_it_holds_the_update(toy: Toy):
     tiny = scaled(adapter, 1e-6, 1e-6, np.float16, None)
     output, _ = migrate(tiny, source, target, MigrationOptions(include=FEW), store=store)
     assert "float32" in {m.up.dtype.name for m in output.modules}
+
+
+@pytest.mark.parametrize("method", ["prolora-full", "copy"])
+@pytest.mark.parametrize("edge", ["half-huge", "asked-for-half", "tiny"])
+def test_a_module_in_float32_in_place_of_its_dtype_is_flagged(toy: Toy, edge: str, method):
+    source, target, adapter, store = toy
+    down, up, dtype, alpha, more = EDGES[edge]
+    given = scaled(adapter, down, up, dtype, alpha)
+    options = MigrationOptions(method=method, include=FEW, **more)
+    output, report = migrate(given, source, target, options, store=store)
+    asked = "float16" if edge != "tiny" else "float32"
+    wide = {m.path for m in output.modules if m.up.dtype.name != asked}
+    assert {m.path for m in report.modules if IN_FLOAT32 in m.flags} == wide
+    assert bool(wide) == (edge != "tiny")
+    for changed in report.modules:
+        flags = {*changed.flags} ^ {IN_FLOAT32}
+        others = [m for m in report.modules if m is not changed]
+        told = replace(report, modules=(replace(changed, flags=tuple(flags)), *others))
+        checked = verify_adapter(output, given, source, target, told.to_dict())
+        (found,) = [m for m in checked.modules if m.path == changed.path]
+        assert any(IN_FLOAT32 in problem for problem in found.problems)
 
 
 @pytest.mark.parametrize(("size", "scale"), [(1e-30, 1e-40), (1e30, 1e38)])

@@ -36,6 +36,10 @@ _OUTSIDE = {
     "time_embedding.linear_2.": "time_embed.2.",
     "add_embedding.linear_1.": "label_emb.0.0.",
     "add_embedding.linear_2.": "label_emb.0.2.",
+    "class_embedding.linear_1.": "label_emb.0.0.",
+    "class_embedding.linear_2.": "label_emb.0.2.",
+    "class_embedding.weight": "label_emb.weight",
+    "time_embedding.cond_proj.": "time_embed.cond_proj.",
 }
 
 

@@ -57,7 +57,12 @@ def by_lycoris(algo: str, *, seed: int = 0, size: float = 0.3, **options: Any) -
     )
     plain = builders.build_unet(TINY_XL)
     unet = copy.deepcopy(plain)
-    how = {"linear_dim": 3, "linear_alpha": 2, "conv_dim": 3, "conv_alpha": 2} | options
+    how: dict[str, Any] = {
+        "linear_dim": 3,
+        "linear_alpha": 2,
+        "conv_dim": 3,
+        "conv_alpha": 2,
+    } | options
     made: Any = create_lycoris(unet, 1.0, algo=algo, **how)
     made.apply_to()  # before it, the network has no parameters
     made.eval()

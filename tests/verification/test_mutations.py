@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from migrated import Files, make_files
 
-from prolora_jax.errors import ProloraError
+from prolora_jax.errors import ProloraError, UsageError
+from prolora_jax.plans.fields import unknown_in_text
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.verification.adapter import verify_adapter
 
@@ -81,9 +82,11 @@ def test_every_field_of_the_report_is_noticed(arm):
     assert not is_noticed(files, right)
     missed, tried = [], 0
     for place in leaves(right):
-        for value in others(at(right, place)):
+        for value in (*others(at(right, place)), None):
             changed = copy.deepcopy(right)
             at(changed, place[:-1])[place[-1]] = value
+            if changed == right:
+                continue
             if UNKNOWABLE & set(place) and not is_noticed(files, changed):
                 continue
             tried += 1
@@ -91,6 +94,40 @@ def test_every_field_of_the_report_is_noticed(arm):
                 missed.append((place, value))
     assert missed == []
     assert tried > 100
+
+
+def test_a_field_that_no_report_has_is_noticed():
+    files = make_files()
+    right = json.loads(files.report.to_json())
+    objects = [place for place in ((), *leaves(right)) if isinstance(at(right, place), dict)]
+    assert len(objects) > 10
+    for place in objects:
+        changed = copy.deepcopy(right)
+        at(changed, place)["more"] = 1
+        if place == ("counts",):
+            assert is_noticed(files, changed)
+            continue
+        found = verify_adapter(files.output, files.source_lora, files.source, files.target, changed)
+        name = ".".join(map(str, (*place, "more")))
+        assert found.problems == (f"report has {name}, which is no field of it",)
+
+
+@pytest.mark.parametrize("name", ["rank_out", "rank_in", "k_source"])
+def test_an_endless_whole_number_is_refused(name: str):
+    files = make_files()
+    report = json.loads(files.report.to_json())
+    report["modules"][0][name] = 10**400
+    with pytest.raises(UsageError, match="a whole number of more than 64 bits"):
+        verify_adapter(files.output, files.source_lora, files.source, files.target, report)
+
+
+def test_a_field_that_stands_twice_in_a_report_is_noticed():
+    told = make_files().report
+    text = told.to_json()
+    assert unknown_in_text(text.encode(), told) == ()
+    assert unknown_in_text(f'{{"carried": [], {text[1:]}'.encode(), told) == ("carried (twice)",)
+    deep = f'{{"more": {"[" * 200_000}{"]" * 200_000}, {text[1:]}'
+    assert unknown_in_text(deep.encode(), told) == ("one that is nested too deep",)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -144,6 +181,7 @@ NO_EFFECT = [
     {"exclude": ("*nothing*",)},
     {"dtype": "same"},
     {"alpha_zero": "rank"},
+    {"allow_partial": True},
     {"uniform_rank": True},
 ]
 

@@ -4,6 +4,7 @@ The right files come from `reference`: nothing here depends on the code that `ve
 """
 
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import reference
 from migrated import DTYPES, Exact, Files, flags_of, make_files, similarity_of, stored
 
-from prolora_jax.errors import UsageError
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, PlanStep, Skip, SkippedModule
 from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.evidence import similarity_evidence
 
 # --- right files --------------------------------------------------------------------------------
 
@@ -323,6 +326,21 @@ def test_extras_lost_or_changed(extras):
     files = make_files()
     files = replace(files, output=replace(files.output, extras=extras))
     assert "text_encoder.x: carried along by the report, but not as in" in problems_of(files)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_weight_that_is_not_finite_is_named(number: float, scored: bool):
+    files = make_files()
+    weight = files.target.weights["unet.b"].copy()
+    weight[3, 4] = number
+    target = replace(files.target, weights=files.target.weights | {"unet.b": weight})
+    paths, options = ["unet.a", "unet.b"], MigrationOptions()
+    check = partial(similarity_evidence, files.source, target, paths, paths, options)
+    message = r"toy: unet\.b: found NaN or infinite numbers"
+    with pytest.raises(BaseModelError, match=message) as found:
+        check() if scored else replace(files, target=target).verify()
+    assert found.value.code is Refusal.NON_FINITE
 
 
 def test_not_a_report():

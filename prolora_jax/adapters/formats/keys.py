@@ -96,6 +96,11 @@ def split_key(key: str) -> Key | None:
     return Key(_canonical(name), part, format, adapter)
 
 
+def is_flat_ldm(path: str) -> bool:
+    """Whether a module's flat name is one of LDM's blocks, which only a base model can place."""
+    return path.startswith(_FLAT_LDM)
+
+
 def module_path(name: str) -> str:
     """Path of a module or norm under any of the names that files have for it; flat stays flat."""
     return _canonical(without_wrappers(name))
@@ -155,6 +160,6 @@ def _format(name: str) -> str:
         return "comfyui"
     if "." in name or name in _UNET_ROOTS:
         return "diffusers"
-    if name.startswith((*_FLAT_LDM, "lora_te1_", "lora_te2_")):
+    if is_flat_ldm(name) or name.startswith(("lora_te1_", "lora_te2_")):
         return "kohya-ldm"
     return "kohya-diffusers"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from prolora_jax.architectures.naming import without_wrappers
+from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
@@ -21,6 +21,12 @@ _MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
 _REPEAT = re.compile(r"[*+?{]")
 _REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
+# A level of `WRAPPERS` in a pattern, with the dot that parts it from the next: plain or escaped,
+# behind a start, a dot, a bracket or a repeat.
+_ANY_WRAPPER = rf"(?:{'|'.join(WRAPPERS)})"
+_WRAPPER_LEVEL = re.compile(
+    rf"(?:(?<![^.(|^:*+?}}])){_ANY_WRAPPER}\\?\.(?![*+?{{])|\\?\.{_ANY_WRAPPER}(?=[)|$]|\Z)"
+)
 # Initialisations that also change the base weight: the factors alone are not the update.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields by which the factors mean something else than `alpha / rank * B @ A` in their own layer.
@@ -132,7 +138,7 @@ def _config(text: str, component: str, origin: str) -> _Config:
 
 def _matcher(pattern: str) -> Callable[[str], object]:
     """Whether a pattern fits a module path, by peft's rule: its end, from any dot on."""
-    pattern = without_wrappers(pattern)  # as in the keys that it is for
+    pattern = _WRAPPER_LEVEL.sub("", pattern)  # as in the keys that it is for
     if _WHOLE_PATHS.fullmatch(pattern):  # as `peft.configuration` writes them: hundreds in one
         return frozenset(pattern[2:-1].replace("\\.", ".").split("|")).__contains__
     return re.compile(rf"(.*\.)?({_simple(pattern)})$").match

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule, StructuredModule
 from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
@@ -41,6 +41,9 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     every = (*adapter.modules, *adapter.structured)
     paths = {module.path: _path(module.path, spec) for module in every}
     _require_all(adapter, paths, spec)
+    # Before anything is said of a second module: in another base model it may be another layer.
+    _require_shapes(adapter, paths, spec)
+    _require_parts(adapter, paths, spec)
     found: dict[str, LoraModule | StructuredModule] = {}
     for module in every:
         path = paths[module.path]
@@ -55,12 +58,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         _log.warning("%s: %d modules occur under two names; one is kept", adapter.origin, repeated)
     modules = tuple(m for m in found.values() if isinstance(m, LoraModule))
     others = tuple(m for m in found.values() if isinstance(m, StructuredModule))
-    _require_shapes(adapter.origin, {module.path: module for module in modules}, spec)
-    _require_parts(adapter.origin, others, spec)
-    companions = adapter.companions
-    if companions:
-        names = layer_by_flat_name(spec)
-        companions = tuple(replace(c, path=_layer(c.path, names)) for c in companions)
+    companions = _resolved(adapter.companions, spec, adapter.origin) if adapter.companions else ()
     return replace(adapter, modules=modules, structured=others, companions=companions)
 
 
@@ -68,7 +66,7 @@ def require_one_spelling(adapter: Adapter) -> None:
     """Refuse an adapter that has a module twice, as far as names alone can tell.
 
     A flat name of the old Stable Diffusion code and a diffusers name of one layer are told
-    apart with a base model only; `resolve` does that.
+    apart with a base model only: `resolve` does that, and `published.told_apart`.
 
     Args:
         adapter: as parsed.
@@ -123,6 +121,24 @@ def _path(name: str, spec: BaseModelSpec) -> str | None:
     return None
 
 
+def _resolved(
+    companions: Sequence[Companion], spec: BaseModelSpec, origin: str
+) -> tuple[Companion, ...]:
+    """With the paths of their layers; what is there twice, once."""
+    names = layer_by_flat_name(spec)
+    found: dict[tuple[str, str], Companion] = {}
+    for companion in companions:
+        path = _layer(companion.path, names)
+        # Of whole layers and of tensors without effect a layer may have several.
+        added = companion.part in {"bias", "weight"}
+        known = found.setdefault(
+            (path, companion.part if added else companion.key), replace(companion, path=path)
+        )
+        if not np.array_equal(known.array, companion.array):
+            _refuse_second(origin, f"{path}: {companion.part}", companion.key)
+    return tuple(found.values())
+
+
 def _layer(name: str, names: Mapping[str, str]) -> str:
     """Path of a companion's layer; its name where the base model has none: nothing is refused."""
     bare = name.removeprefix(KOHYA_UNET)
@@ -151,32 +167,32 @@ def _require_all(adapter: Adapter, paths: dict[str, str | None], spec: BaseModel
     )
 
 
-def _require_shapes(origin: str, modules: dict[str, LoraModule], spec: BaseModelSpec) -> None:
-    known = {path: module for path, module in modules.items() if path in spec.modules}
-    bad = [module for path, module in known.items() if not fits(module, spec.modules[path])]
+def _require_shapes(adapter: Adapter, paths: Mapping[str, str | None], spec: BaseModelSpec) -> None:
+    known = [replace(m, path=p) for m in adapter.modules if (p := paths[m.path]) in spec.modules]
+    bad = [module for module in known if not fits(module, spec.modules[module.path])]
     if not bad:
         return
     module, shape = bad[0], spec.modules[bad[0].path].shape
     up = (shape[0], module.rank, *(1 for _ in shape[2:]))
     raise AdapterRefused(
-        f"{origin}: {module.path}: found down {module.down.shape} and up {module.up.shape}; "
-        f"expected down {(module.rank, *shape[1:])} and up {up} for a weight {shape} of base "
-        f"model {spec.name} ({len(bad)}/{len(known)} modules differ); name the base model that "
-        f"the adapter was trained on",
+        f"{adapter.origin}: {module.path}: found down {module.down.shape} and up "
+        f"{module.up.shape}; expected down {(module.rank, *shape[1:])} and up {up} for a weight "
+        f"{shape} of base model {spec.name} ({len(bad)}/{len(known)} modules differ); name the "
+        f"base model that the adapter was trained on",
         code=Refusal.SHAPE_MISMATCH,
     )
 
 
-def _require_parts(origin: str, modules: Sequence[StructuredModule], spec: BaseModelSpec) -> None:
+def _require_parts(adapter: Adapter, paths: Mapping[str, str | None], spec: BaseModelSpec) -> None:
     """Check the shapes of other algorithms' tensors."""
-    for module in modules:
-        algorithm = algorithm_for(module)
-        known = spec.modules.get(module.path)
+    for module in adapter.structured:
+        algorithm, path = algorithm_for(module), paths[module.path]
+        known = None if path is None else spec.modules.get(path)
         shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
         misfit = None if shape is None else algorithm.misfit(module, shape)
         if misfit is not None:
             raise AdapterRefused(
-                f"{origin}: {module.path}: found {misfit.found} of {algorithm.title}; expected "
+                f"{adapter.origin}: {path}: found {misfit.found} of {algorithm.title}; expected "
                 f"{misfit.expected} of base model {spec.name}; name the base model that the "
                 f"adapter was trained on",
                 code=Refusal.SHAPE_MISMATCH,

@@ -7,6 +7,7 @@ contradict it. No list of known models is needed: the file's own block numbers t
 
 from collections.abc import Collection, Iterator
 
+from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.unet.spellings import ldm_paths
 
 LDM_PARTS = (
@@ -16,8 +17,13 @@ LDM_PARTS = (
     "out.",
     "time_embed.",
     "label_emb.",
+    "encoder_hid_proj.",
+    "position_net.",
 )
 """Starts of the names of a UNet's modules."""
+
+SAME_NAMES = ("encoder_hid_proj", "position_net")
+"""Beside the blocks, and newer than LDM's names: they have one spelling."""
 
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 _FIRST_LAYER = "input_blocks.0.0.weight"
@@ -42,7 +48,8 @@ def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
     Returns:
         Path by name; None when no number of layers per block explains all names.
     """
-    names = set(names)
+    same = {name: UNET + name for name in names if name.partition(".")[0] in SAME_NAMES}
+    names = set(names) - same.keys()
     # conv_in, then for each block its layers and a downsampler, which the last one lacks.
     inputs = 1 + max(
         (int(name.split(".")[1]) for name in names if name.startswith("input_blocks.")), default=0
@@ -59,7 +66,7 @@ def paths_of_ldm_names(names: Collection[str]) -> dict[str, str] | None:
         table = ldm_paths([*attentions, *_others(blocks, layers, embedding)])
         found = {name: path for path, name in table.items() if name in names}
         if found.keys() == names:
-            return found
+            return found | same
     return None
 
 
@@ -86,3 +93,4 @@ def _others(blocks: int, layers: int, embedding: str) -> Iterator[str]:
     yield from (f"unet.{resnet}.{layer}" for resnet in resnets for layer in _RESNET)
     yield from (f"unet.{layer}" for layer in ("conv_in", "conv_norm_out", "conv_out"))
     yield from (f"unet.{name}.linear_{i}" for name in ("time_embedding", embedding) for i in (1, 2))
+    yield from ("unet.time_embedding.cond_proj", "unet.class_embedding")

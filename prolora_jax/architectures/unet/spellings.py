@@ -19,11 +19,13 @@ _OUTSIDE_BLOCKS = {
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "time_embedding.cond_proj": "time_embed.cond_proj",  # of an LCM
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
     # Of SD 2 with an image embedding (unCLIP). No UNet has both.
     "class_embedding.linear_1": "label_emb.0.0",
     "class_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",  # of the upscaler, which looks its noise level up
 }
 
 
@@ -47,7 +49,7 @@ def ldm_paths(paths: Iterable[str]) -> Mapping[str, str]:
     )
     attended = {p[1] for p in split.values() if p[0] == "up_blocks" and p[2] == "attentions"}
     if any(parts[0] == "add_embedding" for parts in split.values()):
-        split = {path: parts for path, parts in split.items() if parts[0] != "class_embedding"}
+        split = {path: p for path, p in split.items() if p[:-1] != ("class_embedding",)}
     named = {path: _ldm_path(parts, layers, attended) for path, parts in split.items()}
     return {path: name for path, name in named.items() if name is not None}
 

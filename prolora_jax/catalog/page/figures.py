@@ -88,7 +88,7 @@ def histogram(values: Sequence[float], unit: str = "files") -> Figure | None:
         return None
     counts = [0] * BINS
     for value in values:
-        counts[min(int(value * BINS), BINS - 1)] += 1
+        counts[min(int(min(max(value, 0.0), 1.0) * BINS), BINS - 1)] += 1
     tallest, step = max(counts), WIDTH / BINS
     boxes = []
     for place, count in enumerate(counts):

@@ -10,8 +10,8 @@ from prolora_jax.adapters.comparison import AdapterComparison, compare
 from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
-from prolora_jax.adapters.formats.published import published_base
-from prolora_jax.adapters.formats.resolution import require_one_spelling, resolve
+from prolora_jax.adapters.formats.published import published_base, told_apart
+from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
@@ -141,10 +141,7 @@ def inspect_file(
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True)
-    if base is not None:
-        adapter = hold(adapter, base, assume_base).adapter
-    else:
-        require_one_spelling(adapter)
+    adapter = told_apart(adapter) if base is None else hold(adapter, base, assume_base).adapter
     return inspect_adapter(adapter, str(path))
 
 

@@ -16,7 +16,8 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from pathlib import Path
+from math import inf
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,7 +25,7 @@ import msgspec
 from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import irregular
-from prolora_jax.plans.catalog_record import CatalogRecord
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 
 NAME = "manifest.sqlite"
 VERSION = 1
@@ -234,7 +235,24 @@ def _entry(row: tuple[Any, ...]) -> ManifestRow:
     plain = dict(zip(_COLUMNS, row, strict=False))
     plain |= {name: json.loads(plain[name]) for name in _JSON}
     record = msgspec.convert(plain, CatalogRecord)
-    return ManifestRow(record, Proof(*row[len(_COLUMNS) :]))
+    endless = [name for name, value in plain.items() if value in (inf, -inf)]
+    if endless:
+        raise ValueError(f"its {endless[0]} is infinite")
+    for name in ("output", "preview"):
+        _require_below(name, getattr(record, name))
+    if record.state in FINISHED and record.output is None:
+        raise ValueError(f"{record.input} is {record.state} and has no output")
+    proof = msgspec.convert(row[len(_COLUMNS) :], Proof)
+    return ManifestRow(record, proof)
+
+
+def _require_below(name: str, place: str | None) -> None:
+    """Raise unless a path of a record is one below the output folder."""
+    if place is None:
+        return
+    path = PurePosixPath(place)
+    if "\0" in place or not path.parts or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"its {name} {place[:80]!r} is no path below the folder")
 
 
 def export(records: Iterable[CatalogRecord], path: Path) -> None:

@@ -54,6 +54,27 @@ def refuse_replacing(output: Path, places: Iterable[Path], read: Iterable[str | 
         raise UsageError(f"{output}: {would_replace(found)}", code=Refusal.OUTPUT_EXISTS)
 
 
+def require_ending(output: Path | None, ending: str) -> None:
+    """Check that a page, picture or table is named as one: by that it replaces nothing else.
+
+    These are written again without being asked for, so their names must not be an adapter's, a
+    base model's or a manifest's.
+
+    Args:
+        output: its name; None where none is wanted.
+        ending: that of its kind, `.png`.
+
+    Raises:
+        UsageError: the name has another ending.
+    """
+    if output is not None and output.suffix.lower() != ending:
+        raise UsageError(
+            f"{output}: found a name that ends in {output.suffix or 'no suffix'}; expected one "
+            f"that ends in {ending}, which no adapter and no base model has; choose another",
+            code=Refusal.BAD_OPTION,
+        )
+
+
 def with_content(output: Path) -> Iterator[Path]:
     """An output, and all that is in it when it is a folder."""
     yield output

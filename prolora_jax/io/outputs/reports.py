@@ -9,6 +9,7 @@ import msgspec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import read_small
+from prolora_jax.plans.fields import unknown_in_text
 from prolora_jax.plans.folder_report import FileReport, PairReport
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
@@ -76,8 +77,11 @@ def read_pair_report(out: Path) -> PairReport | None:
         ) from None
 
 
-def pair_report_above(output: Path, digest: str) -> PairReport:
+def pair_report_above(output: Path, digest: str) -> tuple[Path, PairReport]:
     """The pair's report in a folder above an output, which the output's report refers to.
+
+    Returns:
+        Where it stands, and the report.
 
     Raises:
         UsageError: when none is there, or it is about something else.
@@ -85,10 +89,11 @@ def pair_report_above(output: Path, digest: str) -> PairReport:
     for folder in output.resolve().parents:
         found = read_pair_report(folder)
         if found is not None and found.digest == digest:
-            return found
+            return folder / PAIR_REPORT, found
     raise UsageError(
         f"{output}: found no {PAIR_REPORT} above it that its report refers to; expected the one of "
-        "its run. Keep the folder together, or finish the run that was started over it.",
+        "its run. Keep the folder together, or migrate again: that writes it, and finishes a run "
+        "that was ended.",
         code=Refusal.BAD_REPORT,
     )
 
@@ -102,8 +107,19 @@ def read_any_report(output: Path) -> MigrationReport | FileReport:
     content = _content(output)
     try:
         return msgspec.json.decode(content, type=FileReport)
-    except (*_DAMAGE, UsageError):
+    except (*_DAMAGE, UsageError) as error:
+        if _is_of_folder(content):
+            raise UsageError(_no_report(output, error), code=Refusal.BAD_REPORT) from None
         return msgspec.convert(read_report(output), MigrationReport)
+
+
+def _is_of_folder(content: bytes) -> bool:
+    """Whether this is a damaged report of a file in a folder, not one of every module."""
+    try:
+        found = msgspec.json.decode(content)
+    except _DAMAGE:
+        return False
+    return isinstance(found, dict) and "totals" in found
 
 
 def read_report(output: Path) -> dict[str, Any]:
@@ -112,15 +128,28 @@ def read_report(output: Path) -> dict[str, Any]:
     Raises:
         UsageError: when it is missing or is not a report.
     """
-    path, content = report_path(output), _content(output)
+    content = _content(output)
     try:
         return msgspec.to_builtins(msgspec.json.decode(content, type=MigrationReport))
     except (*_DAMAGE, UsageError) as error:
-        raise UsageError(
-            f"{path}: found no migration report ({_reason(error)}); expected the JSON that "
-            "`prolora migrate` writes. Migrate again with --overwrite.",
-            code=Refusal.BAD_REPORT,
-        ) from None
+        raise UsageError(_no_report(output, error), code=Refusal.BAD_REPORT) from None
+
+
+def _no_report(output: Path, error: Exception) -> str:
+    return (
+        f"{report_path(output)}: found no migration report ({_reason(error)}); expected the JSON "
+        "that `prolora migrate` writes. Migrate again with --overwrite."
+    )
+
+
+def unknown_in(path: Path, told: object) -> tuple[str, ...]:
+    """Fields of a report's file that no report has, and those that stand twice in it.
+
+    Args:
+        path: of the report.
+        told: what was read from it.
+    """
+    return unknown_in_text(read_small(path, _LARGEST), told)
 
 
 def _content(output: Path) -> bytes:
@@ -128,7 +157,7 @@ def _content(output: Path) -> bytes:
     if not os.path.exists(path):
         raise UsageError(
             f"{path}: no such file; expected the report that `prolora migrate` writes beside its "
-            "output. Keep the two together.",
+            "output. Keep the two together, or migrate again with --overwrite.",
             code=Refusal.BAD_REPORT,
         )
     try:
@@ -136,7 +165,7 @@ def _content(output: Path) -> bytes:
     except OSError as failure:
         raise UsageError(
             f"{path}: cannot be read ({_reason(failure)}); expected the report that `prolora "
-            "migrate` writes. Migrate again with --overwrite.",
+            "migrate` writes. Remove what is there and migrate again with --overwrite.",
             code=Refusal.BAD_REPORT,
         ) from None
 

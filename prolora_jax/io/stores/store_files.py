@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import time
 from collections.abc import Container
 from contextlib import suppress
@@ -80,14 +81,17 @@ def delete(
     files = size = 0
     for path in sorted(folder.glob("*")):
         with suppress(FileNotFoundError):  # another process may delete it, too
-            if path in kept or not (names.fullmatch(path.name) or _is_leftover(path)):
+            status = path.lstat()  # of a link itself, wherever it leads
+            if path in kept or stat.S_ISDIR(status.st_mode):
                 continue
-            files, size = files + 1, size + path.stat().st_size
+            if not (names.fullmatch(path.name) or _is_leftover(path.name, status)):
+                continue
+            files, size = files + 1, size + status.st_size
             if not dry_run:
                 path.unlink()
     return files, size
 
 
-def _is_leftover(path: Path) -> bool:
-    old = time.time() - path.stat().st_mtime > _LEFTOVER_SECONDS
-    return path.name.endswith(TEMPORARY_SUFFIX) and old
+def _is_leftover(name: str, status: os.stat_result) -> bool:
+    old = time.time() - status.st_mtime > _LEFTOVER_SECONDS
+    return name.endswith(TEMPORARY_SUFFIX) and old
