@@ -5,8 +5,9 @@
 PEFT folders, msgpack, orbax folders, shard indexes, options, plans, reports, manifests, files of
 the store, sidecars. Most cases go to the functions that read them, a share to the command of a
 user's. It fails the check if anything but a `ProloraError` comes out of a function, or an exit code
-that is not 0, 1 or 2 or an internal error out of a command, or if it takes longer or more memory
-than allowed here. Case `i` of seed `s` depends on `s` and `i` alone: `--only i` repeats it.
+that is not 0, 1 or 2 or an internal error out of a command, or if a command leaves half an output
+or one that `verify` rejects, or if it takes longer or more memory than allowed here. Case `i` of
+seed `s` depends on `s` and `i` alone: `--only i` repeats it.
 """
 
 import argparse
@@ -75,6 +76,9 @@ def commanded(kind: Kind, place: Path) -> str:
         if words in text:
             at = text.index(words)
             return f"failure: {text[at : at + 300]!r}"
+    wrong = None if kind.after is None else kind.after(place, code)
+    if wrong is not None:
+        return f"failure: {wrong}"[:300]
     return f"exit {code}" if code in (0, 1, 2) else f"failure: exit code {code}"
 
 

@@ -41,6 +41,7 @@ class Kind(NamedTuple):
         share: one case in so many goes to the command.
         weight: cases of this kind among all.
         database: whether a row is broken as often as the bytes are.
+        after: what is wrong with what the command left, given its exit code; None where nothing is.
     """
 
     victims: tuple[str, ...]
@@ -49,6 +50,7 @@ class Kind(NamedTuple):
     share: int = 20
     weight: int = 10
     database: bool = False
+    after: Callable[[Path, int], str | None] | None = None
 
 
 def make(folder: Path) -> dict[str, Kind]:
@@ -123,6 +125,24 @@ def make(folder: Path) -> dict[str, Kind]:
         models = open_once(source), open_once(target)
         return plan_file(adapter, *models, plan=place / "plan.json", store=store)
 
+    def migrated(place: Path) -> tuple[str, ...]:
+        plan = ("--plan", str(place / "plan.json"))
+        one_of_four = sum((place / "plan.json").read_bytes()) % 4 == 0
+        whither = ("--dry-run",) if one_of_four else ("--out", str(place / "out.safetensors"))
+        return ("migrate", str(adapter), *arguments, *plan, *whither)
+
+    def left(place: Path, code: int) -> str | None:
+        """An output is there whole, with its report, and verified; or nothing is."""
+        names = sorted(path.name for path in place.iterdir() if path.name != "plan.json")
+        if not names:
+            dry = "--dry-run" in migrated(place)
+            return None if code or dry else "exit 0 without an output"
+        if code or names != ["out.safetensors", "out.safetensors.report.json"]:
+            return f"exit {code} with {', '.join(names)}"
+        load_file(place / "out.safetensors")
+        found = verify_file(place / "out.safetensors", quiet=True, open_model=open_once)
+        return None if found.ok else f"an output that verify rejects: {found.problems[:1]}"
+
     def beside(place: Path) -> object:
         found = place / "style.safetensors"
         license_problem(found, {}, Folders())
@@ -179,11 +199,10 @@ def make(folder: Path) -> dict[str, Kind]:
         "plan": Kind(
             ("plan.json",),
             planned,
-            lambda place: (
-                *("migrate", str(adapter), *arguments, "--dry-run"),
-                *("--plan", str(place / "plan.json")),
-            ),
+            migrated,
+            share=4,
             weight=24,
+            after=left,
         ),
         "report": Kind(
             ("out.safetensors.report.json",),

@@ -162,7 +162,11 @@ class CatalogRun:
 
         def finish(outcome: FileOutcome) -> None:
             one = places[outcome.job.output]
-            self.manifest.put(self._entry(one, outcome))
+            try:
+                entry = self._entry(one, outcome)
+            except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
+                entry = self._not_kept(one, outcome, error)
+            self.manifest.put(entry)
 
         for outcome in migrate_files(
             jobs, self.pair, self.job.options, self.writing, progress, finish
@@ -184,7 +188,7 @@ class CatalogRun:
             )
             for m in report.modules
         ]
-        now = stamp(outcome.job.output)
+        now, digest = stamp(outcome.job.output), file_hash(outcome.job.output)
         record = replace(
             Tally.of(moved, report.skipped, report.flags).on(record),
             state="migrated",
@@ -192,10 +196,23 @@ class CatalogRun:
             energy_moved=outcome.energy[1],
             energy_out=sum(m.norm_out**2 for m in report.modules),
             input_hash=report.input.fingerprint,
-            output_hash=file_hash(outcome.job.output),
+            output_hash=digest,
             size_out=now and now[1],
         )
         return ManifestRow(record, self._proof(one, now and now[0]))
+
+    def _not_kept(self, one: Scanned, outcome: FileOutcome, error: Exception) -> ManifestRow:
+        """A file whose output was written and could not be read when it was to be noted."""
+        record = replace(one.record, seconds=outcome.seconds)
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+            message = (
+                f"{outcome.job.output}: was written and cannot be read now ({reason}); expected it "
+                "to stay; see what removes or locks files there, then use --retry-failed"
+            )
+            return ManifestRow(_failed(record, Refusal.CANNOT_WRITE, message), self._proof(one))
+        told = as_outcome(error, one.item.path)
+        return ManifestRow(_failed(record, told.code, str(told)), self._proof(one))
 
     def _proof(self, one: Scanned, output: str | None = None) -> Proof:
         return Proof(one.outlook.job, one.stamp, output)

@@ -21,7 +21,7 @@ from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.plans.reuse import check_plan
+from prolora_jax.plans.reuse import check_plan, require_same_decisions
 from prolora_jax.subspaces.store import BasisStore
 
 
@@ -188,4 +188,7 @@ def _planned(
         return plan_fitted(given.fitted, pair, given.options, progress)
     known = read_plan(plan)
     check_plan(known, given.fitted.adapter, pair.source.spec, pair.target.spec, given.options)
-    return known
+    # What was made of these files is run: a report has numbers of theirs, not of a document.
+    made = plan_fitted(given.fitted, pair, known.options, progress)
+    require_same_decisions(known, made)
+    return made

@@ -1,12 +1,16 @@
 """A plan that was made before, checked against the job at hand (`migrate --plan`)."""
 
 from dataclasses import fields
+from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, MigrationPlan
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, MigrationPlan, SkippedModule
+
+_SLACK = 1e-3
+"""How far a similarity that another machine has computed may be off."""
 
 
 class BadPlan(UsageError):
@@ -28,7 +32,7 @@ def check_plan(
 ) -> None:
     """Refuse a plan that was made for another pair, other options or another adapter.
 
-    Names are compared, weights are not: two fine-tunes of one name are for the user to tell apart.
+    Names are compared here, weights in `require_same_decisions`.
 
     Args:
         plan: as read; its own options are what is run.
@@ -70,6 +74,56 @@ def check_plan(
             raise BadPlan(
                 f"{step.path}: found shapes {shapes} in source and target; expected equal"
             )
+
+
+def require_same_decisions(plan: MigrationPlan, made: MigrationPlan) -> None:
+    """Refuse a plan that decides otherwise than one that is made of the files at hand.
+
+    Another fine-tune by the same name gives other similarities. And `verify` plans again: it would
+    reject what comes of decisions that were edited.
+
+    Args:
+        plan: as read.
+        made: for the same adapter, pair and options; it is what is to be run.
+
+    Raises:
+        BadPlan: with what differs first.
+    """
+    known, now = _decisions(plan), _decisions(made)
+    for place in sorted(known.keys() | now.keys(), key=str):
+        said, wanted = known.get(place), now.get(place)
+        if said is None or wanted is None or not said.agrees(wanted):
+            raise BadPlan(
+                f"{place[0] or place[1]}: found {said or 'nothing'}; expected "
+                f"{wanted or 'nothing'}, as these files give it"
+            )
+
+
+class _Decision(NamedTuple):
+    what: str
+    similarities: tuple[float, ...]
+
+    def agrees(self, other: "_Decision") -> bool:
+        near = [
+            abs(a - b) <= _SLACK
+            for a, b in zip(self.similarities, other.similarities, strict=False)
+        ]
+        same_number = len(self.similarities) == len(other.similarities)
+        return self.what == other.what and same_number and all(near)
+
+    def __str__(self) -> str:
+        at = " and ".join(f"{phi:.4g}" for phi in self.similarities)
+        return f"{self.what} at similarities {at}" if at else self.what
+
+
+def _decisions(plan: MigrationPlan) -> dict[tuple[str | None, str | None], _Decision]:
+    found = {}
+    for item in (*plan.steps, *plan.skipped):
+        what = f"skip ({item.reason})" if isinstance(item, SkippedModule) else str(item.action)
+        phi = item.similarity
+        sides = () if phi is None else (phi.phi_left, phi.phi_right)
+        found[item.source_path, item.path] = _Decision(what, sides)
+    return found
 
 
 def _require_whole_steps(plan: MigrationPlan) -> None:

@@ -143,3 +143,49 @@ def test_a_manifest_with_a_fact_gone_or_odd_is_no_manifest(folder, pair, name, v
     with pytest.raises(UsageError, match=r"cannot be read as a manifest \(.*; remove it") as caught:
         catalog_status(job.out)
     assert caught.value.code is Refusal.BAD_REPORT
+
+
+def test_an_output_that_vanishes_before_it_is_noted_is_one_file_s(folder, pair, monkeypatch):
+    real = run_module.stamp
+
+    def vanishing(path: Path) -> Any:
+        if path == folder.parent / "out" / "b.safetensors":
+            path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(run_module, "stamp", vanishing)
+    job = CatalogJob((folder,), folder.parent / "out", writing=Writing())
+    run_catalog(job, pair)
+    told = {r.input: r for r in catalog_status(job.out)[1]}
+    assert [r.state for r in told.values()] == ["migrated", "failed", "migrated"]
+    assert told["b.safetensors"].reason == Refusal.CANNOT_WRITE
+    assert "was written and cannot be read now (No such file" in str(told["b.safetensors"].message)
+    monkeypatch.undo()
+    run_catalog(CatalogJob((folder,), job.out, writing=Writing(), retry=True), pair)
+    assert {r.state for r in catalog_status(job.out)[1]} == {"migrated"}
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", ["file_hash", "read_any_report"], ids=["stamping", "plan"])
+def test_a_failure_of_bookkeeping_is_one_file_s(folder, pair, monkeypatch, name, failure):
+    job = CatalogJob((folder,), folder.parent / "out", writing=Writing())
+    if name == "read_any_report":
+        run_catalog(job, pair)  # a second run looks at what the first has made
+    monkeypatch.setattr(run_module, name, failing_for_b(getattr(run_module, name), failure))
+    run_catalog(job, pair)
+    told = {r.input: r.state for r in catalog_status(job.out)[1]}
+    assert told["a.safetensors"] == told["c.safetensors"] == "migrated"
+    made_again = name == "read_any_report" and isinstance(failure, OSError)
+    assert (told["b.safetensors"] == "migrated") == made_again
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda e: type(e).__name__)
+def test_a_failure_of_a_duplicate_s_copy_is_one_file_s(folder, pair, monkeypatch, failure):
+    (folder / "b.safetensors").write_bytes((folder / "a.safetensors").read_bytes())
+    copy = failing_for_b(run_module.copy_output, failure)
+    monkeypatch.setattr(run_module, "copy_output", copy)
+    job = CatalogJob((folder,), folder.parent / "out", writing=Writing())
+    run_catalog(job, pair)
+    told = {r.input: r.state for r in catalog_status(job.out)[1]}
+    assert told["a.safetensors"] == told["c.safetensors"] == "migrated"
+    assert told["b.safetensors"] in ("failed", "refused")

@@ -36,7 +36,7 @@ EXEMPT = {
     "diffusers": FLAX_OF_OTHERS,
     "transformers": FLAX_OF_OTHERS,
 }
-DISK_LIBRARIES = {"safetensors", "orbax", "etils", "huggingface_hub"}
+DISK_LIBRARIES = {"safetensors", "orbax", "tensorstore", "huggingface_hub"}
 JAX = {"jax", "jaxlib", "flax", "optax"}
 FILE_METHODS = {"open", "read_text", "write_text", "read_bytes", "write_bytes"}
 
@@ -244,7 +244,7 @@ BROKEN = [
     ("errors.py", "from prolora_jax import layout", "errors may not know layout"),
     ("__main__.py", "from prolora_jax.nets import unet", "__main__ may not know nets"),
     ("migration/single.py", "import orbax.checkpoint", "only io may know orbax"),
-    ("migration/single.py", "from etils import epath", "only io may know etils"),
+    ("migration/single.py", "import tensorstore", "only io may know tensorstore"),
     ("cli/main.py", "import huggingface_hub", "only io may know huggingface_hub"),
     ("migration/single.py", "x = open('a')", "only io opens files, open()"),
     ("catalog/run.py", "x = path.read_text()", "only io opens files, read_text()"),

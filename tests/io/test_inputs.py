@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import files as files_module
+from prolora_jax.io.adapters import inputs as inputs_module
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing
 from prolora_jax.io.adapters.inputs import Input, expand
 from prolora_jax.io.adapters.peft_folder import CONFIG, is_adapter_folder
@@ -212,3 +213,38 @@ def test_a_name_too_long_for_its_report(tmp_path: Path):
         refuse_existing(fits.with_name("l" + fits.name), overwrite=False)
     with pytest.raises(UsageError, match="report's name would have"):
         refuse_existing(tmp_path / ("é" * 120 + ".safetensors"), overwrite=False)
+
+
+def test_a_folder_deeper_than_can_be_followed_is_one_entry_s_outcome(tmp_path: Path):
+    adapter(tmp_path / "good.safetensors")
+    place = tmp_path
+    for _ in range(700):
+        place = place / "d"
+        place.mkdir()
+    found = expand([tmp_path])
+    assert taken(found) == {"good.safetensors"}
+    (told,) = [item.refusal for item in found if item.refusal is not None]
+    assert told[0] is Refusal.INTERNAL
+    assert "cannot be looked at (RecursionError" in told[1]
+
+
+@pytest.mark.parametrize("failure", [OSError(5, "broken disk"), KeyError("x")])
+def test_a_failure_at_one_entry_is_that_entry_s_outcome(tmp_path: Path, monkeypatch, failure):
+    for name in "abc":
+        adapter(tmp_path / "catalog" / f"{name}.safetensors")
+        (tmp_path / "catalog" / f"{name}dir").mkdir()
+    real = inputs_module.is_adapter_folder
+
+    def failing(path: Path) -> bool:
+        if path.name == "bdir":
+            raise failure
+        return real(path)
+
+    monkeypatch.setattr(inputs_module, "is_adapter_folder", failing)
+    catalog = tmp_path / "catalog"
+    for given in ([catalog], [catalog / "bdir", catalog]):
+        found = expand(given)
+        assert taken(found) == {f"{name}.safetensors" for name in "abc"}
+        told = by_name(found)["bdir"].refusal
+        assert told is not None
+        assert "bdir: cannot be looked at (" in told[1]

@@ -8,8 +8,10 @@ import pytest
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli.main import run
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.containers.tensors import read_tensors, write_tensors
+from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.verification.file import verify_file
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,47 @@ def test_another_pair_or_adapter_is_refused(
     write_tensors(fewer, kept, metadata)
     assert run([*command(files, fewer), *again]) == 2
     assert "found 1 modules that the plan has and the adapter has not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["steps"][0].update(action="copy"), "found copy at .* expected project"),
+        (lambda plan: plan["steps"][0]["similarity"].update(phi_left=0.31), "similarities 0.31 an"),
+        (lambda plan: _skipped(plan, 0), "found nothing; expected project at similar"),
+    ],
+    ids=["action", "similarity", "skipped"],
+)
+def test_decisions_that_the_files_do_not_give_are_refused(
+    files: ToyFiles, plan: Path, tmp_path: Path, change, message: str
+):
+    content = json.loads(plan.read_text())
+    change(content)
+    bad = tmp_path / "plan.json"
+    bad.write_text(json.dumps(content))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(UsageError, match=message) as caught:
+        migrate_file(files.adapter, files.source, files.target, out, plan=bad)
+    assert caught.value.code is Refusal.BAD_PLAN
+    assert not out.exists()
+
+
+def _skipped(plan: dict, index: int) -> None:
+    step = plan["steps"].pop(index)
+    source_path = step["source_path"]
+    plan["skipped"].append({"reason": "zero-delta", "source_path": source_path, "path": None})
+
+
+def test_numbers_that_decide_nothing_are_taken_from_the_files(
+    files: ToyFiles, plan: Path, tmp_path: Path
+):
+    content = json.loads(plan.read_text())
+    content["steps"][0]["similarity"].update(k_target=-5, phi_hat_left=1e30)
+    odd = tmp_path / "plan.json"
+    odd.write_text(json.dumps(content))
+    out = tmp_path / "out.safetensors"
+    migrate_file(files.adapter, files.source, files.target, out, plan=odd)
+    assert verify_file(out).ok
 
 
 def test_a_file_that_is_no_plan(

@@ -59,10 +59,9 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
                 f"{path}: no such file or folder; expected adapters; check the path",
                 code=Refusal.MISSING_FILE,
             )
-        if path.is_dir() and _identity(path.stat()) in seen and leave_out is not None:
+        if leave_out is not None:
             _refuse_itself(path, leave_out)
-        whole = not path.is_dir() or is_adapter_folder(path)
-        for item in [Input(path, Path(path.name))] if whole else _walk(path, path, seen):
+        for item in _guarded(_given(path, seen), path, Path(path.name)):
             other = found.setdefault(item.relative, item)
             # Not `Path.resolve`, which raises for a link to itself.
             if os.path.realpath(other.path) != os.path.realpath(item.path):
@@ -75,12 +74,34 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
 
 
 def _refuse_itself(path: Path, out: Path) -> None:
-    if os.path.samefile(path, out):
+    try:
+        same = os.path.samefile(path, out)
+    except OSError:  # there is no such folder yet
+        return
+    if same:
         raise UsageError(
             f"{out}: found the catalog itself; expected another folder for the outputs, which "
             "would have the names of the inputs; choose one (it may be inside of the catalog)",
             code=Refusal.OUTPUT_EXISTS,
         )
+
+
+def _guarded(items: Iterator[Input], path: Path, relative: Path) -> Iterator[Input]:
+    """What stands at a path, or why that cannot be told; thousands of others wait behind it."""
+    try:
+        yield from items
+    except Exception as failure:  # noqa: BLE001 (it is this one's outcome, not the run's end)
+        code = Refusal.MISSING_FILE if isinstance(failure, OSError) else Refusal.INTERNAL
+        reason = getattr(failure, "strerror", None) or f"{type(failure).__name__}: {failure}"
+        message = f"{path}: cannot be looked at ({reason}); move it out of the folder"
+        yield Input(path, relative, (code, message))
+
+
+def _given(path: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
+    if path.is_dir() and not is_adapter_folder(path):
+        yield from _walk(path, path, seen)
+    else:
+        yield Input(path, Path(path.name))
 
 
 def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
@@ -95,19 +116,23 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input
         return  # a link that leads back
     seen.add(_identity(status))
     for entry in entries:
-        path = Path(entry.path)
-        if entry.name.startswith("."):
-            continue
-        if not _is_folder(entry):
-            yield from _file(path, path.relative_to(top))
-        elif is_adapter_folder(path):
-            yield Input(path, path.relative_to(top))
-            yield from _inside(path, top, seen)
-        elif is_earlier_output(path) and _identity(path.stat()) not in seen:
-            message = f"{path}: found the outputs of an earlier run, which are left out"
-            yield Input(path, path.relative_to(top), ignored=message)
-        else:
-            yield from _walk(path, top, seen)
+        if not entry.name.startswith("."):
+            path = Path(entry.path)
+            yield from _guarded(_entry(entry, top, seen), path, path.relative_to(top))
+
+
+def _entry(entry: os.DirEntry[str], top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
+    path = Path(entry.path)
+    if not _is_folder(entry):
+        yield from _file(path, path.relative_to(top))
+    elif is_adapter_folder(path):
+        yield Input(path, path.relative_to(top))
+        yield from _inside(path, top, seen)
+    elif is_earlier_output(path) and _identity(path.stat()) not in seen:
+        message = f"{path}: found the outputs of an earlier run, which are left out"
+        yield Input(path, path.relative_to(top), ignored=message)
+    else:
+        yield from _walk(path, top, seen)
 
 
 def _file(path: Path, relative: Path) -> Iterator[Input]:

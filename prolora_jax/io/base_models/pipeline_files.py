@@ -121,11 +121,8 @@ class PipelineFiles:
             taken = found.shards.taken(held)
             tensors = {key: held[file][key] for file, keys in taken.items() for key in keys}
             return vae_to_flax(tensors) if part == _VAE else text_encoder_to_flax(tensors)
-        if found.kind == "orbax":
-            tree = OrbaxTree(found.files[0])
-            tree.read_ahead()
-        else:
-            tree = MsgpackTree(found.files[0])
+        file = found.files[0]
+        tree = OrbaxTree(file) if found.kind == "orbax" else MsgpackTree(file)
         return nested({"/".join(place): tree.read(place) for place in tree.leaves})
 
     def _has(self, name: str) -> bool:

@@ -15,7 +15,6 @@ from prolora_jax.io import atomic
 from prolora_jax.io.adapters.flax_file import write_tree
 from prolora_jax.io.base_models.checkpoint import open_tensors
 from prolora_jax.io.base_models.model_files import UNET_STEMS
-from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.orbax_tree import write_orbax
 from prolora_jax.io.containers.tensors import write_tensors
 from prolora_jax.io.documents import BadDocument, read_json_document
@@ -44,9 +43,6 @@ def read_unet_tensors(path: Path) -> dict[str, np.ndarray]:
             f"LDM naming; give the UNet's folder or file",
             code=Refusal.UNREADABLE_BASE,
         )
-    for file in {id(file): file for file, _ in opened.values()}.values():
-        if isinstance(file, FlaxFile):
-            file.read_ahead()
     tensors = {}
     for name, key in keys.items():
         file, stored = opened[key]

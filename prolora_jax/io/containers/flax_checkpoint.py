@@ -9,7 +9,6 @@ import numpy as np
 from prolora_jax.architectures.flax_trees import in_torch_layout, torch_key
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.containers.msgpack_tree import Leaf
-from prolora_jax.io.containers.orbax_tree import OrbaxTree
 
 _FLOATS = frozenset({"float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 
@@ -56,11 +55,6 @@ class FlaxFile:
         """Read one tensor, in torch layout and its stored dtype."""
         place = self._places[key]
         return in_torch_layout(place[-1], self._tree.read(place))
-
-    def read_ahead(self) -> None:
-        """Say that all arrays will be read, to a container that is slow to look for each."""
-        if isinstance(self._tree, OrbaxTree):
-            self._tree.read_ahead()
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.

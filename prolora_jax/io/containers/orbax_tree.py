@@ -1,21 +1,23 @@
-"""Orbax folders, read one array at a time, as NumPy arrays. Orbax is loaded when one is met."""
+"""Orbax folders, read one array at a time, as NumPy arrays, and written."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prolora_jax.architectures.flax_trees import nested
 from prolora_jax.errors import BaseModelError, OutputError, Refusal
 from prolora_jax.io.atomic import cannot_write
 from prolora_jax.io.containers.msgpack_tree import Leaf
-from prolora_jax.io.documents import BadDocument, read_json_document
+from prolora_jax.io.documents import read_json_document
 from prolora_jax.io.guarded import irregular
 
-_METADATA = "_METADATA"
+_METADATA, _DATABASE = "_METADATA", "manifest.ocdbt"
 _LARGEST_METADATA = 2**26
+_ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
+_IN_DICTIONARY = 2
+_INDEX_CACHE = {"cache_pool#index": {"total_bytes_limit": 100_000_000}}
+"""Without it, the database's index is read again for each array."""
 
 
 def orbax_item(folder: Path) -> Path | None:
@@ -33,33 +35,40 @@ def orbax_item(folder: Path) -> Path | None:
 class OrbaxTree:
     """The arrays of an orbax folder.
 
+    TensorStore reads them, as it does for orbax, but orbax itself is left out: it reads in an event
+    loop that it closes at the first failure, and each read that ends later prints a traceback.
+
     Attributes:
         path: the folder.
         leaves: arrays by their place in the tree.
     """
 
     def __init__(self, path: Path):
-        """Read the tree's metadata; no array is read.
+        """Look up what arrays there are, their shapes and dtypes; no array is read.
 
         Args:
             path: a folder from `orbax_item`.
 
         Raises:
-            BaseModelError: orbax cannot read it.
+            BaseModelError: it is damaged, or orbax has not written it.
         """
-        # Orbax brings JAX: whoever reads other files does not wait for it.
-        import orbax.checkpoint as ocp
+        # It takes a while to load: whoever reads other files does not wait for it.
+        import tensorstore
 
-        self.path = path.absolute()  # orbax takes no relative ones
-        self._ocp = ocp
-        self._handler = ocp.PyTreeCheckpointHandler()
-        self.leaves: dict[tuple[str, ...], Leaf] = {}
-        self._whole: dict[str, Any] | None = None
+        self.path = path.absolute()  # TensorStore takes no relative ones
         self._require_plain_files()
         try:
-            self._collect(self._handler.metadata(self._epath()).tree, ())
-        except Exception as failure:  # noqa: BLE001 (orbax, tensorstore and JSON each have their own)
+            specs = self._specs()
+            context = tensorstore.Context(_INDEX_CACHE)
+            # All are asked for before the first is waited for.
+            asked = [tensorstore.open(specs[place], context=context) for place in specs]
+            self._arrays = dict(zip(specs, (one.result() for one in asked), strict=True))
+        except Exception as failure:  # noqa: BLE001 (TensorStore and odd JSON each have their own)
             raise self._bad(failure) from failure
+        self.leaves = {
+            place: Leaf(tuple(array.shape), array.dtype.numpy_dtype.name, ())
+            for place, array in self._arrays.items()
+        }
 
     def read(self, place: tuple[str, ...]) -> np.ndarray:
         """One array, in its stored dtype.
@@ -67,62 +76,60 @@ class OrbaxTree:
         Raises:
             BaseModelError: its file is missing or damaged.
         """
-        node = self._restore([place]) if self._whole is None else self._whole
-        for name in place:
-            node = node[name]
-        return np.asarray(node)
-
-    def read_ahead(self) -> None:
-        """Read all arrays now: one by one, orbax looks through its whole index for each.
-
-        Raises:
-            BaseModelError: a file is missing or damaged.
-        """
-        self._whole = self._restore(self.leaves)
-
-    def _restore(self, places: Iterable[tuple[str, ...]]) -> Any:
-        """A tree of the arrays at these places."""
-        keys = ["/".join(place) for place in places]
-        as_numpy = self._ocp.RestoreArgs(restore_type=np.ndarray)
-        args = self._ocp.args.PyTreeRestore(
-            item=nested(dict.fromkeys(keys, 0)),
-            restore_args=nested(dict.fromkeys(keys, as_numpy)),
-            partial_restore=True,
-        )
         try:
-            return self._handler.restore(self._epath(), args=args)
+            return np.asarray(self._arrays[place].read().result())
         except Exception as failure:  # noqa: BLE001 (as above)
             raise self._bad(failure) from failure
 
+    def _specs(self) -> dict[tuple[str, ...], dict[str, Any]]:
+        """How TensorStore opens each array, by the array's place in the tree."""
+        document = read_json_document(self.path / _METADATA, _LARGEST_METADATA)
+        how = {
+            "driver": "zarr3" if document.get("use_zarr3") else "zarr",
+            "recheck_cached_data": False,
+            "recheck_cached_metadata": False,
+            # Orbax used to leave out what is zero everywhere; since it does not, it says so.
+            "fill_missing_data_reads": not document.get("store_array_data_equal_to_fill_value"),
+        }
+        in_database = (self.path / _DATABASE).exists()
+        specs = {}
+        for entry in document["tree_metadata"].values():
+            keys, value = entry["key_metadata"], entry["value_metadata"]
+            if value["value_type"] not in _ARRAYS or value.get("skip_deserialize"):
+                continue  # a text, or nothing
+            if any(key["key_type"] != _IN_DICTIONARY for key in keys):
+                continue
+            place = tuple(str(key["key"]) for key in keys)
+            specs[place] = {**how, "kvstore": self._kvstore(".".join(place), in_database)}
+        return specs
+
+    def _kvstore(self, name: str, in_database: bool) -> dict[str, Any]:
+        if not in_database:
+            return {"driver": "file", "path": f"{self.path}/{name}/"}
+        files = {"driver": "file", "path": f"{self.path}/"}
+        return {
+            "driver": "ocdbt",
+            "base": files,
+            "path": f"{name}/",
+            "cache_pool": "cache_pool#index",
+        }
+
     def _require_plain_files(self) -> None:
-        """Orbax opens whatever has the right name, and waits for a pipe for ever."""
+        """TensorStore opens whatever has the right name, and waits for a pipe for ever."""
         try:
             for folder, _, names in os.walk(self.path):
                 for name in names:
                     found = irregular(Path(folder, name).stat().st_mode)
                     if found is not None:
                         raise OSError(f"found {found}, {name}")
-            read_json_document(self.path / _METADATA, _LARGEST_METADATA)
-        except (OSError, BadDocument) as failure:
+        except OSError as failure:
             raise self._bad(failure) from failure
-
-    def _collect(self, node: Any, place: tuple[str, ...]) -> None:
-        if isinstance(node, dict):
-            for name, child in node.items():
-                self._collect(child, (*place, str(name)))
-        elif getattr(node, "shape", None) is not None:
-            self.leaves[place] = Leaf(tuple(node.shape), np.dtype(node.dtype).name, ())
-
-    def _epath(self) -> Any:
-        from etils import epath
-
-        return epath.Path(self.path)
 
     def _bad(self, failure: Exception) -> BaseModelError:
         reason = " ".join(str(failure).split())[:200]
         return BaseModelError(
-            f"{self.path}: orbax cannot read it ({type(failure).__name__}: {reason}); expected a "
-            f"folder that orbax wrote; copy it again",
+            f"{self.path}: its arrays cannot be read ({type(failure).__name__}: {reason}); "
+            f"expected a folder that orbax wrote; copy it again",
             code=Refusal.UNREADABLE_BASE,
         )
 

@@ -90,7 +90,7 @@ class Manifest:
             if write:
                 self._create()
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        except (sqlite3.Error, OSError) as failure:
+        except (sqlite3.Error, UnicodeError, OSError) as failure:
             raise self._unusable(failure, write) from failure
         if version != VERSION:
             raise UsageError(
@@ -173,7 +173,7 @@ class Manifest:
         with self._lock:
             try:
                 return self._db.execute(command).fetchall()
-            except sqlite3.Error as failure:
+            except (sqlite3.Error, UnicodeError) as failure:
                 raise self._unusable(failure, write=False) from failure
 
     def _write(self, command: str, rows: list[tuple[Any, ...]]) -> None:

@@ -220,7 +220,7 @@ def _stored(path: Path) -> StoredOperators | None:
 def _comparison(path: Path) -> _ComparisonRecord | None:
     try:
         record = msgspec.json.decode(read_small(path), type=_ComparisonRecord)
-    except (OSError, msgspec.MsgspecError, RecursionError):
+    except (OSError, ValueError, msgspec.MsgspecError, RecursionError):
         return None
     return record if record.seal == _comparison_seal(record.key, record.comparison) else None
 
