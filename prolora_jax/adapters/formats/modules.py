@@ -23,7 +23,7 @@ _FLOATS = frozenset(
 
 
 @dataclass
-class Group:
+class ModuleTensors:
     """What a file has for one module, and where: array and key by part."""
 
     format: str
@@ -31,7 +31,7 @@ class Group:
 
 
 def made_module(
-    path: str, group: Group, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
+    path: str, group: ModuleTensors, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
 ) -> LoraModule | StructuredModule:
     """The module that a file's tensors are.
 
@@ -110,7 +110,7 @@ def _scalar(array: np.ndarray, key: str, path: str, origin: str) -> float:
 
 
 def _structured(
-    path: str, group: Group, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
+    path: str, group: ModuleTensors, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
 ) -> StructuredModule:
     """The module of another algorithm, with all its parts."""
     _require_floats(group, origin)
@@ -137,7 +137,7 @@ def _structured(
     return StructuredModule(path, algorithm.name, parts, alpha, settings)
 
 
-def _require_floats(group: Group, origin: str) -> None:
+def _require_floats(group: ModuleTensors, origin: str) -> None:
     for name, (array, key) in group.parts.items():
         if name != "alpha" and array.dtype not in _FLOATS:
             raise AdapterRefused(

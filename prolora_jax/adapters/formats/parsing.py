@@ -13,7 +13,7 @@ from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModu
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
 from prolora_jax.adapters.formats.keys import Key, split_key
-from prolora_jax.adapters.formats.modules import Group, made_module, read_zero
+from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -68,7 +68,7 @@ def parse(
         _require_finite(tensors, origin)
     _require_one_adapter(keys.values(), origin)
 
-    groups: dict[str, Group] = {}
+    groups: dict[str, ModuleTensors] = {}
     extras: dict[str, np.ndarray] = {}
     for key, parts in keys.items():
         if parts is None and key not in companions:
@@ -76,7 +76,7 @@ def parse(
         elif parts is None:
             continue
         else:
-            group = groups.setdefault(parts.path, Group(parts.format))
+            group = groups.setdefault(parts.path, ModuleTensors(parts.format))
             array = tensors[key]
             if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
                 array = layout.kernel_to_weight(array)
@@ -138,7 +138,7 @@ def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
     return replace(companion, array=(companion.array.astype(np.float64) * scale).astype(np.float32))
 
 
-def _has_alphas(groups: Mapping[str, Group]) -> bool:
+def _has_alphas(groups: Mapping[str, ModuleTensors]) -> bool:
     return any("alpha" in group.parts for group in groups.values())
 
 
@@ -156,7 +156,7 @@ def _scaled(adapter: Adapter, alpha_zero: AlphaZero) -> Adapter:
     return replace(adapter, modules=tuple(read))
 
 
-def _add(group: Group, key: Key, name: str, array: np.ndarray, origin: str) -> None:
+def _add(group: ModuleTensors, key: Key, name: str, array: np.ndarray, origin: str) -> None:
     if key.part in group.parts:
         before, known = group.parts[key.part]
         if not same_array(before, array):
