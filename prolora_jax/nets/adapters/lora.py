@@ -16,6 +16,7 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.algorithms.factoring import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.adapters.formats.flax_tree import from_flax
@@ -36,6 +37,8 @@ from prolora_jax.nets.adapters.tree import (
 )
 
 Scale = float | jax.Array
+_WHOLE = FactorRank(1.0, None)
+_SMALL = FactorRank()
 
 
 def merge(
@@ -46,6 +49,7 @@ def merge(
     parts: Collection[str] = COMPONENTS,
     donate: bool = False,
     assume_base: str | None = None,
+    factor_rank: FactorRank = _WHOLE,
 ) -> Tree:
     """Add an adapter's update to the kernels it is for.
 
@@ -63,6 +67,9 @@ def merge(
             than one of them is there twice; `params` cannot be used after that.
         assume_base: id of the base model that the adapter is for (sdxl, ssd-1b, ...), whatever it
             says itself.
+        factor_rank: of the LoRA factors that stand for updates of other algorithms
+            (`load_adapter(..., structured=True)`); whole by default. DoRA and its like are worked
+            out from the kernels in `params`, which have to be the base model's own.
 
     Returns:
         A tree of the same type. Leaves that the adapter does not touch are the same objects.
@@ -74,7 +81,7 @@ def merge(
     places = kernels(params)
     add = _added_in_place if donate else _added
     new = {}
-    for module in _modules_for(params, adapter, parts, assume_base):
+    for module in _modules_for(params, adapter, parts, assume_base, factor_rank):
         place = places[module.path]
         down, up = _kernel_factors(module)
         new[place] = add(leaf_at(params, place), down, up, scale)
@@ -93,9 +100,11 @@ def unmerge(
     """Take off what `merge` has added; arguments, result and errors are the same.
 
     Raises:
-        AdapterRefused: as `merge` does.
+        AdapterRefused: as `merge` does; also for DoRA and its like: their update depends on the
+            kernels as they were, so keep these.
     """
-    return merge(params, adapter, -scale, parts=parts, donate=donate, assume_base=assume_base)
+    fitted = fit(adapter, spec_of(params), assume_base, factor_rank=_WHOLE).adapter
+    return merge(params, fitted, -scale, parts=parts, donate=donate, assume_base=assume_base)
 
 
 def attach(
@@ -104,6 +113,7 @@ def attach(
     *,
     parts: Collection[str] = COMPONENTS,
     assume_base: str | None = None,
+    factor_rank: FactorRank = _SMALL,
 ) -> Tree:
     """Put adapters beside the kernels they are for; nothing changes until `adapted` names them.
 
@@ -116,6 +126,8 @@ def attach(
         adapters: by the name that each gets in the tree.
         parts: components whose modules are put in; the adapters' others are left out.
         assume_base: as for `merge`.
+        factor_rank: as for `merge`, but at most 64 columns by default: they are computed with
+            whenever the net runs.
 
     Returns:
         A tree of the same type with `lora-<name>` places in it: `down` `(in, rank)` or
@@ -136,7 +148,7 @@ def attach(
                 f"{sorted(taken)}; choose another, or detach the old one first",
                 code=Refusal.BAD_NAME,
             )
-        for module in _modules_for(params, adapter, parts, assume_base):
+        for module in _modules_for(params, adapter, parts, assume_base, factor_rank):
             *layer, _ = places[module.path]
             dtype = leaf_at(params, places[module.path]).dtype
             for side, factor in zip(("down", "up"), _kernel_factors(module), strict=True):
@@ -203,10 +215,17 @@ def _modules_for(
     adapter: Adapter,
     parts: Collection[str],
     assume_base: str | None,
+    factor_rank: FactorRank,
 ) -> tuple[LoraModule, ...]:
     """The modules of an adapter that are to be put in, with their paths; all must be there."""
     spec = spec_of(params)
-    fitted = fit(adapter, spec, assume_base).adapter
+    places = kernels(params)
+
+    def matrix(path: str) -> np.ndarray:
+        kernel = np.asarray(leaf_at(params, places[path])).astype(np.float32)
+        return layout.weight_to_matrix(layout.kernel_to_weight(kernel))
+
+    fitted = fit(adapter, spec, assume_base, matrix=matrix, factor_rank=factor_rank).adapter
     kept = tuple(m for m in fitted.modules if m.path.partition(".")[0] in parts)
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
