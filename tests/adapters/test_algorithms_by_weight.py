@@ -32,7 +32,6 @@ from lycoris.modules.ia3 import IA3Module
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter
 
-FORWARD = "lycoris-lora writes, its forward computes"
 FLAT = {path: "lora_unet_" + path.removeprefix("unet.").replace(".", "_") for path in SHAPES}
 
 
@@ -61,7 +60,7 @@ def written(
     return state, weights, want
 
 
-@pytest.mark.proves("lycoris IA3", "read", FORWARD)
+@pytest.mark.proves("lycoris IA3", "read", "lycoris-lora writes, its forward computes")
 @pytest.mark.parametrize("on_input", [False, True])
 def test_ia3(tmp_path, on_input):
     state, weights, want = written(IA3Module, tmp_path, train_on_input=on_input)
@@ -69,7 +68,7 @@ def test_ia3(tmp_path, on_input):
     assert_read(save(state, tmp_path / "a.safetensors"), weights, want)
 
 
-@pytest.mark.proves("diag-OFT", "read", FORWARD)
+@pytest.mark.proves("diag-OFT", "read", "lycoris-lora writes, its forward computes")
 @pytest.mark.parametrize("constraint", [0.0, -1.0, 0.02, 100.0])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_oft(tmp_path, constraint, rescaled):
@@ -78,7 +77,7 @@ def test_oft(tmp_path, constraint, rescaled):
     assert_read(save(state, tmp_path / "a.safetensors"), weights, want)
 
 
-@pytest.mark.proves("lycoris BOFT", "read", FORWARD)
+@pytest.mark.proves("lycoris BOFT", "read", "lycoris-lora writes, its forward computes")
 @pytest.mark.parametrize("constraint", [0.0, 0.02])
 @pytest.mark.parametrize("rescaled", [False, True])
 def test_boft(tmp_path, constraint, rescaled):
@@ -88,7 +87,7 @@ def test_boft(tmp_path, constraint, rescaled):
     assert_read(save(state, tmp_path / "a.safetensors"), weights, want)
 
 
-@pytest.mark.proves("GLoRA", "read", FORWARD)
+@pytest.mark.proves("GLoRA", "read", "lycoris-lora writes, its forward computes")
 @pytest.mark.parametrize("old", [False, True], ids=["new", "old-names"])
 def test_glora(tmp_path, old):
     state, weights, want = written(GLoRAModule, tmp_path, lora_dim=4, alpha=6)

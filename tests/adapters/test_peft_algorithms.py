@@ -35,7 +35,6 @@ from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.layout import weight_to_matrix
 
-MERGED = "peft writes, its merged weights say it"
 NAMES = {path: path.rpartition(".")[2] for path in SHAPES}
 
 
@@ -67,7 +66,7 @@ def written(
     return before, {path: update for path, update in adds.items() if update.any()}
 
 
-@pytest.mark.proves("peft IA3", "read", MERGED)
+@pytest.mark.proves("peft IA3", "read", "peft writes, its merged weights say it")
 @pytest.mark.parametrize("feedforward", [[], ["to_q", "conv2"], ["conv1"]])
 def test_ia3(tmp_path, feedforward):
     config = IA3Config(target_modules=list(NAMES.values()), feedforward_modules=feedforward)
@@ -86,7 +85,7 @@ OFT: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.proves("peft OFT", "read", MERGED)
+@pytest.mark.proves("peft OFT", "read", "peft writes, its merged weights say it")
 @pytest.mark.parametrize("options", OFT, ids=str)
 def test_oft(tmp_path, options):
     weights, want = written(OFTConfig(target_modules=list(NAMES.values()), **options), tmp_path)
@@ -94,7 +93,7 @@ def test_oft(tmp_path, options):
     assert_read(tmp_path, weights, want)
 
 
-@pytest.mark.proves("peft BOFT", "read", MERGED)
+@pytest.mark.proves("peft BOFT", "read", "peft writes, its merged weights say it")
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_boft(tmp_path, monkeypatch, stages):
     # Without its GPU code peft makes one stage only.
@@ -116,7 +115,7 @@ class BlockDiagonal:
         return [torch.stack([torch.block_diag(*stage) for stage in blocks])]
 
 
-@pytest.mark.proves("AdaLoRA", "read", MERGED)
+@pytest.mark.proves("AdaLoRA", "read", "peft writes, its merged weights say it")
 @pytest.mark.parametrize("alpha", [6, 0])
 def test_adalora(tmp_path, alpha):
     options: dict[str, Any] = {"init_r": 4, "lora_alpha": alpha, "total_step": 10}
@@ -126,7 +125,7 @@ def test_adalora(tmp_path, alpha):
     assert_read(tmp_path, weights, want)
 
 
-@pytest.mark.proves("VeRA", "read", MERGED)
+@pytest.mark.proves("VeRA", "read", "peft writes, its merged weights say it")
 def test_vera(tmp_path):
     config = VeraConfig(r=4, target_modules=["to_q"])
     weights, want = written(config, tmp_path, size=0.5)
