@@ -24,7 +24,7 @@ from prolora_jax.plans.options import MigrationOptions, factor_rank
 from prolora_jax.verification.file import verify_file
 from prolora_jax.verification.structured import DENSE
 
-NAMES = ("loha", "lokr", "dora", "full")
+NAMES = ("loha", "lokr", "dora", "full", "ia3", "oft", "boft", "glora")
 SOME = 12
 """Modules that a file has; four sizes of them."""
 
@@ -65,6 +65,16 @@ def of(
         case "dora":
             magnitude = (1.0 + some(out, 1)).astype(np.float16)
             return {"lora_down.weight": down, "lora_up.weight": up, "dora_scale": magnitude}
+        case "ia3":
+            return {"weight": some(out), "on_input": np.zeros((), np.float32)}
+        case "oft":
+            return {"oft_blocks": some(out // 4, 4, 4), "alpha": np.zeros((), np.float16)}
+        case "boft":
+            return {"oft_blocks": some(2, out // 4, 4, 4), "alpha": np.zeros((), np.float16)}
+        case "glora":
+            ends = {"a1.weight": (width, 2), "a2.weight": (2, width)}
+            ends |= {"b1.weight": (out, 2), "b2.weight": (2, width)}
+            return {end: some(*shape) for end, shape in ends.items()}
         case _:
             return {"diff": some(out, width)}
 
@@ -93,7 +103,7 @@ def test_a_file_moves_and_verifies(files, tmp_path: Path, name: str, method: str
     written = load_file(tmp_path / "out.safetensors")
     assert {array.dtype.name for key, array in written.items() if ".lora_" in key} <= {
         "float16",
-        "float32" if name in {"dora"} else "float16",
+        "float32" if name in {"dora", "ia3"} else "float16",
     }
 
 

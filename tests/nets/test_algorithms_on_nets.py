@@ -39,18 +39,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         pl.load_adapter(file, spec, structured=True),
         unets.predicted_by_torch(one, given),
     )
-    one = unets.torch_net(unets.SMALLEST)
     config = LoHaConfig(r=2, alpha=2, target_modules=builders.ATTENTION)
-    one = inject_adapter_in_model(config, one)
+    patched: Any = inject_adapter_in_model(config, unets.torch_net(unets.SMALLEST))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in one.named_parameters():
+        for name, parameter in patched.named_parameters():
             if "hada_" in name:
                 parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
-    state = {k: v.numpy() for k, v in get_peft_model_state_dict(one).items()}
+    state = {k: v.numpy() for k, v in get_peft_model_state_dict(patched).items()}
     save_file(state, folder / "loha.safetensors")
     loha = pl.load_adapter(folder / "loha.safetensors", spec, structured=True)
-    found["loha"] = loha, unets.predicted_by_torch(one, given)
+    found["loha"] = loha, unets.predicted_by_torch(patched, given)
     return found
 
 
