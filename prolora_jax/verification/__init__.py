@@ -3,6 +3,7 @@
 companions.py: Vectors beside the pairs, checked against the input.
 dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 result.py: What came of a check: module by module, and for the file as a whole.
+multiplied.py: Dense updates of algorithms that multiply the weight, and of AdaLoRA and VeRA.
 structured.py: Factors that were made of another algorithm's update, against that update, dense.
 factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 weights.py: A base model and an adapter's module, as far as a check needs them.

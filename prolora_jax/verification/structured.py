@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.verification.multiplied import MULTIPLIED, NEED_NO_WEIGHT
 from prolora_jax.verification.weights import dense_update
 
 Matrix = Float[np.ndarray, "out in"]
@@ -183,7 +184,8 @@ DENSE: Mapping[str, Formula] = {
     "locon-tucker": _tucker,
     "loha": _loha,
     "lokr": _lokr,
+    **MULTIPLIED,
 }
 """The update of a module by algorithm, dense, in float64: of a weight's shape and the weight."""
 
-NEED_WEIGHT = frozenset({"dora"})
+NEED_WEIGHT = frozenset({"dora"}) | (MULTIPLIED.keys() - NEED_NO_WEIGHT)

@@ -291,9 +291,7 @@ def test_folders_without_weights(tmp_path, files, code, match):
 
 
 CONFIGS = [
-    ({"peft_type": "IA3"}, "unsupported-algorithm:IA3"),
-    ({"peft_type": "ADALORA", "lora_alpha": 1}, "unsupported-algorithm:ADALORA"),
-    ({"use_dora": True}, "unsupported-algorithm:DoRA"),
+    ({"peft_type": "HRA", "lora_alpha": 1}, "unsupported-algorithm:HRA"),
     ({"use_qalora": True}, "unsupported-algorithm:QALoRA"),
     ({"layer_replication": [[0, 4], [2, 5]]}, "unsupported-algorithm:layer-replication"),
     ({"init_lora_weights": "pissa_niter_4"}, "unsupported-algorithm:pissa_niter_4"),

@@ -60,6 +60,7 @@ class Algorithm:
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
+        unusable: what a module lacks whatever its layer is, such as a setting; None when nothing.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Algorithm:
     update: Callable[[StructuredModule, Shape, np.ndarray | None, int | None], Update]
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
+    unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None
 
     @property
     def parts(self) -> frozenset[str]:

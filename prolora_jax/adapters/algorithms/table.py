@@ -1,14 +1,23 @@
 """The adapter algorithms by name, and the ends of keys that tell their tensors."""
 
 from prolora_jax.adapters.adapter import StructuredModule
+from prolora_jax.adapters.algorithms.adalora import ADALORA
 from prolora_jax.adapters.algorithms.algorithm import Algorithm
+from prolora_jax.adapters.algorithms.boft import BOFT
 from prolora_jax.adapters.algorithms.dora import DORA
 from prolora_jax.adapters.algorithms.full import FULL
+from prolora_jax.adapters.algorithms.glora import GLORA
+from prolora_jax.adapters.algorithms.ia3 import IA3
 from prolora_jax.adapters.algorithms.loha import LOHA
 from prolora_jax.adapters.algorithms.lokr import LOKR
+from prolora_jax.adapters.algorithms.oft import OFT
+from prolora_jax.adapters.algorithms.peft_boft import PEFT_BOFT
+from prolora_jax.adapters.algorithms.peft_oft import PEFT_OFT
 from prolora_jax.adapters.algorithms.tucker import TUCKER
+from prolora_jax.adapters.algorithms.vera import VERA
 
 _ALL = (TUCKER, LOHA, LOKR, FULL, DORA)
+_ALL += (IA3, OFT, BOFT, PEFT_OFT, PEFT_BOFT, GLORA, ADALORA, VERA)
 PLAIN_PARTS = frozenset({"down", "up", "alpha"})
 """The parts of plain LoRA."""
 
@@ -17,7 +26,7 @@ PART_BY_END = {
     end: part
     for algorithm in _ALL
     for end, part in algorithm.ends.items()
-    if end.startswith(".")  # the others are plain LoRA's own factors
+    if end.startswith(".")  # the others are plain LoRA's own factors, or told in another way
 }
 """Part names by the end of a key."""
 

@@ -13,6 +13,7 @@ header_strings.py: Header strings: what is carried over, rewritten for another b
 plain_scale.py: A scale that stands in plain header strings alone.
 maxdiffusion.py: MaxDiffusion's files: kohya's keys, an alpha on every module, one rank.
 modules.py: The tensors of one module: plain LoRA factors, the parts of another algorithm.
+explaining.py: Tensors that only others of their file explain: IA3's vector, OFT's blocks.
 parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`.
 peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the config.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.

@@ -38,8 +38,18 @@ _MEANS_MORE = {
     "arrow_config": "Arrow",
     "kasa_config": "KaSA",
 }
-# Of peft's kinds, those whose tensors are read (algorithms.table).
-_READ = frozenset({"LORA", "LOHA", "LOKR"})
+# Of peft's kinds, those whose tensors are read, and the algorithm that they are then of
+# (algorithms.table). Modules of LoRA may be plain or of DoRA.
+_READ = {
+    "LORA": "lora",
+    "LOHA": "loha",
+    "LOKR": "lokr",
+    "IA3": "ia3",
+    "OFT": "peft-oft",
+    "BOFT": "peft-boft",
+    "ADALORA": "adalora",
+    "VERA": "vera",
+}
 
 
 class _Config(NamedTuple):
@@ -95,6 +105,40 @@ def settings_of(path: str, metadata: Mapping[str, str], origin: str) -> Mapping[
     return _usable(text, path.partition(".")[0], origin).fields
 
 
+def require_same_kind(
+    path: str, algorithm: str | None, metadata: Mapping[str, str], origin: str
+) -> None:
+    """Refuse a module whose tensors are not those that the file's configuration says.
+
+    Args:
+        path: of the module.
+        algorithm: that its tensors are of; None for plain LoRA.
+        metadata: header strings of the file.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: they differ, or the configuration cannot be used.
+    """
+    fields = settings_of(path, metadata, origin)
+    wanted = _READ[_kind(fields)]
+    if wanted == "lora":
+        lacking = algorithm is None and bool(fields.get("use_dora"))
+        wanted, right = "DoRA: use_dora" if lacking else wanted, not lacking
+    else:
+        right = wanted == algorithm
+    if not right:
+        raise AdapterRefused(
+            f"{origin}: {path}: found tensors of {algorithm or 'plain LoRA'}, and a configuration "
+            f"that says {wanted}; expected the tensors of that; fetch the file again",
+            code=Refusal.INCOMPLETE_PAIR,
+        )
+
+
+def _kind(fields: Mapping[str, Any]) -> str:
+    """The name of what a configuration is of, in peft; also as `PeftType.LORA`."""
+    return str(fields.get("peft_type") or "LORA").rpartition(".")[2].upper()
+
+
 def _usable(text: str, component: str, origin: str) -> _Config:
     try:
         return _config(text, component, origin)
@@ -125,7 +169,7 @@ def _alpha(config: _Config, module: str, rank: int) -> float | None:
 @lru_cache(maxsize=8)
 def _config(text: str, component: str, origin: str) -> _Config:
     fields = _read(text, origin)
-    if not {"lora_alpha", "alpha"} & fields.keys():
+    if not {"lora_alpha", "alpha", "peft_type"} & fields.keys():
         prefix = f"{component}."
         fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     _require_plain(fields, origin)
@@ -153,9 +197,9 @@ def _require_plain(fields: Mapping[str, Any], origin: str) -> None:
             f"with peft's path_initial_model_for_weight_conversion",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
-    kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]  # also `PeftType.LORA`
+    kind = _kind(fields)
     names = [name for field, name in _MEANS_MORE.items() if fields.get(field)]
-    name = next(iter(names), None if kind.upper() in _READ else kind)
+    name = next(iter(names), None if kind in _READ else kind)
     if name is not None:
         raise AdapterRefused(
             f"{origin}: unsupported-algorithm:{name}: found it in the LoraConfig; expected plain "

@@ -14,7 +14,11 @@ from prolora_jax.adapters.algorithms.table import (
     nearest_algorithm,
 )
 from prolora_jax.adapters.formats.keys import Part
-from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_of
+from prolora_jax.adapters.formats.lora_config import (
+    alpha_by_config,
+    require_same_kind,
+    settings_of,
+)
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _FLOATS = frozenset(
@@ -55,6 +59,7 @@ def made_module(
                 f"{group.parts[other][1]}; expected both; fetch the file again",
                 code=Refusal.INCOMPLETE_PAIR,
             )
+    require_same_kind(path, None, metadata, origin)
     (down, _), (up, _) = group.parts["down"], group.parts["up"]
     _require_floats(group, origin)
     if not _fit(down, up):
@@ -126,6 +131,7 @@ def _structured(
             f"as {wanted} of {near.title}; fetch the file again",
             code=Refusal.INCOMPLETE_PAIR,
         )
+    require_same_kind(path, algorithm.name, metadata, origin)
     settings = settings_of(path, metadata, origin)
     alpha = alpha_by_config(path, algorithm.rank(parts), metadata, origin)
     if "alpha" in group.parts:
@@ -134,7 +140,15 @@ def _structured(
         if alpha_zero == "refuse":
             raise AdapterRefused(_disputed(path, origin), code=Refusal.ALPHA_ZERO)
         alpha = float(algorithm.rank(parts)) if alpha_zero == "rank" else 0.0
-    return StructuredModule(path, algorithm.name, parts, alpha, settings)
+    module = StructuredModule(path, algorithm.name, parts, alpha, settings)
+    lack = algorithm.unusable(module)
+    if lack is not None:
+        raise AdapterRefused(
+            f"{origin}: {path}: unsupported-algorithm:{algorithm.title}: found {lack.found}; "
+            f"expected {lack.expected}; or merge it and extract a plain LoRA first",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+    return module
 
 
 def _require_floats(group: ModuleTensors, origin: str) -> None:

@@ -12,7 +12,8 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
-from prolora_jax.adapters.formats.keys import Key, split_key
+from prolora_jax.adapters.formats.explaining import completed, explained_key
+from prolora_jax.adapters.formats.keys import Key
 from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.architectures.clip.table import is_text_encoder
@@ -56,7 +57,7 @@ def parse(
         AdapterRefused: it is no plain LoRA adapter, or is incomplete, contradictory or not
             finite; `code` says which.
     """
-    keys = {key: _read_key(key, array, outline=outline) for key, array in tensors.items()}
+    keys = {key: explained_key(key, tensors, outline=outline) for key in tensors}
     unread = [k for k, parts in keys.items() if parts is None and not k.startswith(_EMBEDDINGS)]
     companions = {}
     if any(parts is not None and parts.part != "alpha" for parts in keys.values()):
@@ -82,7 +83,7 @@ def parse(
                 array = layout.kernel_to_weight(array)
             _add(group, parts, key, array, origin)
     modules, others, formats = [], [], Counter()
-    for path, group in groups.items():
+    for path, group in completed(groups).items():
         if set(group.parts) == {"alpha"}:
             array, key = group.parts["alpha"]
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
@@ -119,15 +120,6 @@ def parse(
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
     return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
-
-
-def _read_key(key: str, array: np.ndarray, *, outline: bool) -> Key | None:
-    """A key taken apart; None of a difference that is a bias's or a norm's, or none at all."""
-    found = split_key(key)
-    if found is None or found.part != "diff":
-        return found
-    beside = array.ndim == 1 or not (outline or array.any())
-    return None if beside else found
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:
