@@ -96,7 +96,7 @@ GLORA = Algorithm(
     "glora",
     "GLoRA",
     _ENDS,
-    (frozenset(_NAMES),),
+    (frozenset(_NAMES), frozenset({*_NAMES, "bm"})),
     _rank,
     _matrix_shape,
     _bound,

@@ -84,7 +84,7 @@ OFT = Algorithm(
     "oft",
     "OFT",
     _ENDS,
-    (frozenset({"oft_blocks"}),),
+    (frozenset({"oft_blocks"}), frozenset({"oft_blocks", "rescale"})),
     _rank,
     _matrix_shape,
     _bound,
