@@ -41,7 +41,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> toy_pair.ToyFiles:
             down, up = pairs[f"{key}.lora_down.weight"], pairs[f"{key}.lora_up.weight"]
             parts = of(name, down, up, rng)
             tensors |= {f"{key}.{part}": array for part, array in parts.items()}
-        save_file(tensors, made.adapter.parent / f"{name}.safetensors")
+        place = made.adapter.parent / f"{name}.safetensors"
+        save_file(tensors, place, {"ss_network_module": "lycoris.kohya", "ss_network_args": "{}"})
     return made
 
 
@@ -86,6 +87,10 @@ def test_a_file_moves_and_verifies(files, tmp_path: Path, name: str, method: str
     assert (min(share for share in shares if share) == 1.0) == (name in {"loha", "lokr"})
     checked = verify_file(tmp_path / "out.safetensors")
     assert checked.ok, checked
+    # No program is to take the output for a file of the other algorithm.
+    header = load_adapter(tmp_path / "out.safetensors").metadata
+    assert header["ss_network_module"] == "networks.lora"
+    assert "ss_network_args" not in header
     written = load_file(tmp_path / "out.safetensors")
     assert {array.dtype.name for key, array in written.items() if ".lora_" in key} <= {
         "float16",

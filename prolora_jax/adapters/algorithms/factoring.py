@@ -13,6 +13,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
 from prolora_jax.adapters.algorithms.table import algorithm_for
+from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -83,7 +84,8 @@ def factored(
     made = (_factors(m, adapter, spec, matrix, rank) for m in adapter.structured)
     before = None if adapter.outline else adapter.fingerprint
     modules = (*adapter.modules, *made)
-    return replace(adapter, modules=modules, structured=(), read_as=before)
+    metadata = as_plain_lora(adapter.metadata)
+    return replace(adapter, modules=modules, structured=(), read_as=before, metadata=metadata)
 
 
 def _factors(

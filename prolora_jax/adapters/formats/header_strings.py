@@ -27,6 +27,8 @@ _BY_FAMILY = {
 _BASE_FIELDS = ("ss_base_model_version", "ss_v2", "modelspec.architecture")
 # Names and hashes of the checkpoint that was trained on.
 _BASE_FILE = frozenset({"ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash"})
+# Which of a trainer's modules made it (`lycoris.kohya`), and with which algorithm.
+_NETWORK, _NETWORK_ARGUMENTS = "ss_network_module", "ss_network_args"
 
 
 def for_target(
@@ -62,6 +64,16 @@ def trained_with(adapter: Adapter) -> dict[str, str]:
         "ss_network_alpha": str(min(alphas)) if len(alphas) == 1 else "Dynamic",
     }
     return {key: text for key, text in facts.items() if key in adapter.metadata}
+
+
+def as_plain_lora(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header strings of an adapter whose factors were made: no program takes it for the other kind.
+
+    Args:
+        metadata: of an adapter of another algorithm.
+    """
+    kept = {key: text for key, text in metadata.items() if key != _NETWORK_ARGUMENTS}
+    return kept | ({_NETWORK: "networks.lora"} if _NETWORK in kept else {})
 
 
 def stripped(metadata: Mapping[str, str]) -> dict[str, str]:
