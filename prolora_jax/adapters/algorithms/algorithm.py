@@ -38,11 +38,9 @@ class Misfit(NamedTuple):
     expected: str
 
 
-_VECTORS = frozenset({"magnitude", "rescale", "ia3_l", "ia3_weight", "boft_s", "lora_E"})
-_VECTORS |= {"vera_lambda_b", "vera_lambda_d"}
-"""Parts that have one number for each row, column or rank."""
-_SWITCHES = frozenset({"on_input"})
-"""Parts that are one number."""
+_VECTORS = frozenset({"magnitude", "rescale", "ia3_l", "ia3_weight", "on_input", "boft_s"})
+_VECTORS |= {"lora_E", "vera_lambda_b", "vera_lambda_d"}
+"""Parts that are one number, or one for each row, column or rank; all others are matrices."""
 
 Update = LowRank | np.ndarray
 """Factors, or a dense matrix `(out, in * kh * kw)` in float64; scale included."""
@@ -98,9 +96,9 @@ class Algorithm:
 
 
 def lacks_axes(parts: Parts) -> bool:
-    """Whether a part has no numbers, or fewer axes than anybody stores it with."""
-    least = dict.fromkeys(_VECTORS, 1) | dict.fromkeys(_SWITCHES, 0)
-    return any(0 in a.shape or a.ndim < least.get(name, 2) for name, a in parts.items())
+    """Whether a part has no numbers, or is no matrix where anybody stores one."""
+    flat = (a.ndim < 2 and name not in _VECTORS for name, a in parts.items())
+    return any(flat) or any(0 in array.shape for array in parts.values())
 
 
 def scale_of(module: StructuredModule, rank: int) -> float:
