@@ -6,7 +6,7 @@ layout, so that a conversion can give back the same bytes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -109,7 +109,11 @@ class StructuredModule:
     @property
     def dtype(self) -> np.dtype:
         """The narrowest dtype that holds what any part holds."""
-        return np.result_type(*(part.dtype for part in self.parts.values()))
+        found = {part.dtype for part in self.parts.values()}
+        if len(found) == 1:
+            return found.pop()
+        # At least float32: NumPy has no answer for float16 beside bfloat16.
+        return reduce(np.promote_types, found, np.dtype(np.float32))
 
 
 Part = Literal["bias", "weight", "layer", "none"]

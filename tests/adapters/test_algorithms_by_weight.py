@@ -145,6 +145,7 @@ MISFITS = [
     ({"oft_blocks": zeros(3, 5, 5)}, r"\(3, 5, 5\) of OFT; .*number \* size = 16, the rows"),
     ({"oft_blocks": zeros(4, 4, 2)}, r"\(4, 4, 2\) of OFT; expected blocks \(number, size, size"),
     ({"oft_blocks": zeros(4, 4, 4), "rescale": zeros(8, 1)}, r"rescale \(8, 1\) of OFT; .*\(16, 1"),
+    ({"oft_blocks": zeros(4, 4, 4), "rescale": zeros()}, r"rescale \(\) of OFT; .*\(16, 1"),
     ({"oft_blocks": zeros(1, 3, 5, 5)}, r"\(1, 3, 5, 5\) of BOFT; expected blocks \(stages, num"),
     ({"oft_blocks": zeros(4, 4, 4, 4)}, r"of BOFT; .*2\*\*\(stages - 1\) \* size a divisor of it"),
     (glora(LINEAR, 4, 23), r"b2 \(4, 23\) of GLoRA; expected a1 \(in, rank\), a2 \(rank, in\)"),

@@ -232,6 +232,8 @@ MISFITS = [
         r"boft_s \(24, 1\) of BOFT; .*boft_s of 16 numbers, for a weight \(16, 24\)",
     ),
     ("IA3", LINEAR, {"ia3_l": zeros(24, 1)}, r"ia3_l \(24, 1\) of IA3; .*each of 16 rows"),
+    ("IA3", LINEAR, {"ia3_l": zeros()}, r"ia3_l \(\) of IA3; .*each of 16 rows"),
+    ("IA3", LINEAR, {"ia3_l": zeros(24)}, r"ia3_l \(24,\) of IA3; .*each of 16 rows"),
     ("IA3", SQUARE, {"ia3_l": zeros(1, 8, 1, 1)}, r"ia3_l \(1, 8, 1, 1\) of IA3; .*of 16 rows"),
     (
         "ADALORA",

@@ -86,7 +86,7 @@ ENDS = [(name, end) for name, ends in ALGORITHMS.items() for end in ends]
 
 
 @pytest.mark.proves(
-    "LoHa, LoKr, OFT, IA3, GLoRA, full difference and others",
+    "other algorithms where plain LoRA alone is taken",
     "refused",
     "keys of their own writers",
 )
@@ -105,7 +105,7 @@ def test_orthogonal_blocks_are_told_apart_by_their_axes(axes, name):
     unparsed({key: np.ones((1,) * axes)}, Refusal.UNSUPPORTED_ALGORITHM, message)
 
 
-@pytest.mark.proves("DoRA", "refused", "peft writes")
+@pytest.mark.proves("other algorithms where plain LoRA alone is taken", "refused", "peft writes")
 def test_peft_writes_dora_and_it_is_refused(tmp_path):
     unet = build_unet(TINY_XL)
     add_lora(unet, use_dora=True)

@@ -85,6 +85,7 @@ def migrated(files: toy_pair.ToyFiles, name: str, out: Path, **options):
     return migrate_file(place, files.source, files.target, out, how)
 
 
+@pytest.mark.proves("LoHa, LoKr, DoRA, full difference", "migrate", "dense float64 path (`verify`)")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("method", ["copy", "prolora"])
 def test_a_file_moves_and_verifies(files, tmp_path: Path, name: str, method: str):

@@ -23,7 +23,7 @@ _NAMES = ("down", "up", "lora_E")
 
 
 def _rank(parts: Parts) -> int:
-    return parts["lora_E"].shape[0]
+    return parts["lora_E"].size
 
 
 def _matrix_shape(parts: Parts) -> tuple[int, int]:
@@ -43,9 +43,9 @@ def _unusable(module: StructuredModule) -> Misfit | None:
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     parts, (out, width) = module.parts, flat_in(shape)
     down, up, middle = (parts[name].shape for name in ("down", "up", "lora_E"))
-    rank = middle[0]
-    right = down[0] == rank and int(np.prod(down[1:])) == width and up[:2] == (out, rank)
-    if right and int(np.prod(middle)) == rank and int(np.prod(up)) == out * rank:
+    rank = _rank(parts)
+    right = down[:1] == (rank,) and int(np.prod(down[1:])) == width and up[:2] == (out, rank)
+    if right and middle[:1] == (rank,) and int(np.prod(up)) == out * rank:
         return None
     expected = "lora_A (rank, in), lora_B (out, rank) and lora_E (rank, 1) for a weight"
     return Misfit(shapes_of(parts), f"{expected} {shape}")
@@ -53,7 +53,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
 
 def _update(module: StructuredModule, _: Shape, *__: object) -> LowRank:
     down, up, middle = (double(module.parts[name]) for name in _NAMES)
-    rank = middle.shape[0]
+    rank = middle.size
     alpha = float(setting(module, "lora_alpha"))
     scale = (alpha if alpha > 0 else rank) / (rank + 1e-5)
     return LowRank(scale * up.reshape(-1, rank) * middle.reshape(-1), down.reshape(rank, -1))

@@ -38,6 +38,10 @@ class Misfit(NamedTuple):
     expected: str
 
 
+_VECTORS = frozenset({"magnitude", "rescale", "ia3_l", "ia3_weight", "on_input", "boft_s"})
+_VECTORS |= {"lora_E", "vera_lambda_b", "vera_lambda_d"}
+"""Parts that are one number, or one for each row, column or rank; all others are matrices."""
+
 Update = LowRank | np.ndarray
 """Factors, or a dense matrix `(out, in * kh * kw)` in float64; scale included."""
 
@@ -50,7 +54,7 @@ class Algorithm:
         name: as it is called in reports, `loha`.
         title: as it is called in sentences, `LoHa`.
         ends: part name by the end of a key; the first end of a name is the one that is written.
-        needs: the sets of parts, one of which is there; others of `ends` may be.
+        needs: the sets of parts that are a whole module.
         rank: of the tensors: what alpha is divided by.
         matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
         bound: the largest rank that the update can have, for a layer of a shape.
@@ -77,13 +81,24 @@ class Algorithm:
     unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None
 
     @property
+    def least(self) -> list[frozenset[str]]:
+        """Those of `needs` that have no part too much."""
+        return [some for some in self.needs if not any(other < some for other in self.needs)]
+
+    @property
     def parts(self) -> frozenset[str]:
         """Every part that it can have."""
         return frozenset(self.ends.values())
 
     def reads(self, names: frozenset[str]) -> bool:
         """Whether tensors of these parts are a whole module."""
-        return names <= self.parts and any(needed <= names for needed in self.needs)
+        return names in self.needs
+
+
+def lacks_axes(parts: Parts) -> bool:
+    """Whether a part has no numbers, or is no matrix where anybody stores one."""
+    flat = (a.ndim < 2 and name not in _VECTORS for name, a in parts.items())
+    return any(flat) or any(0 in array.shape for array in parts.values())
 
 
 def scale_of(module: StructuredModule, rank: int) -> float:

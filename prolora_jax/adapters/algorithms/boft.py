@@ -69,7 +69,7 @@ BOFT = Algorithm(
     "boft",
     "BOFT",
     _ENDS,
-    (frozenset({"boft_blocks"}),),
+    (frozenset({"boft_blocks"}), frozenset({"boft_blocks", "rescale"})),
     _rank,
     _matrix_shape,
     _bound,

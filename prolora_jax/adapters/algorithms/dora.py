@@ -72,7 +72,7 @@ def _is_per_row(magnitude: np.ndarray, shape: Shape) -> bool | None:
     """
     out, width = shape[:2]
     size = magnitude.size
-    if magnitude.ndim == 1:
+    if magnitude.ndim < 2:
         return True if size == out else None
     if magnitude.shape[0] == size == out:
         return True

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom, StructuredModule
-from prolora_jax.adapters.algorithms.algorithm import LowRank, Update, flat_in
+from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
 from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -108,13 +108,13 @@ def _factors(
     if adapter.outline:
         out, width = flat_in(shape)
         columns = min(algorithm.bound(module.parts, (out, width)), rank.most or out)
-        cut = Cut(np.ones((out, columns)), np.ones((columns, width)), 1.0)
+        one = np.float32(1)
+        cut = Cut(np.full((out, columns), one), np.full((columns, width), one), 1.0)
     else:
         needed = algorithm.needs_weight and matrix is not None
         weight = matrix(module.path).astype(np.float64) if needed and matrix else None
-        cut = cut_to_rank(algorithm.update(module, shape, weight, rank.most), rank)
-    up, down = cut.up.astype(np.float32), cut.down.astype(np.float32)
-    if not (np.isfinite(up).all() and np.isfinite(down).all()):
+        cut = _worked_out(module, shape, weight, rank)
+    if cut is None:
         raise AdapterRefused(
             f"{adapter.origin}: {module.path}: found an update of {algorithm.title} that float32 "
             f"does not hold; expected finite numbers; fetch or train the adapter again",
@@ -123,10 +123,26 @@ def _factors(
     ones = (1,) * (len(shape) - 2)
     return LoraModule(
         module.path,
-        down.reshape(down.shape[0], *shape[1:]),
-        up.reshape(*up.shape, *ones),
+        cut.down.reshape(cut.down.shape[0], *shape[1:]),
+        cut.up.reshape(*cut.up.shape, *ones),
         made_from=MadeFrom(algorithm.name, cut.kept, module.dtype.name),
     )
+
+
+def _worked_out(
+    module: StructuredModule, shape: Shape, weight: np.ndarray | None, rank: FactorRank
+) -> Cut | None:
+    """Factors in float32; None where a number on the way to them is too large, or there is none."""
+    try:
+        # Whether it went well is asked once, of the result.
+        with np.errstate(all="ignore"):
+            update = algorithm_for(module).update(module, shape, weight, rank.most)
+            cut = cut_to_rank(update, rank)
+            up, down = cut.up.astype(np.float32), cut.down.astype(np.float32)
+    except np.linalg.LinAlgError:
+        return None
+    finite = np.isfinite(up).all() and np.isfinite(down).all() and np.isfinite(cut.kept)
+    return Cut(up, down, cut.kept) if finite else None
 
 
 def cut_to_rank(update: Update, rank: FactorRank) -> Cut:

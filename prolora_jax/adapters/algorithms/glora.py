@@ -33,7 +33,7 @@ class _Products(NamedTuple):
 
 
 def _rank(parts: Parts) -> int:
-    return min(parts["a1"].shape[:2])
+    return min(parts["a1"].shape[:2], default=1)
 
 
 def _matrix_shape(_: Parts) -> None:
@@ -96,7 +96,7 @@ GLORA = Algorithm(
     "glora",
     "GLoRA",
     _ENDS,
-    (frozenset(_NAMES),),
+    (frozenset(_NAMES), frozenset({*_NAMES, "bm"})),
     _rank,
     _matrix_shape,
     _bound,

@@ -41,7 +41,7 @@ def _is_on_input(module: StructuredModule, shape: Shape) -> bool | None:
         return bool(parts["on_input"].reshape(-1)[0])
     vector = parts["ia3_l"]
     if vector.ndim == 2 or shape[0] != shape[1]:
-        return vector.shape[0] == 1 and vector.shape[1] == shape[1]
+        return vector.shape[:2] == (1, shape[1])
     # peft's vector of a convolution is (1, n, 1, 1) on either side: its configuration says which.
     names = setting(module, "feedforward_modules")
     if not isinstance(names, list):
@@ -62,7 +62,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
             f"names in feedforward_modules, which say the axis, for a weight {shape}",
         )
     wanted = shape[1] if on_input else shape[0]
-    if vector.size != wanted or max(vector.shape) != wanted:
+    if vector.size != wanted or max(vector.shape, default=0) != wanted:
         side = "input channels" if on_input else "rows"
         return Misfit(shapes_of(parts), f"one number for each of {wanted} {side} of {shape}")
     return None

@@ -21,7 +21,8 @@ from prolora_jax.adapters.algorithms.algorithm import (
 )
 
 _ENDS = {f".hada_{name}": f"hada_{name}" for name in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")}
-_NEEDS = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+_PLAIN = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+_NEEDS = (_PLAIN, _PLAIN | {"hada_t1", "hada_t2"})
 _HALVES = ("1", "2")
 
 
@@ -61,7 +62,12 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
             right = len(a) == 2 and a == (out, b[0]) and int(np.prod(b[1:])) == width
         else:
             ranks = core.shape[:2]
-            right = core.shape[2:] == window and a == (ranks[0], out) and b == (ranks[1], shape[1])
+            right = (
+                core.ndim == 4
+                and core.shape[2:] == window
+                and a == (ranks[0], out)
+                and b == (ranks[1], shape[1])
+            )
         if not right:
             expected = f"w_a (out, rank), w_b (rank, in) for a weight {shape}; with a core w_a "
             return Misfit(shapes_of(parts), f"{expected}(rank, out), w_b (rank, in)")
@@ -75,4 +81,4 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, ___: int 
     return LowRank(scale_of(module, _rank(module.parts)) * up, down)
 
 
-LOHA = Algorithm("loha", "LoHa", _ENDS, (_NEEDS,), _rank, _matrix_shape, _bound, _misfit, _update)
+LOHA = Algorithm("loha", "LoHa", _ENDS, _NEEDS, _rank, _matrix_shape, _bound, _misfit, _update)

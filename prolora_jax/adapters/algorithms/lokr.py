@@ -29,7 +29,7 @@ _ENDS = {
 _NEEDS = tuple(
     frozenset({f"lokr_{name}" for name in (*first, *second)})
     for first in (("w1",), ("w1_a", "w1_b"))
-    for second in (("w2",), ("w2_a", "w2_b"))
+    for second in (("w2",), ("w2_a", "w2_b"), ("w2_a", "w2_b", "t2"))
 )
 
 _ROUNDING = 1e-13
@@ -135,7 +135,7 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, most: int
     up = (u1[:, None, i] * u2[None, :, j]).reshape(-1, len(order))
     down = (v1[i, :, None] * v2[j, None, :]).reshape(len(order), -1)
     scale = _scale(module)
-    total = None if columns == used else scale**2 * float(np.square(sigma).sum())
+    total = None if columns == used else scale * scale * float(np.square(sigma).sum())
     return LowRank(up * (scale * sigma[i, j]), down, singular=True, total=total)
 
 

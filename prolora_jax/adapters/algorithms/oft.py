@@ -43,7 +43,7 @@ def rotations(blocks: np.ndarray, alpha: float | None, rows: int) -> np.ndarray:
 def is_rescale(parts: Parts, rows: int) -> bool:
     """Whether the factors of rows, if there are any, are one for each."""
     rescale = parts.get("rescale")
-    return rescale is None or rescale.size == rescale.shape[0] == rows
+    return rescale is None or (rescale.size == rows and rescale.shape[:1] == (rows,))
 
 
 def _rank(_: Parts) -> int:
@@ -84,7 +84,7 @@ OFT = Algorithm(
     "oft",
     "OFT",
     _ENDS,
-    (frozenset({"oft_blocks"}),),
+    (frozenset({"oft_blocks"}), frozenset({"oft_blocks", "rescale"})),
     _rank,
     _matrix_shape,
     _bound,

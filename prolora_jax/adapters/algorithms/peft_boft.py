@@ -37,7 +37,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     blocks, factors = (module.parts[name].shape for name in _NAMES)
     out, width = flat_in(shape)
     right = len(blocks) == 4 and blocks[2] == blocks[3] and blocks[1] * blocks[2] == width
-    right = right and int(np.prod(factors)) == max(factors) == out
+    right = right and int(np.prod(factors)) == max(factors, default=0) == out
     if right and blocks[0] > 1:
         halves = blocks[0] <= 64 and blocks[1] % 2 ** (blocks[0] - 1) == 0
         right = blocks[2] % 2 == 0 and halves

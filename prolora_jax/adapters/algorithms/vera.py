@@ -66,7 +66,7 @@ VERA = Algorithm(
     "vera",
     "VeRA",
     {f".{name}": name for name in sorted(_OWN | _SHARED)},
-    (_OWN,),
+    (_OWN, _OWN | _SHARED),
     _rank,
     _matrix_shape,
     _bound,

@@ -57,7 +57,8 @@ def completed(groups: Mapping[str, ModuleTensors]) -> dict[str, ModuleTensors]:
                 group.parts |= given.parts
         if "on_input" in group.parts and "ia3_weight" in group.parts:
             array, key = group.parts["on_input"]
-            group.parts["on_input"] = array.astype(group.parts["ia3_weight"][0].dtype), key
+            floats = group.parts["ia3_weight"][0].dtype
+            group.parts["on_input"] = np.asarray(array != 0).astype(floats), key
     return modules
 
 

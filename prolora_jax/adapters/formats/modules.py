@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 
 from prolora_jax.adapters.adapter import AlphaZero, LoraModule, StructuredModule
-from prolora_jax.adapters.algorithms.algorithm import shapes_of
+from prolora_jax.adapters.algorithms.algorithm import lacks_axes, shapes_of
 from prolora_jax.adapters.algorithms.table import (
     PLAIN_PARTS,
     algorithm_reading,
@@ -122,10 +122,10 @@ def _structured(
     parts = {name: array for name, (array, _) in group.parts.items() if name != "alpha"}
     names = frozenset(parts)
     algorithm = algorithm_reading(names)
-    if algorithm is None or any(0 in array.shape for array in parts.values()):
+    if algorithm is None or lacks_axes(parts):
         near = algorithm or nearest_algorithm(names)
         assert near is not None  # its parts are those of some algorithm
-        wanted = " or ".join(", ".join(sorted(needed)) for needed in near.needs[:2])
+        wanted = " or ".join(", ".join(sorted(needed)) for needed in near.least[:2])
         raise AdapterRefused(
             f"{origin}: {path}: found {shapes_of(parts)}; expected the tensors of one algorithm, "
             f"as {wanted} of {near.title}; fetch the file again",

@@ -1,0 +1,167 @@
+"""LoHa and LoKr files against plain LoRA files of the same bytes: read, made into factors, moved.
+
+    python scripts/time_algorithms.py [--pair FOLDER] [--out docs/benchmarks/algorithms.json]
+
+Without a made pair of real size (`make_checkpoint_pair.py`) one of half its widths and fewer blocks
+is made. Each file goes from disk to disk with its report, subspaces and operators known before, in
+one process that keeps to one thread on one core; contestants take turns (`benchmarks.timing`). A
+ratio is the median of the ratios of the rounds, in CPU time.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL")}
+os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.unet.table import UNetTensors
+from prolora_jax.benchmarks import environment
+from prolora_jax.benchmarks.cores import pin, progress
+from prolora_jax.benchmarks.made_models import MadeNet, MadePair, write_models
+from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.many import FileJob, migrate_files
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.subspaces.store import MemoryStore
+
+LOHA_RANK = 8
+LOKR_FACTOR = 8
+METHODS = ("copy", "prolora-full")
+FACTOR_RANKS = {"": "energy=0.999,max=64", " max=16": "max=16"}
+AIM = 4.0
+
+
+def half_pair() -> MadePair:
+    """The form of SDXL and SSD-1B with half their widths and fewer blocks."""
+    shared: dict[str, Any] = {
+        "block_out_channels": (160, 320, 640),
+        "cross_attention_dim": 1024,
+        "add_embedding_dim": 1408,
+        "linear_projection": True,
+    }
+    source = UNetTensors(down_depths=(0, 1, 3), up_depths=(3, 1, 0), mid_depth=3, **shared)
+    target = UNetTensors(
+        down_depths=(0, 1, 2), up_depths=((2, 2, 3), (1, 1, 1), 0), mid="resnet", **shared
+    )
+    return MadePair(MadeNet("sdxl", source), MadeNet("ssd-1b", target))
+
+
+def write_files(spec: BaseModelSpec, folder: Path) -> dict[str, Path]:
+    """A LoHa and a LoKr of the attention layers, and for each a LoRA of as many bytes."""
+    rng, made = np.random.default_rng(0), {}
+
+    def some(*shape: int) -> np.ndarray:
+        return (0.1 * rng.standard_normal(shape)).astype(np.float16)
+
+    for path, module in spec.modules.items():
+        if not module.kind_is("attn"):
+            continue
+        out, width = module.shape
+        name = "lora_unet_" + path.removeprefix("unet.").replace(".", "_")
+        halves = (LOKR_FACTOR, LOKR_FACTOR), (out // LOKR_FACTOR, width // LOKR_FACTOR)
+        of_lokr = sum(a * b for a, b in halves)
+        parts: dict[str, Mapping[str, np.ndarray]] = {
+            "loha": {
+                f"hada_w{n}_{side}": some(*shape)
+                for n in "12"
+                for side, shape in (("a", (out, LOHA_RANK)), ("b", (LOHA_RANK, width)))
+            },
+            "lokr": {f"lokr_w{n}": some(*shape) for n, shape in zip("12", halves, strict=True)},
+        }
+        ranks = {"loha": 2 * LOHA_RANK, "lokr": max(1, round(of_lokr / (out + width)))}
+        for kind, rank in ranks.items():
+            pair = {"lora_down.weight": some(rank, width), "lora_up.weight": some(out, rank)}
+            parts[f"lora like {kind}"] = pair
+        for kind, arrays in parts.items():
+            made.setdefault(kind, {}).update({f"{name}.{e}": a for e, a in arrays.items()})
+    found = {}
+    for kind, tensors in made.items():
+        found[kind] = folder / f"{kind.replace(' ', '_')}.safetensors"
+        save_file(tensors, found[kind])
+    return found
+
+
+def moving(file: Path, out: Path, pair: BasePair, method: str, rank: str) -> Callable[[], object]:
+    """One file from disk to disk."""
+    options = MigrationOptions(method=method, factor_rank=rank)  # pyright: ignore[reportArgumentType]
+    job = FileJob(file, out)
+
+    def run() -> None:
+        for outcome in migrate_files([job], pair, options, Writing(overwrite=True)):
+            if outcome.error is not None:
+                raise outcome.error
+
+    return run
+
+
+def measured(folder: Path, scratch: Path, rounds: int) -> dict[str, Any]:
+    """Every file by every method."""
+    about = environment.describe()
+    bases = [load_base_model(folder / name) for name in ("sdxl", "ssd-1b")]
+    pair = BasePair(*bases, MemoryStore())
+    files = write_files(bases[0].spec, scratch)
+    results: dict[str, Any] = {}
+    for method in METHODS:
+        contestants = {
+            f"{kind}{text}": moving(file, scratch / "out.safetensors", pair, method, rank)
+            for kind, file in files.items()
+            for text, rank in FACTOR_RANKS.items()
+            if not (kind.startswith("lora") and text)
+        }
+        progress(f"{method}: {len(contestants)} contestants, {rounds} rounds")
+        samples = interleaved(contestants, rounds)
+        results[method] = {"seconds": {n: s.to_dict() for n, s in samples.items()}}
+        results[method]["ratios"] = _ratios(samples)
+    return {
+        "modules": sum(module.kind_is("attn") for module in bases[0].spec.modules.values()),
+        "bytes": {kind: file.stat().st_size for kind, file in files.items()},
+        "aim": AIM,
+        "results": results,
+        "environment": environment.finish(about),
+    }
+
+
+def _ratios(samples: Mapping[str, Samples]) -> dict[str, float]:
+    """Of each other algorithm's time to that of its plain LoRA."""
+    return {
+        name: round(ratio(found, samples[f"lora like {name.partition(' ')[0]}"]), 2)
+        for name, found in samples.items()
+        if not name.startswith("lora")
+    }
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pair", type=Path, help="folder of a made pair")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    pin()
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        if options.pair is None:
+            write_models(half_pair(), scratch / "made")
+        found = measured(options.pair or scratch / "made", scratch, options.rounds)
+    found["pair"] = "half widths" if options.pair is None else "real size"
+    text = json.dumps(found, indent=1) + "\n"
+    if options.out is not None:
+        options.out.write_text(text)
+    sys.stdout.write(json.dumps({m: r["ratios"] for m, r in found["results"].items()}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
