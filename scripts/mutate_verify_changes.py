@@ -31,7 +31,15 @@ REASONS = tuple(map(str, Skip))
 
 CHOICES: dict[str, tuple[object, ...]] = {
     "method": ("copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"),
-    "basis_rank": ("energy=0.9", "energy=0.5", "rank=7", "fraction=0.3", "numerical"),
+    "basis_rank": (
+        "energy=0.9",
+        "energy=0.5",
+        "rank=7",
+        "fraction=0.3",
+        "numerical",
+        "gap",
+        "optimal",
+    ),
     "pair_rank": ("max", "own"),
     "min_similarity": (-1.0, 0.5, 0.8, 0.95, 1.0),
     "gate": ("phi", "corrected"),

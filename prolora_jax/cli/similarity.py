@@ -29,7 +29,7 @@ def similarity(
         source: base model: diffusers folder or single file.
         target: base model to compare with it.
         modules: attn: attention layers; linear: all linear layers; all: convolutions, too.
-        basis_rank: energy=0.9, rank=320, fraction=0.5 or numerical.
+        basis_rank: energy=0.9, rank=320, fraction=0.5, numerical, gap or optimal.
         pair_rank: one common k per pair (max), or each base its own.
         plot: PNG to write: a heat map by block and role.
     """

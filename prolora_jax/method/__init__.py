@@ -1,6 +1,7 @@
 """The mathematics of docs/method.md as code: arrays go in, arrays come out.
 
 decomposition.py: Singular value decomposition of one weight on the host: LAPACK, float64, no JAX.
+noise.py: Where singular values of noise end: Gavish and Donoho's hard threshold.
 basis.py: The basis of a weight: its leading singular vectors, and how many of them to retain.
 encoding.py: From projected factors to what a file holds: rank, scale, dtype.
 energies.py: Norms of updates before and after a method, from Gram matrices.

@@ -158,9 +158,10 @@ class BasePair:
 
     def _ensure_retained(self, pair: ModulePair, options: MigrationOptions) -> WeightPair:
         """Have the store hold what is retained of both weights, and say how much that is."""
-        source = self._ensure_stored(self.source, pair.source, options.basis_rule)
-        target = self._ensure_stored(self.target, pair.target, options.basis_rule)
-        own = options.basis_rule.retained(source.s), options.basis_rule.retained(target.s)
+        rule = options.basis_rule.for_shape(self._matrix_shape(pair))
+        source = self._ensure_stored(self.source, pair.source, rule)
+        target = self._ensure_stored(self.target, pair.target, rule)
+        own = rule.retained(source.s), rule.retained(target.s)
         ranks = common_rank(*own, options.pair_rank)
         self._ensure_columns(pair, *ranks)
         return WeightPair(*self._weights(pair), *ranks, self._matrix_shape(pair))

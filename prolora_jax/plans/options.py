@@ -30,7 +30,9 @@ class MigrationOptions:
 
     Attributes:
         method: of docs/method.md 5; `copy` is the ungated baseline.
-        basis_rank: `energy=0.9`, `rank=320`, `fraction=0.5` or `numerical`.
+        basis_rank: `energy=0.9`, `rank=320`, `fraction=0.5`, `numerical`, `gap` (where the
+            singular values have their largest relative gap) or `optimal` (Gavish and Donoho's
+            hard threshold).
         pair_rank: one common k per pair (`max`), or each base model its `own`.
         min_similarity: a module moves when the gate's similarity reaches this on the gate's sides.
         gate: what is compared with `min_similarity`: `phi`, or `corrected` for chance.
@@ -137,7 +139,8 @@ def basis_rule(text: str) -> BasisRule:
     """Parse a rank rule of a basis; a migration's own is `MigrationOptions.basis_rule`.
 
     Args:
-        text: `energy=e` (0 < e <= 1), `rank=k` (k >= 1), `fraction=f` (0 < f <= 1), `numerical`.
+        text: `energy=e` (0 < e <= 1), `rank=k` (k >= 1), `fraction=f` (0 < f <= 1), `numerical`,
+            `gap`, `optimal`.
 
     Returns:
         The rule.
@@ -146,14 +149,16 @@ def basis_rule(text: str) -> BasisRule:
         BadOption: when the text is none of these.
     """
     kind, _, number = text.partition("=")
-    if kind == "numerical" and not number:
-        return BasisRule(kind)
+    if text in ("numerical", "gap", "optimal"):
+        return BasisRule(text)
     value = _number(number)
     if kind == "rank" and value is not None and value >= 1 and value == int(value):
         return BasisRule(kind, value)
     if kind in ("energy", "fraction") and value is not None and 0.0 < value <= 1.0:
         return BasisRule(kind, value)
-    raise BadOption("basis_rank", text, "energy=0.9 | rank=320 | fraction=0.5 | numerical")
+    raise BadOption(
+        "basis_rank", text, "energy=0.9 | rank=320 | fraction=0.5 | numerical | gap | optimal"
+    )
 
 
 def output_rank(text: str) -> OutputRank:

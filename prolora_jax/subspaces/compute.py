@@ -36,7 +36,7 @@ def load_or_compute(
     Raises:
         BaseModelError: when the weight has NaN or infinite numbers.
     """
-    fingerprint = model.fingerprint(path)
+    fingerprint, rule = model.fingerprint(path), _rule_for(model, path, rule)
     basis = store.get(fingerprint)
     if basis is None or not _serves(basis.extent, rule):
         basis = compute_one(model, path, _wider(None if basis is None else basis.extent, rule))
@@ -81,9 +81,9 @@ def compute_subspaces(
     todo: dict[str, tuple[str, BasisRule]] = {}  # by fingerprint: equal weights are done once
     for path in paths:
         fingerprint = model.fingerprint(path)
-        extent = store.extent(fingerprint)
-        if not _serves(extent, rule):
-            todo[fingerprint] = path, _wider(extent, rule)
+        extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
+        if not _serves(extent, needed):
+            todo[fingerprint] = path, _wider(extent, needed)
     with closing(_computed(model, todo, workers, mesh)) as computed:
         for done, (fingerprint, basis) in enumerate(computed, start=1):
             store.put(fingerprint, basis)
@@ -118,6 +118,10 @@ def _computed(
 
 def _work(model: BaseModel, todo: Todo) -> float:
     return sum(operations(model, path) for path, _ in todo.values())
+
+
+def _rule_for(model: BaseModel, path: str, rule: BasisRule) -> BasisRule:
+    return rule.for_shape(model.spec.modules[path].matrix_shape)
 
 
 def _serves(extent: Extent | None, rule: BasisRule) -> bool:

@@ -11,6 +11,7 @@ for 1280 x 5120 on one core (with one BLAS thread: several on busy cores take ma
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from jaxtyping import Float
@@ -26,6 +27,15 @@ Such a cut must carry the flag `clustered-cut` (docs/method.md 2)."""
 
 NUMERICAL_TOLERANCE = 1e-6
 """Rank rule `numerical`: sigma_i > 1e-6 sigma_1 (docs/method.md 2)."""
+
+WINDOW = (0.5, 0.99)
+"""Rank rule `gap`: the shares of the energy that its candidates keep at least and at most."""
+
+EQUAL_GAPS = 1e-6
+"""Relative gaps of this difference are equal, and the first of them counts."""
+
+MIDPOINTS = 100_000
+"""Of the integral that gives the median of the Marchenko-Pastur law: seven digits and more."""
 
 HALF_STEP = 2.0**-10 / math.sqrt(12.0)
 """Standard deviation of float16's rounding error over the size of the number (docs/method.md 2)."""
@@ -122,7 +132,8 @@ def recompute(
         source_weight: weight that the update was trained on.
         target_weight: weight that it goes to.
         delta: the update, scale included.
-        rule: `("energy", e)`, `("rank", k)`, `("fraction", f)` or `("numerical", None)`.
+        rule: `("energy", e)`, `("rank", k)`, `("fraction", f)`, or with None for a value
+            `"numerical"`, `"gap"`, `"optimal"`.
         pair_rank: both bases retain the larger rank (`max`), or each its `own`.
         rotation_min_cos: pairs of principal vectors below this cosine are left still.
 
@@ -131,9 +142,9 @@ def recompute(
     """
     left_s, s_s, right_s = decompose(source_weight)
     left_t, s_t, right_t = decompose(target_weight)
-    own = retained(s_s, rule), retained(s_t, rule)
-    k_s, k_t = (max(own), max(own)) if pair_rank == "max" else own
     out, width = delta.shape
+    own = retained(s_s, rule, (out, width)), retained(s_t, rule, (out, width))
+    k_s, k_t = (max(own), max(own)) if pair_rank == "max" else own
     delta = delta.astype(np.float64)
     gaps = _gap(s_s, k_s, out == width), _gap(s_t, k_t, out == width)
     angles = [_angle(s, k, delta.shape) for s, k in ((s_s, k_s), (s_t, k_t))]
@@ -174,11 +185,16 @@ def decompose(weight: Matrix) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (a, s, bt.T) if tall else (bt.T, s, a)
 
 
-def retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
+def retained(s: np.ndarray, rule: tuple[str, float | None], shape: tuple[int, int]) -> int:
     """The rank that a rule of docs/method.md 2 retains, from descending singular values."""
     kind, value = rule
-    if not s.any() and kind in ("energy", "numerical"):
+    if not s.any() and kind not in ("rank", "fraction"):
         return 0
+    if kind == "gap":
+        return _at_the_gap(s)
+    if kind == "optimal":
+        short, long = sorted(shape)
+        return max(int(np.sum(s > _noise_ends(short / long) * np.median(s))), 1)
     if kind == "energy" and value is not None:
         cumulative = np.cumsum(s**2)
         return int(np.argmax(cumulative >= value * cumulative[-1])) + 1
@@ -187,6 +203,33 @@ def retained(s: np.ndarray, rule: tuple[str, float | None]) -> int:
     if kind == "fraction" and value is not None:
         return min(max(round(value * len(s)), 1), len(s))
     return int(np.sum(s > NUMERICAL_TOLERANCE * s[0]))
+
+
+def _at_the_gap(s: np.ndarray) -> int:
+    """The rank with the largest drop to the next singular value, relative to its own."""
+    held = np.cumsum(s**2)
+    fewest, most = (1 + int(np.sum(held < share * held[-1])) for share in WINDOW)
+    drops = {k: 1.0 - s[k] / s[k - 1] for k in range(fewest, min(most, len(s) - 1) + 1)}
+    if not drops:
+        return fewest
+    return min(k for k, drop in drops.items() if drop >= max(drops.values()) - EQUAL_GAPS)
+
+
+@cache
+def _noise_ends(beta: float) -> float:
+    """Gavish and Donoho's omega(beta), from the density of the Marchenko-Pastur law in x = s.
+
+    With t = x^2 the density of t becomes sqrt((b - x^2) (x^2 - a)) / (pi beta x): its integral is
+    summed up, and where it reaches one half of itself is the median.
+    """
+    ends = (1.0 - math.sqrt(beta)) ** 2, (1.0 + math.sqrt(beta)) ** 2
+    edges = np.linspace(math.sqrt(ends[0]), math.sqrt(ends[1]), MIDPOINTS + 1)
+    x = (edges[:-1] + edges[1:]) / 2
+    inside = np.sqrt(np.maximum((ends[1] - x**2) * (x**2 - ends[0]), 0.0)) / (np.pi * beta * x)
+    shares = np.append(0.0, np.cumsum(inside)) / np.sum(inside)
+    median = float(np.interp(0.5, shares, edges)) ** 2
+    root = math.sqrt(beta**2 + 14 * beta + 1)
+    return math.sqrt((2 * (beta + 1) + 8 * beta / (beta + 1 + root)) / median)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> float:

@@ -52,7 +52,8 @@ def similarity_evidence(
     for i, source_path in enumerate(sources):
         u, s, v = decompose(finite_matrix(source, source_path))
         for j, (u_t, s_t, v_t) in enumerate(theirs):
-            k, k_t = retained(s, rule), retained(s_t, rule)
+            shape = len(u), len(v)
+            k, k_t = retained(s, rule, shape), retained(s_t, rule, shape)
             if options.pair_rank == "max":
                 k = k_t = max(k, k_t)
             sides = []

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from strategies import laws
 
 from prolora_jax.method.basis import (
+    GAP_WINDOW,
     Basis,
     BasisRule,
     common_rank,
@@ -20,6 +21,7 @@ from prolora_jax.method.basis import (
     numerical_rank,
 )
 from prolora_jax.method.decomposition import decompose
+from prolora_jax.method.noise import marchenko_pastur_median, threshold_factor
 from prolora_jax.plans.options import basis_rule
 
 SHAPES = ((24, 24), (36, 14), (14, 36), (1, 18), (18, 1), (1, 1), (96, 64))
@@ -32,7 +34,7 @@ CLUSTERED = 0.1  # docs/method.md 2: angle of rounding above which a span is not
 DECIDED = 1e-2  # relative distance of a singular value from the numerical threshold
 FLOAT64 = 1e-12  # formulas evaluated twice in float64
 
-NUMERICAL = BasisRule("numerical")
+NUMERICAL, GAP, OPTIMAL = BasisRule("numerical"), BasisRule("gap"), BasisRule("optimal")
 
 shapes = st.sampled_from(SHAPES)
 
@@ -83,9 +85,11 @@ def test_leading_columns_span_what_the_reference_says(shape, data):
 def test_short_side_is_whole_and_long_side_serves_the_rule(shape, data):
     weight = data.draw(gen.weights(*shape))
     rule = data.draw(
-        st.sampled_from(("energy=0.5", "energy=0.95", "rank=1", "fraction=0.5")).map(basis_rule)
+        st.sampled_from(
+            ("energy=0.5", "energy=0.95", "rank=1", "fraction=0.5", "gap", "optimal")
+        ).map(basis_rule)
     )
-    basis = compute_basis(weight, rule)
+    basis, rule = compute_basis(weight, rule), rule.for_shape(shape)
     short, long = (basis.u, basis.v) if shape[0] <= shape[1] else (basis.v, basis.u)
     if shape[0] != shape[1]:
         assert short.shape == (min(shape), min(shape))
@@ -108,7 +112,8 @@ def test_zero_weight_has_orthonormal_columns_and_rank_zero(shape):
     assert_orthonormal(basis.u)
     assert_orthonormal(basis.v)
     assert not basis.s.any()
-    assert [rule.retained(basis.s) for rule in (BasisRule("energy", 0.9), NUMERICAL)] == [0, 0]
+    rules = BasisRule("energy", 0.9), NUMERICAL, GAP, OPTIMAL.for_shape(shape)
+    assert [rule.retained(basis.s) for rule in rules] == [0, 0, 0, 0]
     assert compute_basis(np.zeros(shape)).extent.columns == 0
 
 
@@ -139,21 +144,29 @@ RULES = st.one_of(
     st.builds(BasisRule, st.just("energy"), st.floats(0.01, 1.0)),
     st.builds(BasisRule, st.just("rank"), st.integers(1, 40)),
     st.builds(BasisRule, st.just("fraction"), st.sampled_from((0.25, 0.5, 0.75, 1.0))),
-    st.just(NUMERICAL),
+    st.sampled_from((NUMERICAL, GAP, OPTIMAL)),
 )
+LONGER = (1, 2, 9)  # a wide weight's longer side over its shorter one
 
 
 @settings(laws, max_examples=40)
-@given(rule=RULES, kind=st.sampled_from(gen.SPECTRA), n=st.sampled_from((1, 8, 24)))
-def test_rank_rules_equal_the_reference(rule, kind, n):
+@given(
+    rule=RULES,
+    kind=st.sampled_from(gen.SPECTRA),
+    n=st.sampled_from((1, 8, 24)),
+    longer=st.sampled_from(LONGER),
+)
+def test_rank_rules_equal_the_reference(rule, kind, n, longer):
     sigma = 3.7 * gen.spectrum_of(kind, n)
-    if rule[0] == "energy":  # a threshold met exactly is decided by rounding
+    # A threshold met exactly is decided by rounding.
+    for threshold in {"energy": (rule[1],), "gap": GAP_WINDOW}.get(rule[0], ()):
         shares = np.cumsum(sigma**2) / np.sum(sigma**2)
-        assume(np.all(np.abs(shares - rule[1]) > FLOAT64))
-    wanted = ref.rank_of(sigma, rule)
+        assume(np.all(np.abs(shares - threshold) > FLOAT64))
+    wanted = ref.rank_of(sigma, ("optimal", n, n * longer) if rule == OPTIMAL else rule)
     if rule[0] == "fraction":
         wanted = max(wanted, 1)
-    assert rule.retained(sigma) == wanted
+    assert rule.for_shape((n, n * longer)).retained(sigma) == wanted
+    assert rule.for_shape((n * longer, n)).retained(sigma) == wanted
 
 
 def test_energy_rule_counts_squares_and_stops_at_the_first_that_suffices():
@@ -171,8 +184,56 @@ def test_rank_rule_is_capped_and_fraction_is_rounded_but_at_least_one():
 
 def test_unknown_rank_rule_is_refused():
     kind: Any = "magic"
-    with pytest.raises(ValueError, match="'magic': expected energy, rank, fraction or numerical"):
+    with pytest.raises(
+        ValueError, match="'magic': expected energy, rank, fraction, numerical, gap"
+    ):
         BasisRule(kind, 1.0).retained(np.ones(3))
+
+
+def test_optimal_without_a_shape_is_refused():
+    with pytest.raises(ValueError, match="rank rule 'optimal': expected a value"):
+        OPTIMAL.retained(np.ones(3))
+
+
+def test_gap_is_relative_and_within_its_window():
+    # Squares 900, 100, 81, 9, 4, 1 of 1095: half of it after 1, 99 % after 4.
+    assert GAP.retained(np.array([30.0, 10.0, 9.0, 3.0, 2.0, 1.0])) == 1  # the first of two equal
+    assert GAP.retained(np.array([30.0, 11.0, 9.9, 3.0, 2.0, 1.0])) == 3  # relative, not absolute
+    # 1 / 1000 is the largest gap of all, and keeps more than 99 %.
+    assert GAP.retained(np.array([3.0, 2.0, 1.9, 1.5, 1e-2, 1e-5])) == 4
+    # The whole is no candidate, and nothing lies behind it: the last cut of all is taken.
+    assert GAP.retained(np.array([3.0, 2.9, 2.0])) == 2
+    assert GAP.retained(np.array([3.0])) == 1
+
+
+@pytest.mark.parametrize("rule", [GAP, OPTIMAL])
+@pytest.mark.parametrize("shape", [(60, 60), (60, 150), (150, 60)], ids=str)
+def test_gap_and_optimal_find_a_strong_signal_in_noise(rule, shape):
+    rng = np.random.default_rng(8)
+    noise = rng.normal(size=shape)
+    signal = gen.orthonormal(rng, shape[0], 5) @ gen.orthonormal(rng, shape[1], 5).T
+    weight = noise + 20.0 * np.sqrt(max(shape)) * signal
+    assert rule.for_shape(shape).retained(ref.svd(weight)[1]) == 5
+    if rule is OPTIMAL:  # nothing stands out of noise alone: the leading vector is kept
+        assert rule.for_shape(shape).retained(ref.svd(noise)[1]) == 1
+
+
+@pytest.mark.parametrize("beta", [1e-3, 1 / 18, 0.2, 0.5, 0.9, 1.0])
+def test_threshold_factor_is_the_published_one(beta):
+    found = threshold_factor(round(beta * 18000), 18000)
+    assert found == pytest.approx(ref.omega(beta), rel=1e-9)
+    # The paper's own approximation, said to be off by at most 0.02.
+    assert abs(found - (0.56 * beta**3 - 0.95 * beta**2 + 1.82 * beta + 1.43)) <= 0.02
+    if beta == 1.0:
+        assert round(found, 3) == 2.858  # in the paper's abstract
+
+
+def test_median_of_the_marchenko_pastur_law_is_that_of_noise():
+    rng = np.random.default_rng(7)
+    for long in (400, 1000):
+        sigma = np.linalg.svd(rng.normal(size=(400, long)), compute_uv=False)
+        # Eigenvalues of noise are rigid: each keeps to within a few places of its own.
+        assert abs(np.sum(sigma**2 / long < marchenko_pastur_median(400 / long)) - 200) <= 4
 
 
 @settings(laws, max_examples=40)

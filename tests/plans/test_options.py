@@ -19,6 +19,8 @@ from prolora_jax.plans.options import BadOption, MigrationOptions, basis_rule, o
         ("rank=320", ("rank", 320)),
         ("fraction=0.5", ("fraction", 0.5)),
         ("numerical", ("numerical", None)),
+        ("gap", ("gap", None)),
+        ("optimal", ("optimal", None)),
     ],
 )
 def test_basis_rules(text: str, rule: tuple):
@@ -26,7 +28,19 @@ def test_basis_rules(text: str, rule: tuple):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "energy", "energy=1.1", "energy=0", "rank=0", "rank=2.5", "numerical=1", "x=1"]
+    "text",
+    [
+        "",
+        "energy",
+        "energy=1.1",
+        "energy=0",
+        "rank=0",
+        "rank=2.5",
+        "numerical=1",
+        "gap=2",
+        "optimal=1",
+        "x=1",
+    ],
 )
 def test_bad_basis_rule(text: str):
     with pytest.raises(BadOption, match=r"--basis-rank .*expected energy=0.9 \| rank=320"):

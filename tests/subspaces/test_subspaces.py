@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 from toy_pair import make_files
 
 from prolora_jax.cli.main import run
@@ -77,6 +78,24 @@ def test_more_columns_are_computed_when_a_rule_needs_them(tmp_path: Path):
     found = store.extent(model.fingerprint(path))
     assert found is not None
     assert found.columns == 24
+
+
+def test_optimal_is_by_the_shape_of_each_weight(tmp_path: Path):
+    model, store = make_model(tmp_path), MemoryStore()
+    paths = attention(model)
+    compute_subspaces(model, paths, store, BasisRule("optimal"))
+    shapes = {model.spec.modules[path].matrix_shape for path in paths}
+    assert len({min(shape) / max(shape) for shape in shapes}) > 1
+    for path in paths:
+        basis, shape = (
+            store.get(model.fingerprint(path)),
+            sorted(model.spec.modules[path].matrix_shape),
+        )
+        assert basis is not None
+        needed = reference.rank_of(basis.s, ("optimal", *shape))
+        assert basis.extent.columns == needed
+        one = load_or_compute(model, path, MemoryStore(), BasisRule("optimal"))
+        assert one.extent.columns == needed
 
 
 def test_bad_weight_is_named_also_from_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

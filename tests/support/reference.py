@@ -1,4 +1,4 @@
-"""The method once more, naively: dense, explicit, float64, NumPy only.
+"""The method once more, naively: dense, explicit, float64, NumPy (and SciPy for one integral).
 
 Written from method.md alone (section numbers below are that page's). Nothing here looks at the
 package, so that agreement between the two means something. Complements are explicit bases, every
@@ -6,16 +6,19 @@ operator is a dim x dim matrix, and the direct rotation is built from polar fact
 are not unique, from plane rotations with an angle.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.integrate import quad
+from scipy.optimize import brentq
 
 ARMS = ("copy", "subspace", "null-space", "prolora", "prolora-full", "rotation")
 NUMERICAL_RANK_RTOL = 1e-6  # method.md 1: sigma_i > 1e-6 sigma_1
 ROTATION_MIN_COS = 0.1  # method.md 3: --rotation-min-cos
 SAME_DIRECTION = 1e-14  # sine below which two principal vectors are one and span no plane
 
-Rule = tuple[str, float] | tuple[str]  # ("energy", 0.9), ("rank", 320), ("fraction", 0.5), ...
+# ("energy", 0.9), ("rank", 320), ("fraction", 0.5), ("gap",), ("optimal", short, long), ...
+Rule = tuple[str, *tuple[Any, ...]]
 
 
 # --- bases and ranks (method.md 1) ------------------------------------------------------------
@@ -28,7 +31,7 @@ def svd(weight):
 
 
 def rank_of(s, rule: Rule) -> int:
-    """Retained rank by one of the four rules of method.md 1, from descending singular values."""
+    """Retained rank by one of the rules of docs/method.md 2, from descending singular values."""
     s = np.asarray(s, np.float64)
     name, *value = rule
     if name == "energy":
@@ -40,7 +43,29 @@ def rank_of(s, rule: Rule) -> int:
         return round(value[0] * len(s))
     if name == "numerical":
         return sum(1 for value in s if value > NUMERICAL_RANK_RTOL * s[0])
+    if name == "gap":
+        half, most = rank_of(s, ("energy", 0.5)), rank_of(s, ("energy", 0.99))
+        kept = [k for k in range(half, most + 1) if k < len(s)] or [half]
+        ratios = [s[k] / s[k - 1] if k < len(s) else 0.0 for k in kept]
+        return next(k for k, r in zip(kept, ratios, strict=True) if r <= min(ratios) + 1e-6)
+    if name == "optimal":
+        return max(sum(1 for x in s if x > omega(value[0] / value[1]) * np.median(s)), 1)
     raise ValueError(f"unknown rank rule {rule!r}")
+
+
+def omega(beta: float) -> float:
+    """Gavish and Donoho's factor (arXiv 1305.5870, eq. 11 and 5), by quadrature of the density."""
+    low, high = (1 - beta**0.5) ** 2, (1 + beta**0.5) ** 2
+
+    def density(t: float) -> float:
+        return max((high - t) * (t - low), 0.0) ** 0.5 / (2 * np.pi * beta * t)
+
+    def below(x: float) -> float:
+        return quad(density, low, x, limit=200, epsabs=1e-11)[0] - 0.5
+
+    median = float(brentq(below, low + 1e-9, high))  # pyright: ignore[reportArgumentType]
+    edge = 2 * (beta + 1) + 8 * beta / (beta + 1 + (beta**2 + 14 * beta + 1) ** 0.5)
+    return (edge / median) ** 0.5
 
 
 def pair_ranks(s_source, s_target, rule: Rule, pair_rank: str = "max") -> tuple[int, int]:

@@ -8,11 +8,14 @@ from migrated import weight
 from prolora_jax.verification.dense import recompute
 
 EXACT = 1e-12  # two float64 routes, sizes of order 1
+GAP, OPTIMAL = ("gap", None), ("optimal", None)
 
 
 @pytest.mark.parametrize("method", reference.ARMS)
 @pytest.mark.parametrize("shape", [(9, 9), (7, 16), (16, 7)])
-@pytest.mark.parametrize("rule", [("fraction", 0.4), ("energy", 0.9), ("numerical", None)])
+@pytest.mark.parametrize(
+    "rule", [("fraction", 0.4), ("energy", 0.9), ("numerical", None), GAP, OPTIMAL]
+)
 @pytest.mark.parametrize("pair_rank", ["max", "own"])
 @pytest.mark.parametrize("distance", [0.1, 3.0])
 def test_recompute_agrees_with_reference(method, shape, rule, pair_rank, distance):
@@ -21,7 +24,8 @@ def test_recompute_agrees_with_reference(method, shape, rule, pair_rank, distanc
     target = weight(rng, shape, source, distance) * np.linspace(3.0, 0.1, shape[1])
     delta = rng.standard_normal(shape)
     spectra = reference.svd(source)[1], reference.svd(target)[1]
-    k_s, k_t = reference.pair_ranks(*spectra, rule, pair_rank)
+    known = ("optimal", min(shape), max(shape)) if rule == OPTIMAL else rule
+    k_s, k_t = reference.pair_ranks(*spectra, known, pair_rank)
     pair = reference.pair_of_weights(source, target, k_s, k_t)
     # 0.3: some pairs lie below it, and far from it, in the distant case.
     expected = reference.project(method, pair, delta, min_cos=0.3)

@@ -165,6 +165,8 @@ OTHER_OPTIONS = [
     {"min_similarity": -1.0},
     {"min_similarity": 0.99},
     {"basis_rank": "fraction=0.3"},
+    {"basis_rank": "gap"},
+    {"basis_rank": "optimal"},
     {"rank": "2"},
     {"rescale": "norm"},
     {"dtype": "float16"},
