@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL")}
-os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
+if __name__ == "__main__":  # libraries read it when they are loaded
+    os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "OMP", "MKL")}
+    os.environ |= {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "JAX_PLATFORMS": "cpu"}
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -109,9 +110,9 @@ def moving(file: Path, out: Path, pair: BasePair, method: str, rank: str) -> Cal
 def measured(folder: Path, scratch: Path, rounds: int) -> dict[str, Any]:
     """Every file by every method."""
     about = environment.describe()
-    bases = [load_base_model(folder / name) for name in ("sdxl", "ssd-1b")]
-    pair = BasePair(*bases, MemoryStore())
-    files = write_files(bases[0].spec, scratch)
+    source, target = (load_base_model(folder / name) for name in ("sdxl", "ssd-1b"))
+    pair = BasePair(source, target, MemoryStore())
+    files = write_files(source.spec, scratch)
     results: dict[str, Any] = {}
     for method in METHODS:
         contestants = {
@@ -125,7 +126,7 @@ def measured(folder: Path, scratch: Path, rounds: int) -> dict[str, Any]:
         results[method] = {"seconds": {n: s.to_dict() for n, s in samples.items()}}
         results[method]["ratios"] = _ratios(samples)
     return {
-        "modules": sum(module.kind_is("attn") for module in bases[0].spec.modules.values()),
+        "modules": sum(module.kind_is("attn") for module in source.spec.modules.values()),
         "bytes": {kind: file.stat().st_size for kind, file in files.items()},
         "aim": AIM,
         "results": results,
