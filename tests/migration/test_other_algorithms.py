@@ -94,7 +94,8 @@ def test_a_file_moves_and_verifies(files, tmp_path: Path, name: str, method: str
     assert {module.algorithm for module in report.modules} == {name}
     shares = [module.factored for module in report.modules]
     assert all(share is not None and 0.99 < share <= 1.0 for share in shares)
-    assert (min(share for share in shares if share) == 1.0) == (name in {"loha", "lokr"})
+    exact = min(share for share in shares if share) > 1.0 - 1e-9
+    assert exact == (name in {"loha", "lokr", "glora"})
     checked = verify_file(tmp_path / "out.safetensors")
     assert checked.ok, checked
     # No program is to take the output for a file of the other algorithm.
@@ -147,7 +148,7 @@ def test_a_catalog_of_all_of_them(files, tmp_path: Path):
     pair = BasePair(load_base_model(files.source), load_base_model(files.target))
     job = CatalogJob((folder,), tmp_path / "out")
     found = run_catalog(job, pair)
-    assert found.by_state == {"migrated": len(NAMES) + 1}
+    assert found.by_state == {"migrated": len(NAMES) + 1}, found.by_reason
     for name in NAMES:
         assert verify_file(tmp_path / "out" / f"{name}.safetensors").ok
     # Nothing is done again: the content of such a file is known by its own tensors.

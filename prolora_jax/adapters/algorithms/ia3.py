@@ -38,7 +38,9 @@ def _is_on_input(module: StructuredModule, shape: Shape) -> bool | None:
     """Whether the numbers are for input channels; None where nothing says it."""
     parts = module.parts
     if "on_input" in parts:
-        return bool(parts["on_input"].reshape(-1)[0])
+        said = float(parts["on_input"].reshape(-1)[0])
+        # Of a file's header alone nothing says it but the vector's length.
+        return parts["ia3_weight"].size != shape[0] if np.isnan(said) else bool(said)
     vector = parts["ia3_l"]
     if vector.ndim == 2 or shape[0] != shape[1]:
         return vector.shape[:2] == (1, shape[1])

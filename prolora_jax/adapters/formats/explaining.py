@@ -37,14 +37,18 @@ def explained_key(key: str, tensors: Mapping[str, np.ndarray], *, outline: bool)
     return None if known.part == "diff" and is_none else known
 
 
-def completed(groups: Mapping[str, ModuleTensors]) -> dict[str, ModuleTensors]:
+def completed(
+    groups: Mapping[str, ModuleTensors], *, outline: bool = False
+) -> dict[str, ModuleTensors]:
     """The modules of a file, each with the tensors that it shares with others.
 
     Args:
         groups: tensors by module, as their keys say.
+        outline: whether the numbers stand for others and say nothing.
 
     Returns:
-        Without what is no module of its own; numbers that say how a vector is meant are floats.
+        Without what is no module of its own; numbers that say how a vector is meant are floats,
+        NaN where they are not known.
     """
     shared = {path: group for path, group in groups.items() if group.parts.keys() <= _SHARED}
     if not any("vera_lambda_b" in group.parts for group in groups.values()):
@@ -58,7 +62,8 @@ def completed(groups: Mapping[str, ModuleTensors]) -> dict[str, ModuleTensors]:
         if "on_input" in group.parts and "ia3_weight" in group.parts:
             array, key = group.parts["on_input"]
             floats = group.parts["ia3_weight"][0].dtype
-            group.parts["on_input"] = np.asarray(array != 0).astype(floats), key
+            said = np.full(array.shape, np.nan) if outline else np.asarray(array != 0)
+            group.parts["on_input"] = said.astype(floats), key
     return modules
 
 

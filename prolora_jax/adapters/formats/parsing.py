@@ -83,7 +83,7 @@ def parse(
                 array = layout.kernel_to_weight(array)
             _add(group, parts, key, array, origin)
     modules, others, formats = [], [], Counter()
-    for path, group in completed(groups).items():
+    for path, group in completed(groups, outline=outline).items():
         if set(group.parts) == {"alpha"}:
             array, key = group.parts["alpha"]
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
