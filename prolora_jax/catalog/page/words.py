@@ -18,6 +18,7 @@ REASONS = {
     "alpha-zero": "an alpha of 0, which programs read in two ways",
     "shape-mismatch": "made for layers of another shape",
     "unmatched-modules": "has layers that the source does not have",
+    "needs-source-weights": "depends on weights of its base model that are not at hand",
     "wrong-base": "made for another base model than the source",
     "no-matching-module": "no layer of it can move to the target",
     "unsupported-config": "a configuration that is not read",
