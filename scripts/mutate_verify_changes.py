@@ -60,6 +60,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("same", "float32", "bfloat16", "float16"),
     "allow_partial": (False, True),
     "alpha_zero": ("refuse", "rank", "zero"),
+    "factor_rank": ("energy=0.999,max=64", "max=2", "exact"),
     "rules": ((), (ModuleRule("*attn1*", scale=0.5),), (ModuleRule("*nothing*"),)),
 }
 """Values that each option is given in report and header alike."""

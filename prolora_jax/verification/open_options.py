@@ -81,6 +81,8 @@ def open_options(
     found["dtype"] = "same, and the same by its name"
     if all(companion.part != "layer" for companion in before.companions):
         found["allow_partial"] = "no whole layer stays behind"
+    if all(module.made_from is None for module in before.modules):
+        found["factor_rank"] = "the input is plain LoRA"
     if options.rules:
         found["rules"] = "patterns that take the same modules, and values that change nothing"
         places = {rules_place(options.rules, m.path) for m in told.modules}
