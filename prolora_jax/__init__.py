@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from prolora_jax.plans.options import MigrationOptions as MigrationOptions
     from prolora_jax.plans.plan import MigrationPlan as MigrationPlan
     from prolora_jax.plans.report import MigrationReport as MigrationReport
+    from prolora_jax.plans.rules import ModuleRule as ModuleRule
     from prolora_jax.subspaces.compute import compute_subspaces as compute_subspaces
     from prolora_jax.subspaces.store import MemoryStore as MemoryStore
     from prolora_jax.verification.adapter import verify_adapter as verify_adapter
@@ -109,6 +110,7 @@ _HOME = {
     "MigrationOptions": "plans.options",
     "MigrationPlan": "plans.plan",
     "MigrationReport": "plans.report",
+    "ModuleRule": "plans.rules",
     "make_plan": "migration.single",
     "migrate": "migration.single",
     "run_plan": "migration.single",

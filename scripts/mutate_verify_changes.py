@@ -16,6 +16,7 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Skip
 from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.rules import ModuleRule
 
 Report = dict[str, Any]
 Place = tuple[str | int, ...]
@@ -59,6 +60,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "dtype": ("same", "float32", "bfloat16", "float16"),
     "allow_partial": (False, True),
     "alpha_zero": ("refuse", "rank", "zero"),
+    "factor_rank": ("energy=0.999,max=64", "max=2", "exact"),
+    "rules": ((), (ModuleRule("*attn1*", scale=0.5),), (ModuleRule("*nothing*"),)),
 }
 """Values that each option is given in report and header alike."""
 

@@ -133,7 +133,7 @@ def _shown(job: CatalogJob) -> str:
 
 
 def _options(job: CatalogJob) -> dict[str, object]:
-    return {"method": job.options.method, **job.options.changed()}
+    return msgspec.to_builtins({"method": job.options.method, **job.options.changed()})
 
 
 def _facts_at_start(job: CatalogJob, pair: BasePair) -> dict[str, object]:
@@ -151,8 +151,10 @@ def _facts_at_start(job: CatalogJob, pair: BasePair) -> dict[str, object]:
 def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> PairReport:
     options = job.options
     matching = pair.matching(options.match, options)
-    measures = {} if options.method == "copy" else pair.measure(pairs, options)
-    said = relation(measures, 0, options).sentence if measures else None
+    copied = all(own.method == "copy" for own in options.variants)
+    measures = {} if copied else pair.measure(pairs, options)
+    compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
+    said = relation(compared, 0, options).sentence if compared else None
     return PairReport(
         version("prolora_jax"),
         pair.source.location,

@@ -173,11 +173,10 @@ class Outlook:
 
 def predicted_size(adapter: Adapter, plan: MigrationPlan) -> int:
     """Bytes of the output, as far as they can be told: ranks that `energy=` cuts are not known."""
-    options = plan.options
     modules = {module.path: module for module in adapter.modules}
     total = 0
     for step in plan.steps:
-        module = modules[step.source_path]
+        module, options = modules[step.source_path], plan.options.options_for(step.path)
         out, width = module.up.shape[0], module.down.size // module.rank
         twice = step.action is Action.PROJECT and options.method == "prolora"
         rank = options.output_rank.at_most(module.rank * (2 if twice else 1), module.rank)

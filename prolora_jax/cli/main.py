@@ -179,4 +179,9 @@ def _yaml(path: str) -> Yaml:
             code=Refusal.MISSING_FILE,
         )
     require_options_file(Path(path))
-    return Yaml(path, use_commands_as_keys=False, must_exist=True)
+    found = Yaml(path, use_commands_as_keys=False, must_exist=True)
+    if "rules" in found.config:
+        from prolora_jax.plans.rules import read_rules
+
+        read_rules(found.config["rules"])  # refused here by their numbers, not by the parser
+    return found

@@ -30,6 +30,7 @@ GROUPS = {
         "identical",
         "pair_rank",
         "rotation_min_cos",
+        "rules",
     ),
     MATCHING: ("match", "match_score"),
     OUTPUT: ("dtype", "uniform_rank"),

@@ -110,6 +110,7 @@ class _Block(NamedTuple):
     compressed: bool
     left: SideResult
     right: SideResult
+    options: MigrationOptions
 
 
 Results = dict[str, Moved | AdapterRefused]
@@ -144,14 +145,14 @@ def move_all(
     def collect() -> None:
         nonlocal done
         block = running.popleft()
-        for owner, path, result in _collect(block, options):
+        for owner, path, result in _collect(block):
             moved[owner][path] = result
         done += len(block.jobs)
         if progress is not None:
             progress("projection", done, total)
 
     for modules, operators in _operators_ahead(list(waiting), pair, options):
-        for block in _start(waiting.pop(modules), operators, options):
+        for block in _start(waiting.pop(modules), operators, options.options_for(modules.target)):
             running.append(block)
             if len(running) > IN_FLIGHT:
                 collect()
@@ -168,10 +169,10 @@ def _jobs(
     for owner, work in enumerate(works):
         modules = work.take_modules()
         for step in work.plan.steps:
-            module = modules[step.source_path]
+            module, own = modules[step.source_path], options.options_for(step.path)
             if step.action is Action.COPY:
-                moved[owner][step.path] = _copied(module, options)
-            elif _method(step, module, options) is not None:
+                moved[owner][step.path] = _copied(module, own)
+            elif _method(step, module, own) is not None:
                 pair = ModulePair(step.source_path, step.path)
                 jobs.setdefault(pair, []).append(_Job(owner, step, module))
     return jobs
@@ -231,7 +232,7 @@ def _start(
                     for side, matrices, block in zip(operators, on_device, rows, strict=True)
                 )
             powers = [power for _, power in middle]
-            yield _Block(chosen, powers, still, compressed, left, right)
+            yield _Block(chosen, powers, still, compressed, left, right, options)
 
 
 def _dtype(module: LoraModule, options: MigrationOptions) -> np.dtype:
@@ -248,10 +249,9 @@ def _compressed(method: Method, module: LoraModule, options: MigrationOptions) -
     return not met or full > min(matrix_shape(module))
 
 
-def _collect(
-    block: _Block, options: MigrationOptions
-) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
+def _collect(block: _Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
     """Wait for a block, choose ranks and scales, have it stored, and take it apart."""
+    options = block.options
     grams = jax.device_get((block.left.grams, block.right.grams))
     measured = measure(*grams)
     energies = np.stack(measured.energies, axis=1)

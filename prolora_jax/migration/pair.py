@@ -62,7 +62,7 @@ class BasePair:
         # By `basis_rank` and `pair_rank`, which all that is compared depends on.
         self._known: dict[tuple[str, str], dict[ModulePair, _Known]] = {}
         self._equal: dict[ModulePair, bool] = {}
-        self._matchings: dict[tuple[str, ...], Matching] = {}
+        self._matchings: dict[tuple[object, ...], Matching] = {}
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
@@ -74,9 +74,9 @@ class BasePair:
         Returns:
             Source path by target path, and the alignments behind it.
         """
-        asked = (mode, options.match_score)
+        asked: tuple[object, ...] = (mode, options.match_score)
         if options.match_score == "similarity":
-            asked += (options.basis_rank, options.pair_rank)
+            asked += (options.basis_rank, options.pair_rank, options.rules)
         if asked not in self._matchings:
             self._matchings[asked] = self._match(mode, options)
         return self._matchings[asked]
@@ -110,12 +110,14 @@ class BasePair:
         Returns:
             Measures by target path. `copy` needs none and computes none.
         """
-        if options.method == "copy":
-            return dict.fromkeys(pairs, Measure())
-        asked, copied = module_pairs(pairs), options.identical == "copy"
+        found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
+        asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
+        copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
         known = self._compared([pair for pair in asked if pair not in equal], options, progress)
-        return {pair.target: IDENTICAL if pair in equal else known[pair].measure for pair in asked}
+        for pair in asked:
+            found[pair.target] = IDENTICAL if pair in equal else known[pair].measure
+        return found
 
     def _compared(
         self,
@@ -124,6 +126,21 @@ class BasePair:
         progress: Progress | None = None,
     ) -> Mapping[ModulePair, _Known]:
         """All that is known under these options; of `pairs` at least, looked up or computed."""
+        if not options.rules:
+            return self._compared_alike(pairs, options, progress)
+        found: dict[ModulePair, _Known] = {}
+        for own, group in _by_options(pairs, options):
+            known = self._compared_alike(group, own, progress)
+            found |= {pair: known[pair] for pair in group}
+        return found
+
+    def _compared_alike(
+        self,
+        pairs: Iterable[ModulePair],
+        options: MigrationOptions,
+        progress: Progress | None = None,
+    ) -> Mapping[ModulePair, _Known]:
+        """The same for pairs that have one rank rule."""
         ranks = options.basis_rank, options.pair_rank
         known = self._known.setdefault(ranks, {})
         keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in pairs if p not in known}
@@ -195,7 +212,8 @@ class BasePair:
         keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
         missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
         if missing:
-            self._compute_subspaces(missing.values(), options, progress)
+            for own, group in _by_options(missing.values(), options):
+                self._compute_subspaces(group, own, progress)
             self._prepare(missing, self.workers, progress)
 
     def operators(self, pair: ModulePair, options: MigrationOptions) -> ModuleOperators:
@@ -225,7 +243,7 @@ class BasePair:
         self, pair: ModulePair, comparison: Comparison, options: MigrationOptions
     ) -> OperatorKey:
         ranks = comparison.k_source, comparison.k_target
-        shape = self._matrix_shape(pair)
+        shape, options = self._matrix_shape(pair), options.options_for(pair.target)
         method = effective_method(options.method, *ranks, shape) or options.method
         return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
 
@@ -256,6 +274,17 @@ class BasePair:
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
         with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
             return np.array_equal(a.astype(narrower), b.astype(narrower))
+
+
+def _by_options(
+    pairs: Iterable[ModulePair], options: MigrationOptions
+) -> Iterable[tuple[MigrationOptions, list[ModulePair]]]:
+    """Pairs by the options that hold for them."""
+    groups: dict[int, tuple[MigrationOptions, list[ModulePair]]] = {}
+    for pair in pairs:
+        own = options.options_for(pair.target)
+        groups.setdefault(id(own), (own, []))[1].append(pair)
+    return groups.values()
 
 
 def _measure(compared: Comparison) -> Measure:

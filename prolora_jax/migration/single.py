@@ -30,6 +30,7 @@ from prolora_jax.plans.plan import (
     wanted_pairs,
 )
 from prolora_jax.plans.report import MigrationReport, ModuleReport, Party, count
+from prolora_jax.plans.rules import idle_rules
 from prolora_jax.subspaces.store import BasisStore
 
 
@@ -104,7 +105,9 @@ def plan_fitted(
     plan = build_plan(adapter, *specs, matching, measures, options)
     moved = {(step.path, step.source_path) for step in plan.steps}
     companions = plan_companions(adapter, *specs, matching.pairs, moved, options)
-    flags = (*fitted.flags, *adapter.flags, *left_behind(companions))
+    paths = {*pair.target.spec.modules, *(step.path for step in plan.steps)}
+    idle = idle_rules(options.rules, paths)
+    flags = (*fitted.flags, *adapter.flags, *left_behind(companions), *idle)
     return replace(plan, flags=flags, companions=companions)
 
 
@@ -203,7 +206,7 @@ def encode(
     title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
     metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
     metadata[PROVENANCE] = _provenance(report, pair.target.spec.family)
-    beside = carried(plan.companions, adapter, plan.options.scale)
+    beside = carried(plan.companions, adapter, plan.options)
     return replace(adapter, modules=modules, companions=beside, metadata=metadata), report
 
 

@@ -1,6 +1,7 @@
 """What was asked, what will be done, and what was done.
 
 catalog_record.py: What is known of each file of a catalog, and of the catalog as a whole.
+rules.py: Options that hold for some modules only, by patterns of paths.
 options.py: What the user asked for: every option of a migration, checked when it is made.
 companions.py: What becomes of biases, norms and whole layers beside an adapter's pairs.
 plan.py: What will be done with every module, decided before anything is computed on a device.

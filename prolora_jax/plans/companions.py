@@ -153,20 +153,20 @@ def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
 
 
 def carried(
-    companions: tuple[PlannedCompanion, ...], adapter: Adapter, scale: float
+    companions: tuple[PlannedCompanion, ...], adapter: Adapter, options: MigrationOptions
 ) -> tuple[Companion, ...]:
     """The companions of the output.
 
     Args:
         companions: of the plan.
         adapter: the input.
-        scale: that multiplies every update.
+        options: the scale that multiplies every update.
     """
     given = {c.key: c for c in adapter.companions}
     moved = []
     for c in companions:
         if c.path is not None and c.key in given:
-            array = given[c.key].array
+            array, scale = given[c.key].array, options.options_for(c.path).scale
             if scale != 1.0:
                 array = (array.astype(np.float64) * scale).astype(np.float32)
             moved.append(Companion(c.key, c.path, c.part, array))

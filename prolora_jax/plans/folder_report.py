@@ -88,7 +88,10 @@ def shared_options(options: MigrationOptions) -> dict[str, str]:
     """The options that matching and similarities depend on."""
     names = ("basis_rank", "pair_rank", "match", "match_score", "identical")
     chosen = {name: str(getattr(options, name)) for name in names}
-    return chosen | {"measured": "no" if options.method == "copy" else "yes"}
+    if options.rules:
+        chosen["rules"] = msgspec.json.encode(options.rules).decode()
+    copied = all(own.method == "copy" for own in options.variants)
+    return chosen | {"measured": "no" if copied else "yes"}
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def whole_report(
     measures = {
         path: module.measure or Measure()
         for path, module in shared.modules.items()
-        if _decides(module.measure or Measure(), options)
+        if _decides(module.measure or Measure(), options.options_for(path))
     }
     missing = [p for p in wanted_pairs(before, shared.matching, options) if p not in measures]
     if missing:

@@ -1,10 +1,10 @@
 """What the user asked for: every option of a migration, checked when it is made."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from functools import cached_property
 from math import isfinite
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.adapters.algorithms.factoring import FactorRank
@@ -12,6 +12,7 @@ from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule
 from prolora_jax.method.encoding import OutputRank
+from prolora_jax.plans.rules import BadRule, ModuleRule, followed
 
 Match = Literal["auto", "name", "block", "module"]
 
@@ -60,9 +61,13 @@ class MigrationOptions:
             no effect (`zero`); programs disagree.
         factor_rank: of the LoRA factors that are made of other algorithms' updates (LoHa, DoRA,
             ...): `energy=e`, `max=k`, or both; `exact`. Those of rank `max` and less stay exact.
+        rules: other options for some target modules; the first rule that matches is followed.
+            In --config a list, each with `path:` (one pattern or several) and any of `method`,
+            `basis_rank`, `min_similarity`, `rank`, `scale`.
 
     Raises:
         BadOption: from the constructor, when a value is not one of those above.
+        BadRule: when a rule's is not.
     """
 
     method: Literal["copy", "subspace", "null-space", "prolora", "prolora-full", "rotation"] = (
@@ -89,6 +94,7 @@ class MigrationOptions:
     allow_partial: bool = False
     alpha_zero: AlphaZero = "refuse"
     factor_rank: str = "energy=0.999,max=64"
+    rules: tuple[ModuleRule, ...] = ()
 
     def __post_init__(self):
         for name, hint in get_type_hints(type(self)).items():
@@ -110,6 +116,46 @@ class MigrationOptions:
             raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
         if not isfinite(self.scale):
             raise BadOption("scale", self.scale, "a finite number")
+        for number, rule in enumerate(self.rules, start=1):
+            if not rule.patterns:
+                raise BadRule(number, "found no pattern; expected a path")
+            try:
+                self._under(rule)
+            except BadOption as error:
+                raise BadRule(number, f"found {str(error).rstrip('.')}") from None
+
+    def options_for(self, path: str) -> "MigrationOptions":
+        """The options of one module: those of the rule that it follows, and none but these.
+
+        Args:
+            path: of the target module.
+
+        Returns:
+            Options without rules: one object for each rule, and one for what follows none.
+        """
+        if not self.rules:
+            return self
+        if path not in self._followed:
+            self._followed[path] = followed(self.rules, path)
+        return self._resolved[self._followed[path]]
+
+    @property
+    def variants(self) -> tuple["MigrationOptions", ...]:
+        """All that `options_for` may return."""
+        return tuple(self._resolved.values())
+
+    @cached_property
+    def _followed(self) -> dict[str, int | None]:
+        return {}
+
+    @cached_property
+    def _resolved(self) -> dict[int | None, "MigrationOptions"]:
+        own = replace(self, rules=()) if self.rules else self
+        return {None: own} | {n: self._under(rule) for n, rule in enumerate(self.rules)}
+
+    def _under(self, rule: ModuleRule) -> "MigrationOptions":
+        changed: dict[str, Any] = {"rules": (), **rule.overrides}
+        return replace(self, **changed)
 
     @cached_property
     def basis_rule(self) -> BasisRule:

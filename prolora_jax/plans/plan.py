@@ -185,8 +185,8 @@ def build_plan(
             if reason is not None:
                 skipped.append(SkippedModule(reason, module.path, path))
                 continue
-            weak = matching.is_weak(path)
-            outcome = _decide(path, module.path, measures[path], options, weak_match=weak)
+            weak, own = matching.is_weak(path), options.options_for(path)
+            outcome = _decide(path, module.path, measures[path], own, weak_match=weak)
             (steps if isinstance(outcome, PlanStep) else skipped).append(outcome)
     skipped += _without_source(adapter, source, target, matching, options)
     return MigrationPlan(

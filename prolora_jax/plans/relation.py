@@ -74,7 +74,7 @@ def relation(
         `close relatives` when at least 90 % of the compared modules are related, `unrelated`
         when fewer than 10 % are (or none was compared), else `partly related`.
     """
-    related = sum(is_related(measure, options) for measure in measures.values())
+    related = sum(is_related(m, options.options_for(path)) for path, m in measures.items())
     total = len(measures)
     word: Word = "partly related"
     if total == 0 or related < UNRELATED_SHARE * total:

@@ -26,6 +26,7 @@ from prolora_jax.plans.plan import (
     wanted_pairs,
 )
 from prolora_jax.plans.report import ModuleReport, count
+from prolora_jax.plans.rules import idle_rules
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
 from prolora_jax.verification.companions import companion_problems
 from prolora_jax.verification.contents import extra_problems, module_problems, rank_problems
@@ -167,7 +168,7 @@ class AdapterCheck:
         """Measure two weights, and compare what the report says of them and of the update."""
         self.loose[path] = loose_flags(None, path, self.matched)
         told = self.claim.records.get((source_path, path))
-        if self.options.method == "copy":
+        if self.options.options_for(path).method == "copy":
             self.measures[path] = Measure()
             self._check_record(told, None)
             return
@@ -187,12 +188,13 @@ class AdapterCheck:
         self._check_record(told, dense)
 
     def _recompute(self, path: str, source_path: str) -> DenseResult:
+        own = self.options.options_for(path)
         return recompute(
-            self.options.method,
+            own.method,
             finite_matrix(self.source, source_path),
             finite_matrix(self.target, path),
             dense_update(self.before[source_path]),
-            basis_rule(self.options.basis_rank),
+            basis_rule(own.basis_rank),
             self.options.pair_rank,
             rotation_min_cos=self.options.rotation_min_cos,
         )
@@ -242,7 +244,7 @@ class AdapterCheck:
     ) -> UpdateCheck:
         """Compare the factors of one module, and what the report says of them."""
         brief = self.claim.folder is not None
-        return check_update(told, before, after, dense, self.options, brief)
+        return check_update(told, before, after, dense, self.options.options_for(told.path), brief)
 
     def _cannot_compare(
         self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
@@ -319,8 +321,8 @@ class AdapterCheck:
         strings, open_ = string_problems(output, before, told, self.target.spec)
         self.not_checked += open_
         beside = self._companions(plan)
-        problems += companion_problems(told.companions, beside, before, output, self.options.scale)
-        problems += strings + self._flag_problems(beside) + self._part_problems(parts)
+        problems += companion_problems(told.companions, beside, before, output, self.options)
+        problems += strings + self._flag_problems(plan, beside) + self._part_problems(parts)
         if self.claim.folder is not None:
             by = self.matched.matching.matched_by
             problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
@@ -333,14 +335,18 @@ class AdapterCheck:
         specs = self.source.spec, self.target.spec
         return plan_companions(self.source_lora, *specs, pairs, moved, self.options)
 
-    def _flag_problems(self, beside: tuple[PlannedCompanion, ...]) -> list[str]:
+    def _flag_problems(
+        self, plan: MigrationPlan, beside: tuple[PlannedCompanion, ...]
+    ) -> list[str]:
         """Flags of the file as a whole: what was assumed, what the input leaves open."""
         told, before = self.claim.report, self.source_lora
         try:
             wanted = check_base(before, self.source.spec, self.options.assume_base)
         except AdapterRefused as error:
             return [str(error)]
-        wanted = (*wanted, *before.flags, *left_behind(beside))
+        paths = {*self.target.spec.modules, *(step.path for step in plan.steps)}
+        idle = idle_rules(self.options.rules, paths)
+        wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
         if sorted(told.flags) == sorted(wanted):
             return []
         return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]

@@ -7,6 +7,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Companion
 from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.options import MigrationOptions
 
 SLACK = 1e-5
 """Relative: a scaled vector is rounded to float32 once, to a file's dtype at most once more."""
@@ -17,7 +18,7 @@ def companion_problems(
     planned: tuple[PlannedCompanion, ...],
     before: Adapter,
     after: Adapter,
-    scale: float,
+    options: MigrationOptions,
 ) -> Iterator[str]:
     """What is wrong with the tensors beside the pairs.
 
@@ -26,7 +27,7 @@ def companion_problems(
         planned: what they should be, planned anew.
         before: the input, resolved.
         after: the output, resolved.
-        scale: that multiplies every update.
+        options: the scale that multiplies every update.
 
     Yields:
         One sentence for each tensor that is missing, changed, made up or told wrongly.
@@ -59,7 +60,7 @@ def companion_problems(
         written = found.get((record.path, record.part))
         if written is None:
             yield f"{record.path}: carried by the report, and not in the file"
-        elif not _equal(written.array, own.array, scale):
+        elif not _equal(written.array, own.array, options.options_for(record.path).scale):
             yield f"{record.path}: carried by the report, but not as in the input"
 
 

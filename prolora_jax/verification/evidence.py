@@ -46,14 +46,14 @@ def similarity_evidence(
         targets: the same in the target.
         options: rank rule and pairing of ranks.
     """
-    rule = basis_rule(options.basis_rank)
+    rules = [basis_rule(options.options_for(path).basis_rank) for path in targets]
     theirs = [decompose(finite_matrix(target, path)) for path in targets]
     found = np.ones((len(sources), len(targets), 3))
     for i, source_path in enumerate(sources):
         u, s, v = decompose(finite_matrix(source, source_path))
         for j, (u_t, s_t, v_t) in enumerate(theirs):
             shape = len(u), len(v)
-            k, k_t = retained(s, rule, shape), retained(s_t, rule, shape)
+            k, k_t = retained(s, rules[j], shape), retained(s_t, rules[j], shape)
             if options.pair_rank == "max":
                 k = k_t = max(k, k_t)
             sides = []

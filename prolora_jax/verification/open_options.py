@@ -6,6 +6,8 @@ from dataclasses import replace
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.plan import Action, MigrationPlan, Skip
 from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.rules import OVERRIDES
+from prolora_jax.plans.rules import followed as rules_place
 
 
 def open_options(
@@ -27,14 +29,21 @@ def open_options(
         whole: whether every span fills a side of its weight, or is empty: then arms coincide.
     """
     options, found = told.options, {}
-    measured = [s.similarity for s in (*plan.steps, *plan.skipped) if s.similarity is not None]
+    measured = [
+        (s.similarity, options.options_for(s.path or ""))
+        for s in (*plan.steps, *plan.skipped)
+        if s.similarity is not None
+    ]
 
     def decides(**changed: str) -> bool:
-        other = replace(options, **changed)  # pyright: ignore[reportArgumentType]
-        return any(s.passes(options) != s.passes(other) for s in measured)
+        return any(
+            s.passes(own) != s.passes(replace(own, **changed))  # pyright: ignore[reportArgumentType]
+            for s, own in measured
+        )
 
+    followed = {m.path: options.options_for(m.path) for m in told.modules}
     projected = [m for m in told.modules if m.action is Action.PROJECT]
-    copy = options.method == "copy"
+    copy = all(own.method == "copy" for own in options.variants)
     below = any(s.reason is Skip.BELOW_THRESHOLD for s in plan.skipped)
     below = below or any("below-threshold" in step.flags for step in plan.steps)
     if not projected:
@@ -57,20 +66,28 @@ def open_options(
     if all(a.margin is None for a in plan.alignments):
         found["match_score"] = "no score was asked for"
     found["assume_base"] = "what was said, not what is"
-    still = options.method == "rotation" and projected
+    still = any(followed[m.path].method == "rotation" for m in projected)
     found["rotation_min_cos"] = "no cosine lies between" if still else "not this method"
     found["include"] = found["exclude"] = "patterns that take the same modules"
     if all(m.kept >= 1.0 - 1e-6 for m in told.modules):
         found["rank"] = "ranks that cut nothing"
     if len(before.ranks) == 1 or len({m.rank_out for m in told.modules}) == 1:
         found["uniform_rank"] = "there is one rank in any case"
-    lengths = ((m.norm_out, abs(options.scale) * m.norm_in) for m in told.modules)
+    lengths = ((m.norm_out, abs(followed[m.path].scale) * m.norm_in) for m in told.modules)
     if all(abs(a - b) <= 1e-4 * b for a, b in lengths):
         found["rescale"] = "no norm has changed"
-    if options.scale == 0.0:
+    if all(own.scale == 0.0 for own in options.variants):
         found |= dict.fromkeys(("method", "rank", "rescale"), "the scale is 0")
     found["dtype"] = "same, and the same by its name"
     if all(companion.part != "layer" for companion in before.companions):
         found["allow_partial"] = "no whole layer stays behind"
+    if all(module.made_from is None for module in before.modules):
+        found["factor_rank"] = "the input is plain LoRA"
+    if options.rules:
+        found["rules"] = "patterns that take the same modules, and values that change nothing"
+        places = {rules_place(options.rules, m.path) for m in told.modules}
+        said = [{} if p is None else options.rules[p].overrides for p in places]
+        always = [name for name in OVERRIDES if all(name in one for one in said)]
+        found |= dict.fromkeys(always, "every module follows a rule that has its own")
     found["alpha_zero"] = "an alpha of 0 that the input may not have"
     return found

@@ -43,10 +43,11 @@ def total_problems(
         "energy_out": sum(norm**2 for norm in norms.values()),
     }
     whole, out = wanted["energy_in"], wanted["energy_out"]
+    scale = max(abs(own.scale) for own in told.options.variants)
     slack: dict[str, float] = {
         "energy_in": SLACK * whole,
         "energy_moved": SLACK * whole,
-        "energy_out": SLACK * max(whole * told.options.scale**2, out),
+        "energy_out": SLACK * max(whole * scale**2, out),
     }
     problems = [
         f"report has totals.{name} {getattr(told.totals, name)}, recomputed {value:.6g}"

@@ -141,7 +141,7 @@ class _WithoutInput(AdapterCheck):
     def _update(
         self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
     ) -> UpdateCheck:
-        ours, options = dense_update(after), self.options
+        ours, options = dense_update(after), self.options.options_for(told.path)
         size, brief = float(np.linalg.norm(ours)), self.claim.folder is not None
         allowed = TOLERANCES.get(after.up.dtype.name, FLOAT32_TOLERANCE)
         problems = []
@@ -162,16 +162,17 @@ class _WithoutInput(AdapterCheck):
         self, told: ModuleReport, ours: np.ndarray, dense: DenseResult, allowed: float
     ) -> list[str]:
         """Whether an update lies where the method puts every update."""
-        if self.options.method not in _STAYS:
+        options = self.options.options_for(told.path)
+        if options.method not in _STAYS:
             return []
         weight = finite_matrix(self.target, told.path)
         rule = ("rank", float(dense.k_target))
-        again = recompute(self.options.method, weight, weight, ours, rule, "own").delta_t
+        again = recompute(options.method, weight, weight, ours, rule, "own").delta_t
         off, size = float(np.linalg.norm(again - ours)), float(np.linalg.norm(ours))
-        unit = max(abs(self.options.scale) * told.norm_in, size)
+        unit = max(abs(options.scale) * told.norm_in, size)
         if off <= 2 * allowed * unit:
             return []
-        return [f"{off / size:.3g} of its update lies where {self.options.method} leaves nothing"]
+        return [f"{off / size:.3g} of its update lies where {options.method} leaves nothing"]
 
     def _file_problems(self, plan: MigrationPlan, parts: Sequence[Adapter]) -> list[str]:
         told, output = self.claim.report, self.output

@@ -155,7 +155,7 @@ def test_a_vector_is_carried_where_layer_and_width_are_the_same(key):
     (told,) = plan = planned(adapter)
     assert (told.source_path, told.path, told.fate) == (path, path, Fate.CARRIED)
     assert left_behind(plan) == ()
-    (moved,) = carried(plan, adapter, 0.5)
+    (moved,) = carried(plan, adapter, MigrationOptions(scale=0.5))
     assert np.array_equal(moved.array, 0.5 * adapter.companions[0].array)
     squares = [
         np.linalg.norm(m.up.reshape(-1, 2) @ m.down.reshape(2, -1)) ** 2 for m in adapter.modules
@@ -260,4 +260,4 @@ def test_whole_layers_that_peft_saves_are_named_and_stay_behind_on_request():
     plan = planned(adapter, allow_partial=True)
     assert {told.fate for told in plan} == {Fate.WHOLE_LAYER}
     assert left_behind(plan)[0].startswith("partial: 2 tensors left behind, first base_model.")
-    assert carried(plan, adapter, 1.0) == ()
+    assert carried(plan, adapter, MigrationOptions()) == ()

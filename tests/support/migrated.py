@@ -1,6 +1,7 @@
 """Hand-made migrated adapters with their reports, right by the dense reference."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -193,10 +194,21 @@ def made_of(base: Base, records: list[ModuleReport], side: str) -> Party:
     return Party(base.spec.name, sha256(msgspec.json.encode(digests)).hexdigest())
 
 
-def make_files(dtype=np.float32, **options) -> Files:
-    """A right output for modules of rank 3; the gate stops `stranger` unless it is negative."""
+def retained_by(text: str, weights: tuple, shape: tuple[int, int]) -> int:
+    """One common rank for two weights by a rule."""
+    kind, _, value = text.partition("=")
+    rule = ("optimal", *sorted(shape)) if kind == "optimal" else (kind, float(value or 0.0))
+    source, target = (reference.svd(weight)[1] for weight in weights)
+    return max(reference.pair_ranks(source, target, rule))
+
+
+def make_files(dtype=np.float32, own: Mapping[str, dict[str, Any]] = {}, **options) -> Files:  # noqa: B006
+    """A right output for modules of rank 3; the gate stops `stranger` unless it is negative.
+
+    `own` are options of some modules by their paths, which rules among the options should say, too.
+    """
     defaults: dict[str, Any] = {"basis_rank": "fraction=0.5", "min_similarity": 0.7}
-    chosen = MigrationOptions(**{"dtype": np.dtype(dtype).name, **defaults, **options})
+    every = MigrationOptions(**{"dtype": np.dtype(dtype).name, **defaults, **options})
     rng = np.random.default_rng(0)
     source_weights = {n: weight(rng, (s[0], int(np.prod(s[1:])))) for n, s in SHAPES.items()}
     target_weights = {n: weight(rng, w.shape, w) for n, w in source_weights.items()}
@@ -211,8 +223,9 @@ def make_files(dtype=np.float32, **options) -> Files:
         up = rng.standard_normal((out, 3, *[1] * (len(spec.shape) - 2))).astype(np.float32)
         before.append(LoraModule(path, down, up, alpha=1.5))
         delta = 0.5 * up.reshape(out, 3).astype(np.float64) @ down.reshape(3, width)
-        k = round(min(out, width) / 2)
+        chosen = replace(every, rules=(), **own.get(path, {}))
         weights = source.matrix(path), target.matrix(path)
+        k = retained_by(chosen.basis_rank, weights, (out, width))
         pair = reference.pair_of_weights(*weights, k, k)
         similarity = similarity_of(pair, k, spec.matrix_shape)
         stopped = path == "unet.stranger" and chosen.min_similarity > 0
@@ -250,7 +263,7 @@ def make_files(dtype=np.float32, **options) -> Files:
     given = Adapter(tuple(before), "peft", extras, origin="in")
     report = MigrationReport(
         "0",
-        chosen,
+        every,
         made_of(source, records, "source_path"),
         made_of(target, records, "path"),
         Party("in", given.fingerprint),

@@ -7,6 +7,8 @@ import pytest
 
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
 from prolora_jax.plans.companions import Fate, PlannedCompanion
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.rules import ModuleRule
 from prolora_jax.verification.companions import companion_problems
 
 PATH = "unet.conv_in"
@@ -41,11 +43,17 @@ CASES = [
 
 @pytest.mark.parametrize(("told", "planned", "before", "after", "problems"), CASES)
 def test_every_vector_is_accounted_for(told, planned, before, after, problems):
-    found = list(companion_problems(told, planned, before, after, 1.0))
+    found = list(companion_problems(told, planned, before, after, MigrationOptions()))
     assert len(found) == len(problems)
     assert all(problem in sentence for problem, sentence in zip(problems, found, strict=True))
 
 
 def test_the_scale_of_all_updates_counts_for_vectors_too():
-    assert not list(companion_problems(TAKEN, TAKEN, BEFORE, adapter(array=VECTOR * 0.5), 0.5))
-    assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, 0.5))
+    other = adapter(array=VECTOR * 0.5)
+    halved = MigrationOptions(scale=0.5)
+    by_rule = MigrationOptions(rules=(ModuleRule(PATH, scale=0.5),))
+    for options in (halved, by_rule):
+        assert not list(companion_problems(TAKEN, TAKEN, BEFORE, other, options))
+        assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, options))
+    elsewhere = MigrationOptions(rules=(ModuleRule("*.conv_out", scale=0.5),))
+    assert list(companion_problems(TAKEN, TAKEN, BEFORE, other, elsewhere))

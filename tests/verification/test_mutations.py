@@ -185,6 +185,7 @@ NO_EFFECT = [
     {"alpha_zero": "rank"},
     {"allow_partial": True},
     {"uniform_rank": True},
+    {"factor_rank": "max=2"},
 ]
 
 
