@@ -39,11 +39,14 @@ QUICK = (
     "verification/test_dense.py",
 )
 NOT_QUICK = (
+    "adapters/test_algorithms",
     "adapters/test_conversions.py",
     "adapters/test_flax_format.py",
     "adapters/test_formats.py",
+    "adapters/test_fuzz_algorithms.py",
     "adapters/test_licences.py",
     "adapters/test_lycoris_format.py",
+    "adapters/test_peft_algorithms.py",
     "adapters/test_peft_format.py",
     "adapters/test_scales.py",
     "architectures/test_family.py",

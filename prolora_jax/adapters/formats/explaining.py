@@ -32,9 +32,12 @@ def explained_key(key: str, tensors: Mapping[str, np.ndarray], *, outline: bool)
     array = tensors[key]
     if known.part == "oft_blocks" and array.ndim == 4:
         return replace(known, part="boft_blocks")
+    if known.part != "diff":
+        return known
     # A vector is no full difference, but a norm's or a bias's; zeros are none at all.
-    is_none = array.ndim == 1 or not (outline or array.any())
-    return None if known.part == "diff" and is_none else known
+    with np.errstate(invalid="ignore"):  # signalling NaNs of bfloat16 warn, and are refused later
+        is_none = array.ndim == 1 or not (outline or array.any())
+    return None if is_none else known
 
 
 def completed(
