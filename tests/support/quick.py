@@ -40,6 +40,7 @@ QUICK = (
 )
 NOT_QUICK = (
     "adapters/test_algorithms",
+    "adapters/test_comparison.py",
     "adapters/test_conversions.py",
     "adapters/test_flax_format.py",
     "adapters/test_formats.py",
@@ -48,8 +49,10 @@ NOT_QUICK = (
     "adapters/test_lycoris_format.py",
     "adapters/test_peft_algorithms.py",
     "adapters/test_peft_format.py",
+    "adapters/test_plain_kinds.py",
     "adapters/test_scales.py",
     "architectures/test_family.py",
+    "architectures/test_flax_names.py",
     "catalog/test_page.py::test_in_a_browser",
 )
 """What takes long among them."""
