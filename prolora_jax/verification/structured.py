@@ -153,13 +153,15 @@ def _pair(module: StructuredModule, shape: Shape, _: np.ndarray) -> Matrix:
 
 
 def _dora(module: StructuredModule, shape: Shape, weight: np.ndarray) -> Matrix:
-    magnitude = _wide(module.parts["magnitude"])
-    inner = {name: array for name, array in module.parts.items() if name != "magnitude"}
+    inner = dict(module.parts)
+    by_peft = "row_magnitude" in inner
+    magnitude = _wide(inner.pop("row_magnitude" if by_peft else "magnitude"))
     added = next(formula for name, formula in _ADDED.items() if name in inner)
     update = added(replace(module, parts=inner), shape, weight)
     whole = (weight + update).reshape(shape[0], shape[1], -1)
     rows = magnitude.ndim == 1 or magnitude.shape[0] == magnitude.size
-    rows = rows or magnitude.shape[1] != shape[1]
+    # peft knows rows alone, but for the numbers of a linear layer that say another thing.
+    rows = rows or magnitude.shape[1] != shape[1] or (by_peft and magnitude.ndim == 4)
     over = (1, 2) if rows else (0, 2)
     sizes = np.sqrt(np.sum(whole**2, axis=over))
     ratio = np.zeros_like(sizes)

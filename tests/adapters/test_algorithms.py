@@ -233,6 +233,8 @@ PAIR = {"lora_down.weight": (2, 32), "lora_up.weight": (32, 2)}
         ({"lokr_w1_a": (2, 3), "lokr_w1_b": (2, 2), "lokr_w2": (16, 16)}, "Kronecker product"),
         (PAIR | {"lora_mid.weight": (2, 2, 3, 3)}, r"of LoCon-Tucker; expected down"),
         ({"diff": (32, 16)}, r"expected diff \(32, 32\)"),
+        (PAIR | {"lora_up.weight": (32, 2, 2, 2), "dora_scale": (32, 1)}, "of DoRA; expected down"),
+        ({"lokr_w1": (2, 2, 2, 2), "lokr_w2": (16, 16)}, "whose Kronecker product"),
         (PAIR | {"dora_scale": (31, 1)}, r"one number for each of 32 rows"),
         (PAIR | {"dora_scale": (1, 31)}, r"one number for each of 32 rows"),
     ],

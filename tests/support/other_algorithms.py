@@ -30,9 +30,10 @@ LAYERS = (
     "unet.down_blocks.1.attentions.0.transformer_blocks.0.ff.net.0.proj",
     "unet.down_blocks.1.resnets.0.conv_shortcut",
     "unet.down_blocks.1.resnets.0.conv1",
+    "unet.down_blocks.1.resnets.0.conv2",
     "unet.mid_block.attentions.0.transformer_blocks.2.attn2.to_k",
 )
-"""Linear layers, square and not, a pointwise and a 3x3 convolution."""
+"""Linear layers and 3x3 convolutions, square and not, and a pointwise one."""
 
 
 class Made(NamedTuple):

@@ -38,7 +38,9 @@ class Misfit(NamedTuple):
     expected: str
 
 
-_VECTORS = frozenset({"magnitude", "rescale", "ia3_l", "ia3_weight", "on_input", "boft_s"})
+_VECTORS = frozenset(
+    {"magnitude", "row_magnitude", "rescale", "ia3_l", "ia3_weight", "on_input", "boft_s"}
+)
 _VECTORS |= {"lora_E", "vera_lambda_b", "vera_lambda_d"}
 """Parts that are one number, or one for each row, column or rank; all others are matrices."""
 
@@ -53,7 +55,7 @@ class Algorithm:
     Attributes:
         name: as it is called in reports, `loha`.
         title: as it is called in sentences, `LoHa`.
-        ends: part name by the end of a key; the first end of a name is the one that is written.
+        ends: part name by the end of a key; without a dot, of what is told in another way.
         needs: the sets of parts that are a whole module.
         rank: of the tensors: what alpha is divided by.
         matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.

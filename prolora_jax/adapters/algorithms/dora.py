@@ -27,17 +27,22 @@ from prolora_jax.adapters.algorithms.tucker import TUCKER
 
 _ENDS = {
     ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-    ".magnitude": "magnitude",
+    ".lora_magnitude_vector": "row_magnitude",
+    ".lora_magnitude_vector.weight": "row_magnitude",
+    ".magnitude": "row_magnitude",
 }
+_MAGNITUDES = frozenset(_ENDS.values())
 _PAIR = frozenset({"down", "up"})
 _OTHERS = (TUCKER, LOHA, LOKR)
 """LyCORIS gives their updates magnitudes, too."""
 
 
 def _others(parts: Parts) -> Parts:
-    return {name: array for name, array in parts.items() if name != "magnitude"}
+    return {name: array for name, array in parts.items() if name not in _MAGNITUDES}
+
+
+def _magnitude(parts: Parts) -> np.ndarray:
+    return next(parts[name] for name in sorted(_MAGNITUDES) if name in parts)
 
 
 def _inner(parts: Parts) -> Algorithm | None:
@@ -62,16 +67,17 @@ def _bound(_: Parts, shape: tuple[int, int]) -> int:
     return min(shape)
 
 
-def _is_per_row(magnitude: np.ndarray, shape: Shape) -> bool | None:
+def _is_per_row(parts: Parts, shape: Shape) -> bool | None:
     """Whether it has one number per output row; False per input channel; None for neither.
 
     peft writes `(out,)`, or `(1, out, 1, 1)` for a convolution; LyCORIS and kohya `(out, 1, ...)`
-    or `(1, in, ...)`. Of a square weight the axis that has the numbers tells, but peft's
-    convolutions, which are told by their kernel: LyCORIS's column norms have `(1, in, 1, 1)`, too,
-    and then only a layer with in != out tells them apart.
+    or `(1, in, ...)`. Of a square convolution the shape `(1, n, 1, 1)` is both of peft's rows and
+    of LyCORIS's channels: there the end of the key tells.
     """
-    out, width = shape[:2]
+    (out, width), magnitude = shape[:2], _magnitude(parts)
     size = magnitude.size
+    if "row_magnitude" in parts and magnitude.ndim == 4 and magnitude.shape[1] == size == out:
+        return True
     if magnitude.ndim < 2:
         return True if size == out else None
     if magnitude.shape[0] == size == out:
@@ -90,10 +96,10 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
             return misfit
     else:
         rank, down, up = _rank(parts), parts["down"].shape, parts["up"].shape
-        if int(np.prod(down[1:])) != width or up[:2] != (out, rank) or set(up[2:]) > {1}:
+        if int(np.prod(down[1:])) != width or up[:2] != (out, rank) or not set(up[2:]) <= {1}:
             expected = f"down (rank, in) and up (out, rank) of a weight {shape}"
             return Misfit(shapes_of(parts), expected)
-    if _is_per_row(parts["magnitude"], shape) is None:
+    if _is_per_row(parts, shape) is None:
         expected = f"one number for each of {out} rows, ({out}, 1), or for each of {shape[1]}"
         return Misfit(shapes_of(parts), f"{expected} input channels, (1, {shape[1]})")
     return None
@@ -115,8 +121,8 @@ def _update(
 ) -> np.ndarray:
     assert weight is not None  # `needs_weight`
     whole = weight + _added(module, shape)
-    magnitude = double(module.parts["magnitude"]).reshape(-1)
-    if _is_per_row(module.parts["magnitude"], shape):
+    magnitude = double(_magnitude(module.parts)).reshape(-1)
+    if _is_per_row(module.parts, shape):
         sizes = np.linalg.norm(whole, axis=1)
         return whole * _ratio(magnitude, sizes)[:, None] - weight
     window = whole.reshape(shape[0], shape[1], -1)
@@ -134,7 +140,9 @@ DORA = Algorithm(
     "DoRA",
     _ENDS | {part: part for other in _OTHERS for part in other.parts},
     tuple(
-        needed | {"magnitude"} for needed in (_PAIR, *(n for other in _OTHERS for n in other.needs))
+        needed | {magnitude}
+        for magnitude in sorted(_MAGNITUDES)
+        for needed in (_PAIR, *(n for other in _OTHERS for n in other.needs))
     ),
     _rank,
     _matrix_shape,

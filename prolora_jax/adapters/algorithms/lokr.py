@@ -109,7 +109,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
 
 def _inner_axes_meet(parts: Parts) -> bool:
     first = parts.get("lokr_w1")
-    if first is not None and (first.ndim < 2 or set(first.shape[2:]) > {1}):
+    if first is not None and (first.ndim < 2 or not set(first.shape[2:]) <= {1}):
         return False
     if "lokr_w1_a" in parts:
         a, b = parts["lokr_w1_a"].shape, parts["lokr_w1_b"].shape

@@ -84,13 +84,14 @@ def key_names(adapter: Adapter, format: str, spec: BaseModelSpec) -> frozenset[s
     Raises:
         AdapterRefused: the format has no name for a module.
     """
+    every = (*adapter.modules, *adapter.structured)
     if format == "comfyui":
-        named = (comfyui.module_name(m.path, spec, adapter.origin) for m in adapter.modules)
+        named = (comfyui.module_name(m.path, spec, adapter.origin) for m in every)
         return frozenset(named)
     if format not in {"kohya-ldm", "kohya-diffusers", "maxdiffusion"}:
-        return frozenset(module.path for module in adapter.modules)
+        return frozenset(module.path for module in every)
     ldm = format == "kohya-ldm" or (format == "maxdiffusion" and spec.is_sdxl_family)
-    names = (kohya.module_name(m.path, spec, ldm, adapter.origin) for m in adapter.modules)
+    names = (kohya.module_name(m.path, spec, ldm, adapter.origin) for m in every)
     return frozenset(names)
 
 
@@ -127,7 +128,8 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
         chosen = "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"
     else:
         return choice
-    unet = (m.path for m in adapter.modules if m.path.startswith(UNET))
+    every = (*adapter.modules, *adapter.structured)
+    unet = (m.path for m in every if m.path.startswith(UNET))
     if chosen in {"kohya-ldm", "comfyui"} and any(spec.ldm_name(path) is None for path in unet):
         return "kohya-diffusers"
     return chosen

@@ -53,9 +53,10 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
         fitting[name] = spec
     if twice is not None and not fitting:
         raise twice
+    every = (*adapter.modules, *adapter.structured)
     if not fitting:
         raise AdapterRefused(
-            f"{adapter.origin}: found modules, such as {adapter.modules[0].path}, whose names and "
+            f"{adapter.origin}: found modules, such as {every[0].path}, whose names and "
             f"shapes fit no published base model; expected one of {', '.join(CONFIGS)}; name the "
             f"base model that it is for with --base",
             code=Refusal.NO_MATCHING_MODULE,
