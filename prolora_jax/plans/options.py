@@ -103,11 +103,8 @@ class MigrationOptions:
                 near = get_close_matches(str(value), choices, n=1)
                 meant = f" Did you mean {near[0]!r}?" if near else ""
                 raise BadOption(name, value, " | ".join(choices), meant)
-        _ = (
-            self.basis_rule,
-            self.output_rank,
-            self.factors,
-        )  # texts that say nothing are refused here
+        # Texts that say nothing are refused here.
+        _ = self.basis_rule, self.output_rank, self.factors
         if self.assume_base is not None and self.assume_base not in CONFIGS:
             raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
         if not 0.0 < self.rotation_min_cos <= 1.0:

@@ -57,12 +57,13 @@ class Algorithm:
         title: as it is called in sentences, `LoHa`.
         ends: part name by the end of a key; without a dot, of what is told in another way.
         needs: the sets of parts that are a whole module.
-        rank: of the tensors: what alpha is divided by.
-        matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
-        bound: the largest rank that the update can have, for a layer of a shape.
         misfit: what is wrong with the tensors for a weight of a shape; None when nothing is.
         update: of a module, for a weight of a shape; given the source's weight as a matrix in
             float64 where the algorithm needs it, and how many columns are wanted at most.
+        rank: of the tensors: what alpha is divided by; 1 where nothing is.
+        matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
+        bound: the largest rank that the update can have, for a layer of a shape; the full
+            one by default.
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
@@ -73,11 +74,11 @@ class Algorithm:
     title: str
     ends: Mapping[str, str]
     needs: tuple[frozenset[str], ...]
-    rank: Callable[[Parts], int]
-    matrix_shape: Callable[[Parts], tuple[int, int] | None]
-    bound: Callable[[Parts, tuple[int, int]], int]
     misfit: Callable[[StructuredModule, Shape], Misfit | None]
     update: Callable[[StructuredModule, Shape, np.ndarray | None, int | None], Update]
+    rank: Callable[[Parts], int] = lambda _: 1
+    matrix_shape: Callable[[Parts], tuple[int, int] | None] = lambda _: None
+    bound: Callable[[Parts, tuple[int, int]], int] = lambda _, shape: min(shape)
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
     unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None

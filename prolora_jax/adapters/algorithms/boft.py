@@ -10,7 +10,6 @@ from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
     Misfit,
-    Parts,
     Shape,
     double,
     shapes_of,
@@ -18,18 +17,6 @@ from prolora_jax.adapters.algorithms.algorithm import (
 from prolora_jax.adapters.algorithms.oft import is_rescale, rotations
 
 _ENDS = {"boft_blocks": "boft_blocks", ".rescale": "rescale"}
-
-
-def _rank(_: Parts) -> int:
-    return 1
-
-
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
 
 
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
@@ -70,9 +57,6 @@ BOFT = Algorithm(
     "BOFT",
     _ENDS,
     (frozenset({"boft_blocks"}), frozenset({"boft_blocks", "rescale"})),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
     needs_weight=True,

@@ -63,10 +63,6 @@ def _matrix_shape(parts: Parts) -> tuple[int, int] | None:
     return parts["up"].shape[0], int(np.prod(parts["down"].shape[1:]))
 
 
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
-
-
 def _is_per_row(parts: Parts, shape: Shape) -> bool | None:
     """Whether it has one number per output row; False per input channel; None for neither.
 
@@ -144,10 +140,9 @@ DORA = Algorithm(
         for magnitude in sorted(_MAGNITUDES)
         for needed in (_PAIR, *(n for other in _OTHERS for n in other.needs))
     ),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
+    rank=_rank,
+    matrix_shape=_matrix_shape,
     needs_weight=True,
 )

@@ -111,8 +111,9 @@ def _factors(
         one = np.float32(1)
         cut = Cut(np.full((out, columns), one), np.full((columns, width), one), 1.0)
     else:
-        needed = algorithm.needs_weight and matrix is not None
-        weight = matrix(module.path).astype(np.float64) if needed and matrix else None
+        weight = None
+        if algorithm.needs_weight and matrix is not None:
+            weight = matrix(module.path).astype(np.float64)
         cut = _worked_out(module, shape, weight, rank)
     if cut is None:
         raise AdapterRefused(

@@ -25,10 +25,6 @@ def _rank(parts: Parts) -> int:
     return min(_matrix_shape(parts))
 
 
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
-
-
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     found = module.parts["diff"].shape
     if found == shape or found == (*shape, 1, 1) or (*found, 1, 1) == shape:
@@ -47,10 +43,9 @@ FULL = Algorithm(
     "full-diff",
     {".diff": "diff"},
     (frozenset({"diff"}),),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
+    rank=_rank,
+    matrix_shape=_matrix_shape,
     zero_alpha_is_disputed=False,
 )

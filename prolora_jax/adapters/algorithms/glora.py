@@ -36,14 +36,6 @@ def _rank(parts: Parts) -> int:
     return min(parts["a1"].shape[:2], default=1)
 
 
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
-
-
 def _layouts(parts: Parts, shape: Shape) -> list[_Products]:
     """The products under either order of names, where the shapes allow it."""
     arrays = [parts[name] for name in _NAMES]
@@ -97,10 +89,8 @@ GLORA = Algorithm(
     "GLoRA",
     _ENDS,
     (frozenset(_NAMES), frozenset({*_NAMES, "bm"})),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
+    rank=_rank,
     needs_weight=True,
 )

@@ -11,7 +11,6 @@ from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
     Misfit,
-    Parts,
     Shape,
     double,
     setting,
@@ -20,18 +19,6 @@ from prolora_jax.adapters.algorithms.algorithm import (
 
 _ENDS = {".ia3_l": "ia3_l", ".on_input": "on_input", "ia3_weight": "ia3_weight"}
 _NEEDS = (frozenset({"ia3_l"}), frozenset({"ia3_weight", "on_input"}))
-
-
-def _rank(_: Parts) -> int:
-    return 1
-
-
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
 
 
 def _is_on_input(module: StructuredModule, shape: Shape) -> bool | None:
@@ -90,9 +77,6 @@ IA3 = Algorithm(
     "IA3",
     _ENDS,
     _NEEDS,
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
     needs_weight=True,

@@ -81,4 +81,14 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, ___: int 
     return LowRank(scale_of(module, _rank(module.parts)) * up, down)
 
 
-LOHA = Algorithm("loha", "LoHa", _ENDS, _NEEDS, _rank, _matrix_shape, _bound, _misfit, _update)
+LOHA = Algorithm(
+    "loha",
+    "LoHa",
+    _ENDS,
+    _NEEDS,
+    _misfit,
+    _update,
+    rank=_rank,
+    matrix_shape=_matrix_shape,
+    bound=_bound,
+)

@@ -139,4 +139,14 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, most: int
     return LowRank(up * (scale * sigma[i, j]), down, singular=True, total=total)
 
 
-LOKR = Algorithm("lokr", "LoKr", _ENDS, _NEEDS, _rank, _matrix_shape, _bound, _misfit, _update)
+LOKR = Algorithm(
+    "lokr",
+    "LoKr",
+    _ENDS,
+    _NEEDS,
+    _misfit,
+    _update,
+    rank=_rank,
+    matrix_shape=_matrix_shape,
+    bound=_bound,
+)

@@ -46,18 +46,6 @@ def is_rescale(parts: Parts, rows: int) -> bool:
     return rescale is None or (rescale.size == rows and rescale.shape[:1] == (rows,))
 
 
-def _rank(_: Parts) -> int:
-    return 1
-
-
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
-
-
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     blocks = module.parts["oft_blocks"].shape
     square = len(blocks) == 3 and blocks[1] == blocks[2]
@@ -85,9 +73,6 @@ OFT = Algorithm(
     "OFT",
     _ENDS,
     (frozenset({"oft_blocks"}), frozenset({"oft_blocks", "rescale"})),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
     needs_weight=True,

@@ -11,7 +11,6 @@ from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
     Misfit,
-    Parts,
     Shape,
     double,
     flat_in,
@@ -19,18 +18,6 @@ from prolora_jax.adapters.algorithms.algorithm import (
 )
 
 _NAMES = ("boft_R", "boft_s")
-
-
-def _rank(_: Parts) -> int:
-    return 1
-
-
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
 
 
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
@@ -83,9 +70,6 @@ PEFT_BOFT = Algorithm(
     "BOFT",
     {f".{name}": name for name in _NAMES},
     (frozenset(_NAMES),),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
     needs_weight=True,

@@ -13,7 +13,6 @@ from prolora_jax.adapters.adapter import StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
     Misfit,
-    Parts,
     Shape,
     double,
     flat_in,
@@ -23,18 +22,6 @@ from prolora_jax.adapters.algorithms.algorithm import (
 
 _MOST_TERMS = 100
 """The file's author chooses how many powers are summed up; peft's own number is 5."""
-
-
-def _rank(_: Parts) -> int:
-    return 1
-
-
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
-def _bound(_: Parts, shape: tuple[int, int]) -> int:
-    return min(shape)
 
 
 def _block_size(triangle: int) -> int | None:
@@ -113,9 +100,6 @@ PEFT_OFT = Algorithm(
     "OFT",
     {".oft_R.weight": "oft_R"},
     (frozenset({"oft_R"}),),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
     needs_weight=True,

@@ -45,7 +45,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     return Misfit(shapes_of(module.parts), expected)
 
 
-def core_in_down(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
+def _core_in_down(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Factors `(out, rank)` and `(rank, in * kh * kw)` without the scale, float64."""
     up, mid = double(parts["up"]).reshape(parts["up"].shape[:2]), double(parts["mid"])
     down = double(parts["down"]).reshape(parts["down"].shape[:2])
@@ -54,7 +54,7 @@ def core_in_down(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, ___: int | None) -> LowRank:
-    up, down = core_in_down(module.parts)
+    up, down = _core_in_down(module.parts)
     return LowRank(scale_of(module, _rank(module.parts)) * up, down)
 
 
@@ -63,9 +63,9 @@ TUCKER = Algorithm(
     "LoCon-Tucker",
     _ENDS,
     (_NEEDS,),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
+    rank=_rank,
+    matrix_shape=_matrix_shape,
+    bound=_bound,
 )

@@ -24,10 +24,6 @@ def _rank(parts: Parts) -> int:
     return parts["vera_lambda_d"].size
 
 
-def _matrix_shape(_: Parts) -> None:
-    return None
-
-
 def _bound(parts: Parts, shape: tuple[int, int]) -> int:
     return min(*shape, _rank(parts))
 
@@ -67,11 +63,10 @@ VERA = Algorithm(
     "VeRA",
     {f".{name}": name for name in sorted(_OWN | _SHARED)},
     (_OWN, _OWN | _SHARED),
-    _rank,
-    _matrix_shape,
-    _bound,
     _misfit,
     _update,
+    rank=_rank,
+    bound=_bound,
     zero_alpha_is_disputed=False,
     unusable=_unusable,
 )

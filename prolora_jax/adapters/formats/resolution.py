@@ -168,14 +168,15 @@ def _require_all(adapter: Adapter, paths: dict[str, str | None], spec: BaseModel
 
 
 def _require_shapes(adapter: Adapter, paths: Mapping[str, str | None], spec: BaseModelSpec) -> None:
-    known = [replace(m, path=p) for m in adapter.modules if (p := paths[m.path]) in spec.modules]
-    bad = [module for module in known if not fits(module, spec.modules[module.path])]
+    known = [(p, m) for m in adapter.modules if (p := paths[m.path]) in spec.modules]
+    bad = [(path, m) for path, m in known if path and not fits(m, spec.modules[path])]
     if not bad:
         return
-    module, shape = bad[0], spec.modules[bad[0].path].shape
+    path, module = bad[0]
+    shape = spec.modules[path].shape
     up = (shape[0], module.rank, *(1 for _ in shape[2:]))
     raise AdapterRefused(
-        f"{adapter.origin}: {module.path}: found down {module.down.shape} and up "
+        f"{adapter.origin}: {path}: found down {module.down.shape} and up "
         f"{module.up.shape}; expected down {(module.rank, *shape[1:])} and up {up} for a weight "
         f"{shape} of base model {spec.name} ({len(bad)}/{len(known)} modules differ); name the "
         f"base model that the adapter was trained on",
