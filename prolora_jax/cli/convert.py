@@ -38,7 +38,7 @@ def convert(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
-    """Write an adapter in another format; the update stays the same number. Needs no device.
+    """Write an adapter in another format; the update stays the same. Or as a plain LoRA. No device.
 
     Args:
         input: adapter file or PEFT folder.

@@ -41,7 +41,7 @@ for _name, _help in {
     "similarity": "How close two base models are, module by module, and what to expect.",
     "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
     "status": "How far a catalog has come: counts, refusals; all records as a table.",
-    "convert": "Write an adapter in another format; no base model's weights, no device.",
+    "convert": "Write an adapter in another format, or as a plain LoRA; no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
     "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
     "diff": "Two adapters module by module: norms, cosine, retained energy.",

@@ -7,6 +7,6 @@ files.py: Adapter files on disk.
 leftovers.py: What lies among adapters and is none: states of training runs, earlier outputs.
 inputs.py: Which adapters some paths stand for, and where each one's output goes.
 sidecars.py: Files beside an adapter that are about it: found, read, carried along.
-whole_files.py: Adapter files as wholes: converted, inspected, compared; no weights, no device.
+whole_files.py: Adapter files as wholes: converted, inspected, compared; no device.
 license_check.py: The licence of an adapter, wherever it stands: its header, the files beside it.
 """

@@ -1,4 +1,4 @@
-"""Adapter files as wholes: converted, inspected, compared; no weights, no device."""
+"""Adapter files as wholes: converted, inspected, compared; no device."""
 
 from dataclasses import replace
 from pathlib import Path
