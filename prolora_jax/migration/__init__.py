@@ -6,6 +6,8 @@ evidence.py: How alike weights of two base models are: what `matching` decides o
 pair_work.py: What is computed once per pair of weights, by worker processes, too.
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
 edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
+placing.py: Operators on the devices of this host: each module has one device.
+projecting.py: One module of many adapters on a device: rank columns in, factors of files out.
 execute.py: Steps of plans on the device: one block per module for many adapters.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.
 opening.py: Two base models from where they lie, as a pair.

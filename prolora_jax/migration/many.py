@@ -19,7 +19,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.inputs import likely_rank
 from prolora_jax.migration.blocks import rank_class
-from prolora_jax.migration.execute import Results, Work, move_all
+from prolora_jax.migration.execute import Results, Work, move_all, norm_of
 from prolora_jax.migration.files import (
     Writing,
     clear_folder,
@@ -314,8 +314,9 @@ def read_job(
 def energy_that_moves(adapter: Adapter, plan: MigrationPlan) -> tuple[float, float]:
     """Squared norm of an adapter's update, and of its modules that a plan moves."""
     moving = {step.source_path for step in plan.steps}
-    squares = {module.path: module.norm**2 for module in adapter.modules}
-    return sum(squares.values()), sum(squares[path] for path in moving)
+    squares = {module.path: norm_of(module) ** 2 for module in adapter.modules}
+    # In the order of the file: sums depend on it, and reports are to be the same every time.
+    return sum(squares.values()), sum(s for path, s in squares.items() if path in moving)
 
 
 def _for_job(job: FileJob, writing: Writing) -> Writing:

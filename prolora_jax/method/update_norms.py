@@ -1,0 +1,108 @@
+"""Norms of updates as files have them, for many modules at once (docs/method.md 6).
+
+Thousands of files have hundreds of modules each, so that this is done where casts are fast: on the
+device, in float32, one module after the other, whose numbers then never leave the cache of a CPU.
+A module's norm has the same bits alone and among others (tested), whatever is beside it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from prolora_jax.method.linalg import HIGHEST
+
+CANCELLED = 1e-4
+"""Share of what its columns have one by one, below which an update is computed in float64."""
+
+_SMALLEST, _LARGEST = 1e-20, 1e30
+"""Squares of an update that float32 certainly holds, with those of its factors."""
+
+
+def squared_norms(
+    ups: Float[np.ndarray, "modules out rank"], downs: Float[np.ndarray, "modules rank width"]
+) -> Float[np.ndarray, " modules"]:
+    """Squared Frobenius norm of each `up @ down`, to float32's rounding.
+
+    Args:
+        ups: in any float dtype but float64.
+        downs: the same.
+
+    Returns:
+        float64; not finite where a number is not, or where float32 does not hold its square.
+    """
+    of_up, of_down = jax.device_get((grams(ups, "up"), grams(downs, "down")))
+    return from_grams(of_up, of_down, lambda i: (ups[i], downs[i]))
+
+
+def squared_norm(up: Float[np.ndarray, "out rank"], down: Float[np.ndarray, "rank width"]) -> float:
+    """The same for one module of any float dtype."""
+    if np.float64 in (up.dtype, down.dtype):
+        return _in_double(up, down)
+    rank = _rank_class(up.shape[1])
+    if rank > up.shape[1]:  # here, so that few programs are compiled for the ranks of any catalog
+        missing = rank - up.shape[1]
+        up, down = np.pad(up, ((0, 0), (0, missing))), np.pad(down, ((0, missing), (0, 0)))
+    found = jax.device_get((_gram(up, "up", rank), _gram(down, "down", rank)))
+    return float(from_grams(found[0][None], found[1][None], lambda _: (up, down))[0])
+
+
+def from_grams(
+    of_up: np.ndarray,
+    of_down: np.ndarray,
+    factors: Callable[[int], tuple[np.ndarray, np.ndarray]],
+) -> np.ndarray:
+    """Squared norms from `grams` of both sides; `factors(i)` are asked for where these say little.
+
+    Args:
+        of_up: `(modules, rank, rank)`.
+        of_down: the same.
+        factors: up and down of the module with a number.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        up, down = of_up.astype(np.float64), of_down.astype(np.float64)
+        found = np.einsum("nij,nij->n", up, down)
+        apart = np.einsum("nii,nii->n", up, down)
+        held = (apart > _SMALLEST) & (apart < _LARGEST)
+        unsure = ~(held & (found >= CANCELLED * apart))
+    for i in np.flatnonzero(unsure):
+        found[i] = _in_double(*factors(int(i)))
+    return found
+
+
+@partial(jax.jit, static_argnames=("side",))
+def grams(
+    factors: Float[Array | np.ndarray, "modules rows columns"], side: str
+) -> Float[Array, "modules rank rank"]:
+    """Gram matrices of the rank columns of factors, `side` `up` or `down`, in float32.
+
+    Zeros fill them up to a rank of the menu, as they do in `squared_norm`.
+    """
+    rank = _rank_class(factors.shape[2 if side == "up" else 1])
+    one = partial(_gram, side=side, rank=rank)
+    # On CPU one after the other: a cast of all at once is bound by memory, and takes three times
+    # as long.
+    return lax.map(one, factors) if jax.default_backend() == "cpu" else jax.vmap(one)(factors)
+
+
+@partial(jax.jit, static_argnames=("side", "rank"))
+def _gram(factor: Array | np.ndarray, side: str, rank: int) -> Array:
+    axis = 0 if side == "up" else 1
+    missing = [(0, 0), (0, 0)]
+    missing[1 - axis] = (0, rank - factor.shape[1 - axis])
+    wide = jnp.pad(jnp.asarray(factor, jnp.float32), missing)
+    return lax.dot_general(wide, wide, (((axis,), (axis,)), ((), ())), precision=HIGHEST)
+
+
+def _rank_class(rank: int) -> int:
+    """A power of two that is not below a rank, at least 8: as blocks have it."""
+    return max(8, 1 << (rank - 1).bit_length())
+
+
+def _in_double(up: np.ndarray, down: np.ndarray) -> float:
+    up, down = up.astype(np.float64), down.astype(np.float64)
+    return max(float(np.vdot(up.T @ up, down @ down.T)), 0.0)
