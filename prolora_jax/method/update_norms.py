@@ -105,4 +105,6 @@ def _rank_class(rank: int) -> int:
 
 def _in_double(up: np.ndarray, down: np.ndarray) -> float:
     up, down = up.astype(np.float64), down.astype(np.float64)
-    return max(float(np.vdot(up.T @ up, down @ down.T)), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):  # not finite: said by the result
+        squared = float(np.vdot(up.T @ up, down @ down.T))
+    return squared if squared != squared else max(squared, 0.0)

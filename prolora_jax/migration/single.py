@@ -12,6 +12,7 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, for_target
+from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
@@ -203,11 +204,25 @@ def encode(
         plan.flags,
         companions=plan.companions,
     )
-    title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
-    metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
-    metadata[PROVENANCE] = _provenance(report, pair.target.spec.family)
+    metadata = target_strings(adapter, report, pair.target.spec)
     beside = carried(plan.companions, adapter, plan.options)
     return replace(adapter, modules=modules, companions=beside, metadata=metadata), report
+
+
+def target_strings(
+    adapter: Adapter, report: MigrationReport, target: BaseModelSpec
+) -> dict[str, str]:
+    """Header strings of the output.
+
+    Args:
+        adapter: the input; its modules are not looked at.
+        report: of what was done with it.
+        target: base model that the output is for.
+    """
+    title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
+    metadata = for_target(adapter.metadata, target, merged_from=[title])
+    metadata[PROVENANCE] = _provenance(report, target.family)
+    return metadata
 
 
 def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> LoraModule:

@@ -45,32 +45,42 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
     if format in {"diffusers", "diffusers-old"}:  # their keys have no field for the scale
         adapter = fold_scales(adapter)
+    tensors = _tensors(adapter, format, spec)
+    header = header_strings(adapter, format)
+    if format == "peft":
+        header |= {HEADER_KEY: peft.configuration(adapter)}
+    return tensors | companion_tensors(adapter, format, spec), header
+
+
+def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
+    """The header strings of `dump`, without a configuration of peft's.
+
+    Args:
+        adapter: its ranks and scales, as they are written, and its own strings.
+        format: one of `FORMATS`.
+    """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
     spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
-    tensors, header = _dumped(adapter, format, spec, metadata)
-    return tensors | companion_tensors(adapter, format, spec), header
+    torch = format in {"diffusers", "diffusers-old", "peft"}
+    return {"format": "pt"} | metadata if torch else metadata
 
 
-def _dumped(
-    adapter: Adapter, format: str, spec: BaseModelSpec, metadata: dict[str, str]
-) -> tuple[Tensors, Mapping[str, str]]:
+def _tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> Tensors:
     match format:
         case "diffusers" | "diffusers-old":
-            old = format == "diffusers-old"
-            return diffusers.dump_tensors(adapter, old=old), {"format": "pt"} | metadata
+            return diffusers.dump_tensors(adapter, old=format == "diffusers-old")
         case "comfyui":
-            return comfyui.dump_tensors(adapter, spec), metadata
+            return comfyui.dump_tensors(adapter, spec)
         case "peft":
-            config = {HEADER_KEY: peft.configuration(adapter)}
-            return peft.dump_tensors(adapter), {"format": "pt"} | metadata | config
+            return peft.dump_tensors(adapter)
         case "flax":
-            return flax_keys.dump_tensors(adapter), metadata
+            return flax_keys.dump_tensors(adapter)
         case "maxdiffusion":
-            return maxdiffusion.dump_tensors(adapter, spec), metadata
-    return kohya.dump_tensors(adapter, spec, ldm=format == "kohya-ldm"), metadata
+            return maxdiffusion.dump_tensors(adapter, spec)
+    return kohya.dump_tensors(adapter, spec, ldm=format == "kohya-ldm")
 
 
 def key_names(adapter: Adapter, format: str, spec: BaseModelSpec) -> frozenset[str]:

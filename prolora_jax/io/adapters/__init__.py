@@ -4,6 +4,7 @@ flax_file.py: Adapters and parameters in msgpack: the bytes of `flax.serializati
 hashes.py: The hashes by which web sites and user interfaces know an adapter file.
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.
+known_tables.py: Adapter files whose header was seen before: their bytes, to where they are needed.
 leftovers.py: What lies among adapters and is none: states of training runs, earlier outputs.
 inputs.py: Which adapters some paths stand for, and where each one's output goes.
 sidecars.py: Files beside an adapter that are about it: found, read, carried along.

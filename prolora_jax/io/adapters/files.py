@@ -23,7 +23,13 @@ from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_fla
 from prolora_jax.io.adapters.hashes import file_hashes
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
-from prolora_jax.io.containers.tensors import outline_tensors, read_tensors, write_tensors
+from prolora_jax.io.containers.streamed import entries_text
+from prolora_jax.io.containers.tensors import (
+    outline_tensors,
+    read_tensors,
+    table_of,
+    write_tensors,
+)
 from prolora_jax.io.guarded import is_regular
 from prolora_jax.io.outputs.protected import refuse_replacing
 from prolora_jax.io.outputs.reports import REPORT_ENDING
@@ -78,13 +84,29 @@ def load_adapter(
         if not pickled and _is_large(path):
             # Its header alone may refuse it.
             outline_adapter(path, str(path), alpha_zero, structured=structured)
-        read = read_pickle if pickled else read_tensors
-        tensors, metadata = read(path, error=AdapterRefused)
-        metadata = metadata | _config_beside(path, tensors)
+        tensors, metadata = tensors_of(path, pickled=pickled)
     adapter = parse(tensors, metadata, str(path), alpha_zero, structured=structured)
     if lacks_config(adapter) and not path.is_dir() and not quiet:
         _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return adapter if base is None else resolve(adapter, base)
+
+
+def tensors_of(
+    path: Path, *, pickled: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and header strings of a single file, with peft's configuration that stands beside.
+
+    Args:
+        path: a safetensors file, or a pickle.
+        pickled: whether the file is one, and may be read.
+
+    Raises:
+        UsageError: there is no such file.
+        AdapterRefused: it cannot be read.
+    """
+    read = read_pickle if pickled else read_tensors
+    tensors, metadata = read(path, error=AdapterRefused)
+    return tensors, metadata | _config_beside(path, tensors)
 
 
 def outline_adapter(
@@ -255,4 +277,9 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, s
     # ascontiguousarray gives a scalar an axis; the reshape takes it away again.
     stored = {key: np.ascontiguousarray(a).reshape(a.shape) for key, a in tensors.items()}
     kept = {key: text for key, text in header.items() if key not in HASHES}
-    write_tensors(path, stored, kept | file_hashes(stored, kept, HASHES & header.keys()))
+    wanted = HASHES & header.keys()
+    if wanted:
+        tables = table_of(stored)
+        body = [stored[key].reshape(-1).view(np.uint8).data for key in tables]
+        kept |= file_hashes(entries_text(tables), body, kept, wanted)
+    write_tensors(path, stored, kept)

@@ -1,21 +1,24 @@
 """The hashes by which web sites and user interfaces know an adapter file (formats.md 5.1)."""
 
-import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
 
-import numpy as np
-from safetensors.numpy import save
+from prolora_jax.io.containers.streamed import header_bytes
 
 _LEGACY_START, _LEGACY_LENGTH = 0x100000, 0x10000
 
 
 def file_hashes(
-    tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], wanted: Collection[str]
+    entries: str,
+    body: Sequence[bytes | memoryview],
+    metadata: Mapping[str, str],
+    wanted: Collection[str],
 ) -> dict[str, str]:
     """The hashes of a safetensors file with these tensors.
 
     Args:
-        tensors: C-contiguous arrays by key.
+        entries: what its header says of them (`streamed.entries_text`).
+        body: their bytes, in the order of the file.
         metadata: header strings of the file.
         wanted: which of `formats.header.HASHES` to give.
 
@@ -28,13 +31,21 @@ def file_hashes(
     if not wanted:
         return {}
     trained = {key: text for key, text in metadata.items() if key.startswith("ss_")}
-    content = memoryview(save(dict(tensors), metadata=trained))
-    body = content[8 + int.from_bytes(content[:8], "little") :]
-    digest = hashlib.sha256(body).hexdigest()
-    window = content[_LEGACY_START : _LEGACY_START + _LEGACY_LENGTH]
+    whole, window = sha256(), sha256()
+    place = 0
+    for number, piece in enumerate((header_bytes(entries, trained), *body)):
+        view = memoryview(piece).cast("B")
+        if number:
+            whole.update(view)
+        first, last = (
+            min(max(edge - place, 0), len(view))
+            for edge in (_LEGACY_START, _LEGACY_START + _LEGACY_LENGTH)
+        )
+        window.update(view[first:last])
+        place += len(view)
     found = {
-        "sshs_model_hash": digest,
-        "sshs_legacy_hash": hashlib.sha256(window).hexdigest()[:8],
-        "modelspec.hash_sha256": f"0x{digest}",
+        "sshs_model_hash": whole.hexdigest(),
+        "sshs_legacy_hash": window.hexdigest()[:8],
+        "modelspec.hash_sha256": f"0x{whole.hexdigest()}",
     }
     return {key: text for key, text in found.items() if key in wanted}

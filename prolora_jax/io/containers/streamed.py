@@ -9,7 +9,8 @@ reads these files.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import BinaryIO
 
 import ml_dtypes
@@ -33,6 +34,8 @@ _ALIGNMENT, _MAPPED_ALIGNMENT = 8, 64
 XLA takes mapped numbers as they lie at multiples of 64, and copies others. Tensors follow each
 other without gaps, so those behind one whose size is no multiple of it are copied all the same.
 """
+_AT_ONCE = 512
+"""Pieces for one call of the system, which takes at least 1,024."""
 _LENGTH = 8
 """Bytes before the header that say how long it is."""
 
@@ -97,13 +100,67 @@ def _header(
     metadata: Mapping[str, str],
     alignment: int,
 ) -> bytes:
+    return header_bytes(entries_text(tables), metadata, alignment)
+
+
+def entries_text(tables: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> str:
+    """What a header says of its tensors, as JSON without the braces around it.
+
+    Args:
+        tables: shape and dtype of every tensor by key, in the order of the file.
+    """
+    return json.dumps(dict(_entries(tables)), separators=(",", ":"))[1:-1]
+
+
+def header_bytes(entries: str, metadata: Mapping[str, str], alignment: int = _ALIGNMENT) -> bytes:
+    """The whole beginning of a file, its length in front.
+
+    Args:
+        entries: of `entries_text`.
+        metadata: header strings; they are stored in the order of their names.
+        alignment: bytes; the first number's place in the file is a multiple of it.
+    """
     # Half of a surrogate pair, which JSON can spell, is no text for other readers.
     texts = {key: metadata[key].encode(errors="replace").decode() for key in sorted(metadata)}
-    entries: dict[str, object] = {METADATA: texts} if texts else {}
-    entries |= _entries(tables)
-    text = json.dumps(entries, separators=(",", ":")).encode()
+    parts = [entries] if entries else []
+    if texts:
+        parts.insert(0, json.dumps({METADATA: texts}, separators=(",", ":"))[1:-1])
+    text = f"{{{','.join(parts)}}}".encode()
     text += b" " * (-(_LENGTH + len(text)) % alignment)
     return len(text).to_bytes(_LENGTH, "little") + text
+
+
+def write_pieces(path: str | os.PathLike[str], pieces: Sequence[bytes | memoryview]) -> str:
+    """Write a file of pieces that lie apart, whole or not at all, without bringing them together.
+
+    Args:
+        path: where to; an existing file is replaced.
+        pieces: C-contiguous, in their order; the first is the header.
+
+    Returns:
+        SHA-256 of the file's bytes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    digest = sha256()
+    with atomic_path(path) as temporary, temporary.open("wb", buffering=0) as file:
+        for start in range(0, len(pieces), _AT_ONCE):
+            _write_all(
+                file.fileno(), [memoryview(p).cast("B") for p in pieces[start : start + _AT_ONCE]]
+            )
+        for piece in pieces:
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _write_all(descriptor: int, views: list[memoryview]) -> None:
+    while views:
+        written = os.writev(descriptor, views)
+        while views and written >= len(views[0]):
+            written -= len(views.pop(0))
+        if written:
+            views[0] = views[0][written:]
 
 
 def _entries(

@@ -326,12 +326,16 @@ def write_tensors(
     Raises:
         OutputError: it cannot be written.
     """
+    tables = table_of(tensors)
+    write_each(path, tables, lambda key: tensors[key].astype(tables[key][1], copy=False), metadata)
+
+
+def table_of(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of tensors by key, in the order in which `write_tensors` stores them."""
     # Wide numbers first, as the library does: then each starts at a multiple of its own size.
     ordered = sorted(tensors, key=lambda key: (-tensors[key].itemsize, key))
     # The format is little-endian; arrays from elsewhere may not be.
-    dtypes = {key: tensors[key].dtype.newbyteorder("<") for key in ordered}
-    tables = {key: (tensors[key].shape, dtypes[key]) for key in ordered}
-    write_each(path, tables, lambda key: tensors[key].astype(dtypes[key], copy=False), metadata)
+    return {key: (tensors[key].shape, tensors[key].dtype.newbyteorder("<")) for key in ordered}
 
 
 def _reopened(file: BufferedReader, path: Path) -> Path:
