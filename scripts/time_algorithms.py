@@ -32,7 +32,8 @@ from prolora_jax.benchmarks.made_models import MadeNet, MadePair, write_models
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
-from prolora_jax.migration.many import FileJob, migrate_files
+from prolora_jax.migration.jobs import FileJob
+from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces.store import MemoryStore

@@ -39,7 +39,8 @@ from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.migration.execute import move_all
 from prolora_jax.migration.files import Writing
-from prolora_jax.migration.many import FileJob, Prepared, migrate_files, read_job, write_job
+from prolora_jax.migration.jobs import FileJob
+from prolora_jax.migration.many import Prepared, migrate_files, read_job, write_job
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action

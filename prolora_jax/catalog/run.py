@@ -19,7 +19,8 @@ from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.protected import Protected, with_content, would_replace
 from prolora_jax.io.outputs.reports import read_any_report, report_path
 from prolora_jax.migration.files import Writing
-from prolora_jax.migration.many import FileJob, FileOutcome, as_outcome, migrate_files
+from prolora_jax.migration.jobs import FileJob, FileOutcome, as_outcome
+from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions

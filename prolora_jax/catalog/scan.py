@@ -37,7 +37,8 @@ from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.fitted import fit_to
-from prolora_jax.migration.many import as_outcome, energy_that_moves
+from prolora_jax.migration.jobs import as_outcome
+from prolora_jax.migration.many import energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.catalog_record import CatalogRecord

@@ -1,6 +1,6 @@
 """The next items of an iterable, made in a thread while the present one is worked on."""
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from queue import SimpleQueue
 from threading import Semaphore, Thread
 from typing import NamedTuple, TypeVar
@@ -14,7 +14,7 @@ class _End(NamedTuple):
     error: BaseException | None
 
 
-def prefetch(items: Iterable[T], depth: int = 1) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 1) -> Generator[T]:
     """Items in their order, up to `depth` of them made ahead by one daemon thread.
 
     The thread starts with the first `next`. It ends before this iterator does: when the items are

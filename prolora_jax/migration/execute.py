@@ -8,6 +8,7 @@ was asked for -> back on the host, padding removed, rank cut, rescaled.
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -179,7 +180,7 @@ def host_factors(module: LoraModule) -> HostFactors:
 def norm_of(module: LoraModule) -> float:
     """Frobenius norm of a module's update, scale included."""
     up, down = layout.up_to_matrix(module.up), layout.down_to_matrix(module.down)
-    return abs(module.scale) * squared_norm(up, down) ** 0.5
+    return abs(module.scale) * sqrt(squared_norm(up, down))
 
 
 def _blocks(jobs: list[Job], placed: Placed, options: MigrationOptions) -> Iterator[Block]:

@@ -10,13 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import BaseModelError, ProloraError, Refusal, UsageError
+from prolora_jax.errors import BaseModelError, ProloraError
 from prolora_jax.io.adapters.inputs import likely_rank
 from prolora_jax.migration.blocks import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all, norm_of
@@ -27,12 +27,16 @@ from prolora_jax.migration.files import (
     refuse_outputs,
     write_migrated,
 )
+from prolora_jax.migration.jobs import FileJob, FileOutcome, as_outcome, for_job, unexpected
+from prolora_jax.migration.lane.lane import Lane, LaneBatch, open_lane, table_name
+from prolora_jax.migration.lane.reading import Read
+from prolora_jax.migration.lane.writing import write
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.placing import OperatorsOnDevices
 from prolora_jax.migration.single import AdapterHeader, encode, plan_fitted
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
-from prolora_jax.plans.report import MigrationReport
 
 BATCH_ROWS = 512
 """Rank columns of a batch per module: one wide block (`blocks.WIDTHS`)."""
@@ -43,40 +47,6 @@ BATCH_BYTES = 3 * 2**28
 Up to four times as much is held at once: this batch's input or output, the next one's input, and
 the output of the one that is being written, which may have twice the input's rank.
 """
-
-
-class FileJob(NamedTuple):
-    """One adapter file (or folder) and where its output goes.
-
-    Attributes:
-        source: the input.
-        output: the output.
-        rank: the largest rank in it, where that is known; files of like rank come together.
-        replace: an output that is there is an earlier one of this job, and may be replaced.
-    """
-
-    source: Path
-    output: Path
-    rank: int | None = None
-    replace: bool = False
-
-
-class FileOutcome(NamedTuple):
-    """What became of one file: a report, or an error.
-
-    Attributes:
-        job: what was to be done.
-        report: what was done.
-        error: why it was not.
-        energy: squared norm of the input's update, and of the modules that move.
-        seconds: of reading, planning and writing it, and its share of its batch.
-    """
-
-    job: FileJob
-    report: MigrationReport | None = None
-    error: ProloraError | None = None
-    energy: tuple[float, float] | None = None
-    seconds: float | None = None
 
 
 class Prepared(NamedTuple):
@@ -97,6 +67,14 @@ class _Moved(NamedTuple):
 
     item: Prepared
     results: Results
+
+
+class _OnLane(NamedTuple):
+    """One file of a lane that has moved, and is to be written."""
+
+    batch: LaneBatch
+    read: Read
+    seconds: float
 
 
 def migrate_files(
@@ -129,7 +107,10 @@ def migrate_files(
         yield from pipeline.outcomes()
     finally:
         # An interrupt, or a consumer that stops, waits for one file and not for a whole batch.
-        pipeline.writer.shutdown(cancel_futures=True)
+        pipeline.close()
+
+
+_Batch = list[Prepared | FileOutcome]
 
 
 class _Pipeline:
@@ -151,29 +132,80 @@ class _Pipeline:
         self.pair, self.options, self.writing = pair, options, writing
         self.progress, self.finish = progress, finish
         self.done, self.total = 0, len(jobs)
-        batches = _batches(sorted(jobs, key=_order), pair, options, writing, progress)
-        self.read = prefetch(batches)
-        self.moved: deque[FileOutcome | _Moved] = deque()
+        self.placed = OperatorsOnDevices(pair, options)
+        self.odd: list[FileJob] = []
+        self.lane: Lane | None = None
+        self.read = prefetch(self._batches(jobs))
+        self.moved: deque[FileOutcome | _Moved | _OnLane] = deque()
         self.written: list[Future[FileOutcome]] = []
         self.writer = ThreadPoolExecutor(1, "write")
 
+    def close(self) -> None:
+        """End all threads; a batch that nobody wants is not waited for."""
+        if self.lane is not None:
+            self.lane.rooms.close()
+        self.read.close()
+        self.writer.shutdown(cancel_futures=True)
+
     def outcomes(self) -> Iterator[FileOutcome]:
         """Run all batches; yield what became of their files."""
+        yield from self._run()
+        if self.odd:
+            self.read = prefetch(self._alone(self.odd))
+            yield from self._run()
+
+    def _run(self) -> Iterator[FileOutcome]:
         while self._move_next():
             # The batch before this one has had the time of a whole batch to be written.
             yield from self._take_written()
             self._hand_to_writer()
         yield from self._take_written()
 
+    def _batches(self, jobs: Sequence[FileJob]) -> Iterator[_Batch | LaneBatch]:
+        """Batches of all jobs: files of one table together, where there are enough of them."""
+        alone: list[FileJob] = []
+        named = sorted(((_order(job), table_name(job) or "", job) for job in jobs), key=_place)
+        for (_, name), group in groupby(named, key=_place):
+            same = [job for *_, job in group]
+            lane = None
+            if name:
+                given = self.pair, self.options, self.writing, BATCH_BYTES, self.progress
+                lane = open_lane(same, *given)
+            if lane is None:
+                alone += same
+                continue
+            self.lane = lane
+            yield from lane.batches(same)
+        yield from self._alone(alone)
+
+    def _alone(self, jobs: Sequence[FileJob]) -> Iterator[_Batch]:
+        """Batches of files that are read one by one, whatever is in them."""
+        batch: _Batch = []
+        rows = size = 0
+        for job in jobs:
+            given = self.pair, self.options, self.writing, self.progress
+            item = _isolated(job, lambda job=job, given=given: read_job(job, *given))
+            more = (item.rows, item.size) if isinstance(item, Prepared) else (0, 0)
+            if rows and (rows + more[0] > BATCH_ROWS or size + more[1] > BATCH_BYTES):
+                yield batch
+                batch, rows, size = [], 0, 0
+            batch.append(item)
+            rows, size = rows + more[0], size + more[1]
+        if batch:
+            yield batch
+
     def _move_next(self) -> bool:
         """Move the next batch into `moved`; False when there is none."""
         batch = next(self.read, None)
         if batch is None:
             return False
+        if isinstance(batch, LaneBatch):
+            self._move_lane(batch)
+            return True
         prepared = [item for item in batch if isinstance(item, Prepared)]
         self.moved.extend(item for item in batch if isinstance(item, FileOutcome))
         started = time.perf_counter()
-        results = _results(prepared, self.pair, self.options)
+        results = self._results(prepared)
         share = (time.perf_counter() - started) / max(len(prepared), 1)
         for item, result in zip(prepared, results, strict=True):
             if isinstance(result, FileOutcome):
@@ -182,19 +214,53 @@ class _Pipeline:
                 self.moved.append(_Moved(item._replace(seconds=item.seconds + share), result))
         return True
 
+    def _move_lane(self, batch: LaneBatch) -> None:
+        try:
+            good = batch.move(self.placed)
+        except BaseModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 (the next batch may do better)
+            failed = error if isinstance(error, ProloraError) else unexpected(error, "its batch")
+            self.moved.extend(FileOutcome(job, error=failed) for job in batch.jobs)
+            return
+        self.moved.extend(_OnLane(batch, read, share) for read, share in good)
+        self.odd += batch.odd
+
+    def _results(self, prepared: Sequence[Prepared]) -> Sequence[Results | FileOutcome]:
+        """Results of a batch; what fails in it fails for each of its files, and for no other."""
+        works = [item.work for item in prepared]
+        try:
+            return move_all(works, self.pair, self.options, placed=self.placed)
+        except BaseModelError:
+            raise
+        except Exception as error:  # noqa: BLE001 (the next batch may do better)
+            failed = error if isinstance(error, ProloraError) else unexpected(error, "its batch")
+            return [FileOutcome(item.job, error=failed) for item in prepared]
+
     def _hand_to_writer(self) -> None:
         while self.moved:
             self.written.append(self.writer.submit(self._finish, self.moved.popleft()))
 
-    def _finish(self, moved: "FileOutcome | _Moved") -> FileOutcome:
+    def _finish(self, moved: "FileOutcome | _Moved | _OnLane") -> FileOutcome:
         """Write one file and say so; runs in the writing thread."""
         if isinstance(moved, _Moved):
             outcome = write_job(moved.item, moved.results, self.pair, self.writing)
+        elif isinstance(moved, _OnLane):
+            outcome = self._write_on_lane(moved)
         else:
             outcome = moved
         if self.finish is not None:
             self.finish(outcome)
         return outcome
+
+    def _write_on_lane(self, moved: _OnLane) -> FileOutcome:
+        on_lane, read = moved.batch, moved.read
+        assert on_lane.batch is not None  # it has moved
+        given = on_lane.batch, read, on_lane.lane.output, self.pair, self.writing, moved.seconds
+        try:
+            return _isolated(read.job, lambda: write(*given))
+        finally:
+            on_lane.one_written()
 
     def _take_written(self) -> Iterator[FileOutcome]:
         """Outcomes of what was handed to the writing thread, when they are there."""
@@ -210,45 +276,8 @@ def _order(job: FileJob) -> int:
     return rank_class(likely_rank(job.source) if job.rank is None else job.rank)
 
 
-def _results(
-    prepared: Sequence[Prepared], pair: BasePair, options: MigrationOptions
-) -> Sequence[Results | FileOutcome]:
-    """Results of a batch; what fails in it fails for each of its files, and for no other."""
-    try:
-        return move_all([item.work for item in prepared], pair, options)
-    except BaseModelError:
-        raise
-    except Exception as error:  # noqa: BLE001 (the next batch may do better)
-        failed = error if isinstance(error, ProloraError) else _unexpected(error, "its batch")
-        return [FileOutcome(item.job, error=failed) for item in prepared]
-
-
-def _unexpected(error: Exception, where: object) -> ProloraError:
-    return ProloraError(
-        f"{where}: internal error, please report it: {type(error).__name__}: {error}",
-        code=Refusal.INTERNAL,
-    )
-
-
-def _batches(
-    jobs: Sequence[FileJob],
-    pair: BasePair,
-    options: MigrationOptions,
-    writing: Writing,
-    progress: Progress | None,
-) -> Iterator[list[Prepared | FileOutcome]]:
-    batch: list[Prepared | FileOutcome] = []
-    rows = size = 0
-    for job in jobs:
-        item = _isolated(job, lambda job=job: read_job(job, pair, options, writing, progress))
-        more = (item.rows, item.size) if isinstance(item, Prepared) else (0, 0)
-        if rows and (rows + more[0] > BATCH_ROWS or size + more[1] > BATCH_BYTES):
-            yield batch
-            batch, rows, size = [], 0, 0
-        batch.append(item)
-        rows, size = rows + more[0], size + more[1]
-    if batch:
-        yield batch
+def _place(named: tuple[int, str, FileJob]) -> tuple[int, str]:
+    return named[:2]
 
 
 T = TypeVar("T")
@@ -262,21 +291,6 @@ def _isolated(job: FileJob, run: Callable[[], T]) -> T | FileOutcome:
         raise
     except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
         return FileOutcome(job, error=as_outcome(error, job.source))
-
-
-def as_outcome(error: Exception, source: Path) -> ProloraError:
-    """What went wrong with one file as that file's refusal, with a code.
-
-    Args:
-        error: anything that was raised while the file was handled.
-        source: the file.
-    """
-    if isinstance(error, ProloraError):
-        return error
-    if isinstance(error, OSError):
-        message = f"{source}: cannot be read ({error.strerror or error}); check the disk"
-        return UsageError(message, code=Refusal.MISSING_FILE)
-    return _unexpected(error, source)
 
 
 def read_job(
@@ -299,7 +313,7 @@ def read_job(
         ProloraError: it cannot be migrated.
     """
     started = time.perf_counter()
-    refuse_outputs(job.source, job.output, _for_job(job, writing))
+    refuse_outputs(job.source, job.output, for_job(job, writing))
     # The scan of a catalog has looked at the licences of its files.
     fitted = read_fitted(job.source, pair.source, options, writing, licence_seen=True)
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
@@ -319,10 +333,6 @@ def energy_that_moves(adapter: Adapter, plan: MigrationPlan) -> tuple[float, flo
     return sum(squares.values()), sum(s for path, s in squares.items() if path in moving)
 
 
-def _for_job(job: FileJob, writing: Writing) -> Writing:
-    return writing._replace(overwrite=writing.overwrite or job.replace)
-
-
 def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing) -> FileOutcome:
     """Write one adapter and its report; an error is its outcome."""
 
@@ -332,7 +342,7 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
         if item.job.replace:
             clear_folder(item.job.output)
         brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)
-        how, target = _for_job(item.job, writing), pair.target.spec
+        how, target = for_job(item.job, writing), pair.target.spec
         write_migrated(migrated, brief or report, item.job.output, target, how)
         seconds = item.seconds + time.perf_counter() - started
         return FileOutcome(item.job, report, energy=item.energy, seconds=seconds)

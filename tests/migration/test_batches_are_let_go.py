@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from prolora_jax.migration import many
-from prolora_jax.migration.many import FileJob, FileOutcome, Prepared, migrate_files
+from prolora_jax.migration.jobs import FileJob, FileOutcome
+from prolora_jax.migration.many import Prepared, migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 

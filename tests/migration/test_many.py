@@ -24,7 +24,8 @@ from prolora_jax.method.operators import Method, Span, prepare_side
 from prolora_jax.method.projection import apply_side
 from prolora_jax.migration.blocks import WIDTHS, rank_class, split_rows
 from prolora_jax.migration.execute import Work
-from prolora_jax.migration.many import FileJob, migrate_files
+from prolora_jax.migration.jobs import FileJob
+from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan

@@ -187,7 +187,17 @@ def save_adapter(
     elif folder and config is not None:
         peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
     else:
-        _write(path, _without_component(tensors) if format == "peft" else tensors, header)
+        _write(path, file_tensors(tensors, format), header)
+
+
+def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str, np.ndarray]:
+    """What `dump` gave, under the keys of a single file.
+
+    Args:
+        tensors: by key.
+        format: that they were dumped in.
+    """
+    return _without_component(tensors) if format == "peft" else tensors
 
 
 def writes_folder(path: Path, format: str) -> bool:

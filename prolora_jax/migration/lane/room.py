@@ -1,0 +1,146 @@
+"""Blocks that files are read into, used again and again.
+
+Modules that move lie module by module, the files of a batch side by side: a block is what the
+device gets, as it is. The others are read to be hashed and measured only, one file over the other.
+"""
+
+import mmap
+from queue import SimpleQueue
+from threading import Lock
+
+import numpy as np
+
+from prolora_jax.method.encoding import DTYPES
+from prolora_jax.migration.lane.table import Kind, Table
+
+_ALIGNED = 64
+"""Bytes. XLA takes numbers as they lie at multiples of it, and copies others."""
+
+
+class Factors:
+    """Factors of some modules of one kind, of some files.
+
+    Attributes:
+        up: `(modules, files, out, rank)`.
+        down: `(modules, files, rank, width)`.
+    """
+
+    def __init__(self, kind: Kind, modules: int, files: int):
+        dtype = DTYPES[kind.dtype]
+        self.up = _empty((modules, files, kind.out, kind.rank), dtype)
+        self.down = _empty((modules, files, kind.rank, kind.width), dtype)
+
+    def view(self, side: str, module: int, file: int) -> memoryview:
+        """The bytes of one factor."""
+        array = (self.up if side == "up" else self.down)[module, file]
+        return array.reshape(-1).view(np.uint8).data
+
+
+class Rest:
+    """Room for what does not move of one file; a thread's own."""
+
+    def __init__(self, table: Table):
+        self.factors = {k: Factors(k, still, 1) for k, (_, still) in table.sizes.items() if still}
+        self.alphas = np.zeros(_alpha_bytes(table), np.uint8)
+
+
+class Room:
+    """Room for the files of one batch.
+
+    Args:
+        table: of the files.
+        files: how many there is room for.
+    """
+
+    def __init__(self, table: Table, files: int):
+        self.table, self.files = table, files
+        self.factors = {
+            kind: Factors(kind, moving, files)
+            for kind, (moving, _) in table.sizes.items()
+            if moving
+        }
+        self._views: dict[int, list[memoryview | None]] = {}
+
+    def views(self, file: int, rest: Rest) -> list[memoryview]:
+        """Where each tensor of a file goes, in the order of the file."""
+        if file not in self._views:
+            self._views[file] = [
+                self._own(number, side, file) for number, side, _ in self.table.pieces
+            ]
+        found: list[memoryview] = []
+        at = 0
+        for view, (number, side, size) in zip(self._views[file], self.table.pieces, strict=True):
+            if view is not None:
+                found.append(view)
+            elif side == "alpha":
+                found.append(rest.alphas[at : at + size].data)
+                at += size
+            else:
+                found.append(self.of(number, side, file, rest))
+        return found
+
+    def of(self, number: int, side: str, file: int, rest: Rest) -> memoryview:
+        """The bytes of a module's factor."""
+        trained = self.table.modules[number]
+        if trained.moves:
+            return self.factors[trained.kind].view(side, trained.place, file)
+        return rest.factors[trained.kind].view(side, trained.place, 0)
+
+    def _own(self, number: int, side: str, file: int) -> memoryview | None:
+        trained = self.table.modules[number]
+        if side == "alpha" or not trained.moves:
+            return None
+        return self.factors[trained.kind].view(side, trained.place, file)
+
+
+class Closed(Exception):
+    """Raised by `Rooms.take` when nobody wants another batch."""
+
+
+class Rooms:
+    """Some rooms of one table: taken to be read into, given back when all is written.
+
+    Args:
+        table: of the files.
+        files: that each has room for.
+        rooms: how many there are.
+    """
+
+    def __init__(self, table: Table, files: int, rooms: int):
+        self._table, self._files, self._unmade = table, files, rooms
+        self._free: SimpleQueue[Room | None] = SimpleQueue()
+        self._lock = Lock()
+
+    def take(self) -> Room:
+        """A free room; waits for one.
+
+        Raises:
+            Closed: there will be none.
+        """
+        with self._lock:
+            made = self._unmade > 0 and self._free.empty()
+            self._unmade -= made
+        room = Room(self._table, self._files) if made else self._free.get()
+        if room is None:
+            self.close()  # for whoever waits, too
+            raise Closed
+        return room
+
+    def give_back(self, room: Room) -> None:
+        """A room whose files are written."""
+        self._free.put(room)
+
+    def close(self) -> None:
+        """Have everybody who waits for a room, or will, go on without one."""
+        self._free.put(None)
+
+
+def _alpha_bytes(table: Table) -> int:
+    return sum(size for _, side, size in table.pieces if side == "alpha")
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros at a place that XLA takes as it is."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    place = np.frombuffer(mmap.mmap(-1, max(size, _ALIGNED)), np.uint8)
+    return place[:size].view(dtype).reshape(shape)
