@@ -156,7 +156,7 @@ class CatalogRun:
         """Migrate what is unfinished and no duplicate of another file."""
         places = {self.job.out / str(one.record.output): one for one in self.todo}
         jobs = [
-            FileJob(one.item.path, output, one.outlook.rank, replace=True)
+            FileJob(one.item.path, output, one.outlook.rank, replace=True, table=one.table)
             for output, one in places.items()
             if one.record.input not in self.same
         ]
@@ -189,7 +189,8 @@ class CatalogRun:
             )
             for m in report.modules
         ]
-        now, digest = stamp(outcome.job.output), file_hash(outcome.job.output)
+        now = stamp(outcome.job.output)
+        digest = outcome.written or file_hash(outcome.job.output)
         record = replace(
             Tally.of(moved, report.skipped, report.flags).on(record),
             state="migrated",

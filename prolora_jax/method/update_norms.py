@@ -16,6 +16,9 @@ from jaxtyping import Array, Float
 
 from prolora_jax.method.linalg import HIGHEST
 
+PIECE = 32
+"""Modules in one call of the device."""
+
 CANCELLED = 1e-4
 """Share of what its columns have one by one, below which an update is computed in float64."""
 
@@ -35,7 +38,9 @@ def squared_norms(
     Returns:
         float64; not finite where a number is not, or where float32 does not hold its square.
     """
-    of_up, of_down = jax.device_get((grams(ups, "up"), grams(downs, "down")))
+    of_up, of_down = (
+        in_pieces(partial(grams, side=s), a) for s, a in (("up", ups), ("down", downs))
+    )
     return from_grams(of_up, of_down, lambda i: (ups[i], downs[i]))
 
 
@@ -72,6 +77,25 @@ def from_grams(
     for i in np.flatnonzero(unsure):
         found[i] = _in_double(*factors(int(i)))
     return found
+
+
+def in_pieces(run: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
+    """A function of the rows of some arrays, `PIECE` rows at a time, on the host.
+
+    However many rows there are, there is one program for one shape of a row.
+
+    Args:
+        run: as `grams`; each row of its result depends on the same row of the arrays.
+        arrays: with equally many rows.
+    """
+    count = len(arrays[0])
+    size = min(PIECE, count)
+    # The last piece may have rows of the one before once more.
+    starts = [min(start, count - size) for start in range(0, count, size)]
+    made = [run(*(array[start : start + size] for array in arrays)) for start in starts]
+    found = jax.device_get(made)
+    last = size * len(starts) - count
+    return np.concatenate([*found[:-1], found[-1][last:]]) if len(found) > 1 else found[0]
 
 
 @partial(jax.jit, static_argnames=("side",))

@@ -164,7 +164,7 @@ class _Pipeline:
     def _batches(self, jobs: Sequence[FileJob]) -> Iterator[_Batch | LaneBatch]:
         """Batches of all jobs: files of one table together, where there are enough of them."""
         alone: list[FileJob] = []
-        named = sorted(((_order(job), table_name(job) or "", job) for job in jobs), key=_place)
+        named = sorted(_named(jobs), key=_place)
         for (_, name), group in groupby(named, key=_place):
             same = [job for *_, job in group]
             lane = None
@@ -272,8 +272,16 @@ class _Pipeline:
         self.written.clear()
 
 
-def _order(job: FileJob) -> int:
-    return rank_class(likely_rank(job.source) if job.rank is None else job.rank)
+def _named(jobs: Sequence[FileJob]) -> Iterator[tuple[int, str, FileJob]]:
+    """Jobs with the class of their rank and the name of their table, which may be empty."""
+    ranks: dict[str, int] = {}
+    for job in jobs:
+        name, rank = table_name(job) or "", job.rank
+        if rank is None:
+            rank = ranks.get(name) if name else None
+        if rank is None:
+            rank = ranks[name] = likely_rank(job.source)
+        yield rank_class(rank), name, job
 
 
 def _place(named: tuple[int, str, FileJob]) -> tuple[int, str]:

@@ -7,7 +7,7 @@ as long as a device has room for them.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,6 +15,9 @@ from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.operators import ModuleOperators, SideOperator
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
+
+Device = Any
+"""`jax.Device`, which is a variable to type checkers."""
 
 AHEAD = 2
 """Modules whose operators are asked for before their turn."""
@@ -34,7 +37,7 @@ class Placed(NamedTuple):
 
     operators: ModuleOperators
     matrices: tuple[SideOperator, SideOperator]
-    device: jax.Device
+    device: Device
 
 
 class OperatorsOnDevices:
@@ -52,14 +55,14 @@ class OperatorsOnDevices:
         self,
         pair: BasePair,
         options: MigrationOptions,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         budget: int | None = None,
     ):
         self._pair, self._options = pair, options
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._left = {d: _room(d) if budget is None else budget for d in self._devices}
         self._load = dict.fromkeys(self._devices, 0)
-        self._given: dict[ModulePair, jax.Device] = {}
+        self._given: dict[ModulePair, Device] = {}
         self._kept: dict[ModulePair, Placed] = {}
 
     @property
@@ -103,7 +106,7 @@ def _size(operator: SideOperator) -> int:
     return operator.analysis.nbytes + sum(matrix.nbytes for matrix in operator.synthesis)
 
 
-def _room(device: jax.Device) -> int:
+def _room(device: Device) -> int:
     if device.platform == "cpu":
         return 2**63
     return int(SHARE * (device.memory_stats() or {}).get("bytes_limit", 0))

@@ -15,7 +15,6 @@ from prolora_jax.method.encoding import DTYPES
 from prolora_jax.method.energies import measure
 from prolora_jax.method.operators import Method, ModuleOperators, effective_method
 from prolora_jax.method.projection import (
-    FileFactors,
     SideResult,
     apply_side,
     rows_of,
@@ -59,6 +58,15 @@ class Block(NamedTuple):
     options: MigrationOptions
 
 
+class Stored(NamedTuple):
+    """`projection.FileFactors` on the host."""
+
+    up: np.ndarray
+    down: np.ndarray
+    used: np.ndarray
+    finite: np.ndarray
+
+
 class Finished(NamedTuple):
     """A block on the host; the first axis of every array is that of its jobs.
 
@@ -74,7 +82,7 @@ class Finished(NamedTuple):
         scaled: what it has multiplied with.
     """
 
-    made: FileFactors
+    made: Stored
     ranks: np.ndarray
     kept: np.ndarray
     energies: np.ndarray
@@ -171,7 +179,7 @@ def finished(block: Block) -> Finished:
     return Finished(made, ranks, *found, [power for _, power in factors], scaled)
 
 
-def in_single(block: Block, done: Finished) -> FileFactors:
+def in_single(block: Block, done: Finished) -> Stored:
     """The same block in float32, for what its dtype does not hold."""
     mixing = None
     if block.compressed:
@@ -187,9 +195,10 @@ def _stored(
     mixing: tuple[np.ndarray, np.ndarray] | None,
     scaled: np.ndarray,
     dtype: str,
-) -> FileFactors:
+) -> Stored:
     parts = block.left.parts, block.right.parts
-    return jax.device_get(to_file_factors(*parts, mixing, scaled, dtype))
+    made = jax.device_get(to_file_factors(*parts, mixing, scaled, dtype))
+    return Stored(*map(np.asarray, made))
 
 
 def cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

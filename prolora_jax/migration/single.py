@@ -1,5 +1,6 @@
 """One adapter from a source to a target: match, measure, plan, run the plan, report."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -17,7 +18,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
-from prolora_jax.migration.execute import Moved, Results, Work, move_all
+from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
@@ -149,7 +150,10 @@ class AdapterHeader(NamedTuple):
 
 
 def encode(
-    header: AdapterHeader, plan: MigrationPlan, results: Results, pair: BasePair
+    header: AdapterHeader,
+    plan: MigrationPlan,
+    results: Mapping[str, Moved | AdapterRefused],
+    pair: BasePair,
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 

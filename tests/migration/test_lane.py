@@ -1,4 +1,4 @@
-"""Files of one table on a lane of their own: the same bytes as alone, and what is odd goes alone."""
+"""Files of one table on a lane of their own: the same bytes as alone; what is odd goes alone."""
 
 import hashlib
 from dataclasses import replace
@@ -86,12 +86,132 @@ def told(outcome: FileOutcome):
     ],
     ids=["exact", "source", "copy", "cut", "rotation"],
 )
-def test_outputs_and_reports_are_those_of_files_alone(pair, tmp_path, options, monkeypatch, on_lane):
+def test_outputs_and_reports_are_those_of_files_alone(
+    pair, tmp_path, options, monkeypatch, on_lane
+):
     files = [
-        write(tmp_path / f"{i:02}.safetensors", i, ((4,), (8,), (12,))[i % 3], alpha=(4.0, 3.0)[i % 2])
-        for i in range(18)
+        write(
+            tmp_path / f"{i:02}.safetensors", i, ((4,), (8,), (12,))[i % 3], alpha=(4.0, 3.0)[i % 2]
+        )
+        for i in range(24)
     ]
     (outcomes, found), (alone, wanted) = both(files, tmp_path, pair, options, monkeypatch)
     assert sorted(on_lane) == [f.name for f in files]
     assert found == wanted
     assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
+
+
+@pytest.mark.parametrize("format", ["kohya-diffusers", "diffusers", "peft"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_other_formats_and_dtypes(pair, tmp_path, monkeypatch, on_lane, format, dtype):
+    files = [
+        write(tmp_path / f"{i}.safetensors", i, (8,), alpha=8.0, dtype=dtype, format=format)
+        for i in range(8)
+    ]
+    (_, found), (_, wanted) = both(files, tmp_path, pair, MigrationOptions(), monkeypatch)
+    assert len(on_lane) == 8
+    assert found == wanted
+
+
+def with_header(path: Path, strings: dict[str, str]) -> Path:
+    adapter = load_adapter(path)
+    save_adapter(adapter, path, base=SPEC, metadata=strings, overwrite=True)
+    return path
+
+
+@pytest.mark.parametrize("strip", [False, True])
+def test_header_strings_and_their_hashes(pair, tmp_path, monkeypatch, on_lane, strip):
+    """Of a trainer's files, each with strings of its own."""
+    hashes = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8, "license": "mit"}
+    scale = {"ss_network_dim": "8", "ss_network_alpha": "8.0", "ss_base_model_version": "sdxl"}
+    files = [
+        with_header(
+            write(tmp_path / f"{i}.safetensors", i, (8,), alpha=8.0),
+            hashes | scale | {"ss_output_name": f"number {i}", "modelspec.title": f"title {i}"},
+        )
+        for i in range(8)
+    ]
+    options = MigrationOptions(method="copy")
+    (_, found), (_, wanted) = both(
+        files, tmp_path, pair, options, monkeypatch, strip_metadata=strip
+    )
+    assert len(on_lane) == 8
+    assert found == wanted
+
+
+def changed(path: Path, change) -> Path:
+    """An adapter with other numbers in its first module."""
+    adapter = load_adapter(path)
+    first, *others = adapter.modules
+    save_adapter(
+        replace(adapter, modules=(change(first), *others)), path, base=SPEC, overwrite=True
+    )
+    return path
+
+
+def _not_finite(module):
+    up = module.up.copy()
+    up[0, 0] = np.nan
+    return replace(module, up=up)
+
+
+ODD = {
+    "not-finite": _not_finite,
+    "zero": lambda module: replace(module, up=np.zeros_like(module.up)),
+    "alpha-zero": lambda module: replace(module, alpha=0.0),
+    "other-alpha": lambda module: replace(module, alpha=2.0),
+    "tiny": lambda module: replace(module, up=module.up * np.float16(2.0**-20)),
+    "large": lambda module: replace(module, alpha=1e7),
+}
+
+
+@pytest.mark.parametrize("method", ["copy", "prolora-full"])
+def test_odd_files_go_alone_and_harm_no_other(pair, tmp_path, monkeypatch, on_lane, method):
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,), alpha=4.0) for i in range(14)]
+    for place, change in enumerate(ODD.values()):
+        changed(files[1 + 2 * place], change)
+    options = MigrationOptions(method=method, rank="source")
+    (outcomes, found), (alone, wanted) = both(files, tmp_path, pair, options, monkeypatch)
+    assert found == wanted
+    codes = {name: o.error and (o.error.code, str(o.error)) for name, o in outcomes.items()}
+    assert codes == {name: o.error and (o.error.code, str(o.error)) for name, o in alone.items()}
+    assert [code for code in codes.values() if code is not None] != []
+    assert {*on_lane} >= {f.name for f in files[::2]}
+
+
+def test_files_that_vanish_and_files_that_are_cut_off(pair, tmp_path, monkeypatch, on_lane):
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,)) for i in range(10)]
+    content = files[3].read_bytes()
+    files[3].write_bytes(content[:-100])
+    jobs = [FileJob(f, tmp_path / "out" / f.name, rank=8, table="same") for f in files]
+    files[5].unlink()
+    outcomes = {
+        o.job.source.name: o.error
+        for o in migrate_files(jobs, pair, MigrationOptions(), Writing(pair=PAIR))
+    }
+    assert {name for name, error in outcomes.items() if error} == {
+        "03.safetensors",
+        "05.safetensors",
+    }
+    assert len(on_lane) == 8
+
+
+def test_a_run_that_nobody_waits_for_ends(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes, "ROOMS", 1)
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (64,)) for i in range(16)]
+    jobs = [FileJob(f, tmp_path / "out" / f.name) for f in files]
+    outcomes = migrate_files(jobs, pair, MigrationOptions(), Writing(pair=PAIR))
+    assert next(outcomes).error is None
+    outcomes.close()  # waits for all threads
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) < 16
+
+
+def test_an_output_of_others_is_left_as_it_is(pair, tmp_path, on_lane):
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,)) for i in range(8)]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "04.safetensors").write_bytes(b"somebody's")
+    outcomes, _ = run(files, tmp_path / "out", pair, MigrationOptions(method="copy"))
+    refused = [name for name, o in outcomes.items() if o.error is not None]
+    assert refused == ["04.safetensors"]
+    assert (tmp_path / "out" / "04.safetensors").read_bytes() == b"somebody's"
+    assert len(on_lane) == 7

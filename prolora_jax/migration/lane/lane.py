@@ -24,7 +24,7 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.placing import OperatorsOnDevices
 from prolora_jax.plans.options import MigrationOptions
 
-FEWEST = 4
+FEWEST = 8
 """Files of one table from which on a lane of their own is worth its programs."""
 
 ROOMS = 2

@@ -1,8 +1,9 @@
 """All files of a batch through a method: copies as they lie, projections block by block."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 from prolora_jax.adapters.formats.folding import ROUNDOFF
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.encoding import HostFactors
-from prolora_jax.method.update_norms import from_grams, grams
+from prolora_jax.method.update_norms import from_grams, grams, in_pieces
 from prolora_jax.migration.blocks import Factors, rank_class, split_rows
 from prolora_jax.migration.edges import MIDDLE, holds
 from prolora_jax.migration.execute import IN_FLIGHT
@@ -23,6 +24,8 @@ from prolora_jax.migration.lane.table import Kind
 from prolora_jax.migration.placing import OperatorsOnDevices, Placed
 from prolora_jax.migration.projecting import Block, Job, finished, started
 from prolora_jax.plans.plan import Action
+
+_ups, _downs = partial(grams, side="up"), partial(grams, side="down")
 
 _SURE = 0.95
 """Of the error that a dtype may make, up to which float32's own rounding does not decide."""
@@ -99,7 +102,7 @@ def move(batch: Batch, output: Output, placed: OperatorsOnDevices) -> None:
 
 
 def _clear(batch: Batch) -> None:
-    """Zeros in place of what is no file's, or odd: a number that is none would end a whole block."""
+    """Zeros in place of what is no file's, or odd: one NaN would end a whole block."""
     for place in {*range(max(batch.files) + 1)} - (batch.files.keys() - batch.odd):
         for factors in batch.room.factors.values():
             factors.up[:, place], factors.down[:, place] = 0, 0
@@ -111,7 +114,7 @@ def _measure(batch: Batch) -> None:
     for kind, factors in batch.room.factors.items():
         modules, places = factors.up.shape[:2]
         up, down = (a.reshape(modules * places, *a.shape[2:]) for a in (factors.up, factors.down))
-        of_up, of_down = jax.device_get((grams(up, "up"), grams(down, "down")))
+        of_up, of_down = in_pieces(_ups, up), in_pieces(_downs, down)
         mine = np.array([m * places + p for m in range(modules) for p in sorted(batch.files)], int)
         found = np.zeros(modules * places)
         found[mine] = from_grams(
@@ -167,30 +170,27 @@ def _with_scales(batch: Batch, kind: Kind, copied: set[int]) -> np.ndarray:
         return factors.up
     flat = factors.up.reshape(modules * places, kind.out, kind.rank)
     scales = batch.scales[rows].astype(np.float32).reshape(-1)
-    stored = _scaled(flat, scales)
-    lost = jax.device_get(_lost(flat, scales, stored)).reshape(
-        modules, places, *batch.of_down[kind].shape[2:]
-    )
+    stored = in_pieces(_scaled, flat, scales)
+    lost = in_pieces(_lost, flat, scales, stored).reshape(batch.of_down[kind].shape)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.einsum("mpij,mpij->mp", lost.astype(np.float64), batch.of_down[kind])
         most = (_SURE * ROUNDOFF[kind.dtype]) ** 2 * batch.squares[rows]
         bad = ~(apart <= most)[mine]
     batch.odd |= {place for place in files if bad[:, place].any()}
-    return np.asarray(stored).reshape(factors.up.shape)
+    return stored.reshape(factors.up.shape)
+
+
+def _each(one: Callable[..., jax.Array], *arrays: jax.Array | np.ndarray) -> jax.Array:
+    """A function of the rows of some arrays; see `update_norms.grams`."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda rows: one(*rows), arrays)
+    return jax.vmap(one)(*arrays)
 
 
 @jax.jit
 def _scaled(ups: jax.Array | np.ndarray, scales: jax.Array | np.ndarray) -> jax.Array:
     """`up` times a scale, in its own dtype."""
-
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return (jnp.asarray(pair[0], jnp.float32) * pair[1]).astype(ups.dtype)
-
-    return (
-        lax.map(one, (ups, scales))
-        if jax.default_backend() == "cpu"
-        else jax.vmap(one)((ups, scales))
-    )
+    return _each(lambda up, s: (jnp.asarray(up, jnp.float32) * s).astype(ups.dtype), ups, scales)
 
 
 @jax.jit
@@ -202,15 +202,11 @@ def _lost(
     Not in the program of `_scaled`: XLA may leave out a cast there and back.
     """
 
-    def one(triple: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        up, scale, again = triple
-        return jnp.asarray(again, jnp.float32) - jnp.asarray(up, jnp.float32) * scale
+    def one(up: jax.Array, scale: jax.Array, again: jax.Array) -> jax.Array:
+        lost = jnp.asarray(again, jnp.float32) - jnp.asarray(up, jnp.float32) * scale
+        return grams(lost[None], "up")[0]
 
-    def gram_of(triple: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        return grams(one(triple)[None], "up")[0]
-
-    every = (ups, scales, stored)
-    return lax.map(gram_of, every) if jax.default_backend() == "cpu" else jax.vmap(gram_of)(every)
+    return _each(one, ups, scales, stored)
 
 
 def _blocks(batch: Batch, number: int, placed: Placed) -> Iterator[tuple[int, Block]]:

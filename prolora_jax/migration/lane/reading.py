@@ -1,7 +1,7 @@
 """One file into its place in the blocks, looked at, hashed and measured."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from math import frexp, sqrt
@@ -64,22 +64,21 @@ def read(job: FileJob, room: Room, file: int, rest: Rest, writing: Writing) -> R
     look = look_at(path)
     if look is None or key_of(look) != table.key:
         return None
-    if not fill(path, look, room.views(file, rest)):
+    views = room.views(file, rest)
+    if not fill(path, look, views):
         return None
     alphas = _alphas(table, rest)
     if alphas is None:
         return None
-    ranks = np.array([trained.kind.rank for trained in table.modules])
-    scales = np.array([1.0 if a is None else a for a in alphas]) / np.where(
-        [a is None for a in alphas], 1, ranks
-    )
+    told = np.array([alpha is not None for alpha in alphas])
+    scales = np.where(told, np.array(alphas, float), 1.0) / np.where(told, table.ranks, 1)
     if any(abs(frexp(scale)[1]) > MIDDLE for scale in {*scales.tolist()}):
         return None
     squares = _measured(table, rest, scales)
     if squares is None:
         return None
     adapter = replace(table.header.adapter, metadata=dict(look.metadata), origin=str(path))
-    found = fingerprint(room, file, rest, alphas)
+    found = fingerprint(table, views, alphas)
     return Read(job, file, adapter, scales, found, squares, time.perf_counter() - started)
 
 
@@ -114,14 +113,18 @@ def _measured(table: Table, rest: Rest, scales: np.ndarray) -> dict[int, float] 
     return found
 
 
-def fingerprint(room: Room, file: int, rest: Rest, alphas: list[float | None]) -> str:
-    """`Adapter.fingerprint` of a file in a room: of its modules in the order of their paths."""
+def fingerprint(table: Table, views: Sequence[memoryview], alphas: Sequence[float | None]) -> str:
+    """`Adapter.fingerprint` of a file: of its modules in the order of their paths.
+
+    Args:
+        table: of the file.
+        views: its tensors, in the order of the file.
+        alphas: of the modules.
+    """
     digest = sha256()
-    modules = room.table.modules
-    for number in room.table.by_path.values():
-        module = modules[number].module
-        digest.update(f"{module.path} {alphas[number]}".encode())
-        for side, factor in (("down", module.down), ("up", module.up)):
-            digest.update(f"{factor.dtype} {factor.shape}".encode())
-            digest.update(room.of(number, side, file, rest))
+    for number, path, ((of_down, down), (of_up, up)) in table.hashed:
+        digest.update(f"{path} {alphas[number]}".encode() + of_down)
+        digest.update(views[down])
+        digest.update(of_up)
+        digest.update(views[up])
     return digest.hexdigest()

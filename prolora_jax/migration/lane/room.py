@@ -37,11 +37,28 @@ class Factors:
 
 
 class Rest:
-    """Room for what does not move of one file; a thread's own."""
+    """Room for what does not move of one file; a thread's own.
+
+    Attributes:
+        factors: by kind, of one file.
+        alphas: the bytes of the tensors that say scales, in the order of the file.
+        views: where each tensor of the file goes; None for those that move.
+    """
 
     def __init__(self, table: Table):
         self.factors = {k: Factors(k, still, 1) for k, (_, still) in table.sizes.items() if still}
-        self.alphas = np.zeros(_alpha_bytes(table), np.uint8)
+        self.alphas = np.zeros(sum(p.size for p in table.pieces if p.side == "alpha"), np.uint8)
+        self.views: list[memoryview | None] = []
+        at = 0
+        for number, side, size in table.pieces:
+            trained = table.modules[number]
+            if side == "alpha":
+                self.views.append(self.alphas[at : at + size].data)
+                at += size
+            elif trained.moves:
+                self.views.append(None)
+            else:
+                self.views.append(self.factors[trained.kind].view(side, trained.place, 0))
 
 
 class Room:
@@ -62,31 +79,18 @@ class Room:
         self._views: dict[int, list[memoryview | None]] = {}
 
     def views(self, file: int, rest: Rest) -> list[memoryview]:
-        """Where each tensor of a file goes, in the order of the file."""
+        """Where each tensor of a file goes, in the order of the file.
+
+        Args:
+            file: its place in the room.
+            rest: for what does not move.
+        """
         if file not in self._views:
-            self._views[file] = [
-                self._own(number, side, file) for number, side, _ in self.table.pieces
-            ]
-        found: list[memoryview] = []
-        at = 0
-        for view, (number, side, size) in zip(self._views[file], self.table.pieces, strict=True):
-            if view is not None:
-                found.append(view)
-            elif side == "alpha":
-                found.append(rest.alphas[at : at + size].data)
-                at += size
-            else:
-                found.append(self.of(number, side, file, rest))
-        return found
+            self._views[file] = [self._view(*piece[:2], file) for piece in self.table.pieces]
+        both = zip(self._views[file], rest.views, strict=True)
+        return [mine or theirs for mine, theirs in both if mine or theirs]
 
-    def of(self, number: int, side: str, file: int, rest: Rest) -> memoryview:
-        """The bytes of a module's factor."""
-        trained = self.table.modules[number]
-        if trained.moves:
-            return self.factors[trained.kind].view(side, trained.place, file)
-        return rest.factors[trained.kind].view(side, trained.place, 0)
-
-    def _own(self, number: int, side: str, file: int) -> memoryview | None:
+    def _view(self, number: int, side: str, file: int) -> memoryview | None:
         trained = self.table.modules[number]
         if side == "alpha" or not trained.moves:
             return None
@@ -133,10 +137,6 @@ class Rooms:
     def close(self) -> None:
         """Have everybody who waits for a room, or will, go on without one."""
         self._free.put(None)
-
-
-def _alpha_bytes(table: Table) -> int:
-    return sum(size for _, side, size in table.pieces if side == "alpha")
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

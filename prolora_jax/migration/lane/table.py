@@ -65,6 +65,20 @@ class Piece(NamedTuple):
     size: int
 
 
+class Hashed(NamedTuple):
+    """What `Adapter.fingerprint` takes of a module: its bytes are pieces of the file.
+
+    Attributes:
+        number: of the module.
+        path: its path.
+        factors: of `down` and `up`: dtype and shape as text, and the piece's number.
+    """
+
+    number: int
+    path: str
+    factors: tuple[tuple[bytes, int], ...]
+
+
 @dataclass(frozen=True)
 class Table:
     """One table of tensors under the options of a run.
@@ -94,6 +108,23 @@ class Table:
     def by_path(self) -> Mapping[str, int]:
         """Numbers of the modules, in the order of their paths."""
         return {t.module.path: i for i, t in sorted(enumerate(self.modules), key=_path)}
+
+    @cached_property
+    def hashed(self) -> Sequence[Hashed]:
+        """The modules in the order in which they are hashed."""
+        places = {(number, side): i for i, (number, side, _) in enumerate(self.pieces)}
+        found = []
+        for path, number in self.by_path.items():
+            module = self.modules[number].module
+            factors = (("down", module.down), ("up", module.up))
+            told = ((f"{a.dtype} {a.shape}".encode(), places[number, s]) for s, a in factors)
+            found.append(Hashed(number, path, tuple(told)))
+        return found
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """Of the modules."""
+        return np.array([trained.kind.rank for trained in self.modules])
 
 
 def _path(numbered: tuple[int, Trained]) -> str:

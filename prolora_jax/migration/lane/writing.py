@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -88,17 +89,10 @@ def _report(batch: Batch, read: Read, output: Output) -> MigrationReport:
 
 def _module(batch: Batch, number: int, place: int, module: ModuleReport) -> ModuleReport:
     norm_in, norm_out = batch.norms[number, :, place].tolist()
-    if module.action is Action.COPY:
-        return replace(module, norm_in=norm_in, norm_out=norm_out)
-    a, b, c, d = batch.energies[number, place].tolist()
-    still = batch.still.get(number, (None, None))
-    kept = float(batch.kept[number, place])
-    return replace(
-        module,
-        norm_in=norm_in,
-        norm_out=norm_out,
-        kept=kept,
-        energies=(a, b, c, d),
-        still_left=still[0],
-        still_right=still[1],
-    )
+    found: dict[str, Any] = {"norm_in": norm_in, "norm_out": norm_out}
+    if module.action is not Action.COPY:
+        found["kept"] = float(batch.kept[number, place])
+        found["energies"] = tuple(batch.energies[number, place].tolist())
+        found["still_left"], found["still_right"] = batch.still.get(number, (None, None))
+    # Not `dataclasses.replace`, which takes three times as long for hundreds of modules a file.
+    return ModuleReport(**vars(module) | found)
