@@ -31,7 +31,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
         alpha; key convention of the first adapter; the header strings that all have alike.
 
     Raises:
-        UsageError: there are not as many weights as adapters, or one is not finite.
+        UsageError: there are not as many weights as adapters, or one is not finite; or a module
+            has a magnitude beside its factors.
         AdapterRefused: tensors that are carried along have different numbers in two of them, or
             vectors that are added up different lengths.
     """
@@ -47,6 +48,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
             f"weights {', '.join(map(str, weights))}: expected finite numbers",
             code=Refusal.BAD_OPTION,
         )
+    for adapter in adapters:
+        _require_no_gains(adapter)
     parts: dict[str, list[LoraModule]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for module in adapter.modules:
@@ -59,6 +62,17 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
         " + ".join(adapter.origin for adapter in adapters),
         _companions(adapters, weights),
     )
+
+
+def _require_no_gains(adapter: Adapter) -> None:
+    """Refuse what has magnitudes beside its factors: two of them are no sum of anything."""
+    kept = [m.path for m in adapter.modules if m.made_from and m.made_from.gains is not None]
+    if kept:
+        raise UsageError(
+            f"{adapter.origin}: {kept[0]}: found a magnitude of DoRA, as --dora keep leaves it; "
+            "expected plain factors, which can be added up; merge with --dora fold",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 def _weighted(module: LoraModule, weight: float) -> LoraModule:

@@ -18,4 +18,5 @@ def fit_to(source: BaseModel, adapter: Adapter, options: MigrationOptions) -> Fi
         options.assume_base,
         matrix=source.matrix,
         factor_rank=options.factors,
+        keep_dora=options.dora == "keep",
     )

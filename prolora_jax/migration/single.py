@@ -18,6 +18,7 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Results, Work, move_all
 from prolora_jax.migration.fitted import fit_to
+from prolora_jax.migration.magnitudes import kept_magnitudes
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
@@ -187,7 +188,8 @@ def encode(
     width = None
     if plan.options.uniform_rank or header.uniform:
         width = max(moved[step.path].factors.rank for step in steps)
-    modules = tuple(_encode(step, moved[step.path], pair, width) for step in steps)
+    made = [_encode(step, moved[step.path], pair, width) for step in steps]
+    modules, structured = kept_magnitudes(made, moved, steps, pair)
     reports = tuple(_report(step, moved[step.path]) for step in steps)
     report = MigrationReport(
         version("prolora_jax"),
@@ -207,7 +209,8 @@ def encode(
     metadata = for_target(adapter.metadata, pair.target.spec, merged_from=[title])
     metadata[PROVENANCE] = _provenance(report, pair.target.spec.family)
     beside = carried(plan.companions, adapter, plan.options)
-    return replace(adapter, modules=modules, companions=beside, metadata=metadata), report
+    output = replace(adapter, modules=modules, structured=structured, companions=beside)
+    return replace(output, metadata=metadata), report
 
 
 def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> LoraModule:

@@ -61,6 +61,8 @@ class MigrationOptions:
             no effect (`zero`); programs disagree.
         factor_rank: of the LoRA factors that are made of other algorithms' updates (LoHa, DoRA,
             ...): `energy=e`, `max=k`, or both; `exact`. Those of rank `max` and less stay exact.
+        dora: `fold` makes plain LoRA factors of a DoRA's whole update; `keep` moves its BA alone
+            and recomputes its magnitude on the target. What is written is DoRA then.
         rules: other options for some target modules; the first rule that matches is followed.
             In --config a list, each with `path:` (one pattern or several) and any of `method`,
             `basis_rank`, `min_similarity`, `rank`, `scale`.
@@ -94,6 +96,7 @@ class MigrationOptions:
     allow_partial: bool = False
     alpha_zero: AlphaZero = "refuse"
     factor_rank: str = "energy=0.999,max=64"
+    dora: Literal["fold", "keep"] = "fold"
     rules: tuple[ModuleRule, ...] = ()
 
     def __post_init__(self):
@@ -113,6 +116,9 @@ class MigrationOptions:
             raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
         if not isfinite(self.scale):
             raise BadOption("scale", self.scale, "a finite number")
+        if self.dora == "keep" and self.scale != 1.0:
+            meant = " A magnitude has no scale; use --dora fold."
+            raise BadOption("scale", self.scale, "1 with --dora keep", meant)
         for number, rule in enumerate(self.rules, start=1):
             if not rule.patterns:
                 raise BadRule(number, "found no pattern; expected a path")

@@ -28,6 +28,7 @@ def with_factors(
     """
     shapes = {path: module.shape for path, module in source.spec.modules.items()}
     how = shapes, source.matrix, options.factors.energy, options.factors.most
+    how = (*how, options.dora == "keep")
     found = [
         f"{path}: {problem}"
         for one, factors in zip(given, made, strict=True)

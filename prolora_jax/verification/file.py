@@ -25,6 +25,11 @@ from prolora_jax.plans.folder_report import FileReport, whole_report
 from prolora_jax.plans.report import MergedPart, MigrationReport, Party
 from prolora_jax.verification.adapter import verify_adapter
 from prolora_jax.verification.factors import with_factors
+from prolora_jax.verification.magnitudes import (
+    magnitude_problems,
+    with_magnitudes,
+    without_magnitudes,
+)
 from prolora_jax.verification.result import VerifyReport
 from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
@@ -87,11 +92,12 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    made = tuple(factored(one, *how) for one in given)
+    made = tuple(factored(one, *how, keep_dora=told.options.dora == "keep") for one in given)
     original = None
     if made:
         original = combine(made, [part.weight for part in parts]) if parts else made[0]
-    migrated = load_adapter(output, target_model.spec, quiet=quiet)
+    written = load_adapter(output, target_model.spec, quiet=quiet, structured=True)
+    migrated = without_magnitudes(written)
     unknown = unknown_in(report_path(output), told)
     if isinstance(told, FileReport):
         place, shared = pair_report_above(output, told.pair)
@@ -99,13 +105,16 @@ def verify_file(
         like = original or stand_in_of_file(told, shared, migrated)
         told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
     models, report = (source_model, target_model), told.to_dict()
+    magnitudes = magnitude_problems(written, given, *models, told)
     if original is None:
-        return verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        checked = verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        return with_magnitudes(checked, magnitudes)
     own = made if parts else ()
     checked = verify_adapter(
         migrated, original, *models, report, progress, parts=own, unknown=unknown
     )
-    return with_factors(checked, given, made, source_model, told.options)
+    checked = with_factors(checked, given, made, source_model, told.options)
+    return with_magnitudes(checked, magnitudes)
 
 
 def _absent(made_from: Sequence[Party | MergedPart]) -> tuple[str, ...]:

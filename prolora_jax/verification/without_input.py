@@ -227,7 +227,8 @@ class _WithoutInput(AdapterCheck):
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         self.not_checked += [
-            f"the factors of {len(self.output.modules)} modules: the input is not there",
+            f"the factors of {len(self.output.modules)} modules, and magnitudes of DoRA: the input "
+            "is not there",
             "what the report says of the input: its modules, algorithms, ranks, norms, energies, "
             "shares, flags, fingerprint, and what of it is carried along",
             "header strings that come from the input; whether anything is left of modules that "

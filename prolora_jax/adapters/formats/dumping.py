@@ -13,6 +13,7 @@ from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.naming import UNET
@@ -22,7 +23,9 @@ from prolora_jax.errors import Refusal, UsageError
 Tensors = dict[str, np.ndarray]
 
 
-def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, Mapping[str, str]]:
+def dump(
+    adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool = False
+) -> tuple[Tensors, Mapping[str, str]]:
     """Write an adapter's tensors under the keys of `format`.
 
     The update of each module stays the same number. Formats that have a field for the scale keep
@@ -32,6 +35,8 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
         adapter: resolved, or resolvable against `spec`.
         format: one of `FORMATS`.
         spec: the base model the adapter is for; it knows the names.
+        folded: whether scales go into the factors where the format has a field for them, too: a
+            single file of peft's has none.
 
     Returns:
         Tensors by key, and the header strings.
@@ -41,21 +46,28 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
         AdapterRefused: a module is not in `spec`, or its scale does not fit its dtype.
     """
     require_format(format)
-    adapter = resolve(adapter, spec)
+    given = resolve(adapter, spec)
+    magnitudes = magnitude_tensors(given, format, spec)
+    adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
-    if format in {"diffusers", "diffusers-old"}:  # their keys have no field for the scale
+    if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
         adapter = fold_scales(adapter)
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
     spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
-    tensors, header = _dumped(adapter, format, spec, metadata)
-    return tensors | companion_tensors(adapter, format, spec), header
+    dora = frozenset(module.path for module in given.structured) if magnitudes else frozenset()
+    tensors, header = _dumped(adapter, format, spec, metadata, dora)
+    return tensors | magnitudes | companion_tensors(adapter, format, spec), header
 
 
 def _dumped(
-    adapter: Adapter, format: str, spec: BaseModelSpec, metadata: dict[str, str]
+    adapter: Adapter,
+    format: str,
+    spec: BaseModelSpec,
+    metadata: dict[str, str],
+    dora: frozenset[str],
 ) -> tuple[Tensors, Mapping[str, str]]:
     match format:
         case "diffusers" | "diffusers-old":
@@ -64,7 +76,7 @@ def _dumped(
         case "comfyui":
             return comfyui.dump_tensors(adapter, spec), metadata
         case "peft":
-            config = {HEADER_KEY: peft.configuration(adapter)}
+            config = {HEADER_KEY: peft.configuration(adapter, dora)}
             return peft.dump_tensors(adapter), {"format": "pt"} | metadata | config
         case "flax":
             return flax_keys.dump_tensors(adapter), metadata
