@@ -64,12 +64,14 @@ class MadeFrom(NamedTuple):
         kept: share of the update's squared norm that the factors hold.
         dtype: of the file, which the factors are wider than.
         gains: of a DoRA whose factors are its BA alone; None where they hold the whole update.
+        own: the module itself, where it can be written as it is (LoHa, LoKr).
     """
 
     algorithm: str
     kept: float
     dtype: str
     gains: Gains | None = None
+    own: StructuredModule | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ prepared.py: Where prepared operators are kept, and what they depend on.
 projection.py: Prepared methods applied on the device, to rank columns of many adapters.
 similarity.py: Subspace similarity of two weights, corrected for chance (docs/method.md 3).
 singular.py: Singular form of low-rank updates, from rank x rank Gram matrices.
+spreading.py: One budget of rank spread over many updates.
 
 Never: jax (but in linalg, projection, decomposition_on_devices), files.
 May import: errors.

@@ -51,6 +51,7 @@ class Moved(NamedTuple):
         still: directions that `rotation` left still, (left, right); None for other methods.
         made_from: the other algorithm that the input's factors were made from.
         in_float32: whether the output's dtype does not hold them, so that they are in float32.
+        sigma: of a rank that is spread over the file, singular values of the factors' columns.
     """
 
     factors: HostFactors
@@ -63,6 +64,7 @@ class Moved(NamedTuple):
     still: tuple[int, int] | None = None
     made_from: MadeFrom | None = None
     in_float32: bool = False
+    sigma: np.ndarray | None = None
 
 
 @dataclass
@@ -257,7 +259,7 @@ def _collect(block: _Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]
     energies = np.stack(measured.energies, axis=1)
     before, after = np.sqrt(measured.before), np.sqrt(measured.after)
     ranks, kept = [job.module.rank for job in block.jobs], np.ones(len(before))
-    mixing = None
+    mixing = form = None
     if block.compressed:
         parts = zip(*(side.parts for side in grams), strict=True)
         form = union([gauge(up, down) for up, down in parts])
@@ -307,6 +309,7 @@ def _collect(block: _Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]
                 block.still,
                 module.made_from,
                 new.up.dtype != dtype,
+                form and np.ldexp(form.sigma[i][used] * abs(scale[i]), block.powers[i]),
             ),
         )
 
@@ -331,7 +334,7 @@ def _too_large(path: str) -> AdapterRefused:
 def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same."""
     middle, power = to_the_middle(module)
-    factors, kept = host_factors(middle), 1.0
+    factors, kept, sigma = host_factors(middle), 1.0, None
     if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
         rank, kept = _cut(sigma, module, options)
@@ -348,7 +351,9 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
     made, wide = module.made_from, new.up.dtype != dtype
     norm_out *= abs(scale)
-    return Moved(new, shape, module.rank, norm_in, norm_out, kept, made_from=made, in_float32=wide)
+    sizes = None if sigma is None else np.ldexp(sigma[: new.rank] * abs(scale), power)
+    given = (new, shape, module.rank, norm_in, norm_out, kept)
+    return Moved(*given, made_from=made, in_float32=wide, sigma=sizes)
 
 
 def _cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tuple[int, float]:

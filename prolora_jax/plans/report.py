@@ -18,6 +18,18 @@ IN_FLOAT32 = "in-float32"
 DORA_KEPT = "dora-kept"
 """Flag of a module that is written as DoRA: its BA moved, its magnitude was recomputed."""
 
+OWN_TENSORS = "own-tensors"
+"""Flag of a module of LoHa or LoKr that is written as it is; what the record says of rank, norm and
+share is that of the LoRA factors that stand for it everywhere else."""
+
+OVER_BUDGET = "over-budget: "
+"""Start of the flag of a file that one column of each module makes larger than `--rank budget=`."""
+
+
+def over_budget(spent: float, budget: float) -> tuple[str, ...]:
+    """The flag of a file whose columns cost more than they should; none where they do not."""
+    return (f"{OVER_BUDGET}{spent:.0f} bytes",) if spent > budget else ()
+
 
 @dataclass(frozen=True)
 class ModuleReport:

@@ -10,10 +10,10 @@ from prolora_jax.plans.plan import (
     Skip,
     SkippedModule,
 )
-from prolora_jax.plans.report import DORA_KEPT, IN_FLOAT32, ModuleReport
+from prolora_jax.plans.report import DORA_KEPT, IN_FLOAT32, OWN_TENSORS, ModuleReport
 from prolora_jax.verification.claim import Claim, Place, Record
 
-_OF_FILES = frozenset({IN_FLOAT32, DORA_KEPT})
+_OF_FILES = frozenset({IN_FLOAT32, DORA_KEPT, OWN_TENSORS})
 """Flags that no plan knows: they are held against the file's tensors."""
 
 

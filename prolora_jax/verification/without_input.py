@@ -183,7 +183,7 @@ class _WithoutInput(AdapterCheck):
             "target": used_weights(self.target, [step.path for step in steps]),
         }
         problems = module_problems(output, told) + alignment_problems(told.alignments, self.matched)
-        problems += rank_problems(output, told, told.options.uniform_rank)
+        problems += rank_problems(output, told, told.options.uniform_rank, self.own)
         problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
         problems += [
             f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."

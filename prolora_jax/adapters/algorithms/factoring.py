@@ -13,8 +13,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
-from prolora_jax.adapters.algorithms.table import algorithm_for
-from prolora_jax.adapters.formats.header_strings import as_plain_lora
+from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -90,9 +89,7 @@ def factored(
     made = tuple(make(m, adapter, spec, matrix, rank) for m in adapter.structured)
     before = None if adapter.outline else adapter.fingerprint
     modules = (*adapter.modules, *made)
-    kept = any(module.made_from and module.made_from.gains for module in made)
-    metadata = adapter.metadata if kept else as_plain_lora(adapter.metadata)
-    return replace(adapter, modules=modules, structured=(), read_as=before, metadata=metadata)
+    return replace(adapter, modules=modules, structured=(), read_as=before)
 
 
 def _bare_factors(
@@ -119,7 +116,7 @@ def _bare_factors(
             found = gains(module, known.shape, matrix(module.path).astype(np.float64))
     if not np.isfinite(found.values).all():
         raise _not_finite(module, adapter)
-    made = alone.made_from._replace(algorithm=module.algorithm, gains=found)
+    made = alone.made_from._replace(algorithm=module.algorithm, gains=found, own=None)
     return replace(alone, made_from=made)
 
 
@@ -152,7 +149,12 @@ def _factors(
         module.path,
         cut.down.reshape(cut.down.shape[0], *shape[1:]),
         cut.up.reshape(*cut.up.shape, *ones),
-        made_from=MadeFrom(algorithm.name, cut.kept, module.dtype.name),
+        made_from=MadeFrom(
+            algorithm.name,
+            cut.kept,
+            module.dtype.name,
+            own=module if algorithm.name in WRITTEN and not adapter.outline else None,
+        ),
     )
 
 

@@ -14,6 +14,7 @@ from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
+from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.naming import UNET
@@ -21,6 +22,8 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 
 Tensors = dict[str, np.ndarray]
+SAME = ("same", "lora")
+"""Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
 
 
 def dump(
@@ -57,9 +60,10 @@ def dump(
     spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
-    dora = frozenset(module.path for module in given.structured) if magnitudes else frozenset()
-    tensors, header = _dumped(adapter, format, spec, metadata, dora)
-    return tensors | magnitudes | companion_tensors(adapter, format, spec), header
+    dora = {module.path for module in given.structured if magnitudes}
+    tensors, header = _dumped(adapter, format, spec, metadata, frozenset(dora))
+    tensors |= magnitudes | own_tensors(adapter, format, spec)
+    return tensors | companion_tensors(adapter, format, spec), header
 
 
 def _dumped(
@@ -124,17 +128,18 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     """The format behind a choice of the command line.
 
     Args:
-        choice: `same`, `kohya`, or one of `FORMATS`.
+        choice: `same`, `lora`, `kohya`, or one of `FORMATS`.
         adapter: what is written, resolved against `spec`.
         spec: the base model that the output is for.
 
     Returns:
-        For `same` the adapter's own, for `kohya` what its trainer writes for this base: LDM block
-        names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM has no name for
-        one of the modules (`encoder_hid_proj` of Kolors), both are diffusers block names, which
-        the readers of either take. A format that was asked for by its name is that one.
+        For `same` and `lora` the adapter's own, for `kohya` what its trainer writes for this
+        base: LDM block names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM
+        has no name for one of the modules (`encoder_hid_proj` of Kolors), they are diffusers block
+        names, which the readers of either take. A format that was asked for by its name is that
+        one.
     """
-    if choice == "same":
+    if choice in SAME:
         chosen = adapter.format
     elif choice == "kohya":
         chosen = "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"
