@@ -175,7 +175,7 @@ class Scanner:
     def _judged(self, path: Path, progress: Progress | None, alone: bool) -> Outlook:
         try:
             adapter = self._adapter(path)
-            fitted = fit_to(self._pair.source, adapter, self._options)
+            fitted = fit_to(self._pair.source, adapter, self._options, self._writing.format)
             looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if alone else looked
         except (AdapterRefused, UsageError) as error:
@@ -264,7 +264,7 @@ def with_energies(
             quiet=True,
             structured=True,
         )
-        fitted = fit_to(pair.source, adapter, options)
+        fitted = fit_to(pair.source, adapter, options, writing.format)
         plan = plan_fitted(fitted, pair, options)
         energy, moved = energy_that_moves(fitted.adapter, plan)
     except BaseModelError:

@@ -97,7 +97,7 @@ def read_fitted(
     )
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
-    return fit_to(source, adapter, options)
+    return fit_to(source, adapter, options, writing.format)
 
 
 def write_migrated(

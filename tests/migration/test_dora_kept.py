@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file, save_file
 
 from prolora_jax.adapters.adapter import StructuredModule
-from prolora_jax.catalog.catalog import run_catalog
+from prolora_jax.catalog.catalog import run_catalog, scan_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.cli.main import run
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
@@ -301,6 +301,19 @@ def test_formats_without_a_place_for_it(
         migrated(toy, getattr(toy, name), toy.target, out, format)
     assert caught.value.code is Refusal.UNSUPPORTED_ALGORITHM
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "format"), [("rows", "flax"), ("channels", "peft"), ("channels", "diffusers")]
+)
+def test_a_scan_says_so_before_any_work(toy: Toy, tmp_path: Path, name: str, format: str):
+    pair = BasePair(load_base_model(toy.source), load_base_model(toy.target))
+    how = MigrationOptions(dora="keep", match="name")
+    for place, verdict in (("same", "ok"), (format, "refused")):
+        job = CatalogJob((getattr(toy, name),), tmp_path / "out", how, Writing(format=place))
+        (record,) = scan_catalog(job, pair, headers_only=True)
+        assert record.verdict == verdict, record.message
+    assert record.reason == "unsupported-algorithm"
 
 
 def test_a_network_of_peft_has_magnitudes_everywhere_or_nowhere(toy: Toy, tmp_path: Path):

@@ -13,6 +13,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
+from prolora_jax.adapters.algorithms.magnitudes import is_per_row
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -110,7 +111,7 @@ def _bare_factors(
         alone = _factors(alone, adapter, spec, matrix, rank)
     assert alone.made_from is not None  # of `bare` and of `_factors`
     if adapter.outline:
-        found = Gains(np.ones(known.shape[0]), per_row=True)
+        found = Gains(np.ones(1), bool(is_per_row(module.parts, known.shape)))
     else:
         with np.errstate(all="ignore"):  # looked at below
             found = gains(module, known.shape, matrix(module.path).astype(np.float64))
