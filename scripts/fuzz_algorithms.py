@@ -3,7 +3,8 @@
     python scripts/fuzz_algorithms.py --n 20000 --out docs/fuzz_algorithms.json
 
 As `fuzz.py`, family by family: the tensors are parsed with their structure and fitted to a base
-model whose weights are at hand, so that every update is worked out; every fiftieth case is written
+model whose weights are at hand, so that every update is worked out (of DoRA, in every other case,
+its BA and its gains, as `migrate --dora keep` asks for); every fiftieth case is written
 to a file and goes through `convert --to lora`. The container is what `fuzz.py` breaks. Some rows of
 the base model are zero. Anything but factors or a `ProloraError` of one printable line fails the
 check, a NumPy warning included. Case `i` of family `f` depends on the seed, `f` and `i` alone:
@@ -90,7 +91,8 @@ def jobs(case: Case, file: Path, number: int, model: BaseModel) -> dict[str, Cal
 
     def fitted() -> None:
         adapter = parse(case.tensors, case.metadata, str(file), structured=True)
-        require_numbers(fit(adapter, model.spec, matrix=model.matrix, factor_rank=rank).adapter)
+        how = {"matrix": model.matrix, "factor_rank": rank, "keep_dora": number % 2 == 1}
+        require_numbers(fit(adapter, model.spec, **how).adapter)
 
     found: dict[str, Callable[[], object]] = {"fit": fitted}
     if number % CONVERTED_EVERY == 0:
@@ -112,6 +114,9 @@ def require_numbers(adapter: Adapter) -> None:
         finite = np.isfinite(module.up).all() and np.isfinite(module.down).all()
         if not finite or (module.made_from and not 0.0 <= module.made_from.kept <= 1.0):
             raise ValueError(f"factors of {module.path}: {module.made_from}")
+        gains = module.made_from and module.made_from.gains
+        if gains is not None and not np.isfinite(gains.values).all():
+            raise ValueError(f"gains of {module.path}: {gains}")
 
 
 def tried(job: Callable[[], object], file: Path) -> tuple[str, float]:

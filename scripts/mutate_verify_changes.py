@@ -13,7 +13,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.errors import ProloraError
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.options import BadOption, MigrationOptions
 from prolora_jax.plans.plan import Skip
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.plans.rules import ModuleRule
@@ -53,7 +53,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "rotation_min_cos": (0.1, 0.9, 1.0),
     "include": ((), ("*attn2*",), ("*",)),
     "exclude": ((), ("*attn2*",), ("*nothing*",)),
-    "rank": ("exact", "source", "2", "energy=0.5"),
+    "rank": ("exact", "source", "2", "energy=0.5", "mean=2"),
     "uniform_rank": (False, True),
     "rescale": ("none", "norm"),
     "scale": (1.0, 0.5, 1.01, -1.0, 0.0),
@@ -61,6 +61,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "allow_partial": (False, True),
     "alpha_zero": ("refuse", "rank", "zero"),
     "factor_rank": ("energy=0.999,max=64", "max=2", "exact"),
+    "dora": ("fold", "keep"),
     "rules": ((), (ModuleRule("*attn1*", scale=0.5),), (ModuleRule("*nothing*"),)),
 }
 """Values that each option is given in report and header alike."""
@@ -221,7 +222,10 @@ def of_options(case: Case) -> Iterator[Mutant]:
         for value in CHOICES[field.name]:
             if value == getattr(told, field.name):
                 continue
-            other = replace(told, **{field.name: value})
+            try:
+                other = replace(told, **{field.name: value})
+            except BadOption:  # no report can say both
+                continue
             said = msgspec.to_builtins(other.changed() | {"method": other.method})
             changed = {**case.report, "options": msgspec.to_builtins(other)}
             yield Mutant(

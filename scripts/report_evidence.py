@@ -53,10 +53,11 @@ def draw() -> None:
     targets = (*verdicts.RELATIVES, "stranger")
     plots.share_by_arm(rows, [*arms, "random-subspace 0.5"], targets, IMAGES / "evidence-arms.png")
     plots.share_by_distance(rows, arms, IMAGES / "evidence-distance.png")
+    settings = read_lines(RESULTS / "sweep.jsonl")
     plots.share_by_rank(
-        read_lines(RESULTS / "sweep.jsonl"),
+        settings,
         evidence_page.METHODS,
-        evidence_page.RULES,
+        evidence_page.swept(settings),
         targets,
         evidence_page.open_arm,
         IMAGES / "evidence-ranks.png",

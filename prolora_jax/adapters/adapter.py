@@ -16,6 +16,46 @@ AlphaZero = Literal["refuse", "rank", "zero"]
 """What an alpha of 0 means: a refusal, alpha = rank, or no effect; programs disagree."""
 
 
+@dataclass(frozen=True)
+class StructuredModule:
+    """The tensors of one layer whose update is something other than two factors.
+
+    Attributes:
+        path: as `LoraModule.path`.
+        algorithm: its name, a key of `algorithms.table.ALGORITHMS`.
+        parts: tensors by part name, as the file has them.
+        alpha: scale numerator; None when the file has none.
+        settings: fields of peft's configuration for its component; none without one.
+    """
+
+    path: str
+    algorithm: str
+    parts: Mapping[str, np.ndarray]
+    alpha: float | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest dtype that holds what any part holds."""
+        found = {part.dtype for part in self.parts.values()}
+        if len(found) == 1:
+            return found.pop()
+        # At least float32: NumPy has no answer for float16 beside bfloat16.
+        return reduce(np.promote_types, found, np.dtype(np.float32))
+
+
+class Gains(NamedTuple):
+    """What DoRA multiplies the sum of a weight and its update with, row by row or by channels.
+
+    Attributes:
+        values: the magnitude divided by the norm that the sum had, float64; 1 where it had none.
+        per_row: whether there is one for each output row; one for each input channel otherwise.
+    """
+
+    values: np.ndarray
+    per_row: bool
+
+
 class MadeFrom(NamedTuple):
     """What another algorithm's update lost when it became factors.
 
@@ -23,11 +63,15 @@ class MadeFrom(NamedTuple):
         algorithm: its name, as `loha`.
         kept: share of the update's squared norm that the factors hold.
         dtype: of the file, which the factors are wider than.
+        gains: of a DoRA whose factors are its BA alone; None where they hold the whole update.
+        own: the module itself, where it can be written as it is (LoHa, LoKr).
     """
 
     algorithm: str
     kept: float
     dtype: str
+    gains: Gains | None = None
+    own: StructuredModule | None = None
 
 
 @dataclass(frozen=True)
@@ -86,34 +130,6 @@ class LoraModule:
             up=np.pad(self.up, up_axes),
             alpha=alpha,
         )
-
-
-@dataclass(frozen=True)
-class StructuredModule:
-    """The tensors of one layer whose update is something other than two factors.
-
-    Attributes:
-        path: as `LoraModule.path`.
-        algorithm: its name, a key of `algorithms.table.ALGORITHMS`.
-        parts: tensors by part name, as the file has them.
-        alpha: scale numerator; None when the file has none.
-        settings: fields of peft's configuration for its component; none without one.
-    """
-
-    path: str
-    algorithm: str
-    parts: Mapping[str, np.ndarray]
-    alpha: float | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The narrowest dtype that holds what any part holds."""
-        found = {part.dtype for part in self.parts.values()}
-        if len(found) == 1:
-            return found.pop()
-        # At least float32: NumPy has no answer for float16 beside bfloat16.
-        return reduce(np.promote_types, found, np.dtype(np.float32))
 
 
 Part = Literal["bias", "weight", "layer", "none"]

@@ -12,6 +12,7 @@ from pathlib import PurePath
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
+from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
@@ -31,7 +32,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
         alpha; key convention of the first adapter; the header strings that all have alike.
 
     Raises:
-        UsageError: there are not as many weights as adapters, or one is not finite.
+        UsageError: there are not as many weights as adapters, or one is not finite; or a module
+            has a magnitude beside its factors.
         AdapterRefused: tensors that are carried along have different numbers in two of them, or
             vectors that are added up different lengths.
     """
@@ -47,6 +49,8 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
             f"weights {', '.join(map(str, weights))}: expected finite numbers",
             code=Refusal.BAD_OPTION,
         )
+    for adapter in adapters:
+        _require_no_gains(adapter)
     parts: dict[str, list[LoraModule]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for module in adapter.modules:
@@ -55,19 +59,30 @@ def combine(adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapt
         tuple(_side_by_side(listed) for listed in parts.values()),
         adapters[0].format,
         _extras(adapters),
-        _metadata(adapters),
+        _plain(adapters, _metadata(adapters)),
         " + ".join(adapter.origin for adapter in adapters),
         _companions(adapters, weights),
     )
 
 
+def _require_no_gains(adapter: Adapter) -> None:
+    """Refuse what has magnitudes beside its factors: two of them are no sum of anything."""
+    kept = [m.path for m in adapter.modules if m.made_from and m.made_from.gains is not None]
+    if kept:
+        raise UsageError(
+            f"{adapter.origin}: {kept[0]}: found a magnitude of DoRA, as --dora keep leaves it; "
+            "expected plain factors, which can be added up; merge with --dora fold",
+            code=Refusal.BAD_OPTION,
+        )
+
+
 def _weighted(module: LoraModule, weight: float) -> LoraModule:
-    dtype = np.result_type(np.float32, *(f.dtype for f in (module.up, module.down) if _plain(f)))
+    dtype = np.result_type(np.float32, *(f.dtype for f in (module.up, module.down) if _is_known(f)))
     up = module.up.astype(dtype) * np.asarray(weight * module.scale, dtype)
     return replace(module, down=module.down.astype(dtype), up=up, alpha=None, made_from=None)
 
 
-def _plain(factor: np.ndarray) -> bool:
+def _is_known(factor: np.ndarray) -> bool:
     """Whether NumPy itself knows the dtype; those of ml_dtypes are all narrower than float32."""
     return factor.dtype.kind == "f"
 
@@ -126,6 +141,12 @@ def _extras(adapters: Sequence[Adapter]) -> Mapping[str, np.ndarray]:
                     code=Refusal.DUPLICATE_KEY,
                 )
     return {key: array for key, (_, array) in found.items()}
+
+
+def _plain(adapters: Sequence[Adapter], metadata: Mapping[str, str]) -> Mapping[str, str]:
+    """Of a sum of factors, whatever they were made from."""
+    made = any(m.made_from is not None for adapter in adapters for m in adapter.modules)
+    return as_plain_lora(metadata) if made else metadata
 
 
 def _metadata(adapters: Sequence[Adapter]) -> Mapping[str, str]:

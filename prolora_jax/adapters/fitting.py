@@ -30,6 +30,7 @@ def fit(
     *,
     matrix: Matrix | None = None,
     factor_rank: FactorRank | None = None,
+    keep_dora: bool = False,
 ) -> Fitted:
     """Hold an adapter against the base model it is said to be for.
 
@@ -42,6 +43,7 @@ def fit(
         assume_base: id of the base model to believe in, whatever the file says.
         matrix: weights of the base model, for algorithms whose update depends on them.
         factor_rank: of the factors that are made of other algorithms' updates; the default if None.
+        keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
 
     Returns:
         The adapter with dotted paths and with LoRA factors alone, and flags.
@@ -52,7 +54,8 @@ def fit(
         WrongBase: the adapter can only belong to another published base model.
     """
     held = hold(adapter, spec, assume_base)
-    return Fitted(factored(held.adapter, spec, matrix, factor_rank), held.flags)
+    made = factored(held.adapter, spec, matrix, factor_rank, keep_dora=keep_dora)
+    return Fitted(made, held.flags)
 
 
 def hold(adapter: Adapter, spec: BaseModelSpec, assume_base: str | None = None) -> Fitted:

@@ -182,4 +182,7 @@ def predicted_size(adapter: Adapter, plan: MigrationPlan) -> int:
         rank = options.output_rank.at_most(module.rank * (2 if twice else 1), module.rank)
         dtype = module.dtype if options.dtype == "same" else DTYPES[options.dtype]
         total += min(rank, out, width) * (out + width) * dtype.itemsize + _HEADER_BYTES
+    rank = plan.options.output_rank
+    if rank.kind == "budget" and rank.value is not None:
+        total = min(total, int(rank.value) + _HEADER_BYTES * len(plan.steps))
     return total

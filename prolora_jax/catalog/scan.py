@@ -16,6 +16,7 @@ import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
+from prolora_jax.adapters.formats.dumping import SAME
 from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.catalog.outlook import Outlook, SharedRefusal, Tally, predicted_size
 from prolora_jax.engines.progress import Progress
@@ -175,7 +176,7 @@ class Scanner:
     def _judged(self, path: Path, progress: Progress | None, alone: bool) -> Outlook:
         try:
             adapter = self._adapter(path)
-            fitted = fit_to(self._pair.source, adapter, self._options)
+            fitted = fit_to(self._pair.source, adapter, self._options, self._writing.format)
             looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if alone else looked
         except (AdapterRefused, UsageError) as error:
@@ -241,7 +242,7 @@ class Scanner:
 def output_path(item: Input, writing: Writing) -> Path:
     """Where an output goes, below the output folder: the input's place, with a fitting suffix."""
     path = item.relative
-    same = writing.format == "same"
+    same = writing.format in SAME
     if writes_folder(path, writing.format) or (same and item.path.is_dir()):
         return path.with_suffix("") if path.suffix and not item.path.is_dir() else path
     if item.path.is_dir():
@@ -264,7 +265,7 @@ def with_energies(
             quiet=True,
             structured=True,
         )
-        fitted = fit_to(pair.source, adapter, options)
+        fitted = fit_to(pair.source, adapter, options, writing.format)
         plan = plan_fitted(fitted, pair, options)
         energy, moved = energy_that_moves(fitted.adapter, plan)
     except BaseModelError:

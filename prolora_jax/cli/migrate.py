@@ -58,7 +58,9 @@ def migrate(
         out_path: file (or folder) to write; not needed with --dry-run.
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
-        format: key convention of the output; kohya: what kohya's trainer writes for this base.
+        format: key convention of the output; same: the input's, and LoHa and LoKr modules that
+            are copied stay so; lora: the input's, LoRA factors alone; kohya: what kohya's trainer
+            writes for this base.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         merge: write one adapter, the sum of the inputs; its rank is the sum of theirs, which
             --rank cuts.

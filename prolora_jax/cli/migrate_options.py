@@ -20,6 +20,7 @@ GROUPS = {
         "method",
         "rank",
         "factor_rank",
+        "dora",
         "scale",
         "min_similarity",
         "below",

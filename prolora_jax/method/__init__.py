@@ -13,6 +13,7 @@ projection.py: Prepared methods applied on the device, to rank columns of many a
 similarity.py: Subspace similarity of two weights, corrected for chance (docs/method.md 3).
 singular.py: Singular form of low-rank updates, from rank x rank Gram matrices.
 update_norms.py: Norms of updates as files have them, for many modules at once.
+spreading.py: One budget of rank spread over many updates.
 
 Never: jax (but in linalg, projection, update_norms, decomposition_on_devices), files.
 May import: errors.

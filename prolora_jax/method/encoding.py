@@ -29,12 +29,19 @@ class OutputRank(NamedTuple):
 
     Attributes:
         kind: `exact`: what the method leaves; `source`: the input's; `rank`: at most `value`;
-            `energy`: the fewest columns that hold this share of the squared norm.
+            `energy`: the fewest columns that hold this share of the squared norm; `budget` and
+            `mean`: every column, of which `spreading` takes as many bytes from a whole file, or as
+            many columns on average over its modules.
         value: None for `exact` and `source`.
     """
 
-    kind: Literal["exact", "source", "rank", "energy"]
+    kind: Literal["exact", "source", "rank", "energy", "budget", "mean"]
     value: float | None = None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether a module's rank depends on the other modules of its file."""
+        return self.kind in ("budget", "mean")
 
     def is_met_by(self, rank: int, rank_in: int) -> bool:
         """Whether factors of `rank` stay as they are, without looking at their numbers.

@@ -9,6 +9,9 @@ edges.py: Numbers at the edges of a dtype: taken to the middle before work, put 
 placing.py: Operators on the devices of this host: each module has one device.
 projecting.py: One module of many adapters on a device: rank columns in, factors of files out.
 execute.py: Steps of plans on the device: one block per module for many adapters.
+magnitudes.py: Modules of DoRA that stay so: their magnitudes, recomputed on the target's weights.
+spreading.py: `--rank budget=` and `mean=`: a file's rank spread over its modules.
+own_modules.py: Modules of LoHa and LoKr that nothing changes, written as they are.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.
 opening.py: Two base models from where they lie, as a pair.
 fitted.py: An adapter held against the source of a migration, other algorithms made into factors.

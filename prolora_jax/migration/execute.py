@@ -58,6 +58,7 @@ class Moved(NamedTuple):
         still: directions that `rotation` left still, (left, right); None for other methods.
         made_from: the other algorithm that the input's factors were made from.
         in_float32: whether the output's dtype does not hold them, so that they are in float32.
+        sigma: of a rank that is spread over the file, singular values of the factors' columns.
     """
 
     factors: HostFactors
@@ -70,6 +71,7 @@ class Moved(NamedTuple):
     still: tuple[int, int] | None = None
     made_from: MadeFrom | None = None
     in_float32: bool = False
+    sigma: np.ndarray | None = None
 
 
 @dataclass
@@ -234,6 +236,9 @@ def _collect(block: Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
                 block.still,
                 module.made_from,
                 new.up.dtype != dtype,
+                None
+                if done.sigma is None
+                else np.ldexp(done.sigma[i][used] * abs(done.scale[i]), block.powers[i]),
             ),
         )
 
@@ -258,7 +263,7 @@ def _too_large(path: str) -> AdapterRefused:
 def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same."""
     middle, power = to_the_middle(module)
-    factors, kept = host_factors(middle), 1.0
+    factors, kept, sigma = host_factors(middle), 1.0, None
     norm_in = norm_out = norm_of(middle)
     if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
@@ -276,4 +281,6 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
     made, wide = module.made_from, new.up.dtype != dtype
     norm_out *= abs(scale)
-    return Moved(new, shape, module.rank, norm_in, norm_out, kept, made_from=made, in_float32=wide)
+    sizes = None if sigma is None else np.ldexp(sigma[: new.rank] * abs(scale), power)
+    given = (new, shape, module.rank, norm_in, norm_out, kept)
+    return Moved(*given, made_from=made, in_float32=wide, sigma=sizes)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
-from prolora_jax.adapters.formats.dumping import concrete_format
+from prolora_jax.adapters.formats.dumping import SAME, concrete_format
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
 from prolora_jax.io.adapters.license_check import require_license
@@ -23,7 +23,8 @@ class Writing(NamedTuple):
     """How files are read and written.
 
     Attributes:
-        format: one of `formats.FORMATS`, `same`, or `kohya`.
+        format: one of `formats.FORMATS`, `kohya`, or `same`: as the input, also where a module of
+            LoHa or LoKr is copied; `lora`: as the input, LoRA factors for every module.
         strip_metadata: whether header strings are left out.
         overwrite: whether outputs that are there may be replaced.
         allow_pickle: whether pickles are read.
@@ -56,7 +57,7 @@ def refuse_outputs(
     Raises:
         UsageError: they may not.
     """
-    same = source.is_dir() and writing.format == "same"
+    same = source.is_dir() and writing.format in SAME
     folder = writes_folder(output, "peft" if same else writing.format)
     read = tuple(read)
     refuse_existing(output, writing.overwrite, folder=folder, read=read)
@@ -96,7 +97,7 @@ def read_fitted(
     )
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
-    return fit_to(source, adapter, options)
+    return fit_to(source, adapter, options, writing.format)
 
 
 def write_migrated(

@@ -2,20 +2,32 @@
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.formats.magnitude_keys import require_place
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.plans.options import MigrationOptions
 
 
-def fit_to(source: BaseModel, adapter: Adapter, options: MigrationOptions) -> Fitted:
+def fit_to(
+    source: BaseModel, adapter: Adapter, options: MigrationOptions, format: str = "kohya"
+) -> Fitted:
     """Hold an adapter against its source, as a migration's options say; its factors are LoRA's.
 
+    Args:
+        source: base model that it was trained on.
+        adapter: as read.
+        options: of the migration.
+        format: that the output is to have, as it is asked for; by default one that holds anything.
+
     Raises:
-        AdapterRefused: see `adapters.fitting.fit`.
+        AdapterRefused: see `adapters.fitting.fit`; or the format does not hold what is kept.
     """
-    return fit(
+    found = fit(
         adapter,
         source.spec,
         options.assume_base,
         matrix=source.matrix,
         factor_rank=options.factors,
+        keep_dora=options.dora == "keep",
     )
+    require_place(found.adapter, format)
+    return found

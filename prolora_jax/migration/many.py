@@ -346,7 +346,8 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
 
     def run() -> FileOutcome:
         started = time.perf_counter()
-        migrated, report = encode(item.header, item.plan, results, pair)
+        own = writing.format == "same"
+        migrated, report = encode(item.header, item.plan, results, pair, own=own)
         if item.job.replace:
             clear_folder(item.job.output)
         brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)

@@ -80,6 +80,8 @@ class Finished(NamedTuple):
         scale: that was asked for, or that restores the norm.
         left_over: powers of two that the device has not multiplied with.
         scaled: what it has multiplied with.
+        sigma: singular values of the updates' columns, before `scale`; None where the singular
+            form was not needed.
     """
 
     made: Stored
@@ -91,6 +93,7 @@ class Finished(NamedTuple):
     scale: np.ndarray
     left_over: Sequence[int]
     scaled: np.ndarray
+    sigma: np.ndarray | None = None
 
 
 def method_of(step: PlanStep, module: LoraModule, options: MigrationOptions) -> Method | None:
@@ -157,7 +160,7 @@ def finished(block: Block) -> Finished:
     energies = np.stack(measured.energies, axis=1)[:count]
     before, after = np.sqrt(measured.before), np.sqrt(measured.after)
     ranks, kept = np.array([job.module.rank for job in block.jobs]), np.ones(len(before))
-    mixing = None
+    mixing = form = None
     if block.compressed:
         parts = zip(*(side.parts for side in grams), strict=True)
         form = union([gauge(up, down) for up, down in parts])
@@ -176,7 +179,8 @@ def finished(block: Block) -> Finished:
     dtype = out_dtype(block.jobs[0].module, options)
     made = _stored(block, mixing, scaled, dtype.name)
     found = (kept[:count], energies, before[:count], after[:count], scale[:count])
-    return Finished(made, ranks, *found, [power for _, power in factors], scaled)
+    left_over = [power for _, power in factors]
+    return Finished(made, ranks, *found, left_over, scaled, None if form is None else form.sigma)
 
 
 def in_single(block: Block, done: Finished) -> Stored:

@@ -1,6 +1,6 @@
 """One adapter from a source to a target: match, measure, plan, run the plan, report."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,7 +12,7 @@ import msgspec
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.fitting import Fitted
-from prolora_jax.adapters.formats.header_strings import PROVENANCE, for_target
+from prolora_jax.adapters.formats.header_strings import PROVENANCE, as_plain_lora, for_target
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -20,7 +20,10 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
+from prolora_jax.migration.magnitudes import kept_magnitudes
+from prolora_jax.migration.own_modules import own_modules
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
@@ -31,7 +34,7 @@ from prolora_jax.plans.plan import (
     build_plan,
     wanted_pairs,
 )
-from prolora_jax.plans.report import MigrationReport, ModuleReport, Party, count
+from prolora_jax.plans.report import OWN_TENSORS, MigrationReport, ModuleReport, Party, count
 from prolora_jax.plans.rules import idle_rules
 from prolora_jax.subspaces.store import BasisStore
 
@@ -114,7 +117,12 @@ def plan_fitted(
 
 
 def run_plan(
-    adapter: Adapter, pair: BasePair, plan: MigrationPlan, progress: Progress | None = None
+    adapter: Adapter,
+    pair: BasePair,
+    plan: MigrationPlan,
+    progress: Progress | None = None,
+    *,
+    own: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """Project or copy every step of a plan and encode the result: a batch of one.
 
@@ -123,6 +131,7 @@ def run_plan(
         pair: the pair that the plan was made for.
         plan: what to do.
         progress: called with (what, done, total).
+        own: as for `encode`.
 
     Returns:
         The migrated adapter and the report.
@@ -132,7 +141,7 @@ def run_plan(
     """
     header = AdapterHeader.of(adapter)
     (results,) = move_all([Work.of(adapter, plan)], pair, plan.options, progress)
-    return encode(header, plan, results, pair)
+    return encode(header, plan, results, pair, own=own)
 
 
 class AdapterHeader(NamedTuple):
@@ -141,12 +150,14 @@ class AdapterHeader(NamedTuple):
     adapter: Adapter
     fingerprint: str
     uniform: bool
+    made: bool
 
     @staticmethod
     def of(adapter: Adapter) -> "AdapterHeader":
         """The header of an adapter."""
         bare = replace(adapter, modules=())
-        return AdapterHeader(bare, adapter.fingerprint, len(adapter.ranks) == 1)
+        made = any(module.made_from is not None for module in adapter.modules)
+        return AdapterHeader(bare, adapter.fingerprint, len(adapter.ranks) == 1, made)
 
 
 def encode(
@@ -154,6 +165,8 @@ def encode(
     plan: MigrationPlan,
     results: Mapping[str, Moved | AdapterRefused],
     pair: BasePair,
+    *,
+    own: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 
@@ -162,6 +175,7 @@ def encode(
         plan: what was done.
         results: by target path, from `execute.move_all`.
         pair: the pair that the plan was made for.
+        own: whether modules of LoHa and LoKr that nothing changes are written as they are.
 
     Returns:
         The migrated adapter and the report.
@@ -175,6 +189,7 @@ def encode(
             raise result
         moved[path] = result
     steps = [step for step in plan.steps if step.path in moved]
+    moved, over = spread_ranks(moved, steps, plan.options)
     nothing_left = tuple(
         SkippedModule(Skip.NOTHING_LEFT, step.source_path, step.path, step.similarity)
         for step in plan.steps
@@ -189,11 +204,17 @@ def encode(
             "`prolora similarity` shows how close the two bases are.",
             code=Refusal.NO_MATCHING_MODULE,
         )
+    as_they_are = own_modules(steps, moved, plan.options, adapter.format) if own else {}
+    made_anew = [step for step in steps if step.path not in as_they_are]
     width = None
-    if plan.options.uniform_rank or header.uniform:
-        width = max(moved[step.path].factors.rank for step in steps)
-    modules = tuple(_encode(step, moved[step.path], pair, width) for step in steps)
-    reports = tuple(_report(step, moved[step.path]) for step in steps)
+    one_rank = header.uniform and not plan.options.output_rank.spreads
+    if plan.options.uniform_rank or one_rank:
+        width = max((moved[step.path].factors.rank for step in made_anew), default=None)
+    lyco = bool(as_they_are) or any(_keeps_magnitude(found) for found in moved.values())
+    made = [_encode(step, moved[step.path], pair, width, alpha=lyco) for step in made_anew]
+    modules, structured = kept_magnitudes(made, moved, made_anew, pair)
+    structured += tuple(as_they_are.values())
+    reports = tuple(_report(step, moved[step.path], as_they_are) for step in steps)
     report = MigrationReport(
         version("prolora_jax"),
         plan.options,
@@ -205,12 +226,15 @@ def encode(
         plan.alignments,
         tuple(sorted(adapter.extras)),
         count(reports, skipped),
-        plan.flags,
+        (*plan.flags, *over),
         companions=plan.companions,
     )
+    if header.made and not structured:
+        adapter = replace(adapter, metadata=as_plain_lora(adapter.metadata))
     metadata = target_strings(adapter, report, pair.target.spec)
     beside = carried(plan.companions, adapter, plan.options)
-    return replace(adapter, modules=modules, companions=beside, metadata=metadata), report
+    output = replace(adapter, modules=modules, structured=structured, companions=beside)
+    return replace(output, metadata=metadata), report
 
 
 def target_strings(
@@ -229,8 +253,14 @@ def target_strings(
     return metadata
 
 
-def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> LoraModule:
-    """Factors as a module of the output file: uniform rank `width`, torch layout."""
+def _encode(
+    step: PlanStep, moved: Moved, pair: BasePair, width: int | None, *, alpha: bool
+) -> LoraModule:
+    """Factors as a module of the output file: uniform rank `width`, torch layout.
+
+    `alpha` says that the file has other modules than plain ones: only LyCORIS and its like read
+    it, and they want an alpha everywhere.
+    """
     factors = moved.factors
     if width is not None and width > factors.rank:
         factors = encoding.pad_rank(factors, width)
@@ -241,12 +271,20 @@ def _encode(step: PlanStep, moved: Moved, pair: BasePair, width: int | None) -> 
     up = layout.matrix_to_up(factors.up, shape)
     # With one rank everywhere alpha = rank says "scale 1" to every reader. With several ranks
     # no alpha is the only spelling that all readers agree on (formats.md 0.3, 0.4).
-    return LoraModule(step.path, down, up, None if width is None else float(width))
+    said = width is not None or alpha
+    return LoraModule(step.path, down, up, float(factors.rank) if said else None)
 
 
-def _report(step: PlanStep, moved: Moved) -> ModuleReport:
+def _keeps_magnitude(moved: Moved) -> bool:
+    return moved.made_from is not None and moved.made_from.gains is not None
+
+
+def _report(step: PlanStep, moved: Moved, as_they_are: Collection[str]) -> ModuleReport:
     ranks, norms = (moved.rank_in, moved.factors.rank), (moved.norm_in, moved.norm_out)
     found = moved.kept, moved.energies, moved.still, moved.made_from
+    if step.path in as_they_are:
+        step = replace(step, flags=(*step.flags, OWN_TENSORS))
+        return ModuleReport.of(step, ranks, norms, *found)
     return ModuleReport.of(step, ranks, norms, *found, in_float32=moved.in_float32)
 
 

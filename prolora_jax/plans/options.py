@@ -50,7 +50,8 @@ class MigrationOptions:
         rotation_min_cos: principal pairs below this cosine are left still by `rotation`.
         include: path patterns (`*attn2*`); when given, only matching target modules move.
         exclude: path patterns of target modules that do not move.
-        rank: `exact`, `source`, a number, or `energy=e`.
+        rank: `exact`, `source`, a number, or `energy=e`; or, spread over the modules of each file
+            by energy, `budget=BYTES` of its factors or `mean=R` columns on average.
         uniform_rank: zero-pad every module to the largest rank.
         rescale: `norm` restores each module's Frobenius norm.
         scale: multiplies every update.
@@ -61,6 +62,8 @@ class MigrationOptions:
             no effect (`zero`); programs disagree.
         factor_rank: of the LoRA factors that are made of other algorithms' updates (LoHa, DoRA,
             ...): `energy=e`, `max=k`, or both; `exact`. Those of rank `max` and less stay exact.
+        dora: `fold` makes plain LoRA factors of a DoRA's whole update; `keep` moves its BA alone
+            and recomputes its magnitude on the target. What is written is DoRA then.
         rules: other options for some target modules; the first rule that matches is followed.
             In --config a list, each with `path:` (one pattern or several) and any of `method`,
             `basis_rank`, `min_similarity`, `rank`, `scale`.
@@ -94,6 +97,7 @@ class MigrationOptions:
     allow_partial: bool = False
     alpha_zero: AlphaZero = "refuse"
     factor_rank: str = "energy=0.999,max=64"
+    dora: Literal["fold", "keep"] = "fold"
     rules: tuple[ModuleRule, ...] = ()
 
     def __post_init__(self):
@@ -113,10 +117,18 @@ class MigrationOptions:
             raise BadOption("min_similarity", self.min_similarity, "a number from -1 to 1")
         if not isfinite(self.scale):
             raise BadOption("scale", self.scale, "a finite number")
+        if self.dora == "keep" and self.scale != 1.0:
+            meant = " A magnitude has no scale; use --dora fold."
+            raise BadOption("scale", self.scale, "1 with --dora keep", meant)
+        if self.output_rank.spreads and (self.uniform_rank or self.rescale == "norm"):
+            name = "uniform_rank" if self.uniform_rank else "rescale"
+            raise BadOption(name, getattr(self, name), f"none with --rank {self.rank}")
         for number, rule in enumerate(self.rules, start=1):
             if not rule.patterns:
                 raise BadRule(number, "found no pattern; expected a path")
             try:
+                if rule.rank is not None and output_rank(rule.rank).spreads:
+                    raise BadOption("rank", rule.rank, "a rank of single modules in a rule")
                 self._under(rule)
             except BadOption as error:
                 raise BadRule(number, f"found {str(error).rstrip('.')}") from None
@@ -208,7 +220,8 @@ def output_rank(text: str) -> OutputRank:
     """Parse the rank of the output; a migration's own is `MigrationOptions.output_rank`.
 
     Args:
-        text: `exact`, `source`, an integer >= 1, or `energy=e` (0 < e <= 1).
+        text: `exact`, `source`, an integer >= 1, `energy=e` (0 < e <= 1), `budget=BYTES`, or
+            `mean=R` (R >= 1).
 
     Returns:
         The rank asked for.
@@ -224,7 +237,12 @@ def output_rank(text: str) -> OutputRank:
     value = _number(number)
     if kind == "energy" and value is not None and 0.0 < value <= 1.0:
         return OutputRank(kind, value)
-    raise BadOption("rank", text, "exact | source | a number >= 1 | energy=0.99")
+    if kind == "budget" and number.isdigit() and int(number) >= 1:
+        return OutputRank(kind, float(number))
+    if kind == "mean" and value is not None and 1.0 <= value < float("inf"):
+        return OutputRank(kind, value)
+    known = "exact | source | a number >= 1 | energy=0.99 | budget=20000000 | mean=8"
+    raise BadOption("rank", text, known)
 
 
 def factor_rank(text: str) -> FactorRank:

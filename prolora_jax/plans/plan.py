@@ -288,6 +288,8 @@ def _without_source(
 
 
 def _is_zero(module: LoraModule) -> bool:
+    if module.made_from is not None and module.made_from.gains is not None:
+        return False  # a magnitude changes the weight whatever BA is
     return not (_has_numbers(module.up) and _has_numbers(module.down))
 
 

@@ -15,6 +15,21 @@ from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedMo
 IN_FLOAT32 = "in-float32"
 """Flag of a module that is written in float32: the dtype asked for does not hold its numbers."""
 
+DORA_KEPT = "dora-kept"
+"""Flag of a module that is written as DoRA: its BA moved, its magnitude was recomputed."""
+
+OWN_TENSORS = "own-tensors"
+"""Flag of a module of LoHa or LoKr that is written as it is; what the record says of rank, norm and
+share is that of the LoRA factors that stand for it everywhere else."""
+
+OVER_BUDGET = "over-budget: "
+"""Start of the flag of a file that one column of each module makes larger than `--rank budget=`."""
+
+
+def over_budget(spent: float, budget: float) -> tuple[str, ...]:
+    """The flag of a file whose columns cost more than they should; none where they do not."""
+    return (f"{OVER_BUDGET}{spent:.0f} bytes",) if spent > budget else ()
+
 
 @dataclass(frozen=True)
 class ModuleReport:
@@ -41,7 +56,7 @@ class ModuleReport:
         energies: along-along, along-across, across-along, across-across.
         still_left: principal directions that `rotation` left still on the out side.
         still_right: the same on the in side.
-        flags: see docs/method.md 3; and `in-float32`.
+        flags: see docs/method.md 3; of a module that is `dora-kept` norms and energies are BA's.
         algorithm: of the input's module, where it is no plain LoRA; None for plain LoRA.
         factored: share of the squared norm of its update that its LoRA factors hold, `norm_in`
             squared being what they hold.
@@ -101,7 +116,9 @@ class ModuleReport:
             made_from: the other algorithm that the factors were made from.
             in_float32: whether the dtype asked for does not hold its numbers.
         """
-        s = step.similarity
+        s, found = step.similarity, (IN_FLOAT32,) if in_float32 else ()
+        if made_from is not None and made_from.gains is not None:
+            found = (*found, DORA_KEPT)
         return ModuleReport(
             path=step.path,
             source_path=step.source_path,
@@ -120,7 +137,7 @@ class ModuleReport:
             energies=energies,
             still_left=still and still[0],
             still_right=still and still[1],
-            flags=(*step.flags, IN_FLOAT32) if in_float32 else step.flags,
+            flags=(*step.flags, *found),
             algorithm=made_from and made_from.algorithm,
             factored=made_from and made_from.kept,
         )

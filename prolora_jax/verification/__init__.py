@@ -5,6 +5,9 @@ dense.py: The method in dense float64 NumPy, for `verify`: slow, plain.
 result.py: What came of a check: module by module, and for the file as a whole.
 multiplied.py: Dense updates of algorithms that multiply the weight, and of AdaLoRA and VeRA.
 structured.py: Factors that were made of another algorithm's update, against that update, dense.
+magnitudes.py: Magnitudes of an output's modules of DoRA, against input and both weights, dense.
+budget.py: A rank that was spread over the modules of a file, against all singular values.
+own_tensors.py: Modules of LoHa and LoKr that an output has as they were in its input.
 factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 weights.py: A base model and an adapter's module, as far as a check needs them.
 claim.py: What a report claims: read, and looked up by what its records are about.

@@ -27,9 +27,15 @@ from prolora_jax.plans.plan import (
 )
 from prolora_jax.plans.report import ModuleReport, count
 from prolora_jax.plans.rules import idle_rules
+from prolora_jax.verification.budget import budget_flags, budget_problems, spreads
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
 from prolora_jax.verification.companions import companion_problems
-from prolora_jax.verification.contents import extra_problems, module_problems, rank_problems
+from prolora_jax.verification.contents import (
+    cannot_compare,
+    extra_problems,
+    module_problems,
+    rank_problems,
+)
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult, recompute
 from prolora_jax.verification.header import (
@@ -53,7 +59,6 @@ from prolora_jax.verification.weights import (
     dense_update,
     finite_matrix,
     identical,
-    shape_of,
 )
 
 NOTHING_LEFT = 1e-6
@@ -113,6 +118,8 @@ class AdapterCheck:
         self.source, self.target, self.options = source, target, claim.report.options
         self.after = {module.path: module for module in output.modules}
         self.before = {module.path: module for module in source_lora.modules}
+        # Of modules that are written as they are, `output` has factors beside them.
+        self.own = {module.path for module in output.structured}
         self.matched: Matched = match(source, target, self.options, claim)
         self.measures: dict[str, Measure] = {}
         self.loose: dict[str, frozenset[str]] = {}
@@ -120,6 +127,7 @@ class AdapterCheck:
         self.own_ranks: list[tuple[int, int]] = []
         self.whole: list[bool] = []
         self.norms: dict[str, float] = {}
+        self.sigmas: dict[str, np.ndarray] = {}
         self.not_checked: list[str] = []
 
     def run(
@@ -221,7 +229,7 @@ class AdapterCheck:
         before, after = self.before.get(told.source_path), self.after.get(told.path)
         action: Literal["project", "copy"] = told.action.value
         found = ModuleCheck(told.path, told.source_path, action, self.holds)
-        problem = self._cannot_compare(told, before, after)
+        problem = cannot_compare(told, before, after, self.source.spec, self.target.spec)
         if problem or before is None or after is None:
             self._note(found, [problem])
             return
@@ -231,6 +239,8 @@ class AdapterCheck:
         update = self._update(told, before, after, dense)
         undetermined = dense is not None and dense.undetermined
         self.norms[told.path] = update.norm_out
+        if update.sigma is not None:
+            self.sigmas[told.path] = update.sigma
         verdict = "undetermined" if undetermined else self.holds
         found = ModuleCheck(
             told.path, told.source_path, action, verdict, update.error, update.allowed
@@ -243,29 +253,10 @@ class AdapterCheck:
         self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
     ) -> UpdateCheck:
         """Compare the factors of one module, and what the report says of them."""
-        brief = self.claim.folder is not None
-        return check_update(told, before, after, dense, self.options.options_for(told.path), brief)
-
-    def _cannot_compare(
-        self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
-    ) -> str:
-        """Why there is nothing to compare; empty when there is."""
-        if before is None:
-            return f"the input has no module {told.source_path}"
-        if after is None:
-            return "the report has it, the file does not"
-        specs = (
-            self.target.spec.modules.get(told.path),
-            self.source.spec.modules.get(told.source_path),
-        )
-        wanted = [spec.matrix_shape for spec in specs if spec is not None]
-        # A text encoder's module may be passed through where no base has its weight.
-        if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
-            return "neither base model has it"
-        found = [shape_of(after), shape_of(before)]
-        if len({*wanted, *found}) == 1:
-            return ""
-        return f"has shapes {found} where target and source have {wanted}"
+        brief, options = self.claim.folder is not None, self.options.options_for(told.path)
+        if told.path in self.own:
+            options = replace(options, dtype="float32")  # of the factors, which are in no file
+        return check_update(told, before, after, dense, options, brief)
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
         self.checks[check.source_path, check.path] = check
@@ -305,9 +296,13 @@ class AdapterCheck:
             "source": used_weights(self.source, [step.source_path for step in steps]),
             "target": used_weights(self.target, [step.path for step in steps]),
         }
-        uniform = told.options.uniform_rank or len(before.ranks) == 1
+        uniform = told.options.uniform_rank or (len(before.ranks) == 1 and not spreads(told))
         problems = module_problems(output, told)
-        problems += rank_problems(output, told, uniform) + extra_problems(output, before, told)
+        problems += rank_problems(output, told, uniform, self.own)
+        problems += extra_problems(output, before, told)
+        found, open_ = budget_problems(told, self.after, self.sigmas)
+        problems += found
+        self.not_checked += open_
         problems += alignment_problems(told.alignments, self.matched)
         problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
         problems += [
@@ -347,6 +342,7 @@ class AdapterCheck:
         paths = {*self.target.spec.modules, *(step.path for step in plan.steps)}
         idle = idle_rules(self.options.rules, paths)
         wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
+        wanted += budget_flags(told, self.after)
         if sorted(told.flags) == sorted(wanted):
             return []
         return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]

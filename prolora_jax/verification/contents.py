@@ -1,12 +1,16 @@
 """Every tensor of a file accounted for: modules, ranks, and what is carried along."""
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.parsing import same_array
-from prolora_jax.plans.report import MigrationReport
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER
+from prolora_jax.plans.report import MigrationReport, ModuleReport
+from prolora_jax.verification.weights import shape_of
 
 SCALES_FOLDED = frozenset({"diffusers", "peft"})
 """Formats that cannot hold an alpha that belongs to no module; it has no effect anywhere."""
@@ -31,7 +35,9 @@ def module_problems(output: Adapter, told: MigrationReport) -> list[str]:
     return problems
 
 
-def rank_problems(output: Adapter, told: MigrationReport, uniform: bool) -> list[str]:
+def rank_problems(
+    output: Adapter, told: MigrationReport, uniform: bool, own: Collection[str] = ()
+) -> list[str]:
     """Ranks that the file should not have.
 
     Args:
@@ -39,8 +45,9 @@ def rank_problems(output: Adapter, told: MigrationReport, uniform: bool) -> list
         told: its report.
         uniform: one rank everywhere, as where the input has one or it was asked for; else each
             module has its own.
+        own: paths of modules that are written as they are.
     """
-    said = {module.path: module.rank_out for module in told.modules}
+    said = {module.path: module.rank_out for module in told.modules if module.path not in own}
     widest = max(said.values(), default=0)
     return [
         f"{module.path}: the file has rank {module.rank}; expected {widest}, as everywhere"
@@ -50,6 +57,37 @@ def rank_problems(output: Adapter, told: MigrationReport, uniform: bool) -> list
         if module.path in said
         and module.rank not in ((widest,) if uniform else (said[module.path], widest))
     ]
+
+
+def cannot_compare(
+    told: ModuleReport,
+    before: LoraModule | None,
+    after: LoraModule | None,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+) -> str:
+    """Why there is nothing to compare of a module; empty when there is.
+
+    Args:
+        told: its record.
+        before: the input's module.
+        after: the output's.
+        source: modules of the source.
+        target: modules of the target.
+    """
+    if before is None:
+        return f"the input has no module {told.source_path}"
+    if after is None:
+        return "the report has it, the file does not"
+    specs = target.modules.get(told.path), source.modules.get(told.source_path)
+    wanted = [spec.matrix_shape for spec in specs if spec is not None]
+    # A text encoder's module may be passed through where no base has its weight.
+    if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
+        return "neither base model has it"
+    found = [shape_of(after), shape_of(before)]
+    if len({*wanted, *found}) == 1:
+        return ""
+    return f"has shapes {found} where target and source have {wanted}"
 
 
 def extra_problems(output: Adapter, before: Adapter, told: MigrationReport) -> list[str]:

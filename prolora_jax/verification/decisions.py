@@ -10,8 +10,11 @@ from prolora_jax.plans.plan import (
     Skip,
     SkippedModule,
 )
-from prolora_jax.plans.report import IN_FLOAT32, ModuleReport
+from prolora_jax.plans.report import DORA_KEPT, IN_FLOAT32, OWN_TENSORS, ModuleReport
 from prolora_jax.verification.claim import Claim, Place, Record
+
+_OF_FILES = frozenset({IN_FLOAT32, DORA_KEPT, OWN_TENSORS})
+"""Flags that no plan knows: they are held against the file's tensors."""
 
 
 def decision_problems(
@@ -58,8 +61,7 @@ def _differences(
             yield f"report has {name} {said}, recomputed {expected}"
     if isinstance(told, ModuleReport) and isinstance(wanted, PlanStep):
         flags = {*told.flags}
-        # No plan knows which dtype holds an update: the update's own check looks at that flag.
-        if len(flags) < len(told.flags) or (flags ^ {*wanted.flags}) - loose - {IN_FLOAT32}:
+        if len(flags) < len(told.flags) or (flags ^ {*wanted.flags}) - loose - _OF_FILES:
             yield f"report has flags {list(told.flags)}, recomputed {list(wanted.flags)}"
 
 

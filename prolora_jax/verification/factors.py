@@ -1,11 +1,10 @@
 """A check of a file, with the check of the factors that were made of other algorithms' updates."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.verification.result import VerifyReport
+from prolora_jax.verification.result import VerifyReport, with_problems
 from prolora_jax.verification.structured import factor_problems
 from prolora_jax.verification.weights import Weights
 
@@ -28,12 +27,11 @@ def with_factors(
     """
     shapes = {path: module.shape for path, module in source.spec.modules.items()}
     how = shapes, source.matrix, options.factors.energy, options.factors.most
+    how = (*how, options.dora == "keep")
     found = [
         f"{path}: {problem}"
         for one, factors in zip(given, made, strict=True)
         for path, problems in factor_problems(one, factors, *how).items()
         for problem in problems
     ]
-    if not found:
-        return checked
-    return replace(checked, ok=False, problems=tuple(sorted((*checked.problems, *found))))
+    return with_problems(checked, found)

@@ -6,12 +6,14 @@ wrote it; what recomputes it (`adapter`, `dense`) is not.
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.combination import combine
+from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
@@ -25,7 +27,12 @@ from prolora_jax.plans.folder_report import FileReport, whole_report
 from prolora_jax.plans.report import MergedPart, MigrationReport, Party
 from prolora_jax.verification.adapter import verify_adapter
 from prolora_jax.verification.factors import with_factors
-from prolora_jax.verification.result import VerifyReport
+from prolora_jax.verification.magnitudes import (
+    magnitude_problems,
+    without_magnitudes,
+)
+from prolora_jax.verification.own_tensors import own_problems, with_factors_of_own
+from prolora_jax.verification.result import VerifyReport, with_problems
 from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
 
@@ -87,11 +94,14 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    made = tuple(factored(one, *how) for one in given)
+    made = tuple(factored(one, *how, keep_dora=told.options.dora == "keep") for one in given)
     original = None
     if made:
         original = combine(made, [part.weight for part in parts]) if parts else made[0]
-    migrated = load_adapter(output, target_model.spec, quiet=quiet)
+    written = load_adapter(output, target_model.spec, quiet=quiet, structured=True)
+    migrated = with_factors_of_own(without_magnitudes(written), told.options, target_model)
+    if original is not None and given and not written.structured:
+        original = _plain(original)
     unknown = unknown_in(report_path(output), told)
     if isinstance(told, FileReport):
         place, shared = pair_report_above(output, told.pair)
@@ -99,13 +109,22 @@ def verify_file(
         like = original or stand_in_of_file(told, shared, migrated)
         told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
     models, report = (source_model, target_model), told.to_dict()
+    apart = magnitude_problems(written, given, *models, told) + own_problems(migrated, given, told)
     if original is None:
-        return verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        checked = verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        return with_problems(checked, apart)
     own = made if parts else ()
     checked = verify_adapter(
         migrated, original, *models, report, progress, parts=own, unknown=unknown
     )
-    return with_factors(checked, given, made, source_model, told.options)
+    checked = with_factors(checked, given, made, source_model, told.options)
+    return with_problems(checked, apart)
+
+
+def _plain(original: Adapter) -> Adapter:
+    """An input whose output is plain LoRA, with the header strings of such a one."""
+    made = any(module.made_from is not None for module in original.modules)
+    return replace(original, metadata=as_plain_lora(original.metadata)) if made else original
 
 
 def _absent(made_from: Sequence[Party | MergedPart]) -> tuple[str, ...]:

@@ -83,6 +83,9 @@ def open_options(
         found["allow_partial"] = "no whole layer stays behind"
     if all(module.made_from is None for module in before.modules):
         found["factor_rank"] = "the input is plain LoRA"
+    origins = {module.made_from.algorithm for module in before.modules if module.made_from}
+    if "dora" not in origins:
+        found["dora"] = "the input has no DoRA"
     if options.rules:
         found["rules"] = "patterns that take the same modules, and values that change nothing"
         places = {rules_place(options.rules, m.path) for m in told.modules}

@@ -1,6 +1,7 @@
 """What came of a check: module by module, and for the file as a whole."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -61,3 +62,15 @@ class VerifyReport:
             return "verified"
         failed = self.problems or self.counts.get("failed")
         return "failed" if failed or not self.absent else "not-compared"
+
+
+def with_problems(checked: VerifyReport, problems: Sequence[str]) -> VerifyReport:
+    """A check, with what else is wrong with the file as a whole.
+
+    Args:
+        checked: so far.
+        problems: in sentences; none leave it as it is.
+    """
+    if not problems:
+        return checked
+    return replace(checked, ok=False, problems=tuple(sorted((*checked.problems, *problems))))

@@ -6,6 +6,7 @@ checked is not believed. Nothing of `adapters.algorithms` is imported.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -30,6 +31,7 @@ def factor_problems(
     weight: Weight,
     energy: float,
     most: int | None,
+    keep_dora: bool = False,
 ) -> dict[str, list[str]]:
     """What is wrong with factors that were made of other algorithms' updates.
 
@@ -40,6 +42,7 @@ def factor_problems(
         weight: the base model's weights as matrices.
         energy: share of the squared norm that factors should hold, where `most` allows.
         most: the most columns that they may have.
+        keep_dora: whether the factors of DoRA are of what it adds before norms are set.
 
     Returns:
         Problems by module.
@@ -53,24 +56,25 @@ def factor_problems(
             found[module.path] = ["no factors were made of it"]
             continue
         shape = shape or (own.up.shape[0], *own.down.shape[1:])
-        problems = _problems(module, own, shape, weight, energy, most)
+        bare = keep_dora and module.algorithm == "dora"
+        update = bare_update(module, shape) if bare else _update(module, shape, weight)
+        # A pair that was in the file is not cut.
+        in_file = bare and "up" in module.parts and "mid" not in module.parts
+        limit = None if in_file else most
+        problems = _problems(update, own, energy, limit)
         if problems:
             found[module.path] = problems
     return found
 
 
-def _problems(
-    module: StructuredModule,
-    own: LoraModule,
-    shape: Shape,
-    weight: Weight,
-    energy: float,
-    most: int | None,
-) -> list[str]:
+def _update(module: StructuredModule, shape: Shape, weight: Weight) -> Matrix:
     needed = module.algorithm in NEED_WEIGHT
-    update = DENSE[module.algorithm](
+    return DENSE[module.algorithm](
         module, shape, weight(module.path).astype(np.float64) if needed else np.zeros(())
     )
+
+
+def _problems(update: Matrix, own: LoraModule, energy: float, most: int | None) -> list[str]:
     assert own.made_from is not None  # `factor_problems`
     size, kept = float(np.linalg.norm(update)), own.made_from.kept
     held = dense_update(own)
@@ -152,22 +156,55 @@ def _pair(module: StructuredModule, shape: Shape, _: np.ndarray) -> Matrix:
     return _scale(module, rank) * (up.reshape(shape[0], rank) @ down.reshape(rank, -1))
 
 
-def _dora(module: StructuredModule, shape: Shape, weight: np.ndarray) -> Matrix:
-    inner = dict(module.parts)
-    by_peft = "row_magnitude" in inner
-    magnitude = _wide(inner.pop("row_magnitude" if by_peft else "magnitude"))
+def bare_update(module: StructuredModule, shape: Shape) -> Matrix:
+    """What a module of DoRA adds to the weight before norms are set.
+
+    Args:
+        module: it.
+        shape: of the weight.
+    """
+    inner = {name: a for name, a in module.parts.items() if not name.endswith("magnitude")}
     added = next(formula for name, formula in _ADDED.items() if name in inner)
-    update = added(replace(module, parts=inner), shape, weight)
-    whole = (weight + update).reshape(shape[0], shape[1], -1)
-    rows = magnitude.ndim == 1 or magnitude.shape[0] == magnitude.size
+    return added(replace(module, parts=inner), shape, np.zeros(()))
+
+
+class Magnitude(NamedTuple):
+    """A magnitude, and what it is of.
+
+    Attributes:
+        values: one number each, float64.
+        over: axes of `(out, in, window)` that a norm is taken over.
+    """
+
+    values: np.ndarray
+    over: tuple[int, int]
+
+    def norms(self, whole: np.ndarray, shape: Shape) -> np.ndarray:
+        """The same of a matrix: what the magnitude would be if it changed nothing."""
+        return np.sqrt(np.sum(whole.reshape(shape[0], shape[1], -1) ** 2, axis=self.over))
+
+
+def magnitude_of(module: StructuredModule, shape: Shape) -> Magnitude:
+    """The magnitude of a module of DoRA.
+
+    Args:
+        module: it.
+        shape: of the weight.
+    """
+    by_peft = "row_magnitude" in module.parts
+    found = _wide(module.parts["row_magnitude" if by_peft else "magnitude"])
+    rows = found.ndim == 1 or found.shape[0] == found.size
     # peft knows rows alone, but for the numbers of a linear layer that say another thing.
-    rows = rows or magnitude.shape[1] != shape[1] or (by_peft and magnitude.ndim == 4)
-    over = (1, 2) if rows else (0, 2)
-    sizes = np.sqrt(np.sum(whole**2, axis=over))
-    ratio = np.zeros_like(sizes)
-    ratio[sizes > 0] = magnitude.reshape(-1)[sizes > 0] / sizes[sizes > 0]
-    spread = np.expand_dims(ratio, over)
-    return (whole * spread).reshape(weight.shape) - weight
+    rows = rows or found.shape[1] != shape[1] or (by_peft and found.ndim == 4)
+    return Magnitude(found.reshape(-1), (1, 2) if rows else (0, 2))
+
+
+def _dora(module: StructuredModule, shape: Shape, weight: np.ndarray) -> Matrix:
+    magnitude, whole = magnitude_of(module, shape), weight + bare_update(module, shape)
+    sizes, ratio = magnitude.norms(whole, shape), np.zeros_like(magnitude.values)
+    ratio[sizes > 0] = magnitude.values[sizes > 0] / sizes[sizes > 0]
+    window = whole.reshape(shape[0], shape[1], -1)
+    return (window * np.expand_dims(ratio, magnitude.over)).reshape(weight.shape) - weight
 
 
 Formula = Callable[[StructuredModule, Shape, np.ndarray], Matrix]

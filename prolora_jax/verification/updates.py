@@ -1,5 +1,6 @@
 """The update and the numbers of one moved module, against what they should be."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ class UpdateCheck(NamedTuple):
         problems: what is wrong.
         norm_out: of the update as it should be, before it is rounded to the output's dtype.
         open: what could not be compared, of an update that no cut decides; empty for others.
+        sigma: singular values of the update as it should be before it is cut, scale included.
     """
 
     error: float
@@ -48,6 +50,7 @@ class UpdateCheck(NamedTuple):
     problems: list[str]
     norm_out: float
     open: str = ""
+    sigma: np.ndarray | None = None
 
 
 class CutUpdate(NamedTuple):
@@ -89,6 +92,8 @@ def check_update(
     delta, ours = dense_update(before), dense_update(after)
     moved = dense is not None and told.action is Action.PROJECT
     reference = dense.delta_t if dense is not None and moved else delta
+    if output_rank(options.rank).spreads:  # which rank it should have, all modules say together
+        options = replace(options, rank=str(max(told.rank_out, 1)))
     cut = cut_update(reference, options.rank, before.rank)
     dtype = _dtype_out(before, options)
     allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
@@ -116,7 +121,8 @@ def check_update(
         problems += _origin_problems(told, before)
         problems += _rank_problems(told, before, after, cut, options)
         problems += _share_problems(told, cut, dense if moved else None, options, size)
-    return UpdateCheck(error, allowed, problems, norm_out, unknown)
+    sigma = None if cut.sigma is None or free else abs(factor) * cut.sigma
+    return UpdateCheck(error, allowed, problems, norm_out, unknown, sigma)
 
 
 def dtype_problems(told: ModuleReport, after: LoraModule, dtype: str, brief: bool) -> list[str]:

@@ -183,7 +183,7 @@ class _WithoutInput(AdapterCheck):
             "target": used_weights(self.target, [step.path for step in steps]),
         }
         problems = module_problems(output, told) + alignment_problems(told.alignments, self.matched)
-        problems += rank_problems(output, told, told.options.uniform_rank)
+        problems += rank_problems(output, told, told.options.uniform_rank, self.own)
         problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
         problems += [
             f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."
@@ -227,7 +227,8 @@ class _WithoutInput(AdapterCheck):
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         self.not_checked += [
-            f"the factors of {len(self.output.modules)} modules: the input is not there",
+            f"the factors of {len(self.output.modules)} modules, and magnitudes of DoRA: the input "
+            "is not there",
             "what the report says of the input: its modules, algorithms, ranks, norms, energies, "
             "shares, flags, fingerprint, and what of it is carried along",
             "header strings that come from the input; whether anything is left of modules that "

@@ -71,6 +71,17 @@ def test_settings_name_every_option_of_the_sweep():
         assert option in page
 
 
+def test_rules_without_results_are_named_and_not_judged():
+    every = made_up("sweep")
+    assert evidence_page.swept(every) == evidence_page.RULES
+    assert "Not swept yet" not in evidence_page.settings(every, "prolora-full")
+    lacking = [r for r in every if not r["arm"].startswith("rotation basis_rank=gap")]
+    assert evidence_page.swept(lacking) == tuple(r for r in evidence_page.RULES if r != "gap")
+    page = evidence_page.settings(lacking, "prolora-full")
+    assert "Not swept yet, and so neither won nor lost: `gap`." in page
+    assert "| gap |" not in page
+
+
 def test_other_tables():
     assert "| copy | 0.000 " in evidence_page.identity(made_up("identity"))
     page = evidence_page.samples(made_up("samples"))

@@ -18,6 +18,7 @@ from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.whole_files import convert_file, inspect_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.layout import weight_to_matrix
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions, factor_rank
@@ -80,9 +81,10 @@ def of(
 
 
 def migrated(files: toy_pair.ToyFiles, name: str, out: Path, **options):
+    """With LoRA factors alone, whatever is copied."""
     place = files.adapter.parent / f"{name}.safetensors"
     how = MigrationOptions(**options)
-    return migrate_file(place, files.source, files.target, out, how)
+    return migrate_file(place, files.source, files.target, out, how, Writing(format="lora"))
 
 
 @pytest.mark.proves("LoHa, LoKr, DoRA, full difference", "migrate", "dense float64 path (`verify`)")

@@ -168,6 +168,8 @@ OTHER_OPTIONS = [
     {"basis_rank": "gap"},
     {"basis_rank": "optimal"},
     {"rank": "2"},
+    {"rank": "mean=2"},
+    {"rank": "budget=400"},
     {"rescale": "norm"},
     {"dtype": "float16"},
     {"include": ("*a",)},
@@ -186,6 +188,7 @@ NO_EFFECT = [
     {"allow_partial": True},
     {"uniform_rank": True},
     {"factor_rank": "max=2"},
+    {"dora": "keep"},
 ]
 
 

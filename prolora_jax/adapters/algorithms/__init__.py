@@ -5,6 +5,7 @@ tucker.py: LoCon with a Tucker core: a convolution's factors are 1x1, and the co
 full.py: A full difference: the update itself.
 lokr.py: LoKr: the Kronecker product of two small matrices.
 loha.py: LoHa: the element-wise product of two low-rank matrices.
+magnitudes.py: Magnitudes of DoRA: which rows or channels they are of, what they become elsewhere.
 dora.py: DoRA: the sum of the weight and a low-rank update gets new row norms.
 ia3.py: IA3: every row of the weight, or every input channel, times a number.
 oft.py: Diagonal OFT of kohya and LyCORIS: blocks of output rows are rotated.

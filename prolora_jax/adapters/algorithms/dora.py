@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import StructuredModule
+from prolora_jax.adapters.adapter import Gains, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import (
     Algorithm,
     LowRank,
@@ -23,26 +23,30 @@ from prolora_jax.adapters.algorithms.algorithm import (
 )
 from prolora_jax.adapters.algorithms.loha import LOHA
 from prolora_jax.adapters.algorithms.lokr import LOKR
+from prolora_jax.adapters.algorithms.magnitudes import (
+    MAGNITUDE,
+    MAGNITUDES,
+    ROW_MAGNITUDE,
+    gains_of,
+    is_per_row,
+    magnitude_of,
+    sizes_of,
+)
 from prolora_jax.adapters.algorithms.tucker import TUCKER
 
 _ENDS = {
-    ".dora_scale": "magnitude",
-    ".lora_magnitude_vector": "row_magnitude",
-    ".lora_magnitude_vector.weight": "row_magnitude",
-    ".magnitude": "row_magnitude",
+    ".dora_scale": MAGNITUDE,
+    ".lora_magnitude_vector": ROW_MAGNITUDE,
+    ".lora_magnitude_vector.weight": ROW_MAGNITUDE,
+    ".magnitude": ROW_MAGNITUDE,
 }
-_MAGNITUDES = frozenset(_ENDS.values())
 _PAIR = frozenset({"down", "up"})
 _OTHERS = (TUCKER, LOHA, LOKR)
 """LyCORIS gives their updates magnitudes, too."""
 
 
 def _others(parts: Parts) -> Parts:
-    return {name: array for name, array in parts.items() if name not in _MAGNITUDES}
-
-
-def _magnitude(parts: Parts) -> np.ndarray:
-    return next(parts[name] for name in sorted(_MAGNITUDES) if name in parts)
+    return {name: array for name, array in parts.items() if name not in MAGNITUDES}
 
 
 def _inner(parts: Parts) -> Algorithm | None:
@@ -63,26 +67,6 @@ def _matrix_shape(parts: Parts) -> tuple[int, int] | None:
     return parts["up"].shape[0], int(np.prod(parts["down"].shape[1:]))
 
 
-def _is_per_row(parts: Parts, shape: Shape) -> bool | None:
-    """Whether it has one number per output row; False per input channel; None for neither.
-
-    peft writes `(out,)`, or `(1, out, 1, 1)` for a convolution; LyCORIS and kohya `(out, 1, ...)`
-    or `(1, in, ...)`. Of a square convolution the shape `(1, n, 1, 1)` is both of peft's rows and
-    of LyCORIS's channels: there the end of the key tells.
-    """
-    (out, width), magnitude = shape[:2], _magnitude(parts)
-    size = magnitude.size
-    if "row_magnitude" in parts and magnitude.ndim == 4 and magnitude.shape[1] == size == out:
-        return True
-    if magnitude.ndim < 2:
-        return True if size == out else None
-    if magnitude.shape[0] == size == out:
-        return True
-    if magnitude.shape[:2] == (1, width) and size == width:
-        return False
-    return True if magnitude.shape[:2] == (1, out) and size == out else None
-
-
 def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
     parts, (out, width) = module.parts, flat_in(shape)
     inner = _inner(parts)
@@ -95,7 +79,7 @@ def _misfit(module: StructuredModule, shape: Shape) -> Misfit | None:
         if int(np.prod(down[1:])) != width or up[:2] != (out, rank) or not set(up[2:]) <= {1}:
             expected = f"down (rank, in) and up (out, rank) of a weight {shape}"
             return Misfit(shapes_of(parts), expected)
-    if _is_per_row(parts, shape) is None:
+    if is_per_row(parts, shape) is None:
         expected = f"one number for each of {out} rows, ({out}, 1), or for each of {shape[1]}"
         return Misfit(shapes_of(parts), f"{expected} input channels, (1, {shape[1]})")
     return None
@@ -117,18 +101,39 @@ def _update(
 ) -> np.ndarray:
     assert weight is not None  # `needs_weight`
     whole = weight + _added(module, shape)
-    magnitude = double(_magnitude(module.parts)).reshape(-1)
-    if _is_per_row(module.parts, shape):
-        sizes = np.linalg.norm(whole, axis=1)
-        return whole * _ratio(magnitude, sizes)[:, None] - weight
-    window = whole.reshape(shape[0], shape[1], -1)
-    sizes = np.sqrt(np.square(window).sum(axis=(0, 2)))
-    return (window * _ratio(magnitude, sizes)[None, :, None]).reshape(whole.shape) - weight
+    magnitude = double(magnitude_of(module.parts)).reshape(-1)
+    per_row = bool(is_per_row(module.parts, shape))
+    sizes = sizes_of(whole, shape, per_row=per_row)
+    # A row of zeros stays one.
+    ratio = np.divide(magnitude, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+    window = whole.reshape(*shape[:2], -1)
+    spread = ratio[:, None, None] if per_row else ratio[None, :, None]
+    return (window * spread).reshape(whole.shape) - weight
 
 
-def _ratio(magnitude: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Of the new norms to the old ones; a row of zeros stays one."""
-    return np.divide(magnitude, sizes, out=np.zeros_like(sizes), where=sizes > 0)
+def bare(module: StructuredModule) -> LoraModule | StructuredModule:
+    """What is added before norms are set, as a module of its own: LoRA, or what LyCORIS has else.
+
+    Args:
+        module: of DoRA.
+    """
+    inner, parts = _inner(module.parts), _others(module.parts)
+    alone = replace(module, parts=parts)
+    if inner is not None:
+        return replace(alone, algorithm=inner.name)
+    made = MadeFrom(DORA.name, 1.0, alone.dtype.name)
+    return LoraModule(module.path, parts["down"], parts["up"], module.alpha, made)
+
+
+def gains(module: StructuredModule, shape: Shape, weight: np.ndarray) -> Gains:
+    """What the magnitude of a module multiplies the sum of its weight and update with.
+
+    Args:
+        module: of DoRA.
+        shape: of its weight.
+        weight: as a matrix, float64.
+    """
+    return gains_of(module.parts, shape, weight + _added(module, shape))
 
 
 DORA = Algorithm(
@@ -137,7 +142,7 @@ DORA = Algorithm(
     _ENDS | {part: part for other in _OTHERS for part in other.parts},
     tuple(
         needed | {magnitude}
-        for magnitude in sorted(_MAGNITUDES)
+        for magnitude in sorted(MAGNITUDES)
         for needed in (_PAIR, *(n for other in _OTHERS for n in other.needs))
     ),
     _misfit,

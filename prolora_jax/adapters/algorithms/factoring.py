@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom, StructuredModule
+from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
-from prolora_jax.adapters.algorithms.table import algorithm_for
-from prolora_jax.adapters.formats.header_strings import as_plain_lora
+from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
+from prolora_jax.adapters.algorithms.magnitudes import is_per_row
+from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -63,6 +64,8 @@ def factored(
     spec: BaseModelSpec,
     matrix: Matrix | None = None,
     rank: FactorRank | None = None,
+    *,
+    keep_dora: bool = False,
 ) -> Adapter:
     """An adapter whose modules are all LoRA factors.
 
@@ -71,6 +74,8 @@ def factored(
         spec: the base model that it was trained on.
         matrix: its weights; None where they are not at hand.
         rank: of the factors that are made; the default when None.
+        keep_dora: whether the factors of DoRA are its BA alone, and its gains stand beside them
+            (`MadeFrom.gains`).
 
     Returns:
         The adapter; made factors are float32, scale included, after those of plain LoRA.
@@ -81,11 +86,39 @@ def factored(
     if not adapter.structured:
         return adapter
     rank = rank or FactorRank()
-    made = (_factors(m, adapter, spec, matrix, rank) for m in adapter.structured)
+    make = _bare_factors if keep_dora else _factors
+    made = tuple(make(m, adapter, spec, matrix, rank) for m in adapter.structured)
     before = None if adapter.outline else adapter.fingerprint
     modules = (*adapter.modules, *made)
-    metadata = as_plain_lora(adapter.metadata)
-    return replace(adapter, modules=modules, structured=(), read_as=before, metadata=metadata)
+    return replace(adapter, modules=modules, structured=(), read_as=before)
+
+
+def _bare_factors(
+    module: StructuredModule,
+    adapter: Adapter,
+    spec: BaseModelSpec,
+    matrix: Matrix | None,
+    rank: FactorRank,
+) -> LoraModule:
+    """As `_factors`; of DoRA what is added before norms are set, with the gains."""
+    if module.algorithm != DORA.name:
+        return _factors(module, adapter, spec, matrix, rank)
+    known = spec.modules.get(module.path)
+    if known is None or matrix is None:
+        raise _needs_weights(module, adapter)
+    alone = bare(module)
+    if isinstance(alone, StructuredModule):
+        alone = _factors(alone, adapter, spec, matrix, rank)
+    assert alone.made_from is not None  # of `bare` and of `_factors`
+    if adapter.outline:
+        found = Gains(np.ones(1), bool(is_per_row(module.parts, known.shape)))
+    else:
+        with np.errstate(all="ignore"):  # looked at below
+            found = gains(module, known.shape, matrix(module.path).astype(np.float64))
+    if not np.isfinite(found.values).all():
+        raise _not_finite(module, adapter)
+    made = alone.made_from._replace(algorithm=module.algorithm, gains=found, own=None)
+    return replace(alone, made_from=made)
 
 
 def _factors(
@@ -99,12 +132,7 @@ def _factors(
     known = spec.modules.get(module.path)
     shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
     if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
-        raise AdapterRefused(
-            f"{adapter.origin}: {module.path}: needs-source-weights:{algorithm.title}: found a "
-            f"module whose update depends on the weight that it was trained on; expected that base "
-            f"model; give it",
-            code=Refusal.NEEDS_SOURCE_WEIGHTS,
-        )
+        raise _needs_weights(module, adapter)
     if adapter.outline:
         out, width = flat_in(shape)
         columns = min(algorithm.bound(module.parts, (out, width)), rank.most or out)
@@ -116,17 +144,36 @@ def _factors(
             weight = matrix(module.path).astype(np.float64)
         cut = _worked_out(module, shape, weight, rank)
     if cut is None:
-        raise AdapterRefused(
-            f"{adapter.origin}: {module.path}: found an update of {algorithm.title} that float32 "
-            f"does not hold; expected finite numbers; fetch or train the adapter again",
-            code=Refusal.NON_FINITE,
-        )
+        raise _not_finite(module, adapter)
     ones = (1,) * (len(shape) - 2)
     return LoraModule(
         module.path,
         cut.down.reshape(cut.down.shape[0], *shape[1:]),
         cut.up.reshape(*cut.up.shape, *ones),
-        made_from=MadeFrom(algorithm.name, cut.kept, module.dtype.name),
+        made_from=MadeFrom(
+            algorithm.name,
+            cut.kept,
+            module.dtype.name,
+            own=module if algorithm.name in WRITTEN and not adapter.outline else None,
+        ),
+    )
+
+
+def _needs_weights(module: StructuredModule, adapter: Adapter) -> AdapterRefused:
+    title = algorithm_for(module).title
+    return AdapterRefused(
+        f"{adapter.origin}: {module.path}: needs-source-weights:{title}: found a module whose "
+        f"update depends on the weight that it was trained on; expected that base model; give it",
+        code=Refusal.NEEDS_SOURCE_WEIGHTS,
+    )
+
+
+def _not_finite(module: StructuredModule, adapter: Adapter) -> AdapterRefused:
+    title = algorithm_for(module).title
+    return AdapterRefused(
+        f"{adapter.origin}: {module.path}: found an update of {title} that float32 does not hold; "
+        f"expected finite numbers; fetch or train the adapter again",
+        code=Refusal.NON_FINITE,
     )
 
 

@@ -31,6 +31,10 @@ PART_BY_END = {
 """Part names by the end of a key."""
 
 
+WRITTEN = frozenset({LOHA.name, LOKR.name})
+"""Those whose modules can be written as they are: no weight has a say in their update."""
+
+
 def algorithm_reading(names: frozenset[str]) -> Algorithm | None:
     """The algorithm whose module has tensors of these parts; None where they are of none."""
     return next((a for a in _ALL if a.reads(names)), None)

@@ -13,6 +13,8 @@ from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
+from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.naming import UNET
@@ -20,9 +22,13 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 
 Tensors = dict[str, np.ndarray]
+SAME = ("same", "lora")
+"""Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
 
 
-def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, Mapping[str, str]]:
+def dump(
+    adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool = False
+) -> tuple[Tensors, Mapping[str, str]]:
     """Write an adapter's tensors under the keys of `format`.
 
     The update of each module stays the same number. Formats that have a field for the scale keep
@@ -32,6 +38,8 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
         adapter: resolved, or resolvable against `spec`.
         format: one of `FORMATS`.
         spec: the base model the adapter is for; it knows the names.
+        folded: whether scales go into the factors where the format has a field for them, too: a
+            single file of peft's has none.
 
     Returns:
         Tensors by key, and the header strings.
@@ -41,14 +49,17 @@ def dump(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, M
         AdapterRefused: a module is not in `spec`, or its scale does not fit its dtype.
     """
     require_format(format)
-    adapter = resolve(adapter, spec)
+    given = resolve(adapter, spec)
+    magnitudes = magnitude_tensors(given, format, spec)
+    adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
-    if format in {"diffusers", "diffusers-old"}:  # their keys have no field for the scale
+    if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
         adapter = fold_scales(adapter)
-    tensors = _tensors(adapter, format, spec)
+    tensors = _tensors(adapter, format, spec) | magnitudes | own_tensors(adapter, format, spec)
     header = header_strings(adapter, format)
     if format == "peft":
-        header |= {HEADER_KEY: peft.configuration(adapter)}
+        dora = frozenset(module.path for module in given.structured if magnitudes)
+        header |= {HEADER_KEY: peft.configuration(adapter, dora)}
     return tensors | companion_tensors(adapter, format, spec), header
 
 
@@ -122,17 +133,18 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     """The format behind a choice of the command line.
 
     Args:
-        choice: `same`, `kohya`, or one of `FORMATS`.
+        choice: `same`, `lora`, `kohya`, or one of `FORMATS`.
         adapter: what is written, resolved against `spec`.
         spec: the base model that the output is for.
 
     Returns:
-        For `same` the adapter's own, for `kohya` what its trainer writes for this base: LDM block
-        names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM has no name for
-        one of the modules (`encoder_hid_proj` of Kolors), both are diffusers block names, which
-        the readers of either take. A format that was asked for by its name is that one.
+        For `same` and `lora` the adapter's own, for `kohya` what its trainer writes for this
+        base: LDM block names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM
+        has no name for one of the modules (`encoder_hid_proj` of Kolors), they are diffusers block
+        names, which the readers of either take. A format that was asked for by its name is that
+        one.
     """
-    if choice == "same":
+    if choice in SAME:
         chosen = adapter.format
     elif choice == "kohya":
         chosen = "kohya-ldm" if spec.is_sdxl_family else "kohya-diffusers"

@@ -57,11 +57,12 @@ def for_target(
 
 def trained_with(adapter: Adapter) -> dict[str, str]:
     """`ss_network_dim` and `ss_network_alpha` as the tensors have them, where the file had them."""
-    ranks = adapter.ranks
+    # Modules of other algorithms have no rank that these strings could mean.
+    ranks = () if adapter.structured else adapter.ranks
     alphas = {module.scale * module.rank for module in adapter.modules}
     facts = {
         "ss_network_dim": str(ranks[0]) if len(ranks) == 1 else "Dynamic",
-        "ss_network_alpha": str(min(alphas)) if len(alphas) == 1 else "Dynamic",
+        "ss_network_alpha": str(min(alphas)) if ranks and len(alphas) == 1 else "Dynamic",
     }
     return {key: text for key, text in facts.items() if key in adapter.metadata}
 

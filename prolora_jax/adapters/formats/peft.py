@@ -7,7 +7,7 @@ with its fields prefixed by component; `io.peft_folder` makes folders of it.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     return tensors | {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
 
 
-def configuration(adapter: Adapter) -> str:
+def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
     """The LoraConfig of each component, as JSON with the component before each field.
 
     The commonest rank and alpha stand for all; modules with others are listed in `rank_pattern`
@@ -44,6 +44,7 @@ def configuration(adapter: Adapter) -> str:
 
     Args:
         adapter: resolved.
+        dora: paths of modules that have a magnitude.
     """
     by_component: dict[str, list[LoraModule]] = {}
     for module in adapter.modules:
@@ -54,6 +55,8 @@ def configuration(adapter: Adapter) -> str:
         for component, modules in by_component.items()
         for field, value in (_fields(modules) | {"base_model_name_or_path": name}).items()
     }
+    with_magnitude = {path.partition(".")[0] for path in dora}
+    fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
     fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
     return json.dumps(fields)

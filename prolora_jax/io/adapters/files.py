@@ -10,7 +10,6 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
 from prolora_jax.adapters.formats.dumping import concrete_format, dump
-from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
@@ -174,9 +173,7 @@ def save_adapter(
     path, format = Path(path), format or concrete_format("same", adapter, base)
     folder = writes_folder(path, format)
     refuse_existing(path, overwrite, folder=folder, read=read)
-    if format == "peft" and not folder:
-        adapter = fold_scales(adapter)
-    tensors, dumped = dump(adapter, format, base)
+    tensors, dumped = dump(adapter, format, base, folded=format == "peft" and not folder)
     header = {**dumped, **(metadata or {})}
     config = header.pop(HEADER_KEY, None)
     if strip_metadata:

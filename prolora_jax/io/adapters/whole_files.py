@@ -10,6 +10,7 @@ from prolora_jax.adapters.comparison import AdapterComparison, compare
 from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
+from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.published import published_base, told_apart
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.inspection import Inspection, inspect_adapter
@@ -97,8 +98,9 @@ def convert_file(
     adapter = resolve(adapter, spec)
     if taken:
         matrix = None if model is None else model.matrix
-        adapter = factored(adapter, spec, matrix, factor_rank or FactorRank())
-        adapter = replace(adapter, modules=tuple(map(in_own_dtype, adapter.modules)))
+        made = factored(adapter, spec, matrix, factor_rank or FactorRank())
+        metadata = as_plain_lora(made.metadata) if adapter.structured else made.metadata
+        adapter = replace(made, modules=tuple(map(in_own_dtype, made.modules)), metadata=metadata)
     require_no_whole_layers(adapter, allow_partial=allow_partial)
     format = concrete_format(to, adapter, spec)
     save_adapter(
