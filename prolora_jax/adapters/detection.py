@@ -164,7 +164,7 @@ def check_base(
         if known not in (None, assumed):
             raise WrongBase(adapter, source, f"--assume-base {assumed}")
         return (f"assumed-base: {assumed}",)
-    if known is None or known == _moved_to(adapter.metadata):
+    if known is None or known == moved_to(adapter.metadata):
         return ()
     found = detect(adapter)
     if found.architectures and known not in found.architectures:
@@ -175,10 +175,13 @@ def check_base(
     return ()
 
 
-def _moved_to(metadata: Mapping[str, str]) -> str | None:
+def moved_to(metadata: Mapping[str, str]) -> str | None:
     """The family that a migration of ours has moved an adapter to, as its header says.
 
     Modules cannot tell: what SSD-1B has and SDXL has more of is a part of SDXL's.
+
+    Args:
+        metadata: header strings of a file.
     """
     try:
         facts = msgspec.json.decode(metadata.get(PROVENANCE, "{}"))

@@ -27,19 +27,25 @@ def forbidding_field(document: object) -> str | None:
     """
     for place, value in _fields(document, ()):
         name = place[-1].lower()
-        if name.replace("_", "") == _ALLOWS and str(value).strip().lower() in _NO:
+        if _is_allowance(name) and str(value).strip().lower() in _NO:
             return f"{'.'.join(place)}: {value}"
         if name in _NAMES and isinstance(value, str) and _NO_DERIVATIVES.search(value):
             return f"{'.'.join(place)}: {value[:80]}"
     return None
 
 
+def _is_allowance(name: str) -> bool:
+    return name.replace("_", "") == _ALLOWS
+
+
 def _fields(value: object, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Places that may say so, and what stands there; headers have a hundred others."""
     if not isinstance(value, Mapping) or len(place) > _DEPTH:
         return
     for key, inner in value.items():
-        here = (*place, str(key))
-        if isinstance(inner, Mapping):
-            yield from _fields(inner, here)
-        else:
-            yield here, inner
+        if type(inner) is not str and isinstance(inner, Mapping):
+            yield from _fields(inner, (*place, str(key)))
+            continue
+        name = str(key).lower()
+        if name in _NAMES or _is_allowance(name):
+            yield (*place, str(key)), inner

@@ -1,7 +1,7 @@
 """What would become of each file of a catalog, from headers: verdicts before any work.
 
 Names, shapes and dtypes decide almost everything, and thousands of files have few tables of them
-(`io.header.table_digest`): one plan is made per table. What only numbers say (NaN, an alpha of 0,
+(`HeaderTables`): one plan is made per table. What only numbers say (NaN, an alpha of 0,
 an update of zero) is seen when a file is read, and then changes its record. Files without a header
 of their own, Flax's and pickles, are read whole.
 """
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.detection import moved_to
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.dumping import SAME
 from prolora_jax.adapters.formats.plain_scale import scale_strings
@@ -33,7 +34,8 @@ from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.license_check import license_problem
 from prolora_jax.io.adapters.peft_folder import config_beside
 from prolora_jax.io.adapters.sidecars import Folders
-from prolora_jax.io.containers.safetensors_header import BadHeader, table_digest
+from prolora_jax.io.containers.header_tables import HeaderTables
+from prolora_jax.io.containers.safetensors_header import BadHeader
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
 from prolora_jax.migration.files import Writing
@@ -79,6 +81,7 @@ class Scanner:
 
     def __init__(self, pair: BasePair, options: MigrationOptions, writing: Writing):
         self._pair, self._options, self._writing = pair, options, writing
+        self._headers = HeaderTables()
         self._tables: dict[str, Outlook] = {}
         self._alone: list[Outlook] = []
         self._outputs: set[str] = set()
@@ -157,11 +160,11 @@ class Scanner:
     def _table(self, path: Path) -> tuple[str, Mapping[str, str]]:
         """A name for all that decides the outlook, and the file's header strings."""
         file = path / "adapter_model.safetensors" if path.is_dir() else path
-        digest, metadata = table_digest(file)
+        digest, metadata = self._headers.digest(file)
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
         # A name may promise what the content is not: what comes of it is not for others.
         kind = "folder" if path.is_dir() else path.suffix.lower()
-        said = scale_strings(metadata)
+        said = f"{scale_strings(metadata)} {moved_to(metadata)}"
         return sha256(f"{digest} {kind} {config} {said}".encode()).hexdigest(), metadata
 
     def _outlook(self, path: Path, table: str | None, progress: Progress | None) -> Outlook:

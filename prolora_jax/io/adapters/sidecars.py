@@ -37,6 +37,7 @@ DOCUMENTS = (
 TEXTS = (".txt", ".md", ".yaml", ".yml")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4", ".webm")
 PREVIEWS = tuple(f"{kind}{p}" for kind in (".preview", "", ".thumb") for p in _PICTURES)
+_ENDINGS = (*DOCUMENTS, *TEXTS, *PREVIEWS)
 _SHOWN = frozenset(_PICTURES) - {".mp4", ".webm"}
 _README = "README.md"
 _LARGEST_COPIED = 2**30
@@ -93,11 +94,13 @@ class Folders:
             names = self._listed(adapter)
             inside = [n for n in names if n == _README or n.lower().endswith(_PICTURES)]
             return [Sidecar(adapter / name, name) for name in sorted(inside)]
-        names, found = self._listed(adapter.parent), []
-        for ending in (*DOCUMENTS, *TEXTS, *PREVIEWS):
-            for name, whole in ((adapter.stem, False), (adapter.name, True)):
-                if f"{name}{ending}" in names and f"{name}{ending}" != adapter.name:
-                    found.append(Sidecar(adapter.parent / f"{name}{ending}", ending, whole))
+        folder, own, stem = adapter.parent, adapter.name, adapter.stem
+        names, found = self._listed(folder), []
+        for ending in _ENDINGS:
+            for start, whole in ((stem, False), (own, True)):
+                name = start + ending
+                if name in names and name != own:
+                    found.append(Sidecar(folder / name, ending, whole))
         return found
 
     def _listed(self, folder: Path) -> frozenset[str]:

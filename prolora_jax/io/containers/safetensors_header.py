@@ -4,6 +4,10 @@ The library reads headers too, and decides. It allows 100 MB of them, takes the 
 keys, and builds everything before it looks at the whole. This reader has lower limits, finds
 equal keys, and takes the text apart piece by piece, so that a hostile header costs no more memory
 than a few times its own length, which is checked against the length of the file first.
+
+Headers as everybody writes them go a faster way: up to `SMALL`, the library's decoder builds them
+whole, and what it built is looked at. Whatever is odd about one sends it the slow way, which alone
+says what is wrong.
 """
 
 import json
@@ -11,7 +15,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,19 @@ MAX_NAME = 512
 """Characters of a tensor's name; real ones have up to about 150."""
 MAX_AXES = 8
 MAX_AXIS = 2**31
+SMALL = 2**20
+"""Characters of a text that is decoded whole: of the most hostile one, 31 MiB are made."""
 
 METADATA = "__metadata__"
 _BLANKS = re.compile(r"[ \t\n\r]*")
 # What describes one tensor is flat and short; only the metadata may be long.
 _DECODER = json.JSONDecoder()
 _PAIRS = json.JSONDecoder(object_pairs_hook=list)
+_WHOLE = json.JSONDecoder(object_pairs_hook=tuple)  # so that an object is no array
+JSON_BLANKS = " \t\n\r"
+_FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+_LONGEST_DTYPE = 16
+_LARGEST_OFFSET = 2**63
 _ENTRY = re.compile(r"\{[^{}]{0,1000}+\}")
 
 
@@ -85,9 +95,10 @@ def read_header(path: Path) -> SafetensorsHeader:
         BadHeader: it is none, is over a limit, has a name twice, or belongs to a longer or shorter
             file.
     """
-    raw, size = _read(path)
+    raw, size = header_bytes(path)
     try:
-        tensors, metadata = _parse(_Text(raw.decode()))
+        text = raw.decode()
+        tensors, metadata = _parsed_whole(text) or _parse(_Text(text))
     except ValueError as failure:  # of json, too, and of integers with thousands of digits
         reason = " ".join(str(failure).split())
         raise BadHeader(Refusal.NOT_SAFETENSORS, _unreadable(reason)) from failure
@@ -95,44 +106,44 @@ def read_header(path: Path) -> SafetensorsHeader:
     return SafetensorsHeader(dict(sorted(tensors.items())), metadata, 8 + len(raw))
 
 
-def table_digest(path: Path) -> tuple[str, dict[str, str]]:
-    """What a file says of its tensors as a digest, without taking it apart; and its header strings.
+def told_apart(raw: bytes) -> tuple[dict[str, str], str]:
+    """The header strings of a header, and the rest of its text, which is not taken apart.
 
-    Files with equal digests have the same tensors by name, dtype, shape and place, so that
-    `read_header` on one of them speaks for all. Thousands of files have few such tables.
+    Args:
+        raw: bytes of a header.
+
+    Raises:
+        BadHeader: its beginning is that of no header.
+    """
+    try:
+        text = _Text(raw.decode())
+        text.need("{")
+        if text.string() != METADATA:
+            return {}, text.text
+        text.need(":")
+        return _strings_whole(text), text.text[text.at :]
+    except ValueError as failure:
+        reason = " ".join(str(failure).split())
+        raise BadHeader(Refusal.NOT_SAFETENSORS, _unreadable(reason)) from failure
+
+
+def header_bytes(path: Path) -> tuple[bytes, int]:
+    """The bytes of a file's header, after a look at their number, and how long the file is.
 
     Args:
         path: a file.
 
     Raises:
-        BadHeader: its beginning is that of no header.
+        BadHeader: what its first bytes say can be no header of this file, or is over the limit.
     """
-    raw, size = _read(path)
-    metadata: dict[str, str] = {}
-    try:
-        text = _Text(raw.decode())
-        text.need("{")
-        if text.string() == METADATA:
-            text.need(":")
-            metadata = _strings(text)
-            rest = text.text[text.at :]
-        else:
-            rest = text.text
-    except ValueError as failure:
-        reason = " ".join(str(failure).split())
-        raise BadHeader(Refusal.NOT_SAFETENSORS, _unreadable(reason)) from failure
-    return sha256(f"{size - len(raw)} {rest}".encode()).hexdigest(), metadata
-
-
-def _read(path: Path) -> tuple[bytes, int]:
-    """The bytes of the header, after a look at their number, and how long the file is."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 8:
             raise BadHeader(Refusal.TRUNCATED, f"found {size} bytes of 8; fetch it again")
         length = int.from_bytes(file.read(8), "little")
         if length <= size - 8 and length > MAX_HEADER:
-            raise _too_large(f"a header of {length} bytes; at most {MAX_HEADER} are read")
+            found = f"found a header of {length} bytes; at most {MAX_HEADER} are read; "
+            raise BadHeader(Refusal.HEADER_TOO_LARGE, f"{found}shorten it or fetch it again")
         if length <= size - 8:
             return file.read(length), size
         # Any eight bytes are a length; only what goes on like a header was cut off.
@@ -213,6 +224,73 @@ def _parse(text: _Text) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     if text.at != len(text.text):
         raise ValueError(f"more text after the object, at character {text.at}")
     return tensors, metadata or {}
+
+
+def _parsed_whole(text: str) -> tuple[dict[str, TensorEntry], dict[str, str]] | None:
+    """What `_parse` says, of a header that is as everybody writes it; None of any other."""
+    # Blanks may make an entry longer than the slow way takes it.
+    if len(text) > SMALL or "  " in text.rstrip(JSON_BLANKS):
+        return None
+    try:
+        members = _WHOLE.decode(text)
+    except (ValueError, RecursionError):
+        return None
+    if type(members) is not tuple or len(members) > MAX_TENSORS:
+        return None
+    found = dict(members)
+    if len(found) < len(members):
+        return None
+    metadata = _all_strings(found.pop(METADATA, ()))
+    tensors = {name: _plain_entry(name, pairs) for name, pairs in found.items()}
+    if metadata is None or None in tensors.values():
+        return None
+    return {name: entry for name, entry in tensors.items() if entry is not None}, metadata
+
+
+def _plain_entry(name: str, pairs: object) -> TensorEntry | None:
+    """A tensor's entry, if there is nothing about it that needs a word."""
+    if type(pairs) is not tuple or len(pairs) != len(_FIELDS) or len(name) > MAX_NAME:
+        return None
+    fields = dict(pairs)
+    if fields.keys() != _FIELDS or not name.isprintable():
+        return None
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if type(dtype) is not str or len(dtype) > _LONGEST_DTYPE or not dtype.isidentifier():
+        return None
+    if type(shape) is not list or type(offsets) is not list or len(offsets) != 2:
+        return None
+    if not all(type(n) is int and 0 <= n <= MAX_AXIS for n in shape) or len(shape) > MAX_AXES:
+        return None
+    start, end = offsets
+    if type(start) is not int or type(end) is not int or not 0 <= start <= end < _LARGEST_OFFSET:
+        return None
+    return TensorEntry(dtype, tuple(shape), start, end)
+
+
+def _all_strings(pairs: object) -> dict[str, str] | None:
+    """Header strings, if they are nothing else and none is there twice."""
+    if type(pairs) is not tuple:
+        return None
+    found = dict(pairs)
+    right = len(found) == len(pairs) and all(type(text) is str for text in found.values())
+    return found if right else None
+
+
+def _strings_whole(text: _Text) -> dict[str, str]:
+    """What `_strings` passes and gives, of a small header at once."""
+    if len(text.text) <= SMALL:
+        start = text.at
+        text.take("")
+        try:
+            pairs, end = _WHOLE.raw_decode(text.text, text.at)
+        except (ValueError, RecursionError):
+            pairs, end = None, start
+        found = _all_strings(pairs)
+        if found is not None:
+            text.at = end
+            return found
+        text.at = start
+    return _strings(text)
 
 
 def _strings(text: _Text) -> dict[str, str]:
