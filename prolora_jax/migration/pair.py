@@ -84,7 +84,7 @@ class BasePair:
     def _match(self, mode: Match, options: MigrationOptions) -> Matching:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
             if options.match_score == "cosine":
-                return cosines(self.source, self.target, sources, targets)
+                return cosines(self.source, self.target, sources, targets, self.store.tables)
             pairs = [ModulePair(source, target) for target in targets for source in sources]
             known = self._compared(pairs, options)
             return similarities(
@@ -110,6 +110,7 @@ class BasePair:
         Returns:
             Measures by target path. `copy` needs none and computes none.
         """
+        self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
@@ -143,9 +144,11 @@ class BasePair:
         """The same for pairs that have one rank rule."""
         ranks = options.basis_rank, options.pair_rank
         known = self._known.setdefault(ranks, {})
-        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in pairs if p not in known}
-        if not keys:
+        unknown = [pair for pair in pairs if pair not in known]
+        if not unknown:
             return known
+        self.identify(unknown)
+        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in unknown}
         modules = {key: pair for pair, key in keys.items()}  # equal weights are compared once
         stored = {key: self.store.operators.comparison(key) for key in modules}
         found = {key: comparison for key, comparison in stored.items() if comparison is not None}
@@ -156,6 +159,12 @@ class BasePair:
             found |= compare_all(self.store, todo, self.workers, progress)
         known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
         return known
+
+    def identify(self, pairs: Iterable[ModulePair]) -> None:
+        """Have the fingerprints of some weights at hand, looked up or read together."""
+        pairs = list(pairs)
+        self.source.fingerprints(pair.source for pair in pairs)
+        self.target.fingerprints(pair.target for pair in pairs)
 
     def _weights(self, pair: ModulePair) -> tuple[str, str]:
         """Fingerprints of (source, target)."""

@@ -2,6 +2,8 @@
 
 from typing import Protocol, runtime_checkable
 
+from prolora_jax.io.stores.known_weights import KnownWeights
+from prolora_jax.io.stores.weight_tables import WeightTables
 from prolora_jax.method.basis import Basis, Extent
 from prolora_jax.method.prepared import MemoryOperators, OperatorStore
 
@@ -13,6 +15,16 @@ class BasisStore(Protocol):
     @property
     def operators(self) -> OperatorStore:
         """Where what is computed from pairs of weights is kept."""
+        ...
+
+    @property
+    def tables(self) -> WeightTables | None:
+        """Where dot products of weights are kept; None: nowhere, they are computed again."""
+        ...
+
+    @property
+    def known(self) -> KnownWeights | None:
+        """Where fingerprints of unchanged checkpoints are kept; None: nowhere, all is read."""
         ...
 
     def get(self, fingerprint: str) -> Basis | None:
@@ -30,6 +42,9 @@ class BasisStore(Protocol):
 
 class MemoryStore:
     """Keeps subspaces for the life of the object."""
+
+    tables = None
+    known = None
 
     def __init__(self):
         self._bases: dict[str, Basis] = {}

@@ -1,6 +1,7 @@
 """Bases on disk: one safetensors file per weight, the weight's fingerprint in the name.
 
-In the folder `operators` beside them is what is computed from pairs of bases.
+In folders beside them: `operators`, what is computed from pairs of bases; `tables`, dot products of
+weights; `weights`, which fingerprints the weights of a checkpoint have.
 
 Writing is atomic, so a killed run leaves whole files only; what is there is not computed again.
 """
@@ -16,9 +17,11 @@ from platformdirs import user_cache_path
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.containers.tensors import TensorFile, write_tensors
+from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.io.stores.operator_folder import OperatorFolder
 from prolora_jax.io.stores.seals import is_intact, is_of, sealed, warn_unfit
 from prolora_jax.io.stores.store_files import Keep, delete, mark_used
+from prolora_jax.io.stores.weight_tables import WeightTables
 from prolora_jax.method.basis import Basis, Extent
 
 VERSION = 2
@@ -53,6 +56,8 @@ class FolderStore:
     def __init__(self, folder: Path):
         self.folder = folder
         self.operators = OperatorFolder(folder / "operators")
+        self.tables = WeightTables(folder / "tables")
+        self.known = KnownWeights(folder / "weights")
 
     def _path(self, fingerprint: str) -> Path:
         return self.folder / f"{fingerprint}{_SUFFIX}"
@@ -122,9 +127,11 @@ class FolderStore:
         rule = Keep(keep if keep is None else frozenset(keep), older_than)
         whole = {entry.fingerprint: self._path(entry.fingerprint) for entry in self.entries()}
         kept = {path for fingerprint, path in whole.items() if rule.stays(path, fingerprint)}
-        bases = delete(self.folder, _BASIS, kept, dry_run=dry_run)
-        operators = self.operators.prune(rule, dry_run=dry_run)
-        return bases[0] + operators[0], bases[1] + operators[1]
+        gone = [delete(self.folder, _BASIS, kept, dry_run=dry_run)]
+        gone += [
+            part.prune(rule, dry_run=dry_run) for part in (self.operators, self.tables, self.known)
+        ]
+        return sum(files for files, _ in gone), sum(size for _, size in gone)
 
 
 def _facts(fingerprint: str) -> dict[str, str]:
