@@ -27,8 +27,21 @@ class BasisStore(Protocol):
         """Where fingerprints of unchanged checkpoints are kept; None: nowhere, all is read."""
         ...
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what is computed stays; else operators are not to be put here."""
+        ...
+
+    def expect(self, size: int) -> None:
+        """Hear how many bytes are about to be put here."""
+        ...
+
     def get(self, fingerprint: str) -> Basis | None:
         """The basis of a weight, None when it is not there."""
+        ...
+
+    def has(self, fingerprint: str) -> bool:
+        """Whether a basis is there, by its name; a damaged one is found when it is opened."""
         ...
 
     def extent(self, fingerprint: str) -> Extent | None:
@@ -45,6 +58,7 @@ class MemoryStore:
 
     tables = None
     known = None
+    keeps = True
 
     def __init__(self):
         self._bases: dict[str, Basis] = {}
@@ -55,9 +69,16 @@ class MemoryStore:
         """See `BasisStore`."""
         return self._operators
 
+    def expect(self, size: int) -> None:
+        """See `BasisStore`; memory has nothing to say."""
+
     def get(self, fingerprint: str) -> Basis | None:
         """See `BasisStore`."""
         return self._bases.get(fingerprint)
+
+    def has(self, fingerprint: str) -> bool:
+        """See `BasisStore`."""
+        return fingerprint in self._bases
 
     def extent(self, fingerprint: str) -> Extent | None:
         """See `BasisStore`."""

@@ -320,8 +320,8 @@ def test_pair_is_matched_without_reading_it_again(
     store = FolderStore(tmp_path / "store")
 
     def matched() -> object:
-        models = (load_base_model(place, store.known) for place in (files.source, files.target))
-        return BasePair(*models, store).matching()
+        source, target = (load_base_model(p, store.known) for p in (files.source, files.target))
+        return BasePair(source, target, store).matching()
 
     first, count = matched(), len(read)
     assert count > 0
