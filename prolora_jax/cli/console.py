@@ -75,6 +75,8 @@ class Common:
 
     Attributes:
         store: folder of the basis store [default: $PROLORA_STORE, else the user's cache folder].
+        store_limit: bytes that the store may have when the command is done, 20GB or 500MB: what was
+            not used for the longest time goes, but nothing that a running command uses.
         json: print one JSON document on stdout and nothing else there.
         quiet: no progress.
         workers: processes that compute subspaces [default: one per core].
@@ -82,6 +84,7 @@ class Common:
     """
 
     store: Path | None = None
+    store_limit: str | None = None
     json: Annotated[bool, Parameter(negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False
     workers: int | None = None
@@ -105,11 +108,50 @@ class Common:
             )
         return self.workers or len(os.sched_getaffinity(0))
 
-    def basis_store(self) -> "FolderStore":
-        """The basis store in the chosen folder."""
+    def basis_store(self, *, keeps: bool = True) -> "FolderStore":
+        """The basis store in the chosen folder; `close_stores` closes it.
+
+        Args:
+            keeps: whether subspaces and operators that are computed now stay.
+
+        Raises:
+            UsageError: the limit is no number of bytes.
+        """
         from prolora_jax.io.stores.basis_store import FolderStore, default_store
 
-        return FolderStore(self.store or default_store())
+        limit = None if self.store_limit is None else number_of_bytes(self.store_limit)
+        store = FolderStore(self.store or default_store(), keeps=keeps, limit=limit)
+        _opened.append(store)
+        return store
+
+
+_opened: "list[FolderStore]" = []
+
+
+def close_stores() -> None:
+    """Close every store that this command has opened."""
+    while _opened:
+        _opened.pop().close()
+
+
+def number_of_bytes(text: str) -> int:
+    """Bytes as people write them: 500MB, 20GB, 1.5GiB, 1000000.
+
+    Raises:
+        UsageError: it is no such number.
+    """
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(
+            f"--store-limit {text}: expected a number of bytes, such as 20GB or 500MB",
+            code=Refusal.BAD_OPTION,
+        )
+    number, prefix, binary = found.groups()
+    power = " KMGT".index((prefix or " ").upper())
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT])?(i)?B?", re.IGNORECASE)
 
 
 class PlainConsole(Console):

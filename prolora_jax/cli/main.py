@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0, 1, 2 or 130.
     """
-    from prolora_jax.cli.console import Answer, prepare_streams
+    from prolora_jax.cli.console import Answer, close_stores, prepare_streams
 
     prepare_streams()
     words = _options(arguments)
@@ -88,6 +88,8 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get("PROLORA_TRACEBACK"):
             raise
         return _end(1, Refusal.INTERNAL, _internal(error))
+    finally:
+        close_stores()
     return code if isinstance(code, int) else 0
 
 

@@ -44,6 +44,7 @@ def migrate(
     fail_fast: Annotated[bool, Parameter(negative="--keep-going", group=CATALOG)] = False,
     retry_failed: Annotated[bool, Parameter(negative="", group=CATALOG)] = False,
     headers_only: Annotated[bool, Parameter(negative="", group=CATALOG)] = False,
+    keep_operators: Annotated[bool, Parameter(negative="", group=GENERAL)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
     """Move adapters from a source base model to a target base model.
@@ -76,6 +77,8 @@ def migrate(
         retry_failed: of several adapters: try those again that were refused or failed before.
         headers_only: of several adapters, with --dry-run: read no tensors; quick, but without
             each one's share of its update that would move.
+        keep_operators: of one adapter: leave subspaces and operators in the store, gigabytes for
+            a pair of SDXL's size, so that the next one is quick; catalogs always do.
     """
     from prolora_jax.migration.files import Writing
     from prolora_jax.migration.one_file import is_one
@@ -106,6 +109,7 @@ def migrate(
         raise UsageError("migrate needs --out FILE (or --dry-run)", code=Refusal.BAD_OPTION)
     out_file = None if dry_run else out_path
     asked = {"options": given, "writing": writing, "merge": merge, "weights": weight, "plan": plan}
+    asked["store"] = common.basis_store(keeps=keep_operators)
     return _one(inputs, out_file, **places, **asked)
 
 
@@ -130,7 +134,7 @@ def _one(
     from prolora_jax.migration.one_file import migrate_file, plan_file
 
     reporter = Reporter(common.quiet)
-    asked |= {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
+    asked |= {"workers": common.processes, "progress": reporter}
     if out_file is None:
         with reporter.shown():
             plan = plan_file(inputs, source, target, **asked)

@@ -99,8 +99,8 @@ def prune(
     store = common.basis_store()
     wanted = None
     if keep:
-        models = [open_base_model(location) for location in keep]
-        wanted = {model.fingerprint(path) for model in models for path in model.spec.modules}
+        models = [open_base_model(location, store) for location in keep]
+        wanted = {p for m in models for p in m.fingerprints(m.spec.modules).values()}
     files, size = store.prune(wanted, older_than, dry_run=dry_run)
     if common.json:
         document = {"store": str(store.folder), "files": files, "bytes": size, "dry_run": dry_run}

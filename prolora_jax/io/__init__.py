@@ -2,6 +2,7 @@
 
 atomic.py: Files appear whole or not at all.
 guarded.py: The one way to open what a user gave: regular files, within a budget of bytes.
+file_state.py: Which file is at a path, and whether it can have been changed since it was read.
 containers/: Files that hold tensors, whatever the tensors are.
 adapters/: Adapters on disk: files, folders, and what stands beside them.
 base_models/: Base models on disk and from the hub.

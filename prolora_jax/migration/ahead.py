@@ -64,15 +64,17 @@ def build_subspaces(
             code=Refusal.BAD_OPTION,
         )
     rule = basis_rule(basis_rank)
-    opened = [open_base_model(place) for place in models]
-    usable = _usable(*opened) if for_pair else [model.spec.modules for model in opened]
+    opened = [open_base_model(place, store) for place in models]
+    usable = _usable(store, *opened) if for_pair else [model.spec.modules for model in opened]
     for model, known in zip(opened, usable, strict=True):
         paths = [path for path in known if model.spec.modules[path].kind_is(modules)]
         done = compute_subspaces(model, paths, store, rule, progress, workers)
         yield Built(model.location, len(paths), done)
 
 
-def _usable(source: BaseModel, target: BaseModel) -> tuple[Collection[str], Collection[str]]:
+def _usable(
+    store: BasisStore, source: BaseModel, target: BaseModel
+) -> tuple[Collection[str], Collection[str]]:
     """Modules of both models that a migration from one to the other can use."""
-    pairs = BasePair(source, target).matching().pairs
+    pairs = BasePair(source, target, store).matching().pairs
     return dict.fromkeys(pairs.values()), pairs

@@ -9,14 +9,22 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.stores.weight_tables import TableKey, WeightTables
 from prolora_jax.matching.pairs import ModulePair
 
-ROW_BYTES = 512 * 2**20
-"""Weights of the target held at a time; a role that has more is compared in several passes."""
+STEP = 2**17
+"""Numbers of each weight that are compared at a time: those of twenty weights fit a cache."""
+
+HELD_BYTES = 512 * 2**20
+"""Weights held at a time where their files cannot be read in parts."""
 
 
 def cosines(
-    source: BaseModel, target: BaseModel, sources: Sequence[str], targets: Sequence[str]
+    source: BaseModel,
+    target: BaseModel,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    tables: WeightTables | None = None,
 ) -> np.ndarray:
     """Dot products and squared norms of weights, each weight as one long vector.
 
@@ -25,21 +33,58 @@ def cosines(
         target: the target base model.
         sources: module paths of one shape.
         targets: module paths of the same shape.
+        tables: where they are looked up and kept, by the fingerprints of the weights.
 
     Returns:
         `(sources, targets, 3)`: dot, squared norm of the source's and of the target's weight.
     """
+    if tables is None:
+        return _cosines(source, target, sources, targets)
+    prints = source.fingerprints(sources), target.fingerprints(targets)
+    key = TableKey(
+        "cosines", tuple(prints[0][p] for p in sources), tuple(prints[1][p] for p in targets)
+    )
+    found = tables.get(key)
+    if found is None or found.shape != (len(sources), len(targets), 3):
+        found = _cosines(source, target, sources, targets)
+        tables.put(key, found)
+    return found
+
+
+def _cosines(
+    source: BaseModel, target: BaseModel, sources: Sequence[str], targets: Sequence[str]
+) -> np.ndarray:
     found = np.zeros((len(sources), len(targets), 3))
-    size = 4 * int(np.prod(target.spec.modules[targets[0]].matrix_shape))
-    step = max(1, ROW_BYTES // size)
-    for start in range(0, len(targets), step):
-        part = slice(start, start + step)
-        rows = np.stack([target.matrix(path).ravel() for path in targets[part]])
-        found[:, part, 2] = np.einsum("ij,ij->i", rows, rows)
-        for i, path in enumerate(sources):
-            row = source.matrix(path).ravel()
-            found[i, part, 0] = rows @ row
-            found[i, part, 1] = row @ row
+    for rows in _parts(source, sources):
+        for columns in _parts(target, targets):
+            found[rows, columns] = _dots(source, target, sources[rows], targets[columns])
+    return found
+
+
+def _parts(model: BaseModel, paths: Sequence[str]) -> list[slice]:
+    """All at once where the files are read in parts, else as many as may be held."""
+    size = 4 * int(np.prod(model.spec.modules[paths[0]].matrix_shape))
+    streamed = all(map(model.is_streamed, paths))
+    step = len(paths) if streamed else max(1, HELD_BYTES // (2 * size))
+    return [slice(start, start + step) for start in range(0, len(paths), step)]
+
+
+def _dots(
+    source: BaseModel, target: BaseModel, sources: Sequence[str], targets: Sequence[str]
+) -> np.ndarray:
+    """Each weight is read once, a part of all of them at a time; sums are in float64."""
+    found = np.zeros((len(sources), len(targets), 3))
+    readers = [source.numbers(path, STEP) for path in sources]
+    readers += [target.numbers(path, STEP) for path in targets]
+    rows = np.empty((len(readers), STEP), np.float32)
+    for parts in zip(*readers, strict=True):
+        whole = rows[:, : len(parts[0])]
+        for row, part in zip(whole, parts, strict=True):
+            row[:] = part
+        a, b = whole[: len(sources)], whole[len(sources) :]
+        found[..., 0] += a @ b.T
+        found[..., 1] += np.einsum("ij,ij->i", a, a)[:, None]
+        found[..., 2] += np.einsum("ij,ij->i", b, b)
     return found
 
 

@@ -18,6 +18,7 @@ from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError
 from prolora_jax.io.adapters.inputs import likely_rank
+from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.migration.blocks import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all, norm_of
 from prolora_jax.migration.files import (
@@ -164,12 +165,13 @@ class _Pipeline:
     def _batches(self, jobs: Sequence[FileJob]) -> Iterator[_Batch | LaneBatch]:
         """Batches of all jobs: files of one table together, where there are enough of them."""
         alone: list[FileJob] = []
-        named = sorted(_named(jobs), key=_place)
+        headers = HeaderTables()
+        named = sorted(_named(jobs, headers), key=_place)
         for (_, name), group in groupby(named, key=_place):
             same = [job for *_, job in group]
             lane = None
             if name:
-                given = self.pair, self.options, self.writing, BATCH_BYTES, self.progress
+                given = self.pair, self.options, self.writing, BATCH_BYTES, headers, self.progress
                 lane = open_lane(same, *given)
             if lane is None:
                 alone += same
@@ -272,11 +274,11 @@ class _Pipeline:
         self.written.clear()
 
 
-def _named(jobs: Sequence[FileJob]) -> Iterator[tuple[int, str, FileJob]]:
+def _named(jobs: Sequence[FileJob], headers: HeaderTables) -> Iterator[tuple[int, str, FileJob]]:
     """Jobs with the class of their rank and the name of their table, which may be empty."""
     ranks: dict[str, int] = {}
     for job in jobs:
-        name, rank = table_name(job) or "", job.rank
+        name, rank = table_name(job, headers) or "", job.rank
         if rank is None:
             rank = ranks.get(name) if name else None
         if rank is None:

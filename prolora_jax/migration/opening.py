@@ -15,13 +15,14 @@ def location_of(place: Place) -> str | Path:
     return place.location if isinstance(place, BaseModel) else place
 
 
-def open_base_model(place: Place) -> BaseModel:
+def open_base_model(place: Place, store: BasisStore | None = None) -> BaseModel:
     """A base model; of a path, under its absolute name.
 
     Reports name where base models are, and are read from other folders, too.
 
     Args:
         place: a base model, which is handed on; or a path or hub id.
+        store: what it knows of files that have not changed is believed.
 
     Returns:
         The base model; no weight is read yet.
@@ -33,7 +34,8 @@ def open_base_model(place: Place) -> BaseModel:
     if isinstance(place, BaseModel):
         return place
     path = Path(place)
-    return load_base_model(path.resolve() if path.exists() else place)
+    known = None if store is None else store.known
+    return load_base_model(path.resolve() if path.exists() else place, known)
 
 
 def open_pair(
@@ -54,4 +56,5 @@ def open_pair(
         UsageError: one of them is not there.
         BaseModelError: one of them cannot be used.
     """
-    return BasePair(open_base_model(source), open_base_model(target), store, workers)
+    models = open_base_model(source, store), open_base_model(target, store)
+    return BasePair(*models, store, workers)

@@ -14,7 +14,15 @@ from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.migration.evidence import cosines, similarities
-from prolora_jax.migration.pair_work import WeightPair, compare_all, prepare_all
+from prolora_jax.migration.pair_work import (
+    OperatorsAhead,
+    WeightPair,
+    bytes_of_operators,
+    bytes_of_subspaces,
+    compare_all,
+    prepare,
+    prepare_all,
+)
 from prolora_jax.plans.options import Match, MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
@@ -63,6 +71,7 @@ class BasePair:
         self._known: dict[tuple[str, str], dict[ModulePair, _Known]] = {}
         self._equal: dict[ModulePair, bool] = {}
         self._matchings: dict[tuple[object, ...], Matching] = {}
+        self._ahead: OperatorsAhead | None = None
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
@@ -84,7 +93,7 @@ class BasePair:
     def _match(self, mode: Match, options: MigrationOptions) -> Matching:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
             if options.match_score == "cosine":
-                return cosines(self.source, self.target, sources, targets)
+                return cosines(self.source, self.target, sources, targets, self.store.tables)
             pairs = [ModulePair(source, target) for target in targets for source in sources]
             known = self._compared(pairs, options)
             return similarities(
@@ -110,6 +119,7 @@ class BasePair:
         Returns:
             Measures by target path. `copy` needs none and computes none.
         """
+        self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
@@ -143,9 +153,11 @@ class BasePair:
         """The same for pairs that have one rank rule."""
         ranks = options.basis_rank, options.pair_rank
         known = self._known.setdefault(ranks, {})
-        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in pairs if p not in known}
-        if not keys:
+        unknown = [pair for pair in pairs if pair not in known]
+        if not unknown:
             return known
+        self.identify(unknown)
+        keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in unknown}
         modules = {key: pair for pair, key in keys.items()}  # equal weights are compared once
         stored = {key: self.store.operators.comparison(key) for key in modules}
         found = {key: comparison for key, comparison in stored.items() if comparison is not None}
@@ -156,6 +168,12 @@ class BasePair:
             found |= compare_all(self.store, todo, self.workers, progress)
         known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
         return known
+
+    def identify(self, pairs: Iterable[ModulePair]) -> None:
+        """Have the fingerprints of some weights at hand, looked up or read together."""
+        pairs = list(pairs)
+        self.source.fingerprints(pair.source for pair in pairs)
+        self.target.fingerprints(pair.target for pair in pairs)
 
     def _weights(self, pair: ModulePair) -> tuple[str, str]:
         """Fingerprints of (source, target)."""
@@ -168,10 +186,24 @@ class BasePair:
         self, pairs: Iterable[ModulePair], options: MigrationOptions, progress: Progress | None
     ) -> None:
         """Compute what the store lacks, in worker processes when there is much of it."""
+        pairs = list(pairs)
+        self.store.expect(self._bytes_to_come(pairs))
         sources, targets = map(dict.fromkeys, zip(*pairs, strict=True))
         for model, paths in ((self.source, sources), (self.target, targets)):
             rule = options.basis_rule
             compute_subspaces(model, paths, self.store, rule, progress, self.workers)
+
+    def _bytes_to_come(self, pairs: Sequence[ModulePair]) -> int:
+        """About how much a store will get for these pairs, beside what it has."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for pair in pairs:
+            shapes |= dict.fromkeys(self._weights(pair), self._matrix_shape(pair))
+        missing = {p: shape for p, shape in shapes.items() if not self.store.has(p)}
+        found = sum(map(bytes_of_subspaces, missing.values()))
+        if self.store.keeps:
+            todo = {self._weights(pair): self._matrix_shape(pair) for pair in pairs}
+            found += sum(map(bytes_of_operators, todo.values()))
+        return found
 
     def _ensure_retained(self, pair: ModulePair, options: MigrationOptions) -> WeightPair:
         """Have the store hold what is retained of both weights, and say how much that is."""
@@ -214,7 +246,12 @@ class BasePair:
         if missing:
             for own, group in _by_options(missing.values(), options):
                 self._compute_subspaces(group, own, progress)
-            self._prepare(missing, self.workers, progress)
+            if self.store.keeps:
+                self._prepare(missing, self.workers, progress)
+            else:
+                for key, pair in missing.items():
+                    self._ensure_columns(pair, key.k_source, key.k_target)
+                self._ahead = OperatorsAhead(self.store, missing, self.workers)
 
     def operators(self, pair: ModulePair, options: MigrationOptions) -> ModuleOperators:
         """Prepared operators of a pair of modules.
@@ -232,6 +269,11 @@ class BasePair:
         comparison = self._compared([pair], options)[pair].comparison
         key = self._operator_key(pair, comparison, options)
         operators = self.store.operators.get(key)
+        if operators is None and not self.store.keeps:
+            if self._ahead is None:
+                self._ensure_columns(pair, key.k_source, key.k_target)
+                return prepare(self.store, key)
+            return self._ahead.take(key)
         if operators is None:  # not prepared yet, or its file is damaged
             self._prepare({key: pair}, 1)
             operators = self.store.operators.get(key)

@@ -3,7 +3,8 @@
 NumPy only: a worker process does not load JAX.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.method.similarity import side_similarity
 from prolora_jax.subspaces.compute import POOL_WORTH
 from prolora_jax.subspaces.store import BasisStore
+
+LIKELY_STORED, LIKELY_RANK = 0.75, 0.5
+"""Columns of the long side and retained rank, over the short side, of weights as trained nets have
+them: `benchmarks/made_models.py`."""
 
 
 class WeightPair(NamedTuple):
@@ -74,6 +79,50 @@ def prepare_all(
             progress("operators", done, len(todo))
 
 
+def bytes_of_subspaces(shape: tuple[int, int]) -> int:
+    """About how many bytes the subspaces of one weight have in a store."""
+    short, long = sorted(shape)
+    return int(4 * (short * short + LIKELY_STORED * short * long))
+
+
+def bytes_of_operators(shape: tuple[int, int]) -> int:
+    """About how many bytes the operators of two weights have in a store, by their cheapest form."""
+    short = min(shape)
+    return int(4 * sum(d * short * LIKELY_RANK + d * min(d, 2 * short) for d in shape))
+
+
+class OperatorsAhead:
+    """Operators that are prepared in threads shortly before their turn, and kept by nobody.
+
+    Args:
+        store: of the subspaces, which are there.
+        keys: in the order in which they will be taken.
+        workers: threads; so many are held, and one more for each that is in work.
+    """
+
+    def __init__(self, store: BasisStore, keys: Iterable[OperatorKey], workers: int):
+        self._store, self._keys = store, iter(list(keys))
+        self._pool = ThreadPoolExecutor(workers, "operators")
+        self._made: dict[OperatorKey, Future[ModuleOperators]] = {}
+        for _ in range(workers):
+            self._start_next()
+
+    def take(self, key: OperatorKey) -> ModuleOperators:
+        """Operators; out of turn they are prepared at once."""
+        future = self._made.pop(key, None)
+        if future is None:
+            return prepare(self._store, key)
+        self._start_next()
+        return future.result()
+
+    def _start_next(self) -> None:
+        key = next(self._keys, None)
+        if key is None:
+            self._pool.shutdown(wait=False)
+        else:
+            self._made[key] = self._pool.submit(prepare, self._store, key)
+
+
 def _worth(operations: float, workers: int) -> bool:
     return workers > 1 and operations > POOL_WORTH
 
@@ -85,7 +134,7 @@ class _Comparing(NamedTuple):
 
 
 def _compare_stored(task: _Comparing) -> Comparison:
-    return compare(FolderStore(task.folder), task.weights)
+    return compare(FolderStore(task.folder, noted=False), task.weights)
 
 
 class _Preparing(NamedTuple):
@@ -95,7 +144,7 @@ class _Preparing(NamedTuple):
 
 def _prepare_stored(task: _Preparing) -> None:
     # Written here: sending tens of megabytes to the parent costs more than preparing them.
-    store = FolderStore(task.folder)
+    store = FolderStore(task.folder, noted=False)
     store.operators.put(task.key, prepare(store, task.key))
 
 

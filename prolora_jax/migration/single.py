@@ -294,7 +294,7 @@ def _party(model: BaseModel, paths: list[str]) -> Party:
     Weights that it does not have (of text encoders that are passed through) do not count.
     """
     known = [path for path in sorted(paths) if path in model.spec.modules]
-    digests = {path: model.fingerprint(path) for path in known}
+    digests = model.fingerprints(known)
     return Party(model.location, sha256(msgspec.json.encode(digests)).hexdigest())
 
 

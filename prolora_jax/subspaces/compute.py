@@ -79,8 +79,7 @@ def compute_subspaces(
         BaseModelError: when a weight has NaN or infinite numbers.
     """
     todo: dict[str, tuple[str, BasisRule]] = {}  # by fingerprint: equal weights are done once
-    for path in paths:
-        fingerprint = model.fingerprint(path)
+    for path, fingerprint in model.fingerprints(paths).items():
         extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
         if not _serves(extent, needed):
             todo[fingerprint] = path, _wider(extent, needed)

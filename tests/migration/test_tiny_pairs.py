@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.architectures.placement import Placement
 from prolora_jax.architectures.spec import ModuleSpec
 from prolora_jax.architectures.unet.places import BLOCK, Place, place_of
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.base_models.weight_source import Source
 from prolora_jax.io.containers.tensors import write_tensors
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import migrate
@@ -202,9 +204,18 @@ def test_text_encoder_on_disk_is_an_ordinary_module(tmp_path: Path):
 def with_text(model: BaseModel, text: np.ndarray) -> BaseModel:
     """`model` with one module of a text encoder."""
 
-    class WithText(BaseModel):
-        def weight(self, path: str) -> np.ndarray:
-            return text if path == FC1 else model.weight(path)
+    class Held:
+        keys: tuple[str, ...] = (FC1,)
+
+        def shape(self, key: str) -> tuple[int, ...]:
+            return text.shape
+
+        def tensor(self, key: str) -> np.ndarray:
+            return text
+
+        def require_weight(self, key: str) -> None:
+            return
 
     spec = replace(model.spec, modules={**model.spec.modules, FC1: ModuleSpec(FC1, text.shape)})
-    return WithText(spec, model.location, model.sources)
+    source = Source(Held(), Placement(FC1, text.shape))
+    return BaseModel(spec, model.location, {**model.sources, FC1: source})

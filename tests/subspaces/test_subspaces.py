@@ -169,11 +169,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 def migrated_once(folder: Path) -> tuple[FolderStore, BaseModel, BaseModel]:
-    """A store with all that the migration of one adapter leaves there, and the base models."""
+    """A store with all that the migration of one adapter can leave there, and the base models."""
     files, store = make_files(folder), FolderStore(folder / "store")
     models = ["--source", str(files.source), "--target", str(files.target)]
     command = ["migrate", str(files.adapter), *models, "--out", str(folder / "out.safetensors")]
-    assert run([*command, "--store", str(store.folder), "--json", "-q", "--workers", "1"]) == 0
+    how = ["--keep-operators", "--json", "-q", "--workers", "1"]
+    assert run([*command, "--store", str(store.folder), *how]) == 0
     return store, load_base_model(files.source), load_base_model(files.target)
 
 

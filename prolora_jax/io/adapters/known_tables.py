@@ -16,12 +16,8 @@ from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.io.adapters.files import tensors_of
 from prolora_jax.io.adapters.peft_folder import config_beside
-from prolora_jax.io.containers.safetensors_header import (
-    BadHeader,
-    TensorEntry,
-    read_header,
-    table_digest,
-)
+from prolora_jax.io.containers.header_tables import HeaderTables
+from prolora_jax.io.containers.safetensors_header import BadHeader, TensorEntry, read_header
 from prolora_jax.io.guarded import open_regular
 
 _AT_ONCE = 512
@@ -58,12 +54,17 @@ class Traced(NamedTuple):
     entries: Mapping[str, TensorEntry]
 
 
-def look_at(path: Path) -> Look | None:
-    """What a safetensors file's beginning says; None where it is none that can be read."""
+def look_at(path: Path, headers: HeaderTables) -> Look | None:
+    """What a safetensors file's beginning says; None where it is none that can be read.
+
+    Args:
+        path: the file.
+        headers: tables that were seen.
+    """
     try:
         with open_regular(path) as file:
             identity = _identity(os.fstat(file.fileno()))
-        digest, metadata = table_digest(path)
+        digest, metadata = headers.digest(path)
         config = metadata.get(HEADER_KEY) or config_beside(path) or ""
     except (OSError, BadHeader):
         return None

@@ -1,62 +1,28 @@
 """Base models on disk, in whatever container they come, read weight by weight."""
 
-import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from prolora_jax.architectures.identify import identified
-from prolora_jax.architectures.placement import Placement, placements
+from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
+from prolora_jax.io.base_models.streamed_file import StreamedFile
+from prolora_jax.io.base_models.weight_source import Source, WeightFile
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
-from prolora_jax.io.containers.tensors import TensorFile
-from prolora_jax.layout import kernel_to_weight, weight_to_matrix
+from prolora_jax.io.stores.known_weights import KnownWeights
+from prolora_jax.layout import weight_to_matrix
 
 _COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.")
-_FINGERPRINT_LENGTH = 32
-
-
-@runtime_checkable
-class WeightFile(Protocol):
-    """An open container whose tensors have torch keys and torch layout."""
-
-    keys: tuple[str, ...]
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        ...
-
-    def tensor(self, key: str) -> np.ndarray:
-        """Read one tensor, in its stored dtype."""
-        ...
-
-    def require_weight(self, key: str) -> None:
-        """Raise unless its dtype is one for weights, without reading it."""
-        ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where one weight is: an open file, and the place in it."""
-
-    file: WeightFile
-    placement: Placement
-
-    def read(self) -> np.ndarray:
-        """The weight in torch layout, in its stored dtype."""
-        tensor = self.file.tensor(self.placement.key)
-        if self.placement.rows is not None:
-            tensor = tensor[slice(*self.placement.rows)]
-        return kernel_to_weight(tensor) if self.placement.transposed else tensor
 
 
 @dataclass(frozen=True)
@@ -67,11 +33,14 @@ class BaseModel:
         spec: its modules.
         location: the path it was loaded from.
         sources: where each module's weight is.
+        known: fingerprints from earlier runs, which are believed of files that have not changed;
+            a check believes none.
     """
 
     spec: BaseModelSpec
     location: str
     sources: Mapping[str, Source] = field(repr=False)
+    known: KnownWeights | None = field(default=None, repr=False, compare=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def weight(self, path: str) -> np.ndarray:
@@ -81,13 +50,16 @@ class BaseModel:
             KeyError: there is no such module.
             BaseModelError: its dtype is not supported.
         """
+        return self._source(path).read()
+
+    def _source(self, path: str) -> Source:
         if path not in self.sources:
             tail = path.rsplit(".", 1)[-1]
             near = [known for known in self.sources if known.endswith(tail)][:3]
             raise KeyError(
                 f"{self.location}: no module {path!r}; nearest: {', '.join(near) or 'none'}"
             )
-        return self.sources[path].read()
+        return self.sources[path]
 
     def matrix(self, path: str) -> np.ndarray:
         """The weight as a float32 matrix `(out, in * kh * kw)`.
@@ -107,24 +79,80 @@ class BaseModel:
             )
         return matrix
 
+    def numbers(self, path: str, step: int) -> Iterator[np.ndarray]:
+        """The weight's numbers, flat and row by row, `step` at a time.
+
+        Args:
+            path: of the module.
+            step: how many. Of a weight that `is_streamed`, no more than these are in memory.
+
+        Yields:
+            The next numbers, which float32 can hold; the last ones may be fewer.
+
+        Raises:
+            KeyError: there is no such module.
+            BaseModelError: as `matrix`.
+        """
+        source = self._source(path)
+        if source.is_wide:
+            flat = self.matrix(path).reshape(-1)
+            yield from (flat[first : first + step] for first in range(0, flat.size, step))
+        else:
+            yield from source.numbers(step)
+
+    def is_streamed(self, path: str) -> bool:
+        """Whether a weight can be read in parts."""
+        source = self._source(path)
+        return source.is_streamed and not source.is_wide
+
     def fingerprint(self, path: str) -> str:
         """32 hex digits that depend on the weight's dtype, shape and bytes, and on nothing else.
 
         The weight is read once; changes of the file after that are not seen.
         """
         if path not in self._fingerprints:
-            self._fingerprints[path] = self._digest(path)
+            self.fingerprints([path])
         return self._fingerprints[path]
 
-    def _digest(self, path: str) -> str:
-        weight = self.weight(path)
-        digest = hashlib.sha256(f"{weight.dtype.name} {weight.shape} ".encode())
-        # As bytes first: NumPy hands out no buffer of bfloat16.
-        digest.update(np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data)
-        return digest.hexdigest()[:_FINGERPRINT_LENGTH]
+    def fingerprints(self, paths: Iterable[str]) -> dict[str, str]:
+        """Fingerprints by path: of many at once, what is known of a file is looked up once.
+
+        Args:
+            paths: of modules.
+
+        Raises:
+            KeyError: there is no such module.
+            BaseModelError: a dtype is not supported.
+        """
+        paths = list(paths)
+        by_file: dict[int, list[str]] = {}
+        for path in dict.fromkeys(paths):
+            if path not in self._fingerprints:
+                by_file.setdefault(id(self._source(path).file), []).append(path)
+        for missing in by_file.values():
+            self._fingerprints.update(self._identified(missing))
+        return {path: self._fingerprints[path] for path in paths}
+
+    def _identified(self, paths: list[str]) -> dict[str, str]:
+        """Fingerprints of weights in one file: known ones, and read ones, which are then known."""
+        sources = {path: self._source(path) for path in paths}
+        file = sources[paths[0]].file
+        if self.known is None or not isinstance(file, StreamedFile):
+            return {path: source.digest() for path, source in sources.items()}
+        known = self.known.of(file.state)
+        began, read = time.time(), {}
+        found = {}
+        for path, source in sources.items():
+            place = source.place
+            if place not in known:
+                read[place] = source.digest()
+            found[path] = read[place] if place in read else known[place]
+        if read:
+            self.known.add(file.state, began, read)
+        return found
 
 
-def load_base_model(path: str | Path) -> BaseModel:
+def load_base_model(path: str | Path, known: KnownWeights | None = None) -> BaseModel:
     """Describe a base model and make its weights readable; no weight is read yet.
 
     Args:
@@ -132,6 +160,7 @@ def load_base_model(path: str | Path) -> BaseModel:
             pipeline's, with its text encoders, or its `unet/`; one file or shards with an index);
             a Flax msgpack file or a folder with one; a folder that orbax wrote; or, where no such
             path exists, the id of a model on the hub, `org/name`.
+        known: fingerprints of earlier runs; without them every weight that is asked for is read.
 
     Returns:
         The model; its spec is named after the folder, file or id, and is the same whatever
@@ -152,7 +181,7 @@ def load_base_model(path: str | Path) -> BaseModel:
         file, stored = tensors[placement.key]
         file.require_weight(stored)
         sources[module] = Source(file, replace(placement, key=stored))
-    return BaseModel(spec, origin, sources)
+    return BaseModel(spec, origin, sources, known)
 
 
 def located(path: str | Path) -> Path:
@@ -187,7 +216,7 @@ def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
     opened: dict[Path, WeightFile] = {}
     for path in part.files:
         if part.kind == "safetensors":
-            opened[path] = TensorFile(path, error=BaseModelError)
+            opened[path] = StreamedFile(path)
         else:
             opened[path] = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
     taken = part.shards.taken({path: file.keys for path, file in opened.items()})

@@ -215,8 +215,12 @@ class TensorFile:
 
     def raw(self, key: str) -> np.ndarray:
         """The bytes of one tensor without reading them, as `view`."""
+        return self._bytes[slice(*self.place(key))]
+
+    def place(self, key: str) -> tuple[int, int]:
+        """First byte of a tensor in the file, and the end of its bytes."""
         entry, start = self._entries[key], self._header.body
-        return self._bytes[start + entry.start : start + entry.end]
+        return start + entry.start, start + entry.end
 
     def require_weight(self, key: str) -> None:
         """Check, without reading a tensor, that its dtype is one for weights: floats.

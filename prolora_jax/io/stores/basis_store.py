@@ -1,13 +1,17 @@
 """Bases on disk: one safetensors file per weight, the weight's fingerprint in the name.
 
-In the folder `operators` beside them is what is computed from pairs of bases.
+In folders beside them: `operators`, what is computed from pairs of bases; `tables`, dot products of
+weights; `weights`, which fingerprints the weights of a checkpoint have.
 
 Writing is atomic, so a killed run leaves whole files only; what is there is not computed again.
 """
 
+import logging
 import os
 import re
+import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +20,24 @@ from platformdirs import user_cache_path
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.containers.tensors import TensorFile, write_tensors
+from prolora_jax.io.stores.in_use import InUse
+from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.io.stores.operator_folder import OperatorFolder
 from prolora_jax.io.stores.seals import is_intact, is_of, sealed, warn_unfit
-from prolora_jax.io.stores.store_files import Keep, delete, mark_used
+from prolora_jax.io.stores.store_files import DAY, MINUTE, Keep, delete, evict, mark_used
+from prolora_jax.io.stores.weight_tables import WeightTables
 from prolora_jax.method.basis import Basis, Extent
 
 VERSION = 2
 """Part of the file name: raise it when the numbers of a basis change, and old files are ignored.
 
 Operators come from bases: raise `operator_folder.VERSION`, too."""
+
+
+WORTH_SAYING = 2**30
+"""Bytes from which a store says beforehand what will be written to it."""
+
+_log = logging.getLogger(__name__)
 
 
 def default_store() -> Path:
@@ -48,11 +61,59 @@ class StoredBasis:
 
 
 class FolderStore:
-    """A `BasisStore` in a folder."""
+    """A `BasisStore` in a folder.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: where.
+        keeps: whether what is computed here stays. Else subspaces go when the store is closed, and
+            operators are not written at all; comparisons, dot products and fingerprints stay.
+        limit: bytes that all of it may have when the store is closed; what was not used for the
+            longest time goes first, and never what another running process uses.
+        noted: whether what is used is noted for other processes; a worker's parent has done it.
+    """
+
+    def __init__(
+        self, folder: Path, *, keeps: bool = True, limit: int | None = None, noted: bool = True
+    ):
         self.folder = folder
-        self.operators = OperatorFolder(folder / "operators")
+        self.keeps, self.limit = keeps, limit
+        self.in_use = InUse(folder) if noted else None
+        use = _nobody if self.in_use is None else self.in_use.use
+        every = DAY if limit is None else MINUTE
+        self.operators = OperatorFolder(folder / "operators", use, every)
+        self.tables = WeightTables(folder / "tables")
+        self.known = KnownWeights(folder / "weights")
+        self._use, self._every = use, every
+
+    def expect(self, size: int) -> None:
+        """Say, before it is computed, how much will be written here, where that is much.
+
+        Args:
+            size: bytes, about.
+        """
+        if size < WORTH_SAYING:
+            return
+        folder = next(p for p in (self.folder, *self.folder.absolute().parents) if p.is_dir())
+        free = shutil.disk_usage(folder).free
+        fate = "will stay there" if self.keeps else "go when the command is done"
+        _log.warning(
+            "%s: about %.1f GB of subspaces%s will be written, and %s; %.1f GB are free",
+            *(self.folder, size / 1e9, " and operators" if self.keeps else "", fate, free / 1e9),
+        )
+
+    def close(self) -> None:
+        """Remove what is not to stay, and what is over the limit; use nothing any more."""
+        if self.in_use is None or not self.folder.is_dir():
+            return
+        left: frozenset[str] = frozenset()
+        with suppress(OSError), self.in_use.closed_gate() as (others, passing):
+            going = passing | self.in_use.made
+            for name in going - others:
+                (self.folder / name).unlink(missing_ok=True)
+            left = going & others
+            if self.limit is not None:
+                evict(self.folder, self.limit, others)
+        self.in_use.release(left)
 
     def _path(self, fingerprint: str) -> Path:
         return self.folder / f"{fingerprint}{_SUFFIX}"
@@ -62,8 +123,12 @@ class FolderStore:
         file = self._intact(fingerprint)
         if file is None:
             return None
-        mark_used(file.path)
+        mark_used(file.path, self._every)
         return Basis(file.tensor("u"), file.tensor("s"), file.tensor("v"))
+
+    def has(self, fingerprint: str) -> bool:
+        """Whether a basis is there, by its name; a damaged one is found when it is opened."""
+        return self._path(fingerprint).is_file()
 
     def extent(self, fingerprint: str) -> Extent | None:
         """What a basis can serve; its vectors are summed, but not kept. None as in `get`."""
@@ -76,6 +141,7 @@ class FolderStore:
         A damaged file is computed again and replaced: the store is only a cache.
         """
         path = self._path(fingerprint)
+        self._use(path.name)
         if not os.path.lexists(path):
             return None
         file = _opened(path)
@@ -86,9 +152,13 @@ class FolderStore:
 
     def put(self, fingerprint: str, basis: Basis) -> None:
         """Write a basis; replaces an older one of the same weight."""
+        path = self._path(fingerprint)
+        if not self.keeps and self.in_use is not None and not os.path.lexists(path):
+            self.in_use.make(path.name)
+        self._use(path.name)
         named = {"u": basis.u, "s": basis.s, "v": basis.v}
         tensors = {key: np.ascontiguousarray(array) for key, array in named.items()}
-        write_tensors(self._path(fingerprint), tensors, sealed(_facts(fingerprint), tensors))
+        write_tensors(path, tensors, sealed(_facts(fingerprint), tensors))
 
     def entries(self) -> list[StoredBasis]:
         """Every whole basis of the present version, by shape and fingerprint."""
@@ -122,9 +192,15 @@ class FolderStore:
         rule = Keep(keep if keep is None else frozenset(keep), older_than)
         whole = {entry.fingerprint: self._path(entry.fingerprint) for entry in self.entries()}
         kept = {path for fingerprint, path in whole.items() if rule.stays(path, fingerprint)}
-        bases = delete(self.folder, _BASIS, kept, dry_run=dry_run)
-        operators = self.operators.prune(rule, dry_run=dry_run)
-        return bases[0] + operators[0], bases[1] + operators[1]
+        gone = [delete(self.folder, _BASIS, kept, dry_run=dry_run)]
+        gone += [
+            part.prune(rule, dry_run=dry_run) for part in (self.operators, self.tables, self.known)
+        ]
+        return sum(files for files, _ in gone), sum(size for _, size in gone)
+
+
+def _nobody(name: str) -> None:
+    """What is used is noted nowhere."""
 
 
 def _facts(fingerprint: str) -> dict[str, str]:

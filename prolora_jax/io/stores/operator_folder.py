@@ -7,6 +7,7 @@ Comparisons are small JSON files beside.
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from prolora_jax.io.containers.streamed import write_streamed
 from prolora_jax.io.containers.tensors import TensorFile
 from prolora_jax.io.guarded import read_small
 from prolora_jax.io.stores.seals import is_intact, is_of, seal_of, sealed, warn_unfit
-from prolora_jax.io.stores.store_files import Keep, delete, mark_used, will_be_read
+from prolora_jax.io.stores.store_files import DAY, Keep, delete, mark_used, will_be_read
 from prolora_jax.method.operators import Form, ModuleOperators, Side, SideOperator, Summand
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey, digest
 
@@ -67,12 +68,22 @@ class StoredComparison:
 class OperatorFolder:
     """An `OperatorStore` in a folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, use: Callable[[str], None] | None = None, every: float = DAY):
+        """Operators in a folder.
+
+        Args:
+            folder: where.
+            use: called with the name of a file below the store, before it is looked for.
+            every: seconds after which another use is noted in a file's time.
+        """
         self.folder = folder
+        self._noted, self._every = use, every
 
     def has(self, key: OperatorKey) -> bool:
         """Whether operators are there; a damaged file is found by `get` only."""
-        return self._path(key).is_file()
+        path = self._path(key)
+        self._use(path)
+        return path.is_file()
 
     def get(self, key: OperatorKey) -> ModuleOperators | None:
         """Operators; None when they are not there or their file is damaged.
@@ -81,9 +92,10 @@ class OperatorFolder:
         What is not in memory is read in the background, from here on.
         """
         path = self._path(key)
+        self._use(path)
         if not os.path.lexists(path):
             return None
-        mark_used(path)
+        mark_used(path, self._every)
         will_be_read(path)
         while True:
             before = _identity(path)
@@ -111,13 +123,14 @@ class OperatorFolder:
     def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there or its file is damaged."""
         path = self._comparison_path(key)
+        self._use(path)
         if not os.path.lexists(path):
             return None
         record = _comparison(path)
         if record is None or record.key != key:
             warn_unfit(path)
             return None
-        mark_used(path)
+        mark_used(path, self._every)
         return record.comparison
 
     def put_comparison(self, key: ComparisonKey, comparison: Comparison) -> None:
@@ -151,6 +164,10 @@ class OperatorFolder:
         keys |= {self._comparison_path(entry.key): entry.key for entry in self.comparisons()}
         kept = {path for path, key in keys.items() if keep.stays(path, key.source, key.target)}
         return delete(self.folder, _NAMES, kept, dry_run=dry_run)
+
+    def _use(self, path: Path) -> None:
+        if self._noted is not None:
+            self._noted(f"{self.folder.name}/{path.name}")
 
     def _path(self, key: OperatorKey) -> Path:
         return self.folder / f"{digest(key)}{_OPERATORS}"

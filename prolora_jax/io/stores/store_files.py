@@ -12,9 +12,13 @@ from pathlib import Path
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX
 from prolora_jax.io.guarded import open_regular
 
-DAY = 86400.0
+DAY, MINUTE = 86400.0, 60.0
 _LEFTOVER_SECONDS = 3600.0
 """Age from which a temporary file belongs to a run that was killed, not to one that goes on."""
+
+
+_SMALL = 2**20
+_STORED = re.compile(r"^[0-9a-f]{32}\.v\d+\.")
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,18 @@ class Keep:
         return wanted or (self.days is not None and days_unused(path) <= self.days)
 
 
-def mark_used(path: Path) -> None:
+def mark_used(path: Path, every: float = DAY) -> None:
     """Note that a file was used, by its modification time, at most once a day.
 
     Access times would say it, but many file systems do not keep them, and listing the store
     would count as a use.
+
+    Args:
+        path: the file.
+        every: seconds, where a day is too long.
     """
     with suppress(OSError):  # the store may be for reading only
-        if days_unused(path) > 1.0:
+        if days_unused(path) * DAY > every:
             os.utime(path)
 
 
@@ -90,6 +98,39 @@ def delete(
             if not dry_run:
                 path.unlink()
     return files, size
+
+
+def evict(store: Path, limit: int, used: Container[str]) -> tuple[int, int]:
+    """Delete files of a store until it is within a limit: the least recently used ones first.
+
+    Large files go before small ones: a comparison or a table of dot products is hardly any room,
+    and saves hours.
+
+    Args:
+        store: its folder.
+        limit: bytes that may stay.
+        used: names below the store that stay, whatever the limit.
+
+    Returns:
+        Number of files and bytes that went.
+    """
+    found: list[tuple[bool, float, int, Path]] = []
+    for path in store.rglob("*"):
+        with suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and _STORED.search(path.name):
+                small = status.st_size < _SMALL
+                found.append((small, status.st_mtime, status.st_size, path))
+    over = sum(size for _, _, size, _ in found) - limit
+    files = gone = 0
+    for _, _, size, path in sorted(found):
+        if gone >= over:
+            break
+        if path.relative_to(store).as_posix() not in used:
+            with suppress(OSError):
+                path.unlink()
+                files, gone = files + 1, gone + size
+    return files, gone
 
 
 def _is_leftover(name: str, status: os.stat_result) -> bool:

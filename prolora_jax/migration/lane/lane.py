@@ -11,6 +11,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError
 from prolora_jax.io.adapters.files import lacks_config
 from prolora_jax.io.adapters.known_tables import look_at
+from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.method.encoding import DTYPES
 from prolora_jax.migration.blocks import WIDTHS, rank_class
 from prolora_jax.migration.files import Writing
@@ -98,10 +99,19 @@ class Lane:
         jobs: how many there are, at most.
         writing: whether there may be outputs already.
         limit: bytes of input that a batch may hold.
+        headers: tables that were seen.
     """
 
-    def __init__(self, table: Table, output: Output, jobs: int, writing: Writing, limit: int):
-        self.table, self.output, self._writing = table, output, writing
+    def __init__(
+        self,
+        table: Table,
+        output: Output,
+        jobs: int,
+        writing: Writing,
+        limit: int,
+        headers: HeaderTables,
+    ):
+        self.table, self.output, self._writing, self._headers = table, output, writing, headers
         self.places = _places(table, jobs, limit)
         self.rooms = Rooms(table, self.places, ROOMS)
         self._rests: SimpleQueue[Rest] = SimpleQueue()
@@ -121,7 +131,8 @@ class Lane:
                 def one(numbered: tuple[int, FileJob], room=room) -> Read | None:
                     rest = self._rests.get()
                     try:
-                        return read(numbered[1], room, numbered[0], rest, self._writing)
+                        given = numbered[1], room, numbered[0], rest, self._writing
+                        return read(*given, self._headers)
                     except Exception:  # noqa: BLE001 (the way of single files says what it is)
                         return None
                     finally:
@@ -144,6 +155,7 @@ def open_lane(
     options: MigrationOptions,
     writing: Writing,
     limit: int,
+    headers: HeaderTables,
     progress: Progress | None = None,
 ) -> Lane | None:
     """A lane for files that are said to have one table; None where there is none for them.
@@ -154,6 +166,7 @@ def open_lane(
         options: of the run.
         writing: formats.
         limit: bytes of input that a batch may hold.
+        headers: tables that were seen.
         progress: called while bases are computed and compared.
 
     Raises:
@@ -166,14 +179,14 @@ def open_lane(
     for job in jobs[:_TRIES]:
         try:
             path = job.source.resolve()
-            look = look_at(path)
+            look = look_at(path, headers)
             if look is None:
                 continue
             table = table_of(path, look, pair, options, progress)
             if writing.pair is None and lacks_config(table.header.adapter):
                 return None  # each such file is told about
             output = output_of(table, pair, writing, job.output)
-            return Lane(table, output, len(jobs), writing, limit)
+            return Lane(table, output, len(jobs), writing, limit, headers)
         except Irregular:
             return None
         except BaseModelError:
@@ -183,11 +196,11 @@ def open_lane(
     return None
 
 
-def table_name(job: FileJob) -> str | None:
+def table_name(job: FileJob, headers: HeaderTables) -> str | None:
     """A name for the table of a job's file, where files of one name may have a lane."""
     if job.table is not None or job.source.suffix.lower() not in _SUFFIXES:
         return job.table
-    look = look_at(job.source)
+    look = look_at(job.source, headers)
     return None if look is None else key_of(look)
 
 

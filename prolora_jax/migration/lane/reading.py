@@ -11,6 +11,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.io.adapters.known_tables import fill, look_at
+from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.method.update_norms import squared_norms
 from prolora_jax.migration.edges import MIDDLE
 from prolora_jax.migration.files import Writing, refuse_outputs
@@ -41,7 +42,9 @@ class Read(NamedTuple):
     seconds: float
 
 
-def read(job: FileJob, room: Room, file: int, rest: Rest, writing: Writing) -> Read | None:
+def read(
+    job: FileJob, room: Room, file: int, rest: Rest, writing: Writing, headers: HeaderTables
+) -> Read | None:
     """Read a file into a place of a room.
 
     Args:
@@ -50,6 +53,7 @@ def read(job: FileJob, room: Room, file: int, rest: Rest, writing: Writing) -> R
         file: its place there.
         rest: room of this thread.
         writing: whether there may be an output already.
+        headers: tables that were seen.
 
     Returns:
         None where the file is odd: one of another table, or that cannot be read as it is.
@@ -61,7 +65,7 @@ def read(job: FileJob, room: Room, file: int, rest: Rest, writing: Writing) -> R
     started, table = time.perf_counter(), room.table
     refuse_outputs(job.source, job.output, for_job(job, writing))
     path = job.source.resolve()  # reports name it, and are read from other folders
-    look = look_at(path)
+    look = look_at(path, headers)
     if look is None or key_of(look) != table.key:
         return None
     views = room.views(file, rest)

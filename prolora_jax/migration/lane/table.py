@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.header_strings import PROVENANCE
+from prolora_jax.adapters.detection import moved_to
 from prolora_jax.adapters.formats.plain_scale import scale_strings
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.adapters.known_tables import Look, Traced, load_traced
@@ -133,8 +133,8 @@ def _path(numbered: tuple[int, Trained]) -> str:
 
 def key_of(look: Look) -> str:
     """A digest of all in a file's beginning that its plan may depend on."""
-    moved = look.metadata.get(PROVENANCE, "")
-    said = look.table, look.config, scale_strings(look.metadata), moved
+    moved = moved_to(look.metadata)
+    said = look.table, look.config, scale_strings(look.metadata), str(moved)
     return sha256("\0".join(said).encode(errors="replace")).hexdigest()
 
 
