@@ -12,6 +12,7 @@ mixed_catalog.py: A made catalog as people have them: every format that is read,
 peaks.py: What this process could do at best, measured in the same run as what it did.
 targets.py: What a benchmark aims at.
 timing.py: How times are taken: process CPU time, contestants in turn, every sample kept.
+host.py: `prolora benchmark host`: what a catalog costs the host, beside its bytes.
 bases.py: `prolora benchmark bases`: bases of weights, ours against `torch.linalg.svd`.
 catalog.py: `prolora benchmark catalog`: files to files, and what of it is not arithmetic.
 made_updates.py: One module of a made pair and the updates of many adapters on it.

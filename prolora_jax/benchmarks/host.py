@@ -183,7 +183,7 @@ def _bytes(jobs: Sequence[FileJob], sizes: Sequence[int], folder: Path) -> None:
     room = np.zeros(max(job.source.stat().st_size for job in jobs), np.uint8)
     for job, size in zip(jobs, sizes, strict=True):
         with job.source.open("rb", buffering=0) as file:
-            while file.readinto(room):
+            while file.readinto(room.data):
                 pass
         with atomic_path(folder / job.output.name) as temporary:
             temporary.write_bytes(room[:size].data)

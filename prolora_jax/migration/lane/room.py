@@ -88,7 +88,8 @@ class Room:
         if file not in self._views:
             self._views[file] = [self._view(*piece[:2], file) for piece in self.table.pieces]
         both = zip(self._views[file], rest.views, strict=True)
-        return [mine or theirs for mine, theirs in both if mine or theirs]
+        found = (theirs if mine is None else mine for mine, theirs in both)
+        return [view for view in found if view is not None]
 
     def _view(self, number: int, side: str, file: int) -> memoryview | None:
         trained = self.table.modules[number]
