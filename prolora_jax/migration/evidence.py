@@ -88,6 +88,47 @@ def _dots(
     return found
 
 
+def distances(
+    source: BaseModel,
+    target: BaseModel,
+    pairs: Sequence[ModulePair],
+    tables: WeightTables | None = None,
+) -> np.ndarray:
+    """How far the weights of pairs are apart.
+
+    Args:
+        source: the source base model.
+        target: the target base model.
+        pairs: of modules.
+        tables: where they are looked up and kept, by the fingerprints of the weights.
+
+    Returns:
+        `(pairs, 2)`: squared norm of the target's weight less the source's, and of the source's.
+    """
+    if tables is None:
+        return _distances(source, target, pairs)
+    a = source.fingerprints(pair.source for pair in pairs)
+    b = target.fingerprints(pair.target for pair in pairs)
+    prints = [(a[pair.source], b[pair.target]) for pair in pairs]
+    key = TableKey("distances", tuple(s for s, _ in prints), tuple(t for _, t in prints))
+    found = tables.get(key)
+    if found is None or found.shape != (len(pairs), 2):
+        found = _distances(source, target, pairs)
+        tables.put(key, found)
+    return found
+
+
+def _distances(source: BaseModel, target: BaseModel, pairs: Sequence[ModulePair]) -> np.ndarray:
+    found = np.zeros((len(pairs), 2))
+    for row, pair in zip(found, pairs, strict=True):
+        parts = source.numbers(pair.source, STEP), target.numbers(pair.target, STEP)
+        for a, b in zip(*parts, strict=True):
+            a = a.astype(np.float32)
+            difference = b.astype(np.float32) - a
+            row += float(difference @ difference), float(a @ a)
+    return found
+
+
 def similarities(
     value: Callable[[ModulePair], float], sources: Sequence[str], targets: Sequence[str]
 ) -> np.ndarray:

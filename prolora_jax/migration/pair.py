@@ -13,7 +13,7 @@ from prolora_jax.matching.pairs import ModulePair, module_pairs
 from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
-from prolora_jax.migration.evidence import cosines, similarities
+from prolora_jax.migration.evidence import cosines, distances, similarities
 from prolora_jax.migration.pair_work import (
     OperatorsAhead,
     WeightPair,
@@ -23,6 +23,7 @@ from prolora_jax.migration.pair_work import (
     prepare,
     prepare_all,
 )
+from prolora_jax.plans.nearness import is_close, weights_may_decide
 from prolora_jax.plans.options import Match, MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
@@ -32,7 +33,7 @@ CLUSTERED_ANGLE = 0.1
 """A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""
 
 OPTIONS = MigrationOptions()
-IDENTICAL = Measure(identical=True)
+IDENTICAL, CLOSE = Measure(identical=True), Measure(close=True)
 # A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
 PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
 
@@ -70,6 +71,7 @@ class BasePair:
         # By `basis_rank` and `pair_rank`, which all that is compared depends on.
         self._known: dict[tuple[str, str], dict[ModulePair, _Known]] = {}
         self._equal: dict[ModulePair, bool] = {}
+        self._near: dict[ModulePair, bool] = {}
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
 
@@ -124,10 +126,24 @@ class BasePair:
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
-        known = self._compared([pair for pair in asked if pair not in equal], options, progress)
+        close = self._close([pair for pair in asked if pair not in equal], options)
+        known = self._compared([p for p in asked if p not in equal | close], options, progress)
         for pair in asked:
-            found[pair.target] = IDENTICAL if pair in equal else known[pair].measure
+            if pair in equal | close:
+                found[pair.target] = IDENTICAL if pair in equal else CLOSE
+            else:
+                found[pair.target] = known[pair].measure
         return found
+
+    def _close(self, pairs: Iterable[ModulePair], options: MigrationOptions) -> set[ModulePair]:
+        """Pairs that pass the gate by their weights alone."""
+        asked = [p for p in pairs if weights_may_decide(options.options_for(p.target))]
+        unknown = [pair for pair in asked if pair not in self._near]
+        if unknown:
+            table = distances(self.source, self.target, unknown, self.store.tables)
+            for pair, (difference, size) in zip(unknown, table, strict=True):
+                self._near[pair] = is_close(float(difference), float(size))
+        return {pair for pair in asked if self._near[pair]}
 
     def _compared(
         self,

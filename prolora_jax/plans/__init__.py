@@ -9,6 +9,7 @@ relation.py: One sentence about a pair of base models, from the similarity of it
 report.py: What a migration did, module by module, as JSON-able records.
 folder_report.py: Reports of a folder: what all files share stands once.
 fields.py: Fields of a report's JSON that no report has.
+nearness.py: `--gate auto`: weights so close that their subspaces need not be computed.
 reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
 
 Never: jax, files.

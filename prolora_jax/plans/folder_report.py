@@ -16,6 +16,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
 from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.nearness import weights_may_decide
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     Measure,
@@ -88,6 +89,8 @@ def shared_options(options: MigrationOptions) -> dict[str, str]:
     """The options that matching and similarities depend on."""
     names = ("basis_rank", "pair_rank", "match", "match_score", "identical")
     chosen = {name: str(getattr(options, name)) for name in names}
+    if options.gate == "auto":  # only then measures depend on the gate
+        chosen |= {"gate": options.gate, "min_similarity": str(options.min_similarity)}
     if options.rules:
         chosen["rules"] = msgspec.json.encode(options.rules).decode()
     copied = all(own.method == "copy" for own in options.variants)
@@ -247,8 +250,9 @@ def whole_report(
 
 
 def _decides(measure: Measure, options: MigrationOptions) -> bool:
-    """Whether a plan can be made of it: `copy` needs no similarity, nor do equal weights copied."""
+    """Whether a plan can be made of it: `copy`, equal and close weights need no similarity."""
     copied = measure.identical and options.identical == "copy"
+    copied = copied or (measure.close and weights_may_decide(options))
     return measure.similarity is not None or copied or options.method == "copy"
 
 

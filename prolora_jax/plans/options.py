@@ -36,7 +36,8 @@ class MigrationOptions:
             hard threshold).
         pair_rank: one common k per pair (`max`), or each base model its `own`.
         min_similarity: a module moves when the gate's similarity reaches this on the gate's sides.
-        gate: what is compared with `min_similarity`: `phi`, or `corrected` for chance.
+        gate: what is compared with `min_similarity`: `phi`, or `corrected` for chance; `auto`: phi,
+            but modules whose weights are close are copied without computing subspaces.
         gate_sides: `both`, or `left` only as the paper writes it.
         below: modules below the gate get no adapter (`skip`), or the source's update (`copy`).
         identical: modules whose weights are equal are copied, or projected all the same.
@@ -79,7 +80,7 @@ class MigrationOptions:
     basis_rank: str = "energy=0.9"
     pair_rank: Literal["max", "own"] = "max"
     min_similarity: float = 0.8
-    gate: Literal["phi", "corrected"] = "phi"
+    gate: Literal["phi", "corrected", "auto"] = "phi"
     gate_sides: Literal["both", "left"] = "both"
     below: Literal["skip", "copy"] = "skip"
     identical: Literal["copy", "project"] = "copy"

@@ -50,10 +50,11 @@ class Relation:
 def is_related(measure: Measure, options: MigrationOptions) -> bool:
     """Whether a module passes the gate with a chance-corrected similarity of at least 0.5.
 
-    Identical weights do. A side on which both spans are everything says nothing either way.
+    Identical weights do, and close ones. A side on which both spans are everything says nothing
+    either way.
     """
     if measure.similarity is None:
-        return measure.identical
+        return measure.identical or measure.close
     corrected = (measure.similarity.phi_hat_left, measure.similarity.phi_hat_right)
     beyond_chance = all(value is None or value >= WEAK_SIMILARITY for value in corrected)
     informative = any(value is not None for value in corrected)

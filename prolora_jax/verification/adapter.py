@@ -16,6 +16,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.plans.companions import PlannedCompanion, left_behind, plan_companions
+from prolora_jax.plans.nearness import weights_may_decide
 from prolora_jax.plans.options import basis_rule
 from prolora_jax.plans.plan import (
     UNVERIFIED_TEXT_ENCODER,
@@ -38,6 +39,7 @@ from prolora_jax.verification.contents import (
 )
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult, recompute
+from prolora_jax.verification.evidence import close_weights
 from prolora_jax.verification.header import (
     provenance_problems,
     string_problems,
@@ -184,6 +186,12 @@ class AdapterCheck:
             self.source, self.target, source_path, path
         ):
             self.measures[path] = Measure(identical=True)
+            self._check_record(told, None)
+            return
+        if weights_may_decide(self.options.options_for(path)) and close_weights(
+            self.source, self.target, source_path, path, told=told
+        ):
+            self.measures[path] = Measure(close=True)
             self._check_record(told, None)
             return
         dense = self._recompute(path, source_path)

@@ -4,9 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from prolora_jax.plans.nearness import CLOSE_WEIGHTS, is_close
 from prolora_jax.plans.options import MigrationOptions, basis_rule
+from prolora_jax.plans.report import ModuleReport
+from prolora_jax.verification.claim import Record
 from prolora_jax.verification.dense import decompose, retained, similarity
 from prolora_jax.verification.weights import Weights, finite_matrix
+
+AT_LIMIT = 1e-5
+"""The package's squared norms are sums of float32 products: they may be off by so much of them."""
 
 
 def cosine_evidence(
@@ -28,6 +34,26 @@ def cosine_evidence(
             b = finite_matrix(target, path).astype(np.float64)
             found[i, j, 0], found[i, j, 2] = np.sum(a * b), np.sum(b * b)
     return found
+
+
+def close_weights(
+    source: Weights, target: Weights, source_path: str, path: str, *, told: Record | None
+) -> bool:
+    """Whether two weights are close; at the limit, to float32's last digits, as was told.
+
+    Args:
+        source: source base model.
+        target: target base model.
+        source_path: module of the source.
+        path: module of the target.
+        told: what the report says became of them.
+    """
+    a = finite_matrix(source, source_path).astype(np.float64)
+    b = finite_matrix(target, path).astype(np.float64)
+    difference, size = float(np.sum((b - a) ** 2)), float(np.sum(a * a))
+    sure, possible = (is_close(difference * (1.0 + e), size) for e in (AT_LIMIT, -AT_LIMIT))
+    said = isinstance(told, ModuleReport) and CLOSE_WEIGHTS in told.flags
+    return sure or (possible and said)
 
 
 def similarity_evidence(

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.plans.nearness import CLOSE_WEIGHTS
 from prolora_jax.plans.plan import Action, MigrationPlan, Skip
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.plans.rules import OVERRIDES
@@ -54,7 +55,8 @@ def open_options(
     if copy or all(source == target for source, target in own_ranks):
         found["pair_rank"] = "no two ranks differ"
     found["min_similarity"] = "no gate" if copy else "the same side of the gate"
-    if not decides(gate="phi" if options.gate == "corrected" else "corrected"):
+    near = any(CLOSE_WEIGHTS in step.flags for step in plan.steps)
+    if not near and not decides(gate="phi" if options.gate == "corrected" else "corrected"):
         found["gate"] = "no module hangs on it"
     if not decides(gate_sides="left" if options.gate_sides == "both" else "both"):
         found["gate_sides"] = "no module hangs on it"
