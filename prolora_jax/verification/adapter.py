@@ -8,53 +8,57 @@ what nothing can be compared with is listed.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count as count_up
 from typing import Any, Literal
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.errors import AdapterRefused
-from prolora_jax.plans.companions import PlannedCompanion, left_behind, plan_companions
-from prolora_jax.plans.options import basis_rule
+from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.plan import (
     UNVERIFIED_TEXT_ENCODER,
+    Action,
     Measure,
     MigrationPlan,
     Skip,
+    SkippedModule,
     build_plan,
     wanted_pairs,
 )
 from prolora_jax.plans.report import ModuleReport, count
-from prolora_jax.plans.rules import idle_rules
+from prolora_jax.verification.by_sight import is_possible, seen_problems
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
 from prolora_jax.verification.companions import companion_problems
-from prolora_jax.verification.contents import extra_problems, module_problems, rank_problems
+from prolora_jax.verification.contents import (
+    cannot_compare,
+    extra_problems,
+    module_problems,
+    rank_problems,
+)
 from prolora_jax.verification.decisions import decision_problems
-from prolora_jax.verification.dense import DenseResult, recompute
+from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.header import (
     provenance_problems,
     string_problems,
     used_weights,
 )
+from prolora_jax.verification.made_from import flag_problems, part_problems
 from prolora_jax.verification.open_options import open_options
+from prolora_jax.verification.recompute import UNASKED, HeavyModule, Thoroughness, recompute_all
 from prolora_jax.verification.replan import (
+    CLUSTERED,
     Matched,
     alignment_problems,
+    copied,
     loose_flags,
     match,
     measured,
 )
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
+from prolora_jax.verification.sampling import Sample, draw, new_seed, work
 from prolora_jax.verification.totals import total_problems
 from prolora_jax.verification.updates import UpdateCheck, check_update
-from prolora_jax.verification.weights import (
-    Weights,
-    dense_update,
-    finite_matrix,
-    identical,
-    shape_of,
-)
+from prolora_jax.verification.weights import Weights, dense_update, identical, update_norm
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
@@ -70,8 +74,12 @@ def verify_adapter(
     *,
     parts: Sequence[Adapter] = (),
     unknown: Sequence[str] = (),
+    thoroughness: Thoroughness = UNASKED,
 ) -> VerifyReport:
-    """Plan and recompute every module of a migrated adapter anew, and compare.
+    """Plan every module of a migrated adapter anew, recompute it, and compare.
+
+    Where that would take minutes, modules are drawn that are recomputed (`sampling`); of all others
+    names, shapes, dtypes, ranks, norms and shares are checked.
 
     Args:
         output: the migrated adapter, resolved against `target`'s spec.
@@ -82,6 +90,7 @@ def verify_adapter(
         progress: called with ("verify", done, total) after each module.
         parts: of a sum of several adapters: these, resolved, in their order.
         unknown: fields of the report's file that no report has, where `report` lacks them.
+        thoroughness: how much is recomputed.
 
     Returns:
         A check per module, what is wrong with the file as a whole, and what was not checked.
@@ -92,7 +101,8 @@ def verify_adapter(
     """
     claim = read_claim(report, output.origin)
     claim = replace(claim, unknown=(*claim.unknown, *unknown))
-    return AdapterCheck(output, source_lora, source, target, claim).run(parts, progress)
+    check = AdapterCheck(output, source_lora, source, target, claim, thoroughness)
+    return check.run(parts, progress)
 
 
 class AdapterCheck:
@@ -108,7 +118,9 @@ class AdapterCheck:
         source: Weights,
         target: Weights,
         claim: Claim,
+        thoroughness: Thoroughness = UNASKED,
     ):
+        self.thoroughness = thoroughness
         self.output, self.source_lora, self.claim = output, source_lora, claim
         self.source, self.target, self.options = source, target, claim.report.options
         self.after = {module.path: module for module in output.modules}
@@ -129,15 +141,16 @@ class AdapterCheck:
         told = self.claim.report
         pairs = wanted_pairs(self.source_lora, self.matched.matching, self.options)
         others = [m for m in told.modules if pairs.get(m.path) != m.source_path]
-        total = len(pairs) + len(others)
-        for done, (path, source_path) in enumerate(pairs.items(), start=1):
-            self._check_pair(path, source_path)
+        total, done = len(pairs) + len(others), count_up(1)
+
+        def step() -> None:
             if progress is not None:
-                progress("verify", done, total)
-        for done, module in enumerate(others, start=len(pairs) + 1):
+                progress("verify", next(done), total)
+
+        sample = self._check_pairs(pairs, step)
+        for module in others:
             self._check_moved(module, None)
-            if progress is not None:
-                progress("verify", done, total)
+            step()
         plan = build_plan(
             self.source_lora,
             self.source.spec,
@@ -150,7 +163,9 @@ class AdapterCheck:
         for place, found in decision_problems(self.claim, plan, self.loose).items():
             problems += self._add(place, found)
         self._open_ends(plan, pairs)
-        checks = tuple(self.checks.values())
+        order: dict[Place, int] = {(pairs[path], path): i for i, path in enumerate(pairs)}
+        places = sorted(self.checks, key=lambda place: order.get(place, len(order)))
+        checks = tuple(self.checks[place] for place in places)
         counts = Counter(check.verdict for check in checks)
         compared = [c.error for c in checks if c.error is not None and c.verdict != "undetermined"]
         # max() would pass over a NaN that does not come first.
@@ -162,42 +177,85 @@ class AdapterCheck:
             checks,
             tuple(sorted(problems)),
             tuple(self.not_checked),
+            sample=sample,
         )
 
-    def _check_pair(self, path: str, source_path: str) -> None:
-        """Measure two weights, and compare what the report says of them and of the update."""
-        self.loose[path] = loose_flags(None, path, self.matched)
-        told = self.claim.records.get((source_path, path))
-        if self.options.options_for(path).method == "copy":
-            self.measures[path] = Measure()
-            self._check_record(told, None)
+    def _check_pairs(self, pairs: Mapping[str, str], step: Callable[[], None]) -> Sample:
+        """Compare two weights, and what the report says of them and of the update: every pair."""
+        heavy: dict[str, HeavyModule] = {}
+        for path, source_path in pairs.items():
+            self.loose[path] = loose_flags(None, path, self.matched)
+            measure = copied(self.source, self.target, self.options, source_path, path)
+            if measure is None:
+                heavy[path] = HeavyModule(path, source_path, self.before[source_path])
+                continue
+            self.measures[path] = measure
+            self._check_record(self.claim.records.get((source_path, path)), None)
+            step()
+        costs = {path: work(self.target.spec, path) for path in heavy}
+        seed = self.thoroughness.seed or new_seed()
+        needed = frozenset(path for path, pair in heavy.items() if not self._is_told(pair))
+        chosen = set(heavy)
+        if not self.thoroughness.everything:
+            chosen = draw(costs, needed, self.output.fingerprint, seed)
+        for path in heavy.keys() - chosen:
+            self._see(heavy[path])
+            step()
+        todo = [pair for path, pair in heavy.items() if path in chosen]
+        models, workers = (self.source, self.target), self.thoroughness.workers
+        for pair, dense in recompute_all(todo, *models, self.options, workers):
+            self._check_recomputed(pair, dense)
+            step()
+        sample = Sample(len(chosen), len(heavy), seed if len(chosen) < len(heavy) else None)
+        if sample.seed is not None:
+            self.not_checked.append(
+                f"updates and similarities of {sample.of - sample.recomputed} modules: "
+                f"{sample.words}, drawn at random (--all for all of them)"
+            )
+        return sample
+
+    def _is_told(self, pair: HeavyModule) -> bool:
+        """Whether the report has a record of a pair that can be believed for a while."""
+        told = self.claim.records.get((pair.source_path, pair.path))
+        shape = self.target.spec.modules[pair.path].matrix_shape
+        return told is not None and is_possible(told.similarity, shape)
+
+    def _see(self, pair: HeavyModule) -> None:
+        """Check what a module's names and numbers say; its similarity is taken as it is told."""
+        place = pair.source_path, pair.path
+        told = self.claim.records[place]
+        cut = isinstance(told, ModuleReport) and CLUSTERED in told.flags
+        self.measures[pair.path] = Measure(similarity=told.similarity, flags=(CLUSTERED,) * cut)
+        self.loose[pair.path] |= {CLUSTERED}
+        if isinstance(told, SkippedModule):
+            self._note(ModuleCheck(pair.path, pair.source_path, "skip", "not-recomputed"), [])
             return
-        if self.options.identical == "copy" and identical(
-            self.source, self.target, source_path, path
-        ):
-            self.measures[path] = Measure(identical=True)
-            self._check_record(told, None)
+        if told.action is Action.COPY:
+            self._check_moved(told, None)
             return
-        dense = self._recompute(path, source_path)
+        after, specs = self.after.get(told.path), (self.source.spec, self.target.spec)
+        problem = cannot_compare(told, pair.before, after, *specs)
+        problems = [problem] if problem else []
+        if after is not None and not problem:
+            self.norms[told.path] = update_norm(after)
+            problems = self._seen(told, pair.before, after)
+        check = ModuleCheck(told.path, told.source_path, "project", "not-recomputed")
+        self._note(check, problems)
+
+    def _seen(self, told: ModuleReport, before: LoraModule, after: LoraModule) -> list[str]:
+        """What of a projected module is wrong, as far as that can be seen."""
+        options, brief = self.options.options_for(told.path), self.claim.folder is not None
+        return seen_problems(told, before, after, options, brief)
+
+    def _check_recomputed(self, pair: HeavyModule, dense: DenseResult) -> None:
+        told = self.claim.records.get((pair.source_path, pair.path))
         self.own_ranks.append(dense.own_ranks)
         ranks = dense.k_source, dense.k_target
-        short = min(self.target.spec.modules[path].matrix_shape)
+        short = min(self.target.spec.modules[pair.path].matrix_shape)
         self.whole.append(min(ranks) == 0 or max(ranks) >= short)
-        self.loose[path] = loose_flags(dense, path, self.matched)
-        self.measures[path] = measured(None if told is None else told.similarity, dense)
+        self.loose[pair.path] = loose_flags(dense, pair.path, self.matched)
+        self.measures[pair.path] = measured(None if told is None else told.similarity, dense)
         self._check_record(told, dense)
-
-    def _recompute(self, path: str, source_path: str) -> DenseResult:
-        own = self.options.options_for(path)
-        return recompute(
-            own.method,
-            finite_matrix(self.source, source_path),
-            finite_matrix(self.target, path),
-            dense_update(self.before[source_path]),
-            basis_rule(own.basis_rank),
-            self.options.pair_rank,
-            rotation_min_cos=self.options.rotation_min_cos,
-        )
 
     def _check_record(self, told: Record | None, dense: DenseResult | None) -> None:
         """Compare a record with the recomputation; whether it should be there comes later."""
@@ -221,7 +279,8 @@ class AdapterCheck:
         before, after = self.before.get(told.source_path), self.after.get(told.path)
         action: Literal["project", "copy"] = told.action.value
         found = ModuleCheck(told.path, told.source_path, action, self.holds)
-        problem = self._cannot_compare(told, before, after)
+        specs = self.source.spec, self.target.spec
+        problem = cannot_compare(told, before, after, *specs)
         if problem or before is None or after is None:
             self._note(found, [problem])
             return
@@ -245,27 +304,6 @@ class AdapterCheck:
         """Compare the factors of one module, and what the report says of them."""
         brief = self.claim.folder is not None
         return check_update(told, before, after, dense, self.options.options_for(told.path), brief)
-
-    def _cannot_compare(
-        self, told: ModuleReport, before: LoraModule | None, after: LoraModule | None
-    ) -> str:
-        """Why there is nothing to compare; empty when there is."""
-        if before is None:
-            return f"the input has no module {told.source_path}"
-        if after is None:
-            return "the report has it, the file does not"
-        specs = (
-            self.target.spec.modules.get(told.path),
-            self.source.spec.modules.get(told.source_path),
-        )
-        wanted = [spec.matrix_shape for spec in specs if spec is not None]
-        # A text encoder's module may be passed through where no base has its weight.
-        if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
-            return "neither base model has it"
-        found = [shape_of(after), shape_of(before)]
-        if len({*wanted, *found}) == 1:
-            return ""
-        return f"has shapes {found} where target and source have {wanted}"
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
         self.checks[check.source_path, check.path] = check
@@ -320,49 +358,19 @@ class AdapterCheck:
         problems += provenance_problems(output, told, prints, counts, self.target.spec)
         strings, open_ = string_problems(output, before, told, self.target.spec)
         self.not_checked += open_
-        beside = self._companions(plan)
+        moved = {(step.path, step.source_path) for step in plan.steps}
+        models, pairs = (self.source.spec, self.target.spec), self.matched.matching.pairs
+        beside = plan_companions(before, *models, pairs, moved, self.options)
         problems += companion_problems(told.companions, beside, before, output, self.options)
-        problems += strings + self._flag_problems(plan, beside) + self._part_problems(parts)
+        problems += strings + flag_problems(told, plan, before, models, beside)
+        if told.parts and not parts:
+            self.not_checked.append("fingerprints of the parts: they were not given one by one")
+        else:
+            problems += part_problems(told, parts)
         if self.claim.folder is not None:
             by = self.matched.matching.matched_by
             problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
         return problems
-
-    def _companions(self, plan: MigrationPlan) -> tuple[PlannedCompanion, ...]:
-        """What should become of each tensor beside the pairs."""
-        moved = {(step.path, step.source_path) for step in plan.steps}
-        pairs = self.matched.matching.pairs
-        specs = self.source.spec, self.target.spec
-        return plan_companions(self.source_lora, *specs, pairs, moved, self.options)
-
-    def _flag_problems(
-        self, plan: MigrationPlan, beside: tuple[PlannedCompanion, ...]
-    ) -> list[str]:
-        """Flags of the file as a whole: what was assumed, what the input leaves open."""
-        told, before = self.claim.report, self.source_lora
-        try:
-            wanted = check_base(before, self.source.spec, self.options.assume_base)
-        except AdapterRefused as error:
-            return [str(error)]
-        paths = {*self.target.spec.modules, *(step.path for step in plan.steps)}
-        idle = idle_rules(self.options.rules, paths)
-        wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
-        if sorted(told.flags) == sorted(wanted):
-            return []
-        return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]
-
-    def _part_problems(self, parts: Sequence[Adapter]) -> list[str]:
-        told = self.claim.report.parts
-        if told and not parts:
-            self.not_checked.append("fingerprints of the parts: they were not given one by one")
-            return []
-        if len(told) != len(parts):
-            return [f"report has {len(told)} parts, given are {len(parts)}"]
-        return [
-            f"{one.origin}: is not the part that the report names ({part.fingerprint[:12]}...)"
-            for part, one in zip(told, parts, strict=True)
-            if part.fingerprint != one.fingerprint
-        ]
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         """List what no weight, name or number says anything about."""

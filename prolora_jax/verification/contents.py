@@ -4,9 +4,12 @@ from collections import Counter
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.parsing import same_array
-from prolora_jax.plans.report import MigrationReport
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER
+from prolora_jax.plans.report import MigrationReport, ModuleReport
+from prolora_jax.verification.weights import shape_of
 
 SCALES_FOLDED = frozenset({"diffusers", "peft"})
 """Formats that cannot hold an alpha that belongs to no module; it has no effect anywhere."""
@@ -29,6 +32,37 @@ def module_problems(output: Adapter, told: MigrationReport) -> list[str]:
     if max(*held.values(), *moved.values(), 0, 0) > 1:
         problems.append(f"{output.origin}: a module is there twice")
     return problems
+
+
+def cannot_compare(
+    told: ModuleReport,
+    before: LoraModule | None,
+    after: LoraModule | None,
+    source: BaseModelSpec,
+    target: BaseModelSpec,
+) -> str:
+    """Why there is nothing to compare of a module; empty when there is.
+
+    Args:
+        told: its record.
+        before: the input's module.
+        after: the output's.
+        source: modules of the source.
+        target: modules of the target.
+    """
+    if before is None:
+        return f"the input has no module {told.source_path}"
+    if after is None:
+        return "the report has it, the file does not"
+    specs = target.modules.get(told.path), source.modules.get(told.source_path)
+    wanted = [spec.matrix_shape for spec in specs if spec is not None]
+    # A text encoder's module may be passed through where no base has its weight.
+    if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
+        return "neither base model has it"
+    found = [shape_of(after), shape_of(before)]
+    if len({*wanted, *found}) == 1:
+        return ""
+    return f"has shapes {found} where target and source have {wanted}"
 
 
 def rank_problems(output: Adapter, told: MigrationReport, uniform: bool) -> list[str]:

@@ -25,6 +25,7 @@ from prolora_jax.plans.folder_report import FileReport, whole_report
 from prolora_jax.plans.report import MergedPart, MigrationReport, Party
 from prolora_jax.verification.adapter import verify_adapter
 from prolora_jax.verification.factors import with_factors
+from prolora_jax.verification.recompute import UNASKED, Thoroughness
 from prolora_jax.verification.result import VerifyReport
 from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
@@ -39,8 +40,11 @@ def verify_file(
     quiet: bool = False,
     open_model: Callable[[str | Path], BaseModel] = load_base_model,
     progress: Callable[[str, int, int], None] | None = None,
+    thoroughness: Thoroughness = UNASKED,
 ) -> VerifyReport:
     """Recompute a migrated file on the dense float64 path and compare.
+
+    Of a file for which that would take minutes, modules are drawn (`VerifyReport.sample`).
 
     Args:
         output: the migrated adapter; its report stands beside it.
@@ -52,6 +56,7 @@ def verify_file(
         quiet: log nothing where a file of peft's has no configuration beside it.
         open_model: how a base model is opened; who checks many files opens each once.
         progress: called with (what, done, total).
+        thoroughness: how much is recomputed.
 
     Returns:
         What was found, module by module.
@@ -100,10 +105,18 @@ def verify_file(
         told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
     models, report = (source_model, target_model), told.to_dict()
     if original is None:
-        return verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        how_much = {"unknown": unknown, "thoroughness": thoroughness}
+        return verify_without_input(migrated, *models, report, absent, progress, **how_much)
     own = made if parts else ()
     checked = verify_adapter(
-        migrated, original, *models, report, progress, parts=own, unknown=unknown
+        migrated,
+        original,
+        *models,
+        report,
+        progress,
+        parts=own,
+        unknown=unknown,
+        thoroughness=thoroughness,
     )
     return with_factors(checked, given, made, source_model, told.options)
 
