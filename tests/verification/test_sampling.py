@@ -1,18 +1,24 @@
 """Where all modules would take minutes some are drawn; nobody knows which, all else is checked."""
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import toy_pair
 from migrated import Files, make_files
 
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification import recompute, sampling
 from prolora_jax.verification.adapter import verify_adapter
 from prolora_jax.verification.by_sight import is_possible
+from prolora_jax.verification.dense import recompute as recompute_dense
 from prolora_jax.verification.recompute import Thoroughness
 from prolora_jax.verification.result import VerifyReport
-from prolora_jax.verification.sampling import LEAST, draw, new_seed, work
+from prolora_jax.verification.sampling import LEAST, draw, new_seed
 from prolora_jax.verification.without_input import verify_without_input
 
 SEED = "5eed"
@@ -166,12 +172,40 @@ def test_without_the_input_modules_are_drawn_too(few):
     assert found.sample.recomputed == 1 < found.sample.of
 
 
-def test_worker_processes_are_asked_where_it_pays(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("clustered", [False, True])
+def test_a_recomputation_comes_back_from_a_worker_as_it_is(clustered: bool):
+    rng = np.random.default_rng(0)
+    weights = [np.eye(8) if clustered else rng.normal(size=(8, 8)) for _ in range(2)]
+    delta = rng.normal(size=(8, 8))
+    found = recompute_dense("prolora", *weights, delta, ("rank", 3.0))
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.delta_t, found.delta_t)
+    assert (found.certain is not None) == found.undetermined == clustered
+    if found.certain is not None:
+        np.testing.assert_array_equal(again.certain.part(delta), found.certain.part(delta))
+
+
+def test_models_in_memory_are_recomputed_here(monkeypatch: pytest.MonkeyPatch):
     files = make_files()
     pairs = [recompute.HeavyModule(m.path, m.path, m) for m in files.source_lora.modules[:1]]
     monkeypatch.setattr(recompute, "WORTH_A_POOL", 0.0)
-    # Models in memory cannot be opened by another process.
+    monkeypatch.setattr(recompute, "run_in_processes", None)
     bases = files.source, files.target
     (found,) = recompute.recompute_all(pairs, *bases, files.report.options, 2)
     assert found[0].path == pairs[0].path
-    assert work(files.target.spec, pairs[0].path) > 0
+
+
+def test_base_models_on_disk_are_opened_by_worker_processes(tmp_path, monkeypatch):
+    toys = toy_pair.make_files(tmp_path)
+    bases = load_base_model(toys.source), load_base_model(toys.target)
+    lora = load_adapter(toys.adapter, bases[0].spec)
+    paths = [p for p in bases[1].spec.modules if p in bases[0].spec.modules]
+    given = {m.path: m for m in lora.modules}
+    pairs = [recompute.HeavyModule(p, p, given[p]) for p in paths if p in given][:3]
+    here = list(recompute.recompute_all(pairs, *bases, MigrationOptions(), 1))
+    monkeypatch.setattr(recompute, "WORTH_A_POOL", 0.0)
+    there = list(recompute.recompute_all(pairs, *bases, MigrationOptions(), 2))
+    assert len(here) == len(there) == 3
+    updates = {pair.path: dense.delta_t for pair, dense in here}
+    for pair, dense in there:
+        np.testing.assert_array_equal(dense.delta_t, updates[pair.path])
