@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from prolora_jax.io.outputs.catalog_files import file_hash
 from prolora_jax.io.outputs.manifest import Manifest
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.verification.file import verify_file
+from prolora_jax.verification.recompute import Thoroughness
 from prolora_jax.verification.result import VerifyReport
+from prolora_jax.verification.sampling import Sample, new_seed
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class CatalogCheck:
         recomputed: of them, on the dense float64 path.
         worst_error: of those, relative to the input's norm.
         problems: what is wrong, by input path.
+        modules: how many projected modules of the recomputed outputs were; its seed chose both
+            outputs and modules.
     """
 
     outputs: int
@@ -33,6 +37,7 @@ class CatalogCheck:
     recomputed: int
     worst_error: float
     problems: dict[str, str]
+    modules: Sample = Sample(0, 0)
 
     @property
     def ok(self) -> bool:
@@ -43,19 +48,22 @@ class CatalogCheck:
 def verify_catalog(
     out: str | Path,
     sample: int | None = 20,
-    seed: int = 0,
+    seed: str | None = None,
     progress: Progress | None = None,
     *,
     allow_pickle: bool = False,
+    workers: int = 1,
 ) -> CatalogCheck:
     """Check the outputs of a run.
 
     Args:
         out: the output folder.
-        sample: how many outputs are recomputed; None for all.
-        seed: of the choice.
+        sample: how many outputs are recomputed; None for all, and then every module of them.
+        seed: of an earlier check, to choose what that has chosen; a new one when None, so that
+            nobody who writes outputs can know which ones are looked at.
         progress: called with ("verify", done, total).
         allow_pickle: whether inputs that are pickles are read, to recompute their outputs.
+        workers: processes that recompute modules, where a file has many large ones.
 
     Returns:
         What was found; also noted in the manifest.
@@ -68,24 +76,31 @@ def verify_catalog(
         records = [r for r in manifest.records() if r.state in FINISHED]
         firsts = [r for r in records if r.duplicate_of is None]
         count = len(firsts) if sample is None else min(sample, len(firsts))
+        seed = seed or new_seed()
         chosen = {r.input for r in random.Random(seed).sample(firsts, count)}
         problems: dict[str, str] = {}
+        how_much = Thoroughness(sample is None, seed, workers)
         check_file = partial(
-            verify_file, allow_pickle=allow_pickle, quiet=True, open_model=cache(load_base_model)
+            verify_file,
+            allow_pickle=allow_pickle,
+            quiet=True,
+            open_model=cache(load_base_model),
+            thoroughness=how_much,
         )
-        worst, recomputed, whole = 0.0, 0, 0
+        worst, recomputed, whole, modules = 0.0, 0, 0, Sample(0, 0)
         for place, record in enumerate(records, 1):
             problem = _damage(out, record)
             whole += problem is None
             if problem is None and record.input in chosen:
                 recomputed += 1
-                problem, error = _recomputed(out / str(record.output), check_file)
-                worst = max(worst, error)
+                problem, error, drawn = _recomputed(out / str(record.output), check_file)
+                worst, modules = max(worst, error), modules.with_more(drawn)
             if problem is not None:
                 problems[record.input] = problem
             if progress is not None:
                 progress("verify", place, len(records))
-        check = CatalogCheck(len(records), whole, recomputed, worst, problems)
+        modules = replace(modules, seed=seed if sample is not None else None)
+        check = CatalogCheck(len(records), whole, recomputed, worst, problems, modules)
         manifest.set_facts(
             verified={
                 "checked": check.outputs,
@@ -111,15 +126,19 @@ def _damage(out: Path, record: CatalogRecord) -> str | None:
     return f"not as it was written: {path}: {found}; {advice}"
 
 
-def _recomputed(path: Path, check: Callable[[Path], VerifyReport]) -> tuple[str | None, float]:
-    """What is wrong with an output's numbers, and its largest error."""
+def _recomputed(
+    path: Path, check: Callable[[Path], VerifyReport]
+) -> tuple[str | None, float, Sample]:
+    """What is wrong with an output's numbers, its largest error, and how much was recomputed."""
     try:
         checked = check(path)
     except (ProloraError, OSError) as error:
-        return f"cannot be recomputed: {error}", 0.0
+        return f"cannot be recomputed: {error}", 0.0, Sample(0, 0)
+    worst, sample = checked.worst_error, checked.sample
     if checked.ok:
-        return None, checked.worst_error
+        return None, worst, sample
     if checked.verdict == "not-compared":
-        return f"not compared: its input is not there: {', '.join(checked.absent)}", 0.0
+        absent = ", ".join(checked.absent)
+        return f"not compared: its input is not there: {absent}", 0.0, sample
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
-    return "; ".join([*checked.problems, *bad][:3]), checked.worst_error
+    return "; ".join([*checked.problems, *bad][:3]), worst, sample

@@ -72,6 +72,8 @@ def show_check(console: Console, check: CatalogCheck) -> None:
         f"{check.whole} of {check.outputs} outputs are as they were written; {check.recomputed} "
         f"recomputed, largest error {check.worst_error:.1e} of the input's norm"
     )
+    if check.modules.recomputed < check.modules.of:
+        console.print(f"Of these, {check.modules.words}, drawn at random (--all for all)")
     if check.problems:
         table = Table("adapter", "problem")
         for name, problem in list(check.problems.items())[:SHOWN]:

@@ -266,4 +266,10 @@ def verdict_of(checked: "VerifyReport") -> str:
         )
     open_ = checked.counts.get("undetermined", 0)
     verified = f"Verified, but for what {open_} modules leave open." if open_ else "Verified."
+    drawn = checked.sample
+    if drawn.seed is not None:
+        verified = (
+            f"{verified[:-1]}: {drawn.words}, drawn at random (--seed {drawn.seed} draws them "
+            "again, --all takes all); of the others all but updates and similarities was checked."
+        )
     return verified if checked.ok else "NOT verified."

@@ -19,7 +19,8 @@ def verify(
     target: Path | None = None,
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     sample: int = 20,
-    all_files: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    everything: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    seed: str | None = None,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """Recompute a migrated file on an independent dense float64 path and compare.
@@ -27,7 +28,9 @@ def verify(
     Reads OUTPUT.report.json for what was done, and the weights of both base models. Modules are
     matched and planned anew, and every number of the report and of the header is compared. Exit
     code 1 when one differs by more than its dtype explains, or something should not be there. What
-    nothing can be compared with is listed as not checked. Where the adapter it was made from is
+    nothing can be compared with is listed as not checked. Of a file with the modules of a large net
+    some are drawn that are recomputed, and it is said how many; the others' names, shapes, ranks,
+    norms and shares are checked. Where the adapter it was made from is
     gone, all else is checked, and the exit code is 1: nothing says that the update is right.
 
     Args:
@@ -38,7 +41,8 @@ def verify(
         target: target base model [default: from the report].
         allow_pickle: read the adapter it was made from if that is a pickle.
         sample: of a folder: how many outputs are recomputed.
-        all_files: of a folder: recompute all of them.
+        everything: recompute every module of a file; of a folder: every module of every output.
+        seed: word of an earlier check, to recompute what that has drawn [default: a new one].
     """
     from prolora_jax.cli import catalog_tables, tables
     from prolora_jax.errors import Refusal
@@ -48,9 +52,10 @@ def verify(
     if (output / NAME).is_file():
         from prolora_jax.catalog.verify import verify_catalog
 
-        many = None if all_files else sample
+        many = None if everything else sample
+        how = {"allow_pickle": allow_pickle, "progress": reporter, "workers": common.processes}
         with reporter.shown():
-            check = verify_catalog(output, many, progress=reporter, allow_pickle=allow_pickle)
+            check = verify_catalog(output, many, seed, **how)
         if common.json:
             verdict, code = ("verified", None) if check.ok else ("failed", "not-verified")
             message = catalog_tables.verdict_of(check)
@@ -60,8 +65,10 @@ def verify(
             catalog_tables.show_check(out(), check)
         return 0 if check.ok else 1
     from prolora_jax.verification.file import verify_file
+    from prolora_jax.verification.recompute import Thoroughness
 
-    how = {"allow_pickle": allow_pickle, "progress": reporter}
+    how_much = Thoroughness(everything, seed, common.processes)
+    how = {"allow_pickle": allow_pickle, "progress": reporter, "thoroughness": how_much}
     with reporter.shown():
         checked = verify_file(output, source_lora, source, target, **how)
     if common.json:

@@ -10,13 +10,17 @@ budget.py: A rank that was spread over the modules of a file, against all singul
 own_tensors.py: Modules of LoHa and LoKr that an output has as they were in its input.
 factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 weights.py: A base model and an adapter's module, as far as a check needs them.
+sampling.py: Which modules are recomputed where all of them would take minutes.
+recompute.py: Recomputations of many modules: in turn, or by worker processes.
 claim.py: What a report claims: read, and looked up by what its records are about.
 evidence.py: How alike weights are, densely: what a matching is decided on, computed anew.
 replan.py: What should be done with every module, from names, shapes, patterns and weights.
 decisions.py: What the report says became of each module, against the new plan.
 dtypes.py: Whether an update had to be written in float32.
 updates.py: The update and the numbers of one moved module, against what they should be.
+by_sight.py: What can be said of a projected module without a decomposition.
 contents.py: Every tensor of a file accounted for.
+made_from.py: What a report says of the input as a whole: flags of the file, parts of a sum.
 header.py: The header strings of a file, against its report, its input and both bases.
 totals.py: The totals of a folder's reports, against the file, its input and the plan.
 open_options.py: Options that another value would give the very same file for.
@@ -25,5 +29,5 @@ without_input.py: A migrated adapter checked without the adapter that it was mad
 file.py: A migrated file checked; it alone reads from disks, through `io`.
 
 Never: jax, files.
-May import: errors, architectures, adapters, matching, plans, io.
+May import: errors, engines, architectures, adapters, matching, plans, io.
 """

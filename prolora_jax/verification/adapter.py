@@ -8,27 +8,27 @@ what nothing can be compared with is listed.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count as count_up
 from typing import Any, Literal
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.detection import check_base
-from prolora_jax.errors import AdapterRefused
-from prolora_jax.plans.companions import PlannedCompanion, left_behind, plan_companions
+from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.nearness import weights_may_decide
-from prolora_jax.plans.options import basis_rule
 from prolora_jax.plans.plan import (
     UNVERIFIED_TEXT_ENCODER,
+    Action,
     Measure,
     MigrationPlan,
     Skip,
+    SkippedModule,
     build_plan,
     wanted_pairs,
 )
 from prolora_jax.plans.report import ModuleReport, count
-from prolora_jax.plans.rules import idle_rules
-from prolora_jax.verification.budget import budget_flags, budget_problems, spreads
+from prolora_jax.verification.budget import budget_problems, spreads
+from prolora_jax.verification.by_sight import is_possible, seen_problems
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
 from prolora_jax.verification.companions import companion_problems
 from prolora_jax.verification.contents import (
@@ -38,30 +38,30 @@ from prolora_jax.verification.contents import (
     rank_problems,
 )
 from prolora_jax.verification.decisions import decision_problems
-from prolora_jax.verification.dense import DenseResult, recompute
+from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.evidence import close_weights
 from prolora_jax.verification.header import (
     provenance_problems,
     string_problems,
     used_weights,
 )
+from prolora_jax.verification.made_from import flag_problems, part_problems
 from prolora_jax.verification.open_options import open_options
+from prolora_jax.verification.recompute import UNASKED, HeavyModule, Thoroughness, recompute_all
 from prolora_jax.verification.replan import (
+    CLUSTERED,
     Matched,
     alignment_problems,
+    copied,
     loose_flags,
     match,
     measured,
 )
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
+from prolora_jax.verification.sampling import Sample, draw, new_seed, work
 from prolora_jax.verification.totals import total_problems
 from prolora_jax.verification.updates import UpdateCheck, check_update
-from prolora_jax.verification.weights import (
-    Weights,
-    dense_update,
-    finite_matrix,
-    identical,
-)
+from prolora_jax.verification.weights import Weights, dense_update, identical, update_norm
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
@@ -77,8 +77,12 @@ def verify_adapter(
     *,
     parts: Sequence[Adapter] = (),
     unknown: Sequence[str] = (),
+    thoroughness: Thoroughness = UNASKED,
 ) -> VerifyReport:
-    """Plan and recompute every module of a migrated adapter anew, and compare.
+    """Plan every module of a migrated adapter anew, recompute it, and compare.
+
+    Where that would take minutes, modules are drawn that are recomputed (`sampling`); of all others
+    names, shapes, dtypes, ranks, norms and shares are checked.
 
     Args:
         output: the migrated adapter, resolved against `target`'s spec.
@@ -89,6 +93,7 @@ def verify_adapter(
         progress: called with ("verify", done, total) after each module.
         parts: of a sum of several adapters: these, resolved, in their order.
         unknown: fields of the report's file that no report has, where `report` lacks them.
+        thoroughness: how much is recomputed.
 
     Returns:
         A check per module, what is wrong with the file as a whole, and what was not checked.
@@ -99,7 +104,8 @@ def verify_adapter(
     """
     claim = read_claim(report, output.origin)
     claim = replace(claim, unknown=(*claim.unknown, *unknown))
-    return AdapterCheck(output, source_lora, source, target, claim).run(parts, progress)
+    check = AdapterCheck(output, source_lora, source, target, claim, thoroughness)
+    return check.run(parts, progress)
 
 
 class AdapterCheck:
@@ -115,7 +121,9 @@ class AdapterCheck:
         source: Weights,
         target: Weights,
         claim: Claim,
+        thoroughness: Thoroughness = UNASKED,
     ):
+        self.thoroughness = thoroughness
         self.output, self.source_lora, self.claim = output, source_lora, claim
         self.source, self.target, self.options = source, target, claim.report.options
         self.after = {module.path: module for module in output.modules}
@@ -139,15 +147,16 @@ class AdapterCheck:
         told = self.claim.report
         pairs = wanted_pairs(self.source_lora, self.matched.matching, self.options)
         others = [m for m in told.modules if pairs.get(m.path) != m.source_path]
-        total = len(pairs) + len(others)
-        for done, (path, source_path) in enumerate(pairs.items(), start=1):
-            self._check_pair(path, source_path)
+        total, done = len(pairs) + len(others), count_up(1)
+
+        def step() -> None:
             if progress is not None:
-                progress("verify", done, total)
-        for done, module in enumerate(others, start=len(pairs) + 1):
+                progress("verify", next(done), total)
+
+        sample = self._check_pairs(pairs, step)
+        for module in others:
             self._check_moved(module, None)
-            if progress is not None:
-                progress("verify", done, total)
+            step()
         plan = build_plan(
             self.source_lora,
             self.source.spec,
@@ -160,7 +169,9 @@ class AdapterCheck:
         for place, found in decision_problems(self.claim, plan, self.loose).items():
             problems += self._add(place, found)
         self._open_ends(plan, pairs)
-        checks = tuple(self.checks.values())
+        order: dict[Place, int] = {(pairs[path], path): i for i, path in enumerate(pairs)}
+        places = sorted(self.checks, key=lambda place: order.get(place, len(order)))
+        checks = tuple(self.checks[place] for place in places)
         counts = Counter(check.verdict for check in checks)
         compared = [c.error for c in checks if c.error is not None and c.verdict != "undetermined"]
         # max() would pass over a NaN that does not come first.
@@ -172,48 +183,99 @@ class AdapterCheck:
             checks,
             tuple(sorted(problems)),
             tuple(self.not_checked),
+            sample=sample,
         )
 
-    def _check_pair(self, path: str, source_path: str) -> None:
-        """Measure two weights, and compare what the report says of them and of the update."""
-        self.loose[path] = loose_flags(None, path, self.matched)
+    def _check_pairs(self, pairs: Mapping[str, str], step: Callable[[], None]) -> Sample:
+        """Compare two weights, and what the report says of them and of the update: every pair."""
+        heavy: dict[str, HeavyModule] = {}
+        for path, source_path in pairs.items():
+            self.loose[path] = loose_flags(None, path, self.matched)
+            measure = self._copied(source_path, path)
+            if measure is None:
+                heavy[path] = HeavyModule(path, source_path, self.before[source_path])
+                continue
+            self.measures[path] = measure
+            self._check_record(self.claim.records.get((source_path, path)), None)
+            step()
+        costs = {path: work(self.target.spec, path) for path in heavy}
+        seed = self.thoroughness.seed or new_seed()
+        needed = frozenset(path for path, pair in heavy.items() if not self._is_told(pair))
+        chosen = set(heavy)
+        # A rank that is spread over a file is known when all of it is.
+        if not (self.thoroughness.everything or self.options.output_rank.spreads):
+            chosen = draw(costs, needed, self.output.fingerprint, seed)
+        for path in heavy.keys() - chosen:
+            self._see(heavy[path])
+            step()
+        todo = [pair for path, pair in heavy.items() if path in chosen]
+        models, workers = (self.source, self.target), self.thoroughness.workers
+        for pair, dense in recompute_all(todo, *models, self.options, workers):
+            self._check_recomputed(pair, dense)
+            step()
+        sample = Sample(len(chosen), len(heavy), seed if len(chosen) < len(heavy) else None)
+        if sample.seed is not None:
+            self.not_checked.append(
+                f"updates and similarities of {sample.of - sample.recomputed} modules: "
+                f"{sample.words}, drawn at random (--all for all of them)"
+            )
+        return sample
+
+    def _copied(self, source_path: str, path: str) -> Measure | None:
+        """The measure of weights that need no decomposition; None of others."""
+        found = copied(self.source, self.target, self.options, source_path, path)
         told = self.claim.records.get((source_path, path))
-        if self.options.options_for(path).method == "copy":
-            self.measures[path] = Measure()
-            self._check_record(told, None)
+        if found is None and weights_may_decide(self.options.options_for(path)):
+            models = self.source, self.target
+            return (
+                Measure(close=True)
+                if close_weights(*models, source_path, path, told=told)
+                else None
+            )
+        return found
+
+    def _is_told(self, pair: HeavyModule) -> bool:
+        """Whether the report has a record of a pair that can be believed for a while."""
+        told = self.claim.records.get((pair.source_path, pair.path))
+        shape = self.target.spec.modules[pair.path].matrix_shape
+        return told is not None and is_possible(told.similarity, shape)
+
+    def _see(self, pair: HeavyModule) -> None:
+        """Check what a module's names and numbers say; its similarity is taken as it is told."""
+        place = pair.source_path, pair.path
+        told = self.claim.records[place]
+        cut = isinstance(told, ModuleReport) and CLUSTERED in told.flags
+        self.measures[pair.path] = Measure(similarity=told.similarity, flags=(CLUSTERED,) * cut)
+        self.loose[pair.path] |= {CLUSTERED}
+        if isinstance(told, SkippedModule):
+            self._note(ModuleCheck(pair.path, pair.source_path, "skip", "not-recomputed"), [])
             return
-        if self.options.identical == "copy" and identical(
-            self.source, self.target, source_path, path
-        ):
-            self.measures[path] = Measure(identical=True)
-            self._check_record(told, None)
+        if told.action is Action.COPY:
+            self._check_moved(told, None)
             return
-        if weights_may_decide(self.options.options_for(path)) and close_weights(
-            self.source, self.target, source_path, path, told=told
-        ):
-            self.measures[path] = Measure(close=True)
-            self._check_record(told, None)
-            return
-        dense = self._recompute(path, source_path)
+        after, specs = self.after.get(told.path), (self.source.spec, self.target.spec)
+        problem = cannot_compare(told, pair.before, after, *specs)
+        problems = [problem] if problem else []
+        if after is not None and not problem:
+            self.norms[told.path] = update_norm(after)
+            problems = self._seen(told, pair.before, after)
+        check = ModuleCheck(told.path, told.source_path, "project", "not-recomputed")
+        self._note(check, problems)
+
+    def _seen(self, told: ModuleReport, before: LoraModule, after: LoraModule) -> list[str]:
+        """What of a projected module is wrong, as far as that can be seen."""
+        options, brief = self.options.options_for(told.path), self.claim.folder is not None
+        return seen_problems(told, before, after, options, brief)
+
+    def _check_recomputed(self, pair: HeavyModule, dense: DenseResult) -> None:
+        told = self.claim.records.get((pair.source_path, pair.path))
         self.own_ranks.append(dense.own_ranks)
         ranks = dense.k_source, dense.k_target
-        short = min(self.target.spec.modules[path].matrix_shape)
+        short = min(self.target.spec.modules[pair.path].matrix_shape)
         self.whole.append(min(ranks) == 0 or max(ranks) >= short)
-        self.loose[path] = loose_flags(dense, path, self.matched)
-        self.measures[path] = measured(None if told is None else told.similarity, dense)
+        self.loose[pair.path] = loose_flags(dense, pair.path, self.matched)
+        self.measures[pair.path] = measured(None if told is None else told.similarity, dense)
         self._check_record(told, dense)
-
-    def _recompute(self, path: str, source_path: str) -> DenseResult:
-        own = self.options.options_for(path)
-        return recompute(
-            own.method,
-            finite_matrix(self.source, source_path),
-            finite_matrix(self.target, path),
-            dense_update(self.before[source_path]),
-            basis_rule(own.basis_rank),
-            self.options.pair_rank,
-            rotation_min_cos=self.options.rotation_min_cos,
-        )
 
     def _check_record(self, told: Record | None, dense: DenseResult | None) -> None:
         """Compare a record with the recomputation; whether it should be there comes later."""
@@ -323,50 +385,19 @@ class AdapterCheck:
         problems += provenance_problems(output, told, prints, counts, self.target.spec)
         strings, open_ = string_problems(output, before, told, self.target.spec)
         self.not_checked += open_
-        beside = self._companions(plan)
+        moved = {(step.path, step.source_path) for step in plan.steps}
+        models, pairs = (self.source.spec, self.target.spec), self.matched.matching.pairs
+        beside = plan_companions(before, *models, pairs, moved, self.options)
         problems += companion_problems(told.companions, beside, before, output, self.options)
-        problems += strings + self._flag_problems(plan, beside) + self._part_problems(parts)
+        problems += strings + flag_problems(told, plan, before, models, beside, self.after)
+        if told.parts and not parts:
+            self.not_checked.append("fingerprints of the parts: they were not given one by one")
+        else:
+            problems += part_problems(told, parts)
         if self.claim.folder is not None:
             by = self.matched.matching.matched_by
             problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
         return problems
-
-    def _companions(self, plan: MigrationPlan) -> tuple[PlannedCompanion, ...]:
-        """What should become of each tensor beside the pairs."""
-        moved = {(step.path, step.source_path) for step in plan.steps}
-        pairs = self.matched.matching.pairs
-        specs = self.source.spec, self.target.spec
-        return plan_companions(self.source_lora, *specs, pairs, moved, self.options)
-
-    def _flag_problems(
-        self, plan: MigrationPlan, beside: tuple[PlannedCompanion, ...]
-    ) -> list[str]:
-        """Flags of the file as a whole: what was assumed, what the input leaves open."""
-        told, before = self.claim.report, self.source_lora
-        try:
-            wanted = check_base(before, self.source.spec, self.options.assume_base)
-        except AdapterRefused as error:
-            return [str(error)]
-        paths = {*self.target.spec.modules, *(step.path for step in plan.steps)}
-        idle = idle_rules(self.options.rules, paths)
-        wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
-        wanted += budget_flags(told, self.after)
-        if sorted(told.flags) == sorted(wanted):
-            return []
-        return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]
-
-    def _part_problems(self, parts: Sequence[Adapter]) -> list[str]:
-        told = self.claim.report.parts
-        if told and not parts:
-            self.not_checked.append("fingerprints of the parts: they were not given one by one")
-            return []
-        if len(told) != len(parts):
-            return [f"report has {len(told)} parts, given are {len(parts)}"]
-        return [
-            f"{one.origin}: is not the part that the report names ({part.fingerprint[:12]}...)"
-            for part, one in zip(told, parts, strict=True)
-            if part.fingerprint != one.fingerprint
-        ]
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         """List what no weight, name or number says anything about."""

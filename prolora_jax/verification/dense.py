@@ -48,6 +48,26 @@ COSINE_SLACK = 1e-6
 
 
 @dataclass(frozen=True)
+class Outside:
+    """Takes columns of a matrix to what of them no cut decides; worker processes hand it over.
+
+    Attributes:
+        columns: orthonormal; None where every cut is the same.
+        kept: whether what lies in their span stays, or what lies outside of it.
+    """
+
+    columns: np.ndarray | None = None
+    kept: bool = False
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """What stays of `x`."""
+        if self.columns is None:
+            return x
+        inside = self.columns @ (self.columns.T @ x)
+        return inside if self.kept else x - inside
+
+
+@dataclass(frozen=True)
 class Certain:
     """What does not depend on how a cluster of equal singular values is cut.
 
@@ -57,8 +77,8 @@ class Certain:
         blur: how far two cuts of the source's cluster can lie apart, as a norm.
     """
 
-    left: Callable[[np.ndarray], np.ndarray]
-    right: Callable[[np.ndarray], np.ndarray]
+    left: Outside
+    right: Outside
     blur: float
 
     def part(self, update: Matrix) -> Matrix:
@@ -274,15 +294,15 @@ def _still(source: np.ndarray, target: np.ndarray, min_cos: float) -> Range:
     return low + unpaired, high + unpaired
 
 
-def _certain(vectors: np.ndarray, s: np.ndarray, k: int) -> Callable[[np.ndarray], np.ndarray]:
+def _certain(vectors: np.ndarray, s: np.ndarray, k: int) -> Outside:
     """Takes off what lies in the cluster of equal singular values that the cut at k falls into."""
     dim, n = vectors.shape
     if k == 0 or k >= dim:
-        return lambda x: x  # the span is nothing, or everything
+        return Outside()  # the span is nothing, or everything
     near = UNDETERMINED_GAP * s[0]
     steps = s - np.append(s[1:], 0.0)  # the last one: down to what has no singular value at all
     if s[0] > 0.0 and steps[k - 1] >= near:
-        return lambda x: x
+        return Outside()
     first, last = k - 1, k
     while first > 0 and steps[first - 1] <= near:
         first -= 1
@@ -290,10 +310,8 @@ def _certain(vectors: np.ndarray, s: np.ndarray, k: int) -> Callable[[np.ndarray
         last += 1
     if last == n and steps[n - 1] <= near:
         # It reaches zero: all that the columns before it do not span belongs to it.
-        kept = vectors[:, :first]
-        return lambda x: kept @ (kept.T @ x)
-    cluster = vectors[:, first:last]
-    return lambda x: x - cluster @ (cluster.T @ x)
+        return Outside(vectors[:, :first], kept=True)
+    return Outside(vectors[:, first:last])
 
 
 def _arm(

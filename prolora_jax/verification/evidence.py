@@ -13,6 +13,8 @@ from prolora_jax.verification.weights import Weights, finite_matrix
 
 AT_LIMIT = 1e-5
 """The package's squared norms are sums of float32 products: they may be off by so much of them."""
+_PIECE = 2**16
+"""Numbers of each weight that are compared at a time: rows of them stay in a core's cache."""
 
 
 def cosine_evidence(
@@ -27,12 +29,19 @@ def cosine_evidence(
         targets: the same in the target.
     """
     found = np.zeros((len(sources), len(targets), 3))
-    for i, source_path in enumerate(sources):
-        a = finite_matrix(source, source_path).astype(np.float64)
-        found[i, :, 1] = np.sum(a * a)
-        for j, path in enumerate(targets):
-            b = finite_matrix(target, path).astype(np.float64)
-            found[i, j, 0], found[i, j, 2] = np.sum(a * b), np.sum(b * b)
+    a, b = (
+        [model.weight(path).reshape(-1) for path in paths]
+        for model, paths in ((source, sources), (target, targets))
+    )
+    for start in range(0, max((len(one) for one in a), default=0), _PIECE):
+        x, y = (_piece(rows, start) for rows in (a, b))
+        found[:, :, 0] += x @ y.T
+        found[:, :, 1] += np.sum(x * x, axis=1)[:, None]
+        found[:, :, 2] += np.sum(y * y, axis=1)
+    if not np.isfinite(found).all():
+        for model, paths in ((source, sources), (target, targets)):
+            for path in paths:
+                finite_matrix(model, path)
     return found
 
 
@@ -54,6 +63,15 @@ def close_weights(
     sure, possible = (is_close(difference * (1.0 + e), size) for e in (AT_LIMIT, -AT_LIMIT))
     said = isinstance(told, ModuleReport) and CLOSE_WEIGHTS in told.flags
     return sure or (possible and said)
+
+
+def _piece(rows: Sequence[np.ndarray], start: int) -> np.ndarray:
+    """A stretch of each weight, a row each, in float64: of numbers that float32 holds."""
+    part = slice(start, start + _PIECE)
+    pieces = np.empty((len(rows), len(rows[0][part])))
+    for i, row in enumerate(rows):
+        pieces[i] = row[part] if row.itemsize <= 4 else row[part].astype(np.float32)
+    return pieces
 
 
 def similarity_evidence(

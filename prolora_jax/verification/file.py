@@ -32,6 +32,7 @@ from prolora_jax.verification.magnitudes import (
     without_magnitudes,
 )
 from prolora_jax.verification.own_tensors import own_problems, with_factors_of_own
+from prolora_jax.verification.recompute import UNASKED, Thoroughness
 from prolora_jax.verification.result import VerifyReport, with_problems
 from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
@@ -46,8 +47,11 @@ def verify_file(
     quiet: bool = False,
     open_model: Callable[[str | Path], BaseModel] = load_base_model,
     progress: Callable[[str, int, int], None] | None = None,
+    thoroughness: Thoroughness = UNASKED,
 ) -> VerifyReport:
     """Recompute a migrated file on the dense float64 path and compare.
+
+    Of a file for which that would take minutes, modules are drawn (`VerifyReport.sample`).
 
     Args:
         output: the migrated adapter; its report stands beside it.
@@ -59,6 +63,7 @@ def verify_file(
         quiet: log nothing where a file of peft's has no configuration beside it.
         open_model: how a base model is opened; who checks many files opens each once.
         progress: called with (what, done, total).
+        thoroughness: how much is recomputed.
 
     Returns:
         What was found, module by module.
@@ -111,11 +116,19 @@ def verify_file(
     models, report = (source_model, target_model), told.to_dict()
     apart = magnitude_problems(written, given, *models, told) + own_problems(migrated, given, told)
     if original is None:
-        checked = verify_without_input(migrated, *models, report, absent, progress, unknown=unknown)
+        how_much = {"unknown": unknown, "thoroughness": thoroughness}
+        checked = verify_without_input(migrated, *models, report, absent, progress, **how_much)
         return with_problems(checked, apart)
     own = made if parts else ()
     checked = verify_adapter(
-        migrated, original, *models, report, progress, parts=own, unknown=unknown
+        migrated,
+        original,
+        *models,
+        report,
+        progress,
+        parts=own,
+        unknown=unknown,
+        thoroughness=thoroughness,
     )
     checked = with_factors(checked, given, made, source_model, told.options)
     return with_problems(checked, apart)

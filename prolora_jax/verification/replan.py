@@ -17,7 +17,7 @@ from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.verification.claim import Claim
 from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.evidence import cosine_evidence, similarity_evidence
-from prolora_jax.verification.weights import Weights
+from prolora_jax.verification.weights import Weights, identical
 
 PHI_SLACK = 1e-5
 """Subspaces are stored in float32: the package's similarity may differ by about 1e-7."""
@@ -28,6 +28,7 @@ MARGIN_SLACK = 1e-4
 TIE = 1e-5
 """Alignments whose scores differ by less are equal as far as float32 tells."""
 
+CLUSTERED = "clustered-cut"
 CLUSTERED_ANGLE = 0.1
 """A cut that float16's rounding turns by more (radians) is `clustered-cut` (docs/method.md 2)."""
 
@@ -116,6 +117,16 @@ def _said(a: Alignment) -> str:
     return f"{a.source_blocks} {a.level} to {a.target_blocks}{place}: {pairs}; margin {a.margin}"
 
 
+def copied(
+    source: Weights, target: Weights, options: MigrationOptions, source_path: str, path: str
+) -> Measure | None:
+    """What is known of a pair whose update is copied unseen; None where weights decide."""
+    if options.options_for(path).method == "copy":
+        return Measure()
+    equal = options.identical == "copy" and identical(source, target, source_path, path)
+    return Measure(identical=True) if equal else None
+
+
 def measured(told: ModuleSimilarity | None, dense: DenseResult) -> Measure:
     """What a plan is decided on: the report's similarity where it is right, else ours.
 
@@ -133,7 +144,7 @@ def measured(told: ModuleSimilarity | None, dense: DenseResult) -> Measure:
         dense.k_source,
         dense.k_target,
     )
-    flags = ("clustered-cut",) if dense.angle[0] > CLUSTERED_ANGLE else ()
+    flags = (CLUSTERED,) if dense.angle[0] > CLUSTERED_ANGLE else ()
     right = told is not None and _is_right(told, dense)
     return Measure(similarity=told if right else ours, flags=flags)
 
@@ -142,7 +153,7 @@ def loose_flags(dense: DenseResult | None, path: str, matched: Matched) -> froze
     """Flags of a module that rounding decides on."""
     found = {"weak-match"} if path in matched.barely else set()
     if dense is not None and dense.angle[0] <= CLUSTERED_ANGLE < dense.angle[1]:
-        found.add("clustered-cut")
+        found.add(CLUSTERED)
     return frozenset(found)
 
 

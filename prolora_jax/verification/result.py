@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from prolora_jax.verification.sampling import Sample
+
 
 @dataclass(frozen=True)
 class ModuleCheck:
@@ -15,7 +17,8 @@ class ModuleCheck:
         action: `project`, `copy` or `skip`.
         verdict: `failed` when there are problems; `undetermined` when a cut falls between equal
             singular values, so that there is no one right answer; `not-compared` when the input
-            is not there; else `verified`.
+            is not there; `not-recomputed` when the draw left it out, and nothing is wrong with
+            its names, shapes, numbers and norms; else `verified`.
         error: ||file - recomputed||_F / ||input||_F, before `--rescale` and `--scale` and without
             what the best approximation of the rank asked for misses; None when there is nothing
             to compare. Of an undetermined module only what every cut has in common is compared.
@@ -26,7 +29,7 @@ class ModuleCheck:
     path: str
     source_path: str
     action: Literal["project", "copy", "skip"]
-    verdict: Literal["verified", "undetermined", "not-compared", "failed"]
+    verdict: Literal["verified", "undetermined", "not-compared", "not-recomputed", "failed"]
     error: float | None = None
     allowed: float | None = None
     problems: tuple[str, ...] = ()
@@ -45,6 +48,7 @@ class VerifyReport:
         not_checked: what no weight, name or number says anything about, in sentences.
         absent: adapters that the file was made from and that are not there. Its factors were
             then not compared with anything, and only the rest was checked.
+        sample: how many of the projected modules were recomputed.
     """
 
     ok: bool
@@ -54,6 +58,7 @@ class VerifyReport:
     problems: tuple[str, ...]
     not_checked: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    sample: Sample = Sample(0, 0)
 
     @property
     def verdict(self) -> Literal["verified", "failed", "not-compared"]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.folder_report import WholeReport, shared_options
 from prolora_jax.plans.plan import MigrationPlan
-from prolora_jax.verification.weights import dense_update
+from prolora_jax.verification.weights import update_norm
 
 SLACK = 1e-3
 """Of a squared norm: products of factors in float32, and what a 16-bit output rounds."""
@@ -29,7 +29,7 @@ def total_problems(
         norms: of the updates as recomputed, by target path.
         matched_by: how modules were matched anew.
     """
-    squares = {m.path: float((dense_update(m) ** 2).sum()) for m in before.modules}
+    squares = {m.path: update_norm(m) ** 2 for m in before.modules}
     moved = {module.source_path for module in told.modules}
     left = {s.source_path for s in told.skipped if s.source_path is not None} - moved
     ranks = {module.path: module.rank for module in before.modules}

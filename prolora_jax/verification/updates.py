@@ -12,7 +12,13 @@ from prolora_jax.plans.plan import Action
 from prolora_jax.plans.report import IN_FLOAT32, ModuleReport
 from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.dtypes import needs_float32
-from prolora_jax.verification.weights import dense_update, shape_of, used_columns
+from prolora_jax.verification.weights import (
+    dense_update,
+    shape_of,
+    update_norm,
+    update_values,
+    used_columns,
+)
 
 Matrix = Float[np.ndarray, "out in"]
 
@@ -94,8 +100,8 @@ def check_update(
     reference = dense.delta_t if dense is not None and moved else delta
     if output_rank(options.rank).spreads:  # which rank it should have, all modules say together
         options = replace(options, rank=str(max(told.rank_out, 1)))
-    cut = cut_update(reference, options.rank, before.rank)
-    dtype = _dtype_out(before, options)
+    cut = cut_update(reference, options.rank, before.rank, None if moved else before)
+    dtype = dtype_out(before, options)
     allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
     size = float(np.linalg.norm(delta))
     problems = dtype_problems(told, after, dtype, brief)
@@ -113,12 +119,9 @@ def check_update(
         problems.append(f"differs from the recomputed update by {error:.3g} > {allowed:.3g}")
     slack = (allowed if brief or free else FLOAT32_TOLERANCE) * abs(factor) * size
     slack += CANCELLED * abs(options.scale) * _factors_norm(before)
-    unit = FLOAT32_TOLERANCE * size + CANCELLED * _factors_norm(before)
-    problems += _other("norm_in", told.norm_in, size, unit)
     problems += _other("norm_out", told.norm_out, norm_out, slack)
-    problems += _other("rank_in", told.rank_in, before.rank, 0)
+    problems += input_problems(told, before, brief)
     if not brief:
-        problems += _origin_problems(told, before)
         problems += _rank_problems(told, before, after, cut, options)
         problems += _share_problems(told, cut, dense if moved else None, options, size)
     sigma = None if cut.sigma is None or free else abs(factor) * cut.sigma
@@ -147,18 +150,21 @@ def dtype_problems(told: ModuleReport, after: LoraModule, dtype: str, brief: boo
     return problems
 
 
-def cut_update(update: Matrix, wanted: str, rank_in: int) -> CutUpdate:
+def cut_update(
+    update: Matrix, wanted: str, rank_in: int, factors: LoraModule | None = None
+) -> CutUpdate:
     """What the rank asked for keeps of an update, and what it misses.
 
     Args:
         update: as the arm gives it.
         wanted: the option `rank`.
         rank_in: of the input.
+        factors: of the update, where it has some: their singular values are quickly told.
     """
     kind, value = output_rank(wanted)
     if kind == "exact":
         return CutUpdate(update, None, float(np.linalg.norm(update)), 0.0)
-    s = np.linalg.svd(update, compute_uv=False)
+    s = np.linalg.svd(update, compute_uv=False) if factors is None else update_values(factors)
     if kind == "energy" and value is not None:
         enough = np.cumsum(s**2) >= (value - ENERGY_SLACK) * np.sum(s**2)
         rank = int(np.argmax(enough)) + 1
@@ -210,6 +216,21 @@ def _compare_free(
     share = float(np.linalg.norm(certain.part(cut.whole)) / max(np.linalg.norm(cut.whole), 1e-300))
     known = max(share**2 - certain.blur / size, 0.0)
     return error, found, f"{1.0 - known:.0%} of its update"
+
+
+def input_problems(told: ModuleReport, before: LoraModule, brief: bool) -> list[str]:
+    """What the report says of the input's module, and is not so.
+
+    Args:
+        told: its record.
+        before: the input's module.
+        brief: the record was made of totals.
+    """
+    size = update_norm(before)
+    unit = FLOAT32_TOLERANCE * size + CANCELLED * _factors_norm(before)
+    problems = _other("norm_in", told.norm_in, size, unit)
+    problems += _other("rank_in", told.rank_in, before.rank, 0)
+    return problems if brief else problems + _origin_problems(told, before)
 
 
 def _origin_problems(told: ModuleReport, before: LoraModule) -> list[str]:
@@ -309,7 +330,8 @@ def _other(name: str, said: float, expected: float, slack: float) -> list[str]:
     return [f"report has {name} {said:.6g}, recomputed {expected:.6g}"]
 
 
-def _dtype_out(before: LoraModule, options: MigrationOptions) -> str:
+def dtype_out(before: LoraModule, options: MigrationOptions) -> str:
+    """The dtype that a module's factors should have."""
     if options.dtype != "same":
         return options.dtype
     return "float32" if before.dtype == np.float64 else before.dtype.name

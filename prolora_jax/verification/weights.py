@@ -66,6 +66,23 @@ def dense_update(module: LoraModule) -> np.ndarray:
     return module.scale * (module.up.reshape(-1, module.rank).astype(np.float64) @ down)
 
 
+def update_norm(module: LoraModule) -> float:
+    """Norm of the update of a module, from Gram matrices of its factors in float64."""
+    down = module.down.reshape(module.rank, -1).astype(np.float64)
+    up = module.up.reshape(-1, module.rank).astype(np.float64)
+    square = float(np.sum((up.T @ up) * (down @ down.T)))
+    return abs(module.scale) * float(np.sqrt(np.maximum(square, 0.0)))
+
+
+def update_values(module: LoraModule) -> np.ndarray:
+    """Singular values of the update of a module, descending: its rank of them, the rest is zero."""
+    down = module.down.reshape(module.rank, -1).astype(np.float64)
+    up = module.up.reshape(-1, module.rank).astype(np.float64)
+    (_, left), (_, right) = np.linalg.qr(up), np.linalg.qr(down.T)
+    middle = left @ right.T
+    return abs(module.scale) * np.linalg.svd(middle, compute_uv=False)
+
+
 def shape_of(module: LoraModule) -> tuple[int, int]:
     """(out, in) of the weight that a module is for, as a matrix."""
     return module.up.shape[0], module.down.size // module.rank

@@ -14,26 +14,26 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.plans.folder_report import FileReport, PairReport
-from prolora_jax.plans.options import output_rank
 from prolora_jax.plans.plan import Action, MigrationPlan, Skip, SkippedModule
 from prolora_jax.plans.report import MigrationReport, ModuleReport, count
 from prolora_jax.verification.adapter import AdapterCheck
+from prolora_jax.verification.by_sight import norm_problems, record_problems
 from prolora_jax.verification.claim import read_claim
 from prolora_jax.verification.contents import SCALES_FOLDED, module_problems, rank_problems
 from prolora_jax.verification.dense import DenseResult, recompute
 from prolora_jax.verification.header import provenance_problems, used_weights
+from prolora_jax.verification.recompute import UNASKED, Thoroughness
 from prolora_jax.verification.replan import alignment_problems
 from prolora_jax.verification.result import VerifyReport
 from prolora_jax.verification.totals import SLACK
 from prolora_jax.verification.updates import (
-    CANCELLED,
     FLOAT32_TOLERANCE,
     TOLERANCES,
     UpdateCheck,
     dtype_problems,
     still_problems,
 )
-from prolora_jax.verification.weights import Weights, dense_update, finite_matrix, used_columns
+from prolora_jax.verification.weights import Weights, dense_update, finite_matrix, update_norm
 
 _WIDEST = 4096
 """Rank of a stand-in: what a report claims beyond it is not believed."""
@@ -51,6 +51,7 @@ def verify_without_input(
     progress: Callable[[str, int, int], None] | None = None,
     *,
     unknown: Sequence[str] = (),
+    thoroughness: Thoroughness = UNASKED,
 ) -> VerifyReport:
     """Check all of a migrated adapter that can be checked without its input.
 
@@ -62,6 +63,7 @@ def verify_without_input(
         absent: the adapters that it was made from and that are not there.
         progress: called with ("verify", done, total) after each module.
         unknown: fields of the report's file that no report has, where `report` lacks them.
+        thoroughness: how much is recomputed.
 
     Returns:
         What was found; never ok.
@@ -73,7 +75,8 @@ def verify_without_input(
     claim = read_claim(report, output.origin)
     claim = replace(claim, unknown=(*claim.unknown, *unknown))
     before = stand_in(claim.report, output, source.spec)
-    found = _WithoutInput(output, before, source, target, claim).run((), progress)
+    check = _WithoutInput(output, before, source, target, claim, thoroughness)
+    found = check.run((), progress)
     return replace(found, absent=tuple(absent))
 
 
@@ -141,22 +144,25 @@ class _WithoutInput(AdapterCheck):
     def _update(
         self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
     ) -> UpdateCheck:
-        ours, options = dense_update(after), self.options.options_for(told.path)
-        size, brief = float(np.linalg.norm(ours)), self.claim.folder is not None
+        size = update_norm(after)
         allowed = TOLERANCES.get(after.up.dtype.name, FLOAT32_TOLERANCE)
-        problems = []
+        projected = dense is not None and told.action is Action.PROJECT
+        problems = self._seen(told, before, after, projected)
+        if self.claim.folder is not None:
+            return UpdateCheck(0.0, allowed, problems, size)
+        problems += still_problems(told, dense if told.action is Action.PROJECT else None)
+        if dense is not None and projected and not dense.undetermined:
+            problems += self._span_problems(told, dense_update(after), dense, allowed)
+        return UpdateCheck(0.0, allowed, problems, size)
+
+    def _seen(
+        self, told: ModuleReport, before: LoraModule, after: LoraModule, projected: bool = True
+    ) -> list[str]:
+        options, brief = self.options.options_for(told.path), self.claim.folder is not None
+        problems = norm_problems(told, after)
         if options.dtype != "same":
             problems += dtype_problems(told, after, options.dtype, brief)
-        if not abs(told.norm_out - size) <= 2 * allowed * max(told.norm_out, size):
-            problems.append(f"report has norm_out {told.norm_out:.6g}; the file's is {size:.6g}")
-        if brief:
-            return UpdateCheck(0.0, allowed, problems, size)
-        problems += _rank_problems(told, after, options.rank) + _share_problems(told, dense)
-        problems += still_problems(told, dense if told.action is Action.PROJECT else None)
-        problems += _length_problems(told, options.scale, options.rescale)
-        if dense is not None and told.action is Action.PROJECT and not dense.undetermined:
-            problems += self._span_problems(told, ours, dense, allowed)
-        return UpdateCheck(0.0, allowed, problems, size)
+        return problems if brief else problems + record_problems(told, after, options, projected)
 
     def _span_problems(
         self, told: ModuleReport, ours: np.ndarray, dense: DenseResult, allowed: float
@@ -237,46 +243,6 @@ class _WithoutInput(AdapterCheck):
             "alpha_zero and all that change nothing here",
             "which version of prolora made it, and where its input and both base models were",
         ]
-
-
-def _rank_problems(told: ModuleReport, after: LoraModule, wanted: str) -> list[str]:
-    used, (kind, value) = used_columns(after), output_rank(wanted)
-    problems = []
-    if used > told.rank_out or (told.action is Action.PROJECT and max(used, 1) != told.rank_out):
-        problems.append(f"report has rank_out {told.rank_out}; the file uses {used} columns")
-    most = told.rank_in if kind == "source" else value if kind == "rank" else None
-    if most is not None and used > most:
-        problems.append(f"has rank {used}, asked for was {most:.0f}")
-    return problems
-
-
-def _share_problems(told: ModuleReport, dense: DenseResult | None) -> list[str]:
-    problems = []
-    if not 0.0 <= told.kept <= 1.0 + FLOAT32_TOLERANCE:
-        problems.append(f"report has kept {told.kept}; expected a share")
-    projected = dense is not None and told.action is Action.PROJECT
-    if projected != (told.energies is not None):
-        problems.append(f"report has energies {told.energies} of a module: {told.action}")
-    if told.energies is not None:
-        whole = sum(told.energies)
-        shares = all(
-            -FLOAT32_TOLERANCE <= share <= 1.0 + FLOAT32_TOLERANCE for share in told.energies
-        )
-        if not shares or not min(abs(whole - 1.0), abs(whole)) <= FLOAT32_TOLERANCE:
-            problems.append(f"report has energies {told.energies}; expected shares of a whole")
-    return problems
-
-
-def _length_problems(told: ModuleReport, scale: float, rescale: str) -> list[str]:
-    """No arm makes an update longer, and `--rescale norm` gives it the input's length."""
-    most = abs(scale) * told.norm_in
-    slack = (FLOAT32_TOLERANCE + CANCELLED) * max(most, told.norm_out)
-    problems = []
-    if not (told.norm_in >= 0.0 and told.norm_out <= most + slack):
-        problems.append(f"report has norm_out {told.norm_out:.6g} of at most {most:.6g}")
-    elif rescale == "norm" and told.norm_out > 0.0 and told.norm_out < most - slack:
-        problems.append(f"report has norm_out {told.norm_out:.6g}, rescaled it is {most:.6g}")
-    return problems
 
 
 def _beside_problems(output: Adapter, told: MigrationReport) -> list[str]:

@@ -13,6 +13,7 @@ from small_adapters import write
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax.cli.main import run
+from prolora_jax.verification import sampling
 
 # Nothing is decomposed.
 COPY = ("--method", "copy", "--match", "name")
@@ -131,6 +132,38 @@ def test_a_weight_that_is_not_finite_names_the_base(
     code, found = checked(out, capsys, "--target", str(base.parent))
     assert (code, found["code"]) == (2, "non-finite")
     assert found["message"].startswith(f"{base.parent}: {path}: found NaN or infinite numbers")
+
+
+def test_what_was_drawn_is_said(
+    given: Path, tmp_path: Path, migrate, capsys: pytest.CaptureFixture[str], monkeypatch
+):
+    monkeypatch.setattr(sampling, "WORK", 0.0)
+    monkeypatch.setattr(sampling, "LEAST", 1)
+    file, folder, few = tmp_path / "out.safetensors", tmp_path / "out", ("--include", "*blocks.1*")
+    assert migrate(given / "a.safetensors", out=file, more=few) == 0
+    code, found = checked(file, capsys)
+    assert (code, found["verdict"]) == (0, "verified")
+    sample = found["sample"]
+    assert (sample["recomputed"], found["counts"]["verified"]) == (1, 1)
+    assert found["counts"]["not-recomputed"] == sample["of"] - 1
+    words = f"Verified: 1 of {sample['of']} projected modules recomputed, drawn at random"
+    assert found["message"].startswith(f"{words} (--seed {sample['seed']} draws them again, --all")
+    again = checked(file, capsys, "--seed", sample["seed"])[1]
+    assert again["modules"] == found["modules"]
+    whole = checked(file, capsys, "--all", "--workers", "1")[1]
+    assert (whole["message"], set(whole["counts"])) == ("Verified.", {"verified"})
+    assert migrate(given, out=folder, more=few) == 0
+    code, found = checked(folder, capsys, "--sample", "1")
+    assert (code, found["recomputed"], found["modules"]["recomputed"]) == (0, 1, 1)
+    assert found["modules"]["of"] > 1
+    assert run(["verify", str(folder), "-q", "--sample", "1"]) == 0
+    assert "1 of " in (said := capsys.readouterr().out)
+    assert "projected modules recomputed, drawn at random" in " ".join(said.split())
+    again = checked(folder, capsys, "--sample", "1", "--seed", found["modules"]["seed"])[1]
+    assert again["modules"] == found["modules"]
+    every = checked(folder, capsys, "--all", "--workers", "1")[1]
+    assert (every["recomputed"], every["modules"]["seed"]) == (2, None)
+    assert every["modules"]["recomputed"] == every["modules"]["of"]
 
 
 def damages() -> dict[str, Callable[[Path], object]]:

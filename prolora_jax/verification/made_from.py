@@ -1,0 +1,61 @@
+"""What a report says of the input as a whole: flags of the file, and the parts of a sum."""
+
+from collections.abc import Mapping, Sequence
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.detection import check_base
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import AdapterRefused
+from prolora_jax.plans.companions import PlannedCompanion, left_behind
+from prolora_jax.plans.plan import MigrationPlan
+from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.rules import idle_rules
+from prolora_jax.verification.budget import budget_flags
+
+
+def flag_problems(
+    told: MigrationReport,
+    plan: MigrationPlan,
+    before: Adapter,
+    models: tuple[BaseModelSpec, BaseModelSpec],
+    beside: tuple[PlannedCompanion, ...],
+    after: Mapping[str, LoraModule],
+) -> list[str]:
+    """Flags of the file as a whole: what was assumed, what the input leaves open.
+
+    Args:
+        told: the report.
+        plan: made anew.
+        before: the input.
+        models: source and target.
+        beside: what becomes of tensors beside the pairs.
+        after: the output's modules by path.
+    """
+    source, target = models
+    try:
+        wanted = check_base(before, source, told.options.assume_base)
+    except AdapterRefused as error:
+        return [str(error)]
+    paths = {*target.modules, *(step.path for step in plan.steps)}
+    idle = idle_rules(told.options.rules, paths)
+    wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
+    wanted += budget_flags(told, after)
+    if sorted(told.flags) == sorted(wanted):
+        return []
+    return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]
+
+
+def part_problems(told: MigrationReport, parts: Sequence[Adapter]) -> list[str]:
+    """Whether the parts of a sum are those that the report names.
+
+    Args:
+        told: the report.
+        parts: as they were given.
+    """
+    if len(told.parts) != len(parts):
+        return [f"report has {len(told.parts)} parts, given are {len(parts)}"]
+    return [
+        f"{one.origin}: is not the part that the report names ({part.fingerprint[:12]}...)"
+        for part, one in zip(told.parts, parts, strict=True)
+        if part.fingerprint != one.fingerprint
+    ]
