@@ -32,8 +32,9 @@ from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, interleaved
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import save_adapter
-from prolora_jax.io.atomic import atomic_path
+from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.guarded import read_into
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.projection import apply_side
@@ -182,11 +183,8 @@ def _no_lanes() -> Iterator[None]:
 def _bytes(jobs: Sequence[FileJob], sizes: Sequence[int], folder: Path) -> None:
     room = np.zeros(max(job.source.stat().st_size for job in jobs), np.uint8)
     for job, size in zip(jobs, sizes, strict=True):
-        with job.source.open("rb", buffering=0) as file:
-            while file.readinto(room.data):
-                pass
-        with atomic_path(folder / job.output.name) as temporary:
-            temporary.write_bytes(room[:size].data)
+        read_into(job.source, room.data)
+        write_bytes(folder / job.output.name, room[:size].data)
     shutil.rmtree(folder)
 
 

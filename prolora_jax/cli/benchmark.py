@@ -1,4 +1,4 @@
-"""`prolora benchmark bases | migrate | catalog`."""
+"""`prolora benchmark bases | migrate | catalog | host`."""
 
 import sys
 from pathlib import Path
@@ -82,6 +82,35 @@ def catalog(
     more = {"files": files, "most": most, "store": str(common.basis_store().folder)}
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
+
+
+@benchmark.command
+def host(
+    *,
+    pair: Path | None = None,
+    files: int = 16,
+    full: Annotated[bool, Parameter(negative="--no-full")] = True,
+    rounds: int = 5,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """CPU time of the host for each file of a catalog, beside reading and writing its bytes.
+
+    On small nets, made on the spot, it takes a minute; at real size, with what is not stored yet,
+    about half an hour.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; small nets without it.
+        files: of one table, how many are made.
+        full: whether prolora-full is measured, too, which needs subspaces and operators.
+        rounds: samples of each part, 5 or more.
+        quick: few files on small nets: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every sample, the environment and the peaks of this machine.
+    """
+    folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
+    more = {"files": files, "full": full, "store": str(common.basis_store().folder)}
+    return _run("host", rounds, quick, out_path, common, folder=folder, **more)
 
 
 def _run(

@@ -120,6 +120,19 @@ def show_catalog(console: Console, found: dict[str, Any]) -> None:
     show_targets(console, found)
 
 
+def show_host(console: Console, found: dict[str, Any]) -> None:
+    """What a file costs the host, whole and in parts."""
+    show_environment(console, found)
+    results = found["results"]
+    seconds = results["seconds_per_file"]
+    title = f"{results['files']} files on {results['nets']} nets, one of them (CPU ms)"
+    table = _table(title, ("part", "median", "times the bytes"))
+    for name, taken in seconds.items():
+        table.add_row(name, f"{1e3 * taken:.3g}", f"{taken / seconds['bytes']:.3g}")
+    console.print(table)
+    show_targets(console, found)
+
+
 def _curve(heading: str, labels: Iterable[str], rows: list[dict[str, Any]]) -> Table:
     """Times of one adapter, and ours as a share of the peak."""
     names = list(rows[0]["seconds"])
@@ -183,5 +196,6 @@ SHOW: dict[str, Callable[[Console, dict[str, Any]], None]] = {
     "bases": show_bases,
     "migrate": show_migrate,
     "catalog": show_catalog,
+    "host": show_host,
 }
 """By name of the benchmark."""

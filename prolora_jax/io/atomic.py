@@ -60,7 +60,7 @@ def cannot_write(path: str | os.PathLike[str], reason: str) -> str:
     )
 
 
-def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+def write_bytes(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     """Write a file of these bytes, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

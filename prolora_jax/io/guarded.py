@@ -94,6 +94,19 @@ def read_small(path: str | os.PathLike[str], most: int = SMALL_DOCUMENT) -> byte
     return b"".join(pieces)
 
 
+def read_into(path: str | os.PathLike[str], room: memoryview) -> int:
+    """Read a file to where there is room for it; returns how many bytes it has.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with open_regular(path) as file:
+        read = 0
+        while count := file.raw.readinto(room[read:]):
+            read += count
+    return read
+
+
 def is_regular(path: Path) -> bool:
     """Whether a regular file is at a path, or a link to one; no error where it cannot be told."""
     try:

@@ -17,7 +17,6 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.nearness import weights_may_decide
 from prolora_jax.plans.plan import (
-    UNVERIFIED_TEXT_ENCODER,
     Action,
     Measure,
     MigrationPlan,
@@ -45,8 +44,8 @@ from prolora_jax.verification.header import (
     string_problems,
     used_weights,
 )
-from prolora_jax.verification.made_from import flag_problems, part_problems
-from prolora_jax.verification.open_options import open_options
+from prolora_jax.verification.made_from import fingerprint_problems, flag_problems, part_problems
+from prolora_jax.verification.open_options import open_ends, open_options
 from prolora_jax.verification.recompute import UNASKED, HeavyModule, Thoroughness, recompute_all
 from prolora_jax.verification.replan import (
     CLUSTERED,
@@ -338,15 +337,8 @@ class AdapterCheck:
         if check is None or not problems:
             name = place[1] or place[0]
             return [f"{name}: {problem}" for problem in problems]
-        self.checks[place] = ModuleCheck(
-            check.path,
-            check.source_path,
-            check.action,
-            "failed",
-            check.error,
-            check.allowed,
-            (*check.problems, *problems),
-        )
+        told = (*check.problems, *problems)
+        self.checks[place] = replace(check, verdict="failed", problems=told)
         return []
 
     def _leave_open(self, path: str, what: str) -> None:
@@ -375,11 +367,7 @@ class AdapterCheck:
         self.not_checked += open_
         problems += alignment_problems(told.alignments, self.matched)
         problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
-        problems += [
-            f"report has fingerprint {said[:12]}... of its {name}; found {found[:12]}..."
-            for name, found in prints.items()
-            if (said := getattr(told, name).fingerprint) != found
-        ]
+        problems += fingerprint_problems(told, prints)
         if told.counts != counts:
             problems.append(f"report has counts {told.counts}; its modules are {counts}")
         problems += provenance_problems(output, told, prints, counts, self.target.spec)
@@ -401,26 +389,10 @@ class AdapterCheck:
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         """List what no weight, name or number says anything about."""
-        told = self.claim.report
-        if any(UNVERIFIED_TEXT_ENCODER in module.flags for module in told.modules):
-            self.not_checked.append("that both text encoders are equal: their weights are not here")
-        if self.matched.tied:
-            self.not_checked.append(
-                f"which of several equal blocks {len(self.matched.tied)} modules come from"
-            )
-        if self.claim.folder is not None:
-            self.not_checked.append(
-                "pair.report.json: modules that this adapter does not train, its sentence about "
-                "the two base models, their names and places"
-            )
         equal = any(m.identical for m in self.measures.values()) or (
             self.options.identical == "project"
             and any(identical(self.source, self.target, s, p) for p, s in pairs.items())
         )
-        whole = all(self.whole)
-        found = open_options(told, plan, self.source_lora, self.own_ranks, equal, whole)
-        said = ", ".join(f"{name} ({why})" for name, why in found.items())
-        self.not_checked += [
-            f"options whose other values can give this very file: {said}",
-            "which version of prolora made it, and where its input and both base models were",
-        ]
+        told, before, tied = self.claim.report, self.source_lora, len(self.matched.tied)
+        found = open_options(told, plan, before, self.own_ranks, equal, all(self.whole))
+        self.not_checked += open_ends(told, tied, self.claim.folder is not None, found)

@@ -59,3 +59,17 @@ def part_problems(told: MigrationReport, parts: Sequence[Adapter]) -> list[str]:
         for part, one in zip(told.parts, parts, strict=True)
         if part.fingerprint != one.fingerprint
     ]
+
+
+def fingerprint_problems(told: MigrationReport, found: Mapping[str, str]) -> list[str]:
+    """Fingerprints of the report that are not those that were found.
+
+    Args:
+        told: the report.
+        found: by field of the report.
+    """
+    return [
+        f"report has fingerprint {said[:12]}... of its {name}; found {print_[:12]}..."
+        for name, print_ in found.items()
+        if (said := getattr(told, name).fingerprint) != print_
+    ]

@@ -1,11 +1,11 @@
 """Options that another value would give the very same file for: no file tells which it was."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.nearness import CLOSE_WEIGHTS
-from prolora_jax.plans.plan import Action, MigrationPlan, Skip
+from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, MigrationPlan, Skip
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.plans.rules import OVERRIDES
 from prolora_jax.plans.rules import followed as rules_place
@@ -96,3 +96,32 @@ def open_options(
         found |= dict.fromkeys(always, "every module follows a rule that has its own")
     found["alpha_zero"] = "an alpha of 0 that the input may not have"
     return found
+
+
+def open_ends(
+    told: MigrationReport, tied: int, in_folder: bool, options: Mapping[str, str]
+) -> list[str]:
+    """What no weight, name or number says anything about.
+
+    Args:
+        told: the report.
+        tied: modules that may come from any of several equal blocks.
+        in_folder: whether the report is a folder's.
+        options: of `open_options`.
+    """
+    found = []
+    if any(UNVERIFIED_TEXT_ENCODER in module.flags for module in told.modules):
+        found.append("that both text encoders are equal: their weights are not here")
+    if tied:
+        found.append(f"which of several equal blocks {tied} modules come from")
+    if in_folder:
+        found.append(
+            "pair.report.json: modules that this adapter does not train, its sentence about the "
+            "two base models, their names and places"
+        )
+    said = ", ".join(f"{name} ({why})" for name, why in options.items())
+    return [
+        *found,
+        f"options whose other values can give this very file: {said}",
+        "which version of prolora made it, and where its input and both base models were",
+    ]

@@ -177,7 +177,7 @@ def test_a_recomputation_comes_back_from_a_worker_as_it_is(clustered: bool):
     rng = np.random.default_rng(0)
     weights = [np.eye(8) if clustered else rng.normal(size=(8, 8)) for _ in range(2)]
     delta = rng.normal(size=(8, 8))
-    found = recompute_dense("prolora", *weights, delta, ("rank", 3.0))
+    found = recompute_dense("prolora", weights[0], weights[1], delta, ("rank", 3.0))
     again = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(again.delta_t, found.delta_t)
     assert (found.certain is not None) == found.undetermined == clustered

@@ -36,7 +36,7 @@ _CONSTANT = 16
 """Bytes, at most, of a tensor that is an alpha."""
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """Where a tensor of the output comes from.
 
     Attributes:
@@ -57,7 +57,7 @@ class Output:
     Attributes:
         format: that is written.
         entries: what the header says of the tensors.
-        sources: of the tensors, in the order of the file.
+        origins: of the tensors, in the order of the file.
         ranks: of each step's output; 0 of those that a method leaves nothing of.
         head: the output without its tensors, for what its header says of ranks and scales.
         report: of a made-up file.
@@ -66,7 +66,7 @@ class Output:
 
     format: str
     entries: str
-    sources: tuple[Source, ...]
+    origins: tuple[Origin, ...]
     ranks: tuple[int, ...]
     head: Adapter
     report: MigrationReport
@@ -97,13 +97,13 @@ def output_of(table: Table, pair: BasePair, writing: Writing, path: Path) -> Out
         adapter = fold_scales(adapter)
     tensors = file_tensors(dump(adapter, format, target)[0], format)
     tables = table_of(tensors)
-    sources = tuple(_source(tensors[key], addresses) for key in tables)
-    found = [(s.step, s.side) for s in sources if s.step is not None]
+    origins = tuple(_origin(tensors[key], addresses) for key in tables)
+    found = [(s.step, s.side) for s in origins if s.step is not None]
     if len(found) != len({*found}) or len(found) != 2 * len(made):
         raise Irregular("an output that has other tensors than its factors")
     numbers = {step.path: i for i, step in enumerate(table.plan.steps)}
     reported = tuple(numbers[module.path] for module in report.modules)
-    return Output(format, entries_text(tables), sources, ranks, adapter, report, reported)
+    return Output(format, entries_text(tables), origins, ranks, adapter, report, reported)
 
 
 def _rank(step: PlanStep, table: Table) -> int:
@@ -161,12 +161,12 @@ def _made_up(
     return made, addresses
 
 
-def _source(
+def _origin(
     array: np.ndarray, addresses: Mapping[int, tuple[int, Literal["up", "down"], int]]
-) -> Source:
+) -> Origin:
     if array.nbytes <= _CONSTANT:
-        return Source(None, constant=array.tobytes())
+        return Origin(None, constant=array.tobytes())
     step, side, size = addresses.get(array.ctypes.data, (None, "up", 0))
     if step is None or array.nbytes != size or not array.flags.c_contiguous:
         raise Irregular("an output that is not written as it lies in memory")
-    return Source(step, side)
+    return Origin(step, side)

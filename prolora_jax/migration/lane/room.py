@@ -17,7 +17,7 @@ _ALIGNED = 64
 """Bytes. XLA takes numbers as they lie at multiples of it, and copies others."""
 
 
-class Factors:
+class Stacks:
     """Factors of some modules of one kind, of some files.
 
     Attributes:
@@ -46,7 +46,7 @@ class Rest:
     """
 
     def __init__(self, table: Table):
-        self.factors = {k: Factors(k, still, 1) for k, (_, still) in table.sizes.items() if still}
+        self.factors = {k: Stacks(k, still, 1) for k, (_, still) in table.sizes.items() if still}
         self.alphas = np.zeros(sum(p.size for p in table.pieces if p.side == "alpha"), np.uint8)
         self.views: list[memoryview | None] = []
         at = 0
@@ -72,9 +72,7 @@ class Room:
     def __init__(self, table: Table, files: int):
         self.table, self.files = table, files
         self.factors = {
-            kind: Factors(kind, moving, files)
-            for kind, (moving, _) in table.sizes.items()
-            if moving
+            kind: Stacks(kind, moving, files) for kind, (moving, _) in table.sizes.items() if moving
         }
         self._views: dict[int, list[memoryview | None]] = {}
 

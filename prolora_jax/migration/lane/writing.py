@@ -60,7 +60,7 @@ def write(
 
 def _body(batch: Batch, place: int, output: Output) -> Iterator[bytes | memoryview]:
     """The bytes behind the header."""
-    for step, side, constant in output.sources:
+    for step, side, constant in output.origins:
         if step is None:
             yield constant
             continue
