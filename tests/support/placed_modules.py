@@ -8,10 +8,12 @@ import hashlib
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prolora_jax.io.base_models.checkpoint import load_base_model
@@ -29,7 +31,8 @@ OPTIONS = MigrationOptions(rank="source")
 
 def outputs(jobs: list[FileJob], pair: BasePair, devices: list[Any]) -> dict[str, str]:
     """Digests of the outputs of a run on some devices."""
-    setattr(many, "OperatorsOnDevices", lambda *given: OperatorsOnDevices(*given, devices))  # noqa: B010
+    spread = partial(OperatorsOnDevices, devices=devices)
+    setattr(many, "OperatorsOnDevices", spread)  # noqa: B010 (types know it as a class)
     for outcome in many.migrate_files(jobs, pair, OPTIONS, Writing(pair="0" * 16)):
         if outcome.error is not None:
             raise outcome.error
@@ -59,7 +62,7 @@ def main(folder: Path) -> None:
     placed = next(iter(first.values()))
     side = placed.operators.left
     rows = jax.device_put(np.ones((8, 8, len(side.operator.analysis)), np.float32), placed.device)
-    program = apply_side.lower(side.form, placed.matrices[0], rows).compile().as_text()
+    program = apply_side.lower(side.form, placed.matrices[0], rows).compile().as_text() or ""
     words = ("all-gather", "all-reduce", "collective", "all-to-all")
     found = {
         "devices": len(every),
@@ -68,7 +71,7 @@ def main(folder: Path) -> None:
         "used": len({str(p.device) for p in first.values()}),
         "modules": len(pairs),
         "where": all(
-            matrix.devices() == {p.device}
+            jnp.asarray(matrix).devices() == {p.device}
             for p in first.values()
             for matrices in p.matrices
             for matrix in (matrices.analysis, *matrices.synthesis)
