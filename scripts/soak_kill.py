@@ -31,7 +31,8 @@ from prolora_jax.benchmarks.mixed_catalog import write_mixed_catalog
 from prolora_jax.io.atomic import write_text
 
 FILES = 40
-REPORTS = (".report.json",)
+KNOWN = ".weights.json"
+OTHERS = (".report.json", KNOWN, ".names")  # the last: what a running process uses
 NOT_OUTPUTS = frozenset({"manifest.sqlite", "manifest.sqlite-wal", "manifest.sqlite-shm", ".lock"})
 COMPILED = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -88,6 +89,7 @@ class Soak:
         self._wait(self._start(again, folder / "again-bases"))
         self.seconds = time.monotonic() - started
         self.outputs, self.stored = prints(self.whole), prints(self.bases)
+        self.known = known(self.bases)
         if prints(again) != self.outputs:
             raise Failed("two runs that were left alone differ")
 
@@ -179,6 +181,12 @@ class Soak:
     ) -> dict[str, tuple[int, int]]:
         """Check a folder as a run has left it; returns its finished outputs and their identity."""
         here, stored = prints(out), prints(bases)
+        for name, weights in known(bases).items():
+            # Nothing is noted of files that were written a moment ago: of the first run it may be
+            # nothing at all.
+            noted = self.known.setdefault(name, {})
+            if any(noted.setdefault(place, told) != told for place, told in weights.items()):
+                raise Failed(f"{name}: other fingerprints than those of an earlier run")
         for name, print_ in {**here, **stored}.items():
             if print_ != (self.outputs.get(name) or self.stored.get(name)):
                 raise Failed(f"{name}: torn, or not what the run that was left alone wrote")
@@ -233,16 +241,28 @@ class Soak:
 def prints(folder: Path) -> Prints:
     """Digests of the files of a folder that a user keeps, by path below it.
 
-    Reports are left out, since they name their folder; so is what is being written.
+    Reports are left out, since they name their folder; so is what is being written, and what
+    grows while a run goes on (`known`).
     """
     found = {}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         temporary = any(part.endswith(".prolora-tmp") for part in path.relative_to(folder).parts)
-        if not path.is_file() or temporary or path.name in NOT_OUTPUTS or name.endswith(REPORTS):
+        if not path.is_file() or temporary or path.name in NOT_OUTPUTS or name.endswith(OTHERS):
             continue
         found[name] = sha256(path.read_bytes()).hexdigest()
     return found
+
+
+def known(bases: Path) -> dict[str, dict[str, str]]:
+    """Fingerprints of weights by file of a store, read without the package's own code."""
+    try:
+        return {
+            path.name: json.loads(path.read_bytes())["fingerprints"]
+            for path in bases.rglob(f"*{KNOWN}")
+        }
+    except ValueError as error:
+        raise Failed(f"{bases}: a file of fingerprints is torn ({error})") from error
 
 
 if __name__ == "__main__":

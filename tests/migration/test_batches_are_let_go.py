@@ -38,7 +38,7 @@ def test_a_written_batch_is_let_go(monkeypatch: pytest.MonkeyPatch, held: bool):
         read.append(weakref.ref(tensors))
         return Prepared(job, None, None, tensors, many.BATCH_ROWS, 1, (1.0, 1.0), 0.0)  # pyright: ignore[reportArgumentType]
 
-    def move(prepared, *_):
+    def move(_, prepared):
         if moved:
             gone.append(let_go(read[len(moved) - 1]))
         moved.append(len(prepared))
@@ -47,7 +47,7 @@ def test_a_written_batch_is_let_go(monkeypatch: pytest.MonkeyPatch, held: bool):
         return [{} for _ in prepared]
 
     monkeypatch.setattr(many, "read_job", read_one)
-    monkeypatch.setattr(many, "_results", move)
+    monkeypatch.setattr(many._Pipeline, "_results", move)
     monkeypatch.setattr(many, "write_job", lambda item, *_: FileOutcome(item.job))
     jobs = [FileJob(Path(f"{n}"), Path(f"out {n}"), 8) for n in range(3)]
     outcomes = list(migrate_files(jobs, object.__new__(BasePair), MigrationOptions()))
