@@ -129,6 +129,8 @@ class Lane:
                     return
 
                 def one(numbered: tuple[int, FileJob], room=room) -> Read | None:
+                    if self.rooms.closed:  # nobody waits for the rest of the batch
+                        return None
                     rest = self._rests.get()
                     try:
                         given = numbered[1], room, numbered[0], rest, self._writing

@@ -113,6 +113,7 @@ class Rooms:
         self._table, self._files, self._unmade = table, files, rooms
         self._free: SimpleQueue[Room | None] = SimpleQueue()
         self._lock = Lock()
+        self.closed = False
 
     def take(self) -> Room:
         """A free room; waits for one.
@@ -135,6 +136,7 @@ class Rooms:
 
     def close(self) -> None:
         """Have everybody who waits for a room, or will, go on without one."""
+        self.closed = True
         self._free.put(None)
 
 
