@@ -101,7 +101,7 @@ def moving(file: Path, out: Path, pair: BasePair, method: str, rank: str) -> Cal
     job = FileJob(file, out)
 
     def run() -> None:
-        for outcome in migrate_files([job], pair, options, Writing(overwrite=True)):
+        for outcome in migrate_files([job], pair, options, Writing("lora", overwrite=True)):
             if outcome.error is not None:
                 raise outcome.error
 
