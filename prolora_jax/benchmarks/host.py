@@ -37,8 +37,9 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.guarded import read_into
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.matching.pairs import ModulePair
+from prolora_jax.method.encoding import rank_class
 from prolora_jax.method.projection import apply_side
-from prolora_jax.migration.blocks import rank_class, split_rows
+from prolora_jax.migration.blocks import split_rows
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob
 from prolora_jax.migration.lane import lane

@@ -17,9 +17,10 @@ from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.benchmarks import baselines
 from prolora_jax.benchmarks.baselines import PaperLayer, Spans, ThinLayer, WideLayers
 from prolora_jax.benchmarks.bases import orthonormal
+from prolora_jax.method.encoding import rank_class
 from prolora_jax.method.operators import ModuleOperators, Span, prepare_side
 from prolora_jax.method.projection import apply_side, rows_of
-from prolora_jax.migration.blocks import rank_class, split_rows, stacked
+from prolora_jax.migration.blocks import split_rows, stacked
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions

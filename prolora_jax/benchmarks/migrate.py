@@ -44,7 +44,7 @@ from prolora_jax.benchmarks.made_updates import MadeModule, Shape, Updates, made
 from prolora_jax.benchmarks.recompression import recompression
 from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio, total
-from prolora_jax.migration.blocks import rank_class
+from prolora_jax.method.encoding import rank_class
 
 TARGET = "ssd-1b"
 RANK, ADAPTERS = 16, 64

@@ -12,6 +12,18 @@ DTYPES = {
 }
 
 
+RANK_STEP = 8
+"""The smallest rank class; the others are its doubles. Zero rows pad a rank to its class."""
+
+
+def rank_class(rank: int) -> int:
+    """The smallest of 8, 16, 32, ... that is not below a rank."""
+    size = RANK_STEP
+    while size < rank:
+        size *= 2
+    return size
+
+
 class HostFactors(NamedTuple):
     """The update `up @ down`, scale folded in: `down (rank, in)`, `up (out, rank)`."""
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from prolora_jax.method.encoding import rank_class
 from prolora_jax.method.linalg import HIGHEST
 
 PIECE = 32
@@ -48,7 +49,7 @@ def squared_norm(up: Float[np.ndarray, "out rank"], down: Float[np.ndarray, "ran
     """The same for one module of any float dtype."""
     if np.float64 in (up.dtype, down.dtype):
         return _in_double(up, down)
-    rank = _rank_class(up.shape[1])
+    rank = rank_class(up.shape[1])
     if rank > up.shape[1]:  # here, so that few programs are compiled for the ranks of any catalog
         missing = rank - up.shape[1]
         up, down = np.pad(up, ((0, 0), (0, missing))), np.pad(down, ((0, missing), (0, 0)))
@@ -106,7 +107,7 @@ def grams(
 
     Zeros fill them up to a rank of the menu, as they do in `squared_norm`.
     """
-    rank = _rank_class(factors.shape[2 if side == "up" else 1])
+    rank = rank_class(factors.shape[2 if side == "up" else 1])
     one = partial(_gram, side=side, rank=rank)
     # On CPU one after the other: a cast of all at once is bound by memory, and takes three times
     # as long.
@@ -120,11 +121,6 @@ def _gram(factor: Array | np.ndarray, side: str, rank: int) -> Array:
     missing[1 - axis] = (0, rank - factor.shape[1 - axis])
     wide = jnp.pad(jnp.asarray(factor, jnp.float32), missing)
     return lax.dot_general(wide, wide, (((axis,), (axis,)), ((), ())), precision=HIGHEST)
-
-
-def _rank_class(rank: int) -> int:
-    """A power of two that is not below a rank, at least 8: as blocks have it."""
-    return max(8, 1 << (rank - 1).bit_length())
 
 
 def _in_double(up: np.ndarray, down: np.ndarray) -> float:

@@ -16,17 +16,6 @@ from prolora_jax.adapters.adapter import LoraModule
 WIDTHS = (64, 512)
 """Rows of a block. On CPU a matmul gives a row other bits below 64 rows (measured, and tested)."""
 
-RANK_STEP = 8
-"""The smallest rank class; the others are its doubles. Zero rows pad a rank to its class."""
-
-
-def rank_class(rank: int) -> int:
-    """The smallest of 8, 16, 32, ... that is not below a rank."""
-    size = RANK_STEP
-    while size < rank:
-        size *= 2
-    return size
-
 
 def split_rows(adapters: int, rank: int) -> Iterator[tuple[int, int]]:
     """Blocks for some adapters of one rank class.

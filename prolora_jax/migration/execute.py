@@ -19,10 +19,10 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method import encoding
-from prolora_jax.method.encoding import HostFactors
+from prolora_jax.method.encoding import HostFactors, rank_class
 from prolora_jax.method.singular import singular_form
 from prolora_jax.method.update_norms import squared_norm
-from prolora_jax.migration.blocks import rank_class, split_rows, stacked
+from prolora_jax.migration.blocks import split_rows, stacked
 from prolora_jax.migration.edges import holds, stored, to_the_middle
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.placing import OperatorsOnDevices, Placed
@@ -130,8 +130,8 @@ def move_all(
     waiting = _jobs(works, options, moved)
     total = sum(len(work.plan.steps) for work in works)
     done = sum(map(len, moved))
-    pair.prepare_operators(list(waiting), options, progress)
     placed = placed or OperatorsOnDevices(pair, options)
+    placed.prepare(list(waiting), progress)
     in_flight = IN_FLIGHT * placed.devices
     running: deque[Block] = deque()
 

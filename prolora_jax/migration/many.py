@@ -19,7 +19,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError
 from prolora_jax.io.adapters.inputs import likely_rank
 from prolora_jax.io.containers.header_tables import HeaderTables
-from prolora_jax.migration.blocks import rank_class
+from prolora_jax.method.encoding import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all, norm_of
 from prolora_jax.migration.files import (
     Writing,
@@ -135,6 +135,7 @@ class _Pipeline:
         self.done, self.total = 0, len(jobs)
         self.placed = OperatorsOnDevices(pair, options)
         self.odd: list[FileJob] = []
+        self.closed = False
         self.lane: Lane | None = None
         self.read = prefetch(self._batches(jobs))
         self.moved: deque[FileOutcome | _Moved | _OnLane] = deque()
@@ -143,6 +144,7 @@ class _Pipeline:
 
     def close(self) -> None:
         """End all threads; a batch that nobody wants is not waited for."""
+        self.closed = True
         if self.lane is not None:
             self.lane.rooms.close()
         self.read.close()
@@ -168,6 +170,8 @@ class _Pipeline:
         headers = HeaderTables()
         named = sorted(_named(jobs, headers), key=_place)
         for (_, name), group in groupby(named, key=_place):
+            if self.closed:
+                return
             same = [job for *_, job in group]
             lane = None
             if name:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from prolora_jax.engines.progress import Progress
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.operators import ModuleOperators, SideOperator
 from prolora_jax.migration.pair import BasePair
@@ -69,6 +70,10 @@ class OperatorsOnDevices:
     def devices(self) -> int:
         """How many there are."""
         return len(self._devices)
+
+    def prepare(self, wanted: Sequence[ModulePair], progress: Progress | None = None) -> None:
+        """Have operators computed that are not stored yet, by worker processes, too."""
+        self._pair.prepare_operators(wanted, self._options, progress)
 
     def each(self, wanted: Sequence[ModulePair]) -> Iterator[tuple[ModulePair, Placed]]:
         """Operators of each pair of modules, asked for early: a disk reads them meanwhile."""

@@ -196,14 +196,15 @@ def test_files_that_vanish_and_files_that_are_cut_off(pair, tmp_path, monkeypatc
     assert len(on_lane) == 8
 
 
-def test_a_run_that_nobody_waits_for_ends(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(lanes, "ROOMS", 1)
-    files = [write(tmp_path / f"{i:02}.safetensors", i, (64,)) for i in range(16)]
+def test_a_run_that_nobody_waits_for_ends(pair, tmp_path, monkeypatch, on_lane):
+    monkeypatch.setattr(lanes, "_places", lambda *_: 8)
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,)) for i in range(48)]
     jobs = [FileJob(f, tmp_path / "out" / f.name) for f in files]
     outcomes = migrate_files(jobs, pair, MigrationOptions(), Writing(pair=PAIR))
     assert next(outcomes).error is None
     del outcomes  # which waits for all threads
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) < 16
+    assert 8 <= len(on_lane) < 48
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) < 48
 
 
 def test_an_output_of_others_is_left_as_it_is(pair, tmp_path, on_lane):
@@ -215,3 +216,32 @@ def test_an_output_of_others_is_left_as_it_is(pair, tmp_path, on_lane):
     assert refused == ["04.safetensors"]
     assert (tmp_path / "out" / "04.safetensors").read_bytes() == b"somebody's"
     assert len(on_lane) == 7
+
+
+def test_batches_that_fail_are_told_and_hold_up_nobody(pair, tmp_path, monkeypatch):
+    """As many of them as there are rooms, and one more."""
+    count = 8 * (lanes.ROOMS + 1)
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,)) for i in range(count)]
+    monkeypatch.setattr(lanes, "move", broken)
+    monkeypatch.setattr(lanes, "_places", lambda *_: 8)
+    jobs = [FileJob(f, tmp_path / "out" / f.name) for f in files]
+    outcomes = list(migrate_files(jobs, pair, MigrationOptions(), Writing(pair=PAIR)))
+    assert len(outcomes) == len(files)
+    assert [str(o.error) for o in outcomes if "the device is gone" not in str(o.error)] == []
+
+
+def broken(*_):
+    raise MemoryError("the device is gone")
+
+
+def test_operators_are_prepared_for_all_files_at_once(toy, tmp_path, on_lane):
+    """Not one by one when they are asked for: worker processes share that, and progress is told."""
+    fresh = BasePair(load_base_model(toy.source), load_base_model(toy.target))
+    files = [write(tmp_path / f"{i:02}.safetensors", i, (8,)) for i in range(8)]
+    jobs = [FileJob(f, tmp_path / "out" / f.name) for f in files]
+    told: list[tuple[str, int, int]] = []
+    how = Writing(pair=PAIR), lambda *progress: told.append(progress)
+    assert all(o.error is None for o in migrate_files(jobs, fresh, MigrationOptions(), *how))
+    assert len(on_lane) == 8
+    steps = [progress for progress in told if progress[0] == "operators"]
+    assert steps[-1][1] == steps[-1][2] == len(steps) > 8

@@ -20,9 +20,10 @@ from prolora_jax.errors import Refusal
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.method.encoding import rank_class
 from prolora_jax.method.operators import Method, Span, prepare_side
 from prolora_jax.method.projection import apply_side
-from prolora_jax.migration.blocks import WIDTHS, rank_class, split_rows
+from prolora_jax.migration.blocks import WIDTHS, split_rows
 from prolora_jax.migration.execute import Work
 from prolora_jax.migration.jobs import FileJob
 from prolora_jax.migration.many import migrate_files

@@ -1,13 +1,9 @@
 """Operators on the devices of a host: each module has one, and outputs do not depend on them."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from patience import UNTIL_HUNG
+from eight_devices import found_by
 
 SCRIPT = Path(__file__).parents[1].joinpath("support", "placed_modules.py")
 
@@ -15,22 +11,7 @@ SCRIPT = Path(__file__).parents[1].joinpath("support", "placed_modules.py")
 @pytest.fixture(scope="module")
 def found() -> dict[str, object]:
     """What the script says, over 8 virtual devices."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=UNTIL_HUNG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_by(SCRIPT)
 
 
 def test_eight_devices_write_what_one_writes(found):

@@ -3,10 +3,6 @@
 In a process of its own, as test_sharding.py says; compiling takes nearly all of its time.
 """
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +10,7 @@ import pytest
 import sharded_pictures
 import tiny_pipelines
 import unets
-from patience import UNTIL_HUNG
+from eight_devices import found_by
 from tiny_pipelines import PROMPTS
 
 SCRIPT = Path(sharded_pictures.__file__)
@@ -29,22 +25,7 @@ def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
     tiny_pipelines.make_pipeline(folder / "pipeline", "ssd-1b")
     unets.save(unets.torch_net(unets.SMALLEST), folder / "unet")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder / "pipeline"), str(folder / "unet")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=UNTIL_HUNG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = found_by(SCRIPT, str(folder / "pipeline"), str(folder / "unet"))
     assert found["devices"] == 8
     return found
 

@@ -3,8 +3,6 @@
 The 8 devices are in a process of their own: see test_sharding.py.
 """
 
-import json
-import os
 import subprocess
 import sys
 import threading
@@ -14,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from eight_devices import found_by
 from jax.sharding import Mesh
-from patience import UNTIL_HUNG
 from sharded_bases import model_of_many_shapes, spectra
 
 from prolora_jax.errors import BaseModelError
@@ -63,22 +61,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path_factory.mktemp("sharded"))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=UNTIL_HUNG,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return found_by(SCRIPT, str(tmp_path_factory.mktemp("sharded")))
 
 
 def too_large(errors: dict[str, float], limits: dict[str, float]) -> dict[str, float]:

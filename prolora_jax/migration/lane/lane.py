@@ -12,11 +12,11 @@ from prolora_jax.errors import BaseModelError
 from prolora_jax.io.adapters.files import lacks_config
 from prolora_jax.io.adapters.known_tables import look_at
 from prolora_jax.io.containers.header_tables import HeaderTables
-from prolora_jax.method.encoding import DTYPES
-from prolora_jax.migration.blocks import WIDTHS, rank_class
+from prolora_jax.method.encoding import DTYPES, rank_class
+from prolora_jax.migration.blocks import WIDTHS
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob
-from prolora_jax.migration.lane.moving import Batch, move
+from prolora_jax.migration.lane.moving import Batch, move, projected
 from prolora_jax.migration.lane.output import Output, output_of
 from prolora_jax.migration.lane.reading import Read, read
 from prolora_jax.migration.lane.room import Closed, Rest, Rooms
@@ -64,11 +64,19 @@ class LaneBatch:
 
         Returns:
             The files that can be written, and each one's share of the time; others join `odd`.
+
+        Raises:
+            ProloraError: none of them can be moved; their room is free again.
         """
         if self.batch is None:
             return []
         started, batch = time.perf_counter(), self.batch
-        move(batch, self.lane.output, placed)
+        try:
+            self.lane.prepare(placed)
+            move(batch, self.lane.output, placed)
+        except BaseException:
+            self.lane.rooms.give_back(batch.room)
+            raise
         share = (time.perf_counter() - started) / len(batch.files)
         self.odd += [batch.files[place].job for place in sorted(batch.odd)]
         good = [(read, share) for place, read in batch.files.items() if place not in batch.odd]
@@ -100,6 +108,7 @@ class Lane:
         writing: whether there may be outputs already.
         limit: bytes of input that a batch may hold.
         headers: tables that were seen.
+        progress: called while operators are prepared.
     """
 
     def __init__(
@@ -110,13 +119,21 @@ class Lane:
         writing: Writing,
         limit: int,
         headers: HeaderTables,
+        progress: Progress | None = None,
     ):
+        self._prepared, self._progress = False, progress
         self.table, self.output, self._writing, self._headers = table, output, writing, headers
         self.places = _places(table, jobs, limit)
         self.rooms = Rooms(table, self.places, ROOMS)
         self._rests: SimpleQueue[Rest] = SimpleQueue()
         for _ in range(READERS):
             self._rests.put(Rest(table))
+
+    def prepare(self, placed: OperatorsOnDevices) -> None:
+        """Have what the table's files need computed, by worker processes, too: once."""
+        if not self._prepared:
+            placed.prepare([pair for _, pair in projected(self.table, self.output)], self._progress)
+            self._prepared = True
 
     def batches(self, jobs: Sequence[FileJob]) -> Iterator[LaneBatch]:
         """Read files, a room full at a time; ends early when the rooms are closed."""
@@ -188,7 +205,7 @@ def open_lane(
             if writing.pair is None and lacks_config(table.header.adapter):
                 return None  # each such file is told about
             output = output_of(table, pair, writing, job.output)
-            return Lane(table, output, len(jobs), writing, limit, headers)
+            return Lane(table, output, len(jobs), writing, limit, headers, progress)
         except Irregular:
             return None
         except BaseModelError:

@@ -12,15 +12,15 @@ from jax import lax
 
 from prolora_jax.adapters.formats.folding import ROUNDOFF
 from prolora_jax.matching.pairs import ModulePair
-from prolora_jax.method.encoding import HostFactors
+from prolora_jax.method.encoding import HostFactors, rank_class
 from prolora_jax.method.update_norms import from_grams, grams, in_pieces
-from prolora_jax.migration.blocks import Factors, rank_class, split_rows
+from prolora_jax.migration.blocks import Factors, split_rows
 from prolora_jax.migration.edges import MIDDLE, holds
 from prolora_jax.migration.execute import IN_FLIGHT
 from prolora_jax.migration.lane.output import Output
 from prolora_jax.migration.lane.reading import Read
 from prolora_jax.migration.lane.room import Room
-from prolora_jax.migration.lane.table import Kind
+from prolora_jax.migration.lane.table import Kind, Table
 from prolora_jax.migration.placing import OperatorsOnDevices, Placed
 from prolora_jax.migration.projecting import Block, Job, finished, started
 from prolora_jax.plans.plan import Action
@@ -38,6 +38,7 @@ class Batch:
     Attributes:
         room: where the numbers are.
         files: what was read, by place in the room.
+        steps: how many the plan has.
         odd: places of files that have to go the way of single files.
         squares: squared norm of each module of each file, `(modules, places)`.
         factors: up and down of each step's output, by (step, place).
@@ -45,6 +46,8 @@ class Batch:
         kept: `(steps, places)`: share of the squared norm that the rank holds.
         energies: `(steps, places, 4)`: shares of the input's four blocks.
         still: of each step, what `rotation` left still.
+        scales: `(modules, places)`.
+        of_down: Gram matrices of `down` by kind, `(modules, places, rank, rank)`.
     """
 
     room: Room
@@ -81,15 +84,9 @@ def move(batch: Batch, output: Output, placed: OperatorsOnDevices) -> None:
     """
     table = batch.room.table
     _measure(batch)
-    copied: list[int] = []
-    pairs: dict[ModulePair, int] = {}
-    for number, step in enumerate(table.plan.steps):
-        if step.action is Action.COPY:
-            copied.append(number)
-        elif output.ranks[number]:
-            pairs[ModulePair(step.source_path, step.path)] = number
-    _copy(batch, copied)
+    _copy(batch, [i for i, step in enumerate(table.plan.steps) if step.action is Action.COPY])
     _clear(batch)
+    pairs = {pair: number for number, pair in projected(table, output)}
     running: deque[tuple[int, int, Block]] = deque()
     for modules, on_device in placed.each(list(pairs)):
         number = pairs[modules]
@@ -99,6 +96,15 @@ def move(batch: Batch, output: Output, placed: OperatorsOnDevices) -> None:
                 _collect(batch, output, *running.popleft())
     while running:
         _collect(batch, output, *running.popleft())
+
+
+def projected(table: Table, output: Output) -> list[tuple[int, ModulePair]]:
+    """The steps that are projected, and leave something: their numbers and modules."""
+    return [
+        (number, ModulePair(step.source_path, step.path))
+        for number, step in enumerate(table.plan.steps)
+        if step.action is not Action.COPY and output.ranks[number]
+    ]
 
 
 def _clear(batch: Batch) -> None:
