@@ -43,7 +43,7 @@ def denoise(
     # Those that add noise as they go draw it from a key for each picture.
     state = sampler.create_state(*([keys] if isinstance(sampler, LCMScheduler) else []))
     state = sampler.set_timesteps(state, steps, noise.shape)
-    text, added = _conditions(pipeline, told, untold, noise.shape)
+    text, added = conditions(pipeline, told, untold, noise.shape)
 
     def step(i: Array, carried: Any) -> Any:
         latents, state = carried
@@ -64,10 +64,20 @@ def denoise(
     return latents
 
 
-def _conditions(
+def conditions(
     pipeline: Pipeline, told: Told, untold: Told | None, shape: tuple[int, ...]
 ) -> tuple[Array, dict[str, Array] | None]:
-    """The text, and for SDXL's family sizes and pooled text; a row for each row of the net."""
+    """What the UNet is given beside the noisy picture and its time.
+
+    Args:
+        pipeline: of the UNet.
+        told: what the prompts say, a row for each picture.
+        untold: what the negative prompts say, likewise; their rows come first of each two.
+        shape: of the latents.
+
+    Returns:
+        The text, and for SDXL's family sizes and pooled text; a row for each row of the net.
+    """
     (text, pooled), rows = told, shape[0]
     if untold is not None:
         text, rows = _pairs(untold.text, text), 2 * rows
