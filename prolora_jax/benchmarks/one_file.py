@@ -35,7 +35,7 @@ class Stages:
 
     def __init__(self):
         self._last = 0.0
-        self.cpu_s = dict.fromkeys(STAGES, 0.0)
+        self.cpu_s: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.peak_bytes: dict[str, int | None] = dict.fromkeys(STAGES)
 
     def end(self, stage: str) -> None:
