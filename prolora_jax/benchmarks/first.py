@@ -17,15 +17,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from prolora_jax.benchmarks import environment, isolated, peaks
 from prolora_jax.benchmarks.cores import progress
-from prolora_jax.benchmarks.made_catalog import POOL, MadeAdapter, make_adapter
-from prolora_jax.benchmarks.made_models import generator, tiny_pair, write_models
+from prolora_jax.benchmarks.made_catalog import write_alike
+from prolora_jax.benchmarks.made_models import require_made_pair, tiny_pair, write_models
 from prolora_jax.benchmarks.targets import Verdict, at_most
-from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.adapters.files import save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 
 RANK = 16
@@ -55,12 +51,8 @@ def measure(
     Raises:
         UsageError: no made pair is there.
     """
-    if folder is not None and not (Path(folder) / "ssd-1b").is_dir():
-        raise UsageError(
-            f"{folder}: found no made pair. Make one with scripts/make_checkpoint_pair.py OUT and "
-            "name it: --pair OUT (or leave --pair out for small nets).",
-            code=Refusal.MISSING_FILE,
-        )
+    if folder is not None:
+        require_made_pair(Path(folder))
     small = folder is None or quick
     with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
         place = Path(scratch)
@@ -70,7 +62,8 @@ def measure(
         progress("peaks")
         found = peaks.measure(place, quick=True)
         made = place / "made" if small else Path(str(folder))
-        adapter = _adapter(made / "sdxl", place)
+        spec = load_base_model(made / "sdxl").spec
+        (adapter,) = write_alike(spec, place / "in", 1, RANK)
         stored = place / "stored" if store is None or small else Path(store)
         results = {name: _way(name, made, adapter, place, stored) for name in ways or WAYS}
     return {
@@ -122,11 +115,3 @@ def _way(name: str, made: Path, adapter: Path, scratch: Path, stored: Path) -> d
         run("to have everything stored", stored, keeps=True)
     warm = run("warm", stored, keeps=True)
     return {"cold": cold, "again": again, "warm": warm, "stored": size}
-
-
-def _adapter(source: Path, folder: Path) -> Path:
-    pool = generator("first pool").standard_normal(POOL, np.float32)
-    made = MadeAdapter("first.safetensors", "diffusers", (RANK,), "float16", "attn", 1.0, 0)
-    spec = load_base_model(source).spec
-    save_adapter(make_adapter(made, spec, pool), folder / made.name, base=spec)
-    return folder / made.name

@@ -1,4 +1,4 @@
-"""`prolora benchmark bases | migrate | catalog | host | first`."""
+"""`prolora benchmark bases | migrate | catalog | host | first | memory`."""
 
 import sys
 from pathlib import Path
@@ -137,6 +137,36 @@ def first(
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     more = {"folder": folder, "ways": list(way), "store": str(common.basis_store().folder)}
     return _run("first", None, quick, out_path, common, **more)
+
+
+@benchmark.command
+def memory(
+    *,
+    pair: Path | None = None,
+    way: tuple[Literal["copy", "full"], ...] = (),
+    files: int = 64,
+    most: int = 1024,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Memory of a catalog that no file backs: with some files, and with many.
+
+    By --method copy and --method prolora-full, each time in a process of its own. At real size it
+    takes about half an hour, with what is not stored yet.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; small nets without it.
+        way: which is measured; may be said several times [default: all].
+        files: some: so many are made.
+        most: many: the same files again and again.
+        quick: few files on small nets: shows that everything runs; its figures say nothing.
+        out_path: JSON file with the results, the environment and the peaks of this machine.
+    """
+    folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
+    more = {"folder": folder, "ways": list(way), "files": files, "most": most}
+    more["store"] = str(common.basis_store().folder)
+    return _run("memory", None, quick, out_path, common, **more)
 
 
 def _run(

@@ -156,6 +156,20 @@ def show_first(console: Console, found: dict[str, Any]) -> None:
     show_targets(console, found)
 
 
+def show_memory(console: Console, found: dict[str, Any]) -> None:
+    """Anonymous memory by way and number of files."""
+    show_environment(console, found)
+    results = found["results"]
+    table = _table(f"Anonymous memory on {results['nets']} nets", ("way", "files", "MB", "CPU s"))
+    for name, runs in results["ways"].items():
+        for which in ("some", "many"):
+            run = runs[which]
+            cpu = f"{run['cpu_s']:.0f}"
+            table.add_row(name, str(run["files"]), _megabytes(run["bytes"]), cpu)
+    console.print(table)
+    show_targets(console, found)
+
+
 def _megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.0f}"
 
@@ -225,5 +239,6 @@ SHOW: dict[str, Callable[[Console, dict[str, Any]], None]] = {
     "catalog": show_catalog,
     "host": show_host,
     "first": show_first,
+    "memory": show_memory,
 }
 """By name of the benchmark."""
