@@ -85,3 +85,11 @@ class LateModule(LoraModule):
     def weight_shape(self) -> tuple[int, ...]:
         """As of any module; no factors are made for it."""
         return super().weight_shape if self.late is None else self.late.shape
+
+    @property
+    def nbytes(self) -> int:
+        """As of any module, once its factors are made."""
+        if self.late is None:
+            return super().nbytes
+        out, *rest = self.late.shape
+        return np.dtype(np.float32).itemsize * self.rank * (out + int(np.prod(rest)))

@@ -42,6 +42,7 @@ def test_late_factors_are_the_ones_made_at_once(rank: FactorRank):
     assert sum(isinstance(module, LateModule) for module in late) >= 2
     for one, other in zip(at_once, late, strict=True):
         assert (one.path, one.rank, one.dtype) == (other.path, other.rank, other.dtype)
+        assert one.nbytes == other.nbytes
         assert one.weight_shape == other.weight_shape == SHAPES[one.path]
         assert one.made_from is not None
         assert other.made_from is not None
@@ -87,3 +88,9 @@ def test_rounded_factors_hold_the_product(dtype: str, size: float, cancel: bool)
             assert all(np.array_equal(a, b) for a, b in zip(found, plain, strict=True))
         elif found is not None:
             assert off(found) <= ROUNDOFF[dtype]
+
+
+def test_what_plans_ask_for_makes_no_factors(monkeypatch: pytest.MonkeyPatch):
+    late = [m for m in factored(adapter(), SPEC, late=True).modules if isinstance(m, LateModule)]
+    monkeypatch.setattr(LateModule, "__getattr__", None)
+    assert all((m.rank, m.norm, m.nbytes, m.weight_shape, m.dtype) for m in late)
