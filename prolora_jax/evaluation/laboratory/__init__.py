@@ -19,7 +19,9 @@ workshop.py: The laboratory's folder: base models and adapters.
 activations.py: What the linear modules of two nets see when both are shown the same pictures.
 exams.py: What an adapter's effect on a target is judged on: rows that no model has seen.
 samples.py: Pictures that a target makes with an adapter.
+pair_samples.py: What two base models draw, and what each says of the other's pictures.
 trials.py: One adapter moved to one target, in every way that is asked for, and what came of it.
 beyond.py: Ways to move an adapter that the paper does not have, all of them without training.
+refining.py: Arms that learn from samples of the models alone, and their teachers without a student.
 sweep.py: Arms x options x targets x adapters x seeds: what to try, as data.
 """
