@@ -88,7 +88,7 @@ def measure(
         stages.end("match")
         plan = plan_fitted(fitted, pair, asked, stages.progress)
         stages.end("similarity")
-        migrated, report = run_plan(fitted.adapter, pair, plan, stages.progress, own=True)
+        migrated, report = run_plan(fitted.adapter, pair, plan, stages.progress)
         stages.end("projection")
         write_migrated(migrated, report, Path(out), pair.target.spec, WRITING)
     finally:
