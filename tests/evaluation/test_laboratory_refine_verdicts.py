@@ -45,7 +45,7 @@ def rows(gains: Mapping[str, tuple[float, float]], own: float = 0.0, seeds: int 
                             "arm": arm,
                             "arrived": [share, share, share],
                             "own_loss": 1.0 + (own if arm != "copy" else 0.0),
-                            "none": {"own_loss": 1.0},
+                            "none": {"own_loss": 0.1},
                             "disagreement": DISTANCE[target],
                             "student": None if arm == "copy" else {"style": style},
                         }

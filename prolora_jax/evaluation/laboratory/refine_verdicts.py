@@ -24,8 +24,8 @@ class WorthTrial:
 
     Attributes:
         gain: mean share above `copy`'s.
-        own_cost: how much more the target's own loss grows than under `copy`, over concepts; None
-            where no cell is one.
+        own_cost: how much larger the target's own loss is than under `copy`, over concepts, as a
+            loss and not as a share; None where no cell is one.
     """
 
     gain: Share
@@ -53,10 +53,10 @@ def try_worth(rows: Sequence[Row], arm: str, targets: Iterable[str], kind: str =
     wanted = on(list(targets))
     counted = [row for row in rows if kind in ("", row["kind"])]
     concepts = [row for row in counted if row["kind"] == "concept"]
-    common = cells(concepts, arm, "own_change").keys() & cells(concepts, COPY, "own_change").keys()
+    common = cells(concepts, arm, "own_loss").keys() & cells(concepts, COPY, "own_loss").keys()
     cost = None
     if any(wanted(cell) for cell in common):
-        cost = difference(concepts, arm, COPY, "own_change", wanted).value
+        cost = difference(concepts, arm, COPY, "own_loss", wanted).value
     return WorthTrial(difference(counted, arm, COPY, where=wanted), cost)
 
 
