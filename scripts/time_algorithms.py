@@ -1,11 +1,12 @@
 """LoHa and LoKr files against plain LoRA files of the same bytes: read, made into factors, moved.
 
-    python scripts/time_algorithms.py [--pair FOLDER] [--out docs/benchmarks/algorithms.json]
+    python scripts/time_algorithms.py [--pair FOLDER | --whole] [--out FILE]
 
 Without a made pair of real size (`make_checkpoint_pair.py`) one of half its widths and fewer blocks
-is made. Each file goes from disk to disk with its report, subspaces and operators known before, in
-one process that keeps to one thread on one core; contestants take turns (`benchmarks.timing`). A
-ratio is the median of the ratios of the rounds, in CPU time.
+is made; `--whole` copies 722 modules of SDXL's own widths. Each file goes from disk to disk with
+its report, subspaces and operators known before, in one process that keeps to one thread on one
+core; contestants take turns (`benchmarks.timing`). A ratio is the median of the ratios of the
+rounds, in CPU time.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.table import UNetTensors
+from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.benchmarks import environment
 from prolora_jax.benchmarks.cores import pin, progress
-from prolora_jax.benchmarks.made_models import MadeNet, MadePair, write_models
+from prolora_jax.benchmarks.diffusers_config import diffusers_config
+from prolora_jax.benchmarks.made_models import (
+    DTYPE,
+    WEIGHTS_FILE,
+    MadeNet,
+    MadePair,
+    write_models,
+)
 from prolora_jax.benchmarks.timing import ROUNDS, Samples, interleaved, ratio
+from prolora_jax.io.atomic import write_text
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.containers.streamed import write_streamed
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob
 from prolora_jax.migration.many import migrate_files
@@ -40,9 +52,12 @@ from prolora_jax.subspaces.store import MemoryStore
 
 LOHA_RANK = 8
 LOKR_FACTOR = 8
-METHODS = ("copy", "prolora-full")
+METHODS = {"copy": ("same", "lora"), "prolora-full": ("lora",)}
+"""Formats of the output by method: a copy may be written as it is, what is projected is not."""
 FACTOR_RANKS = {"": "energy=0.999,max=64", " max=16": "max=16"}
 AIM = 4.0
+TRAINED = ".attentions."
+"""In the paths of all modules that kohya's trainer trains by default."""
 
 
 def half_pair() -> MadePair:
@@ -60,15 +75,15 @@ def half_pair() -> MadePair:
     return MadePair(MadeNet("sdxl", source), MadeNet("ssd-1b", target))
 
 
-def write_files(spec: BaseModelSpec, folder: Path) -> dict[str, Path]:
-    """A LoHa and a LoKr of the attention layers, and for each a LoRA of as many bytes."""
+def write_files(spec: BaseModelSpec, trained: Collection[str], folder: Path) -> dict[str, Path]:
+    """A LoHa and a LoKr of some layers, and for each a LoRA of as many bytes."""
     rng, made = np.random.default_rng(0), {}
 
     def some(*shape: int) -> np.ndarray:
         return (0.1 * rng.standard_normal(shape)).astype(np.float16)
 
     for path, module in spec.modules.items():
-        if not module.kind_is("attn"):
+        if path not in trained:
             continue
         out, width = module.shape
         name = "lora_unet_" + path.removeprefix("unet.").replace(".", "_")
@@ -95,39 +110,59 @@ def write_files(spec: BaseModelSpec, folder: Path) -> dict[str, Path]:
     return found
 
 
-def moving(file: Path, out: Path, pair: BasePair, method: str, rank: str) -> Callable[[], object]:
+def moving(
+    file: Path, out: Path, pair: BasePair, method: str, format: str, rank: str
+) -> Callable[[], object]:
     """One file from disk to disk."""
     options = MigrationOptions(method=method, factor_rank=rank)  # pyright: ignore[reportArgumentType]
     job = FileJob(file, out)
 
     def run() -> None:
-        for outcome in migrate_files([job], pair, options, Writing("lora", overwrite=True)):
+        for outcome in migrate_files([job], pair, options, Writing(format, overwrite=True)):
             if outcome.error is not None:
                 raise outcome.error
 
     return run
 
 
-def measured(folder: Path, scratch: Path, rounds: int) -> dict[str, Any]:
-    """Every file by every method."""
+def write_flat_sdxl(folder: Path) -> None:
+    """SDXL as large as it is, all of whose weights are one number: a copy looks at none of them."""
+    table, unet = unet_table(CONFIGS["sdxl"]), folder / "sdxl" / "unet"
+    flat = partial(np.full, fill_value=0.02, dtype=DTYPE)
+    write_streamed(unet / WEIGHTS_FILE, table, DTYPE, lambda key: flat(table[key]))
+    config = diffusers_config(CONFIGS["sdxl"], head_width=64)
+    write_text(unet / "config.json", json.dumps(config))
+
+
+def measured(folder: Path, scratch: Path, rounds: int, *, whole: bool) -> dict[str, Any]:
+    """Every file by every method; `whole` copies all that kohya's trainer trains, and no more."""
     about = environment.describe()
-    source, target = (load_base_model(folder / name) for name in ("sdxl", "ssd-1b"))
+    names = ("sdxl", "sdxl") if whole else ("sdxl", "ssd-1b")
+    source, target = (load_base_model(folder / name) for name in names)
     pair = BasePair(source, target, MemoryStore())
-    files = write_files(source.spec, scratch)
+    modules = source.spec.modules
+    trained = [p for p, m in modules.items() if (TRAINED in p if whole else m.kind_is("attn"))]
+    files = write_files(source.spec, trained, scratch)
     results: dict[str, Any] = {}
-    for method in METHODS:
-        contestants = {
-            f"{kind}{text}": moving(file, scratch / "out.safetensors", pair, method, rank)
-            for kind, file in files.items()
-            for text, rank in FACTOR_RANKS.items()
-            if not (kind.startswith("lora") and text)
-        }
-        progress(f"{method}: {len(contestants)} contestants, {rounds} rounds")
-        samples = interleaved(contestants, rounds)
-        results[method] = {"seconds": {n: s.to_dict() for n, s in samples.items()}}
-        results[method]["ratios"] = _ratios(samples)
+    for method, formats in METHODS.items():
+        if whole and method != "copy":
+            continue
+        for format in formats:
+            ranks = FACTOR_RANKS if format == "lora" and not whole else {"": FACTOR_RANKS[""]}
+            contestants = {
+                f"{kind}{text}": moving(
+                    file, scratch / "out.safetensors", pair, method, format, rank
+                )
+                for kind, file in files.items()
+                for text, rank in ranks.items()
+                if not (kind.startswith("lora") and text)
+            }
+            progress(f"{method} {format}: {len(contestants)} contestants, {rounds} rounds")
+            samples = interleaved(contestants, rounds)
+            found = {"seconds": {n: s.to_dict() for n, s in samples.items()}}
+            results[f"{method} {format}"] = found | {"ratios": _ratios(samples)}
     return {
-        "modules": sum(module.kind_is("attn") for module in source.spec.modules.values()),
+        "modules": len(trained),
         "bytes": {kind: file.stat().st_size for kind, file in files.items()},
         "aim": AIM,
         "results": results,
@@ -148,16 +183,21 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pair", type=Path, help="folder of a made pair")
+    parser.add_argument("--whole", action="store_true", help="a copy of SDXL's 722 modules")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pin()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        if options.pair is None:
+        if options.whole:
+            write_flat_sdxl(scratch / "made")
+        elif options.pair is None:
             write_models(half_pair(), scratch / "made")
-        found = measured(options.pair or scratch / "made", scratch, options.rounds)
-    found["pair"] = "half widths" if options.pair is None else "real size"
+        place = scratch / "made" if options.whole else options.pair or scratch / "made"
+        found = measured(place, scratch, options.rounds, whole=options.whole)
+    half = options.pair is None and not options.whole
+    found["pair"] = "half widths" if half else "real size"
     text = json.dumps(found, indent=1) + "\n"
     if options.out is not None:
         options.out.write_text(text)

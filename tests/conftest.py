@@ -1,6 +1,8 @@
 """How every test runs: one BLAS thread per process, strict JAX, bounded memory; which are quick."""
 
 import os
+import shutil
+import tempfile
 
 # Several BLAS threads on shared cores are many times slower. Before any import of NumPy or JAX.
 for _library in ("OPENBLAS", "OMP", "MKL"):
@@ -10,12 +12,20 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 # other for ever (jaxlib 0.10.2 on 2 cores).
 os.environ.setdefault("NPROC", "16")
 
+# What one process of this run compiles, the others read: workers, the commands that tests start,
+# and a worker that has given its memory back. The folder goes when the run ends.
+OWN_PROGRAMS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OWN_PROGRAMS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="prolora-programs-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from memory import PeakMemory, memory_given_back, memory_given_back_within  # noqa: E402
 from quick import has_quick, is_quick  # noqa: E402
+from slow import turn  # noqa: E402
 
 __all__ = ["memory_given_back", "memory_given_back_within"]  # fixtures of every file and test
 
@@ -30,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PeakMemory(), "peak-memory")
 
 
+def pytest_unconfigure() -> None:
+    if OWN_PROGRAMS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m quick` does not even import other files: torch and diffusers take long."""
     if config.getoption("markexpr") != "quick" or not collection_path.match("test_*.py"):
@@ -39,6 +54,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: turn(item.path.relative_to(TESTS).as_posix()))
     for item in items:
         if is_quick(f"{item.path.relative_to(TESTS).as_posix()}::{item.name}"):
             item.add_marker("quick")

@@ -1,6 +1,7 @@
 """What an adapter is: its modules, the base model it is for, its spelling in files.
 
 adapter.py: Host records of an adapter: every tensor of a file is in `modules` or in `extras`.
+late.py: Modules whose factors are made when they are asked for, and held one module at a time.
 algorithms/: What the tensors of a module mean.
 combination.py: Several adapters as one: the weighted sum, as factors side by side.
 comparison.py: Two adapters side by side, module by module, on factors.

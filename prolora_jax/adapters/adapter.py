@@ -106,6 +106,16 @@ class LoraModule:
         return self.down.shape[0]
 
     @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the weight that the update is for, as far as the factors say it."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """What the factors take in memory."""
+        return self.up.nbytes + self.down.nbytes
+
+    @property
     def scale(self) -> float:
         """`alpha / rank`, or 1 when the file has no alpha for this module (formats.md 2.3)."""
         return 1.0 if self.alpha is None else self.alpha / self.rank

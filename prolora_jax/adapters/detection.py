@@ -196,7 +196,7 @@ def _hints(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 def _widths(modules: list[LoraModule]) -> Iterator[str]:
     ends = ("attn2_to_k", "attn2_to_v")
-    widths = {m.down.shape[1] for m in modules if flat(m.path).endswith(ends)}
+    widths = {m.weight_shape[1] for m in modules if flat(m.path).endswith(ends)}
     if widths:
         yield f"shapes: text embedding of width {', '.join(map(str, sorted(widths)))}"
 
@@ -290,7 +290,7 @@ def _spec(architecture: str) -> BaseModelSpec:
 def _by_text_encoder(modules: tuple[LoraModule, ...]) -> tuple[str, ...]:
     """Models whose text encoders have the widths of these modules."""
     widths = {
-        (module.path.partition(".")[0], module.down.shape[1])
+        (module.path.partition(".")[0], module.weight_shape[1])
         for module in modules
         if module.path.endswith(("q_proj", "fc1"))
     }

@@ -31,6 +31,8 @@ def fit(
     matrix: Matrix | None = None,
     factor_rank: FactorRank | None = None,
     keep_dora: bool = False,
+    late: bool = False,
+    keep_own: bool = False,
 ) -> Fitted:
     """Hold an adapter against the base model it is said to be for.
 
@@ -44,6 +46,8 @@ def fit(
         matrix: weights of the base model, for algorithms whose update depends on them.
         factor_rank: of the factors that are made of other algorithms' updates; the default if None.
         keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
+        late: as for `factored`.
+        keep_own: as for `factored`.
 
     Returns:
         The adapter with dotted paths and with LoRA factors alone, and flags.
@@ -54,7 +58,8 @@ def fit(
         WrongBase: the adapter can only belong to another published base model.
     """
     held = hold(adapter, spec, assume_base)
-    made = factored(held.adapter, spec, matrix, factor_rank, keep_dora=keep_dora)
+    how = {"keep_dora": keep_dora, "late": late, "keep_own": keep_own}
+    made = factored(held.adapter, spec, matrix, factor_rank, **how)
     return Fitted(made, held.flags)
 
 

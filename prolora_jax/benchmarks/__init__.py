@@ -13,6 +13,10 @@ peaks.py: What this process could do at best, measured in the same run as what i
 targets.py: What a benchmark aims at.
 timing.py: How times are taken: process CPU time, contestants in turn, every sample kept.
 host.py: `prolora benchmark host`: what a catalog costs the host, beside its bytes.
+one_file.py: One migration of one file, stage by stage.
+first.py: `prolora benchmark first`: one file, with nothing and with everything stored.
+many_files.py: The memory of one process that migrates so many files.
+memory.py: `prolora benchmark memory`: what a catalog holds, of few files and of many.
 bases.py: `prolora benchmark bases`: bases of weights, ours against `torch.linalg.svd`.
 catalog.py: `prolora benchmark catalog`: files to files, and what of it is not arithmetic.
 made_updates.py: One module of a made pair and the updates of many adapters on it.

@@ -23,15 +23,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.benchmarks import environment, peaks
 from prolora_jax.benchmarks.cores import progress
-from prolora_jax.benchmarks.made_catalog import POOL, MadeAdapter, make_adapter
-from prolora_jax.benchmarks.made_models import generator, tiny_pair, write_models
+from prolora_jax.benchmarks.made_catalog import write_alike
+from prolora_jax.benchmarks.made_models import require_made_pair, tiny_pair, write_models
 from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, interleaved
-from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.adapters.files import save_adapter
 from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.guarded import read_into
@@ -78,12 +75,8 @@ def measure(
     Raises:
         UsageError: no made pair is there.
     """
-    if folder is not None and not (Path(folder) / "ssd-1b").is_dir():
-        raise UsageError(
-            f"{folder}: found no made pair. Make one with scripts/make_checkpoint_pair.py OUT and "
-            "name it: --pair OUT (or leave --pair out for small nets).",
-            code=Refusal.MISSING_FILE,
-        )
+    if folder is not None:
+        require_made_pair(Path(folder))
     with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
         place = Path(scratch)
         small = folder is None or quick
@@ -124,7 +117,7 @@ def judged(found: dict[str, Any], *, small: bool) -> list[Verdict]:
 
 def _measured(scratch: Path, pair: BasePair, files: int, rounds: int, full: bool) -> dict[str, Any]:
     progress(f"{files} files")
-    inputs = list(_inputs(pair.source.spec, scratch / "in", files))
+    inputs = write_alike(pair.source.spec, scratch / "in", files, RANK)
     jobs = [FileJob(path, scratch / "out" / path.name) for path in inputs]
     first = _migrate(jobs, pair, COPY)
     sizes = [path.stat().st_size for path in inputs], [j.output.stat().st_size for j in jobs]
@@ -146,17 +139,6 @@ def _measured(scratch: Path, pair: BasePair, files: int, rounds: int, full: bool
         "seconds_per_file": {name: taken.median / files for name, taken in samples.items()},
         "times": samples["copy"].median / samples["bytes"].median,
     }
-
-
-def _inputs(spec: BaseModelSpec, folder: Path, files: int) -> Iterator[Path]:
-    """Adapters of one table, whose scale is not 1."""
-    pool = generator("host pool").standard_normal(POOL, np.float32)
-    for number in range(files):
-        made = MadeAdapter(
-            f"{number:04}.safetensors", "kohya-ldm", (RANK,), "float16", "attn", 0.75, 0
-        )
-        save_adapter(make_adapter(made, spec, pool), folder / made.name, base=spec)
-        yield folder / made.name
 
 
 def _migrate(jobs: Sequence[FileJob], pair: BasePair, options: MigrationOptions) -> int:

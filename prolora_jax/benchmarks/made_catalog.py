@@ -98,6 +98,27 @@ def write_catalog(
         yield replace(made, ranks=adapter.ranks, modules=len(adapter.modules))
 
 
+def write_alike(base: BaseModelSpec, folder: Path, count: int, rank: int) -> list[Path]:
+    """Write adapters of one table, for attention, in float16, whose scale is not 1.
+
+    Args:
+        base: what they are for.
+        folder: where to.
+        count: how many.
+        rank: of all modules.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    pool, paths = generator("alike pool").standard_normal(POOL, np.float32), []
+    for number in range(count):
+        name = f"{number:04}.safetensors"
+        made = MadeAdapter(name, "kohya-ldm", (rank,), "float16", "attn", 0.75, 0)
+        save_adapter(make_adapter(made, base, pool), folder / name, base=base)
+        paths.append(folder / name)
+    return paths
+
+
 def planned(index: int, seed: int) -> MadeAdapter:
     """What the adapter of this number is; a second rank is half the first one."""
     format, suffix = FORMATS[index % len(FORMATS)]

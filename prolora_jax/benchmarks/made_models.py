@@ -36,6 +36,7 @@ from prolora_jax.architectures.unet.places import BLOCK, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import Shape, UNetTensors, unet_table
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.atomic import write_text
 from prolora_jax.io.containers.streamed import write_streamed
 
@@ -125,6 +126,20 @@ def tiny_pair(seed: int = 0, noise: float = 0.1) -> MadePair:
     return MadePair(
         MadeNet("sdxl", source, head_width=8), MadeNet("ssd-1b", target, head_width=8), seed, noise
     )
+
+
+def require_made_pair(folder: Path) -> None:
+    """Check that a folder is a made pair.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not (folder / "ssd-1b").is_dir():
+        raise UsageError(
+            f"{folder}: found no made pair. Make one with scripts/make_checkpoint_pair.py OUT and "
+            "name it: --pair OUT (or leave --pair out for small nets).",
+            code=Refusal.MISSING_FILE,
+        )
 
 
 def write_models(pair: MadePair, folder: Path) -> None:

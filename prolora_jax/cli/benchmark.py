@@ -1,8 +1,8 @@
-"""`prolora benchmark bases | migrate | catalog | host`."""
+"""`prolora benchmark bases | migrate | catalog | host | first | memory`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -113,8 +113,64 @@ def host(
     return _run("host", rounds, quick, out_path, common, folder=folder, **more)
 
 
+@benchmark.command
+def first(
+    *,
+    pair: Path | None = None,
+    way: tuple[Literal["copy", "auto", "full"], ...] = (),
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """CPU time and memory of one file, with nothing stored and with everything, stage by stage.
+
+    By --method copy, --gate auto and --method prolora-full, each time in a process of its own. On
+    small nets, made on the spot, it takes a minute; at real size about half an hour, of which copy
+    and auto take three minutes.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; small nets without it.
+        way: which is measured; may be said several times [default: all].
+        quick: small nets: shows that everything runs; its figures say nothing.
+        out_path: JSON file with every stage, the environment and the peaks of this machine.
+    """
+    folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
+    more = {"folder": folder, "ways": list(way), "store": str(common.basis_store().folder)}
+    return _run("first", None, quick, out_path, common, **more)
+
+
+@benchmark.command
+def memory(
+    *,
+    pair: Path | None = None,
+    way: tuple[Literal["copy", "full"], ...] = (),
+    files: int = 64,
+    most: int = 1024,
+    quick: Quick = False,
+    out_path: OutPath = None,
+    common: Shared = COMMON,
+) -> int:
+    """Memory of a catalog that no file backs: with some files, and with many.
+
+    By --method copy and --method prolora-full, each time in a process of its own. At real size it
+    takes about half an hour, with what is not stored yet.
+
+    Args:
+        pair: folder that scripts/make_checkpoint_pair.py made; small nets without it.
+        way: which is measured; may be said several times [default: all].
+        files: some: so many are made.
+        most: many: the same files again and again.
+        quick: few files on small nets: shows that everything runs; its figures say nothing.
+        out_path: JSON file with the results, the environment and the peaks of this machine.
+    """
+    folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
+    more = {"folder": folder, "ways": list(way), "files": files, "most": most}
+    more["store"] = str(common.basis_store().folder)
+    return _run("memory", None, quick, out_path, common, **more)
+
+
 def _run(
-    name: str, rounds: int, quick: bool, out_path: Path | None, common: Common, **more: Any
+    name: str, rounds: int | None, quick: bool, out_path: Path | None, common: Common, **more: Any
 ) -> int:
     import json
 
@@ -125,10 +181,13 @@ def _run(
     from prolora_jax.io import atomic
     from prolora_jax.io.outputs.protected import require_ending
 
-    if rounds < ROUNDS:
-        raise UsageError(f"--rounds {rounds}: expected {ROUNDS} or more", code=Refusal.BAD_OPTION)
+    if rounds is not None:
+        if rounds < ROUNDS:
+            message = f"--rounds {rounds}: expected {ROUNDS} or more"
+            raise UsageError(message, code=Refusal.BAD_OPTION)
+        more["rounds"] = rounds
     require_ending(out_path, ".json")
-    found = isolated.run(name, rounds=rounds, quick=quick, quiet=common.quiet, **more)
+    found = isolated.run(name, quick=quick, quiet=common.quiet, **more)
     text = json.dumps(found)
     if out_path is not None:
         atomic.write_text(out_path, text + "\n")

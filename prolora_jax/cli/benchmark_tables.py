@@ -133,6 +133,47 @@ def show_host(console: Console, found: dict[str, Any]) -> None:
     show_targets(console, found)
 
 
+def show_first(console: Console, found: dict[str, Any]) -> None:
+    """What one file costs by way, by what is stored, by stage."""
+    show_environment(console, found)
+    results = found["results"]
+    for name, runs in results["ways"].items():
+        states = [state for state in runs if state != "stored"]
+        title = f"One file on {results['nets']} nets, {name} (CPU s; largest resident MB so far)"
+        heads = [head for state in states for head in (state, "MB")]
+        table = _table(title, ("stage", *heads))
+        for stage in runs["cold"]["cpu_s"]:
+            cells = []
+            for state in states:
+                size = runs[state]["peak_bytes"][stage]
+                cells += [f"{runs[state]['cpu_s'][stage]:.2f}", _megabytes(size)]
+            table.add_row(stage, *cells)
+        totals = ((runs[s]["total_cpu_s"], runs[s]["largest_bytes"]) for s in states)
+        ends = [cell for cpu, size in totals for cell in (f"{cpu:.2f}", _megabytes(size))]
+        table.add_row("all", *ends)
+        console.print(table)
+        console.print(f"The first leaves {runs['stored'] / 1e6:.1f} MB in the store.")
+    show_targets(console, found)
+
+
+def show_memory(console: Console, found: dict[str, Any]) -> None:
+    """Anonymous memory by way and number of files."""
+    show_environment(console, found)
+    results = found["results"]
+    table = _table(f"Anonymous memory on {results['nets']} nets", ("way", "files", "MB", "CPU s"))
+    for name, runs in results["ways"].items():
+        for which in ("some", "many"):
+            run = runs[which]
+            cpu = f"{run['cpu_s']:.0f}"
+            table.add_row(name, str(run["files"]), _megabytes(run["bytes"]), cpu)
+    console.print(table)
+    show_targets(console, found)
+
+
+def _megabytes(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
+
+
 def _curve(heading: str, labels: Iterable[str], rows: list[dict[str, Any]]) -> Table:
     """Times of one adapter, and ours as a share of the peak."""
     names = list(rows[0]["seconds"])
@@ -176,8 +217,8 @@ def show_environment(console: Console, found: dict[str, Any]) -> None:
 
 def show_targets(console: Console, found: dict[str, Any]) -> None:
     """What was aimed at, what was found, met or missed."""
-    if found["quick"]:
-        console.print("Quick run on tiny shapes: targets are not judged by it.")
+    if found["quick"] or not found["targets"]:
+        console.print("Tiny shapes: targets are not judged by this run.")
         return
     table = Table(title="Targets")
     for name in ("on", "what", "aim", "found", ""):
@@ -197,5 +238,7 @@ SHOW: dict[str, Callable[[Console, dict[str, Any]], None]] = {
     "migrate": show_migrate,
     "catalog": show_catalog,
     "host": show_host,
+    "first": show_first,
+    "memory": show_memory,
 }
 """By name of the benchmark."""

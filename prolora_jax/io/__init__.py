@@ -8,7 +8,7 @@ adapters/: Adapters on disk: files, folders, and what stands beside them.
 base_models/: Base models on disk and from the hub.
 documents.py: Small documents: YAML that people write, JSON of programs, both with budgets.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
-process_memory.py: Memory of this process that no file backs.
+process_memory.py: Memory of this process: what no file backs, and the most that was resident.
 stores/: Singular vectors and operators, kept between runs.
 
 Never: jax.

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from prolora_jax.method.energies import SideGrams
-from prolora_jax.method.linalg import HIGHEST, matmul
+from prolora_jax.method.linalg import HIGHEST, matmul, projected
 from prolora_jax.method.operators import Form, SideOperator
 
 
@@ -70,11 +70,11 @@ def apply_side(
         The parts and the Gram matrices.
     """
     block = rows.reshape(-1, rows.shape[-1])
-    y = matmul(block, operator.analysis)
+    y = projected(block, operator.analysis)
     taken = {"first": y[:, : form.first], "rest": y[:, form.first :], "all": y, "block": block}
     parts = []
     for part, synthesis in zip(form.parts, operator.synthesis, strict=True):
-        x = matmul(taken[part.on], synthesis)
+        x = projected(taken[part.on], synthesis)
         parts.append((block + x if part.keep else x).reshape(rows.shape))
     total = gram(rows)
     inside = gram(taken["first"].reshape(*rows.shape[:2], form.first))

@@ -75,4 +75,4 @@ def stacked(modules: Sequence[LoraModule], rank: int, places: int) -> Factors:
 
 def matrix_shape(module: LoraModule) -> tuple[int, int]:
     """(out, in) of the weight as a matrix."""
-    return module.up.shape[0], int(np.prod(module.down.shape[1:]))
+    return module.weight_shape[0], int(np.prod(module.weight_shape[1:]))

@@ -81,9 +81,10 @@ def stored(factors: HostFactors, scale: float, power: int, dtype: np.dtype) -> H
     Returns:
         None where float32 does not hold them either.
     """
-    half = power // 2
-    up = np.ldexp(factors.up.astype(np.float64) * scale, power - half)
-    down = np.ldexp(factors.down.astype(np.float64), half)
+    half, (down, up) = power // 2, factors
+    if power or scale != 1.0:
+        up = np.ldexp(up.astype(np.float64) * scale, power - half)
+        down = np.ldexp(down.astype(np.float64), half)
     for wanted in dict.fromkeys((dtype, np.dtype(np.float32))):
         found = rounded(up, down, wanted)
         if found is not None:

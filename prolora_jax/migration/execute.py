@@ -15,6 +15,7 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule, MadeFrom
+from prolora_jax.adapters.late import LateModule
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.matching.pairs import ModulePair
@@ -24,6 +25,7 @@ from prolora_jax.method.singular import singular_form
 from prolora_jax.method.update_norms import squared_norm
 from prolora_jax.migration.blocks import split_rows, stacked
 from prolora_jax.migration.edges import holds, stored, to_the_middle
+from prolora_jax.migration.own_modules import stays, unwritten
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.placing import OperatorsOnDevices, Placed
 from prolora_jax.migration.projecting import (
@@ -59,6 +61,7 @@ class Moved(NamedTuple):
         made_from: the other algorithm that the input's factors were made from.
         in_float32: whether the output's dtype does not hold them, so that they are in float32.
         sigma: of a rank that is spread over the file, singular values of the factors' columns.
+        stays: whether the input's own tensors are written, and `factors` are stand-ins.
     """
 
     factors: HostFactors
@@ -72,6 +75,7 @@ class Moved(NamedTuple):
     made_from: MadeFrom | None = None
     in_float32: bool = False
     sigma: np.ndarray | None = None
+    stays: bool = False
 
 
 @dataclass
@@ -181,6 +185,8 @@ def host_factors(module: LoraModule) -> HostFactors:
 
 def norm_of(module: LoraModule) -> float:
     """Frobenius norm of a module's update, scale included."""
+    if isinstance(module, LateModule):
+        return module.norm
     up, down = layout.up_to_matrix(module.up), layout.down_to_matrix(module.down)
     return abs(module.scale) * sqrt(squared_norm(up, down))
 
@@ -227,7 +233,7 @@ def _collect(block: Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
             step.path,
             Moved(
                 new,
-                (module.up.shape[0], *module.down.shape[1:]),
+                module.weight_shape,
                 module.rank,
                 norm_in,
                 norm_out,
@@ -262,6 +268,10 @@ def _too_large(path: str) -> AdapterRefused:
 
 def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same."""
+    if stays(module, options):
+        norm = norm_of(module)
+        given = (unwritten(module), module.weight_shape, module.rank, norm, norm, 1.0)
+        return Moved(*given, made_from=module.made_from, stays=True)
     middle, power = to_the_middle(module)
     factors, kept, sigma = host_factors(middle), 1.0, None
     norm_in = norm_out = norm_of(middle)
@@ -277,7 +287,7 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     new = stored(factors, scale, power, dtype)
     if new is None:
         return _too_large(module.path)
-    shape = (module.up.shape[0], *module.down.shape[1:])
+    shape = module.weight_shape
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
     made, wide = module.made_from, new.up.dtype != dtype
     norm_out *= abs(scale)

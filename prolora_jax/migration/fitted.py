@@ -4,6 +4,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.adapters.formats.magnitude_keys import require_place
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.migration.own_modules import holds_own
 from prolora_jax.plans.options import MigrationOptions
 
 
@@ -28,6 +29,8 @@ def fit_to(
         matrix=source.matrix,
         factor_rank=options.factors,
         keep_dora=options.dora == "keep",
+        late=True,
+        keep_own=holds_own(adapter.format, format, options),
     )
     require_place(found.adapter, format)
     return found

@@ -333,7 +333,7 @@ def read_job(
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
-    size = sum(m.up.nbytes + m.down.nbytes for m in work.modules.values())
+    size = sum(m.nbytes for m in work.modules.values())
     energy = energy_that_moves(adapter, plan)
     seconds = time.perf_counter() - started
     return Prepared(job, AdapterHeader.of(adapter), plan, work, rows, size, energy, seconds)
@@ -352,8 +352,7 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
 
     def run() -> FileOutcome:
         started = time.perf_counter()
-        own = writing.format == "same"
-        migrated, report = encode(item.header, item.plan, results, pair, own=own)
+        migrated, report = encode(item.header, item.plan, results, pair)
         if item.job.replace:
             clear_folder(item.job.output)
         brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)

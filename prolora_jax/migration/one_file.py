@@ -132,8 +132,7 @@ def migrate_file(
     pair = open_pair(source, target, store, workers)
     given = _read(paths, pair, options, writing, weights if merge else None)
     todo = _planned(given, pair, plan, progress)
-    own = writing.format == "same"
-    migrated, report = run_plan(given.fitted.adapter, pair, todo, progress, own=own)
+    migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
         report = replace(report, parts=parts_of(given.parts, weights))
     report_file = write_migrated(migrated, report, out, pair.target.spec, writing)

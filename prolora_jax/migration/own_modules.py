@@ -1,37 +1,41 @@
 """Modules of LoHa and LoKr that nothing changes: written as they are, as `--format same` asks."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import numpy as np
 
-from prolora_jax.adapters.adapter import StructuredModule
+from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.adapters.formats.own_keys import HOLD_OWN
-from prolora_jax.migration.execute import Moved
+from prolora_jax.method.encoding import HostFactors
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import Action, PlanStep
 
 
-def own_modules(
-    steps: Sequence[PlanStep], moved: Mapping[str, Moved], options: MigrationOptions, format: str
-) -> dict[str, StructuredModule]:
-    """The modules that can be written as they are, by target path.
-
-    They are copied, and no option asks for another rank, scale or dtype. An alpha of 0, on whose
-    meaning programs do not agree, is not written again.
+def holds_own(format: str, asked: str, options: MigrationOptions) -> bool:
+    """Whether an output may have modules that are written as they are.
 
     Args:
-        steps: of the output.
-        moved: what came of them.
+        format: of the input.
+        asked: of the output, as the user has said it.
         options: of the migration.
-        format: of the input, and so of the output.
     """
-    if format not in HOLD_OWN or options.uniform_rank:
-        return {}
-    found = {}
-    for step in steps:
-        made, asked = moved[step.path].made_from, options.options_for(step.path)
-        plain = asked.rank == "exact" and asked.scale == 1.0 and asked.dtype == "same"
-        if step.action is not Action.COPY or not plain or made is None or made.own is None:
-            continue
-        if made.own.alpha != 0.0:
-            found[step.path] = replace(made.own, path=step.path)
-    return found
+    return asked == "same" and format in HOLD_OWN and not options.uniform_rank
+
+
+def stays(module: LoraModule, options: MigrationOptions) -> bool:
+    """Whether a module that is copied is written as it is: no option asks for other numbers.
+
+    An alpha of 0, on whose meaning programs do not agree, is not written again.
+
+    Args:
+        module: of the input.
+        options: for it.
+    """
+    own = None if module.made_from is None else module.made_from.own
+    plain = options.rank == "exact" and options.scale == 1.0 and options.dtype == "same"
+    return own is not None and own.alpha != 0.0 and plain
+
+
+def unwritten(module: LoraModule) -> HostFactors:
+    """Stand-ins for factors that nobody writes; they take no memory, and are no numbers."""
+    (out, *rest), rank = module.weight_shape, module.rank
+    nothing = np.float32(np.nan)
+    up, down = ((out, rank), (rank, int(np.prod(rest))))
+    return HostFactors(np.broadcast_to(nothing, down), np.broadcast_to(nothing, up))

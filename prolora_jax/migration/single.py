@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from prolora_jax import layout
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, as_plain_lora, for_target
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -21,7 +21,6 @@ from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.magnitudes import kept_magnitudes
-from prolora_jax.migration.own_modules import own_modules
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
@@ -121,8 +120,6 @@ def run_plan(
     pair: BasePair,
     plan: MigrationPlan,
     progress: Progress | None = None,
-    *,
-    own: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """Project or copy every step of a plan and encode the result: a batch of one.
 
@@ -131,7 +128,6 @@ def run_plan(
         pair: the pair that the plan was made for.
         plan: what to do.
         progress: called with (what, done, total).
-        own: as for `encode`.
 
     Returns:
         The migrated adapter and the report.
@@ -141,7 +137,7 @@ def run_plan(
     """
     header = AdapterHeader.of(adapter)
     (results,) = move_all([Work.of(adapter, plan)], pair, plan.options, progress)
-    return encode(header, plan, results, pair, own=own)
+    return encode(header, plan, results, pair)
 
 
 class AdapterHeader(NamedTuple):
@@ -165,8 +161,6 @@ def encode(
     plan: MigrationPlan,
     results: Mapping[str, Moved | AdapterRefused],
     pair: BasePair,
-    *,
-    own: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 
@@ -175,7 +169,6 @@ def encode(
         plan: what was done.
         results: by target path, from `execute.move_all`.
         pair: the pair that the plan was made for.
-        own: whether modules of LoHa and LoKr that nothing changes are written as they are.
 
     Returns:
         The migrated adapter and the report.
@@ -204,7 +197,7 @@ def encode(
             "`prolora similarity` shows how close the two bases are.",
             code=Refusal.NO_MATCHING_MODULE,
         )
-    as_they_are = own_modules(steps, moved, plan.options, adapter.format) if own else {}
+    as_they_are = {s.path: _own(s.path, moved[s.path]) for s in steps if moved[s.path].stays}
     made_anew = [step for step in steps if step.path not in as_they_are]
     width = None
     one_rank = header.uniform and not plan.options.output_rank.spreads
@@ -273,6 +266,13 @@ def _encode(
     # no alpha is the only spelling that all readers agree on (formats.md 0.3, 0.4).
     said = width is not None or alpha
     return LoraModule(step.path, down, up, float(factors.rank) if said else None)
+
+
+def _own(path: str, moved: Moved) -> StructuredModule:
+    """The tensors of a module that nothing changes, for a path of the target."""
+    assert moved.made_from is not None  # it stays
+    assert moved.made_from.own is not None
+    return replace(moved.made_from.own, path=path)
 
 
 def _keeps_magnitude(moved: Moved) -> bool:

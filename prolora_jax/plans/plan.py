@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.late import LateModule
 from prolora_jax.architectures.clip.table import encoder_of, is_text_encoder
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.places import place_of
@@ -295,6 +296,8 @@ def _without_source(
 def _is_zero(module: LoraModule) -> bool:
     if module.made_from is not None and module.made_from.gains is not None:
         return False  # a magnitude changes the weight whatever BA is
+    if isinstance(module, LateModule):
+        return module.norm == 0.0
     return not (_has_numbers(module.up) and _has_numbers(module.down))
 
 

@@ -16,7 +16,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "time_algorithms.py"
 def test_files_are_of_like_size_and_all_of_them_move(tmp_path: Path):
     script = runpy.run_path(str(SCRIPT))
     pair = tiny_pair()
-    files = script["write_files"](pair.source_spec, tmp_path)
+    trained = [path for path, m in pair.source_spec.modules.items() if m.kind_is("attn")]
+    files = script["write_files"](pair.source_spec, trained, tmp_path)
     kinds = {k: load_adapter(f, pair.source_spec, structured=True) for k, f in files.items()}
     for kind in ("loha", "lokr"):
         assert {module.algorithm for module in kinds[kind].structured} == {kind}
@@ -30,5 +31,10 @@ def test_files_are_of_like_size_and_all_of_them_move(tmp_path: Path):
     source, target = (load_base_model(tmp_path / "made" / n) for n in ("sdxl", "ssd-1b"))
     for kind, file in files.items():
         out = tmp_path / f"{kind}.out.safetensors"
-        script["moving"](file, out, BasePair(source, target), "copy", "max=16")()
+        models = BasePair(source, target)
+        script["moving"](file, out, models, "copy", "lora", "max=16")()
         assert load_adapter(out, target.spec).modules
+        script["moving"](file, out, models, "copy", "same", "max=16")()
+        assert bool(load_adapter(out, target.spec, structured=True).structured) is (
+            not kind.startswith("lora")
+        )

@@ -97,7 +97,8 @@ def test_what_is_copied_stays_and_what_moves_becomes_lora(toy: Toy, tmp_path: Pa
             np.testing.assert_array_equal(after[key], tensor)
     assert load_adapter(out, structured=True).metadata["ss_network_module"] == "lycoris.kohya"
     assert load_adapter(out, structured=True).metadata["ss_network_dim"] == "Dynamic"
-    assert verify_file(out).ok
+    checked = verify_file(out)
+    assert checked.ok, [checked.problems, *((m.path, m.problems) for m in checked.modules)]
     # LyCORIS takes each module for what it is.
     unet, plain = (builders.build_unet(TINY_XL) for _ in range(2))
     weights = {

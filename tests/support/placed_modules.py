@@ -56,9 +56,13 @@ def main(folder: Path) -> None:
     job = FileJob(files[0], folder / "alone.safetensors")
     prepared = many.read_job(job, pair, OPTIONS, Writing())
     pairs = [ModulePair(s.source_path, s.path) for s in prepared.plan.steps if s.similarity]
-    kept, none = OperatorsOnDevices(pair, OPTIONS), OperatorsOnDevices(pair, OPTIONS, budget=0)
+    kept = OperatorsOnDevices(pair, OPTIONS)
     first = dict(kept.each(pairs))
-    dropped = dict(none.each(pairs))
+    sides = [side.operator for p in first.values() for side in p.operators]
+    budget = max(sum(array.nbytes for array in jax.tree.leaves(side)) for side in sides)
+    little = OperatorsOnDevices(pair, OPTIONS, budget=budget)
+    earlier, later = dict(little.each(pairs)), dict(little.each(pairs))
+    staying = [m for m, p in later.items() if p.matrices is earlier[m].matrices]
     placed = next(iter(first.values()))
     side = placed.operators.left
     rows = jax.device_put(np.ones((8, 8, len(side.operator.analysis)), np.float32), placed.device)
@@ -77,7 +81,7 @@ def main(folder: Path) -> None:
             for matrix in (matrices.analysis, *matrices.synthesis)
         ),
         "stay": all(p.matrices is first[m].matrices for m, p in kept.each(pairs)),
-        "go": all(p.matrices is not dropped[m].matrices for m, p in none.each(pairs)),
+        "go": 0 < len(staying) < len(pairs),
         "collectives": [word for word in words if word in program],
     }
     print(json.dumps(found))

@@ -64,6 +64,8 @@ class Algorithm:
         matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
         bound: the largest rank that the update can have, for a layer of a shape; the full
             one by default.
+        spectrum: singular values of a module's update, descending, without those that are zero;
+            None where they cost as much as the factors.
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
@@ -79,6 +81,7 @@ class Algorithm:
     rank: Callable[[Parts], int] = lambda _: 1
     matrix_shape: Callable[[Parts], tuple[int, int] | None] = lambda _: None
     bound: Callable[[Parts, tuple[int, int]], int] = lambda _, shape: min(shape)
+    spectrum: Callable[[StructuredModule], np.ndarray] | None = None
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
     unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None

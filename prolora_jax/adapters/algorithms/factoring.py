@@ -15,8 +15,12 @@ from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, fl
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
 from prolora_jax.adapters.algorithms.magnitudes import is_per_row
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
+from prolora_jax.adapters.late import LastMade, Late, LateModule
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
+
+_FAR_FROM_EDGES = 1e-20, 1e20
+"""Norms of updates whose factors, which are even, float32 holds without a look at them."""
 
 Matrix = Callable[[str], np.ndarray]
 """The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
@@ -66,6 +70,8 @@ def factored(
     rank: FactorRank | None = None,
     *,
     keep_dora: bool = False,
+    late: bool = False,
+    keep_own: bool = False,
 ) -> Adapter:
     """An adapter whose modules are all LoRA factors.
 
@@ -76,6 +82,9 @@ def factored(
         rank: of the factors that are made; the default when None.
         keep_dora: whether the factors of DoRA are its BA alone, and its gains stand beside them
             (`MadeFrom.gains`).
+        late: whether factors may be made when they are asked for, one module's at a time
+            (`late.LateModule`).
+        keep_own: whether modules that can be written as they are come along (`MadeFrom.own`).
 
     Returns:
         The adapter; made factors are float32, scale included, after those of plain LoRA.
@@ -86,11 +95,17 @@ def factored(
     if not adapter.structured:
         return adapter
     rank = rank or FactorRank()
-    make = _bare_factors if keep_dora else _factors
-    made = tuple(make(m, adapter, spec, matrix, rank) for m in adapter.structured)
+    slot = LastMade() if late and not adapter.outline else None
+    made: list[LoraModule] = []
+    for module in adapter.structured:
+        given = adapter, spec, matrix, rank
+        own = module if keep_own and module.algorithm in WRITTEN else None
+        if keep_dora and module.algorithm == DORA.name:
+            made.append(_bare_factors(module, *given))
+        else:
+            made.append(_late(module, spec, rank, slot, own) or _factors(module, *given, own))
     before = None if adapter.outline else adapter.fingerprint
-    modules = (*adapter.modules, *made)
-    return replace(adapter, modules=modules, structured=(), read_as=before)
+    return replace(adapter, modules=(*adapter.modules, *made), structured=(), read_as=before)
 
 
 def _bare_factors(
@@ -100,9 +115,7 @@ def _bare_factors(
     matrix: Matrix | None,
     rank: FactorRank,
 ) -> LoraModule:
-    """As `_factors`; of DoRA what is added before norms are set, with the gains."""
-    if module.algorithm != DORA.name:
-        return _factors(module, adapter, spec, matrix, rank)
+    """Of DoRA what is added before norms are set, with the gains."""
     known = spec.modules.get(module.path)
     if known is None or matrix is None:
         raise _needs_weights(module, adapter)
@@ -127,6 +140,7 @@ def _factors(
     spec: BaseModelSpec,
     matrix: Matrix | None,
     rank: FactorRank,
+    own: StructuredModule | None = None,
 ) -> LoraModule:
     algorithm = algorithm_for(module)
     known = spec.modules.get(module.path)
@@ -150,13 +164,81 @@ def _factors(
         module.path,
         cut.down.reshape(cut.down.shape[0], *shape[1:]),
         cut.up.reshape(*cut.up.shape, *ones),
-        made_from=MadeFrom(
-            algorithm.name,
-            cut.kept,
-            module.dtype.name,
-            own=module if algorithm.name in WRITTEN and not adapter.outline else None,
-        ),
+        made_from=MadeFrom(algorithm.name, cut.kept, module.dtype.name, own=own),
     )
+
+
+def _late(
+    module: StructuredModule,
+    spec: BaseModelSpec,
+    rank: FactorRank,
+    slot: LastMade | None,
+    own: StructuredModule | None,
+) -> LoraModule | None:
+    """Factors that are made when they are asked for; None where they have to be made at once.
+
+    That is where their rank is not known without them, and where float32 may not hold them.
+    """
+    algorithm, known = algorithm_for(module), spec.modules.get(module.path)
+    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
+    if slot is None or shape is None:
+        return None
+    with np.errstate(all="ignore"):  # looked at below
+        size = _size(module, shape, rank)
+    if size is None or not _FAR_FROM_EDGES[0] < size.norm < _FAR_FROM_EDGES[1]:
+        return None
+
+    def make() -> tuple[np.ndarray, np.ndarray]:
+        update = algorithm.update(module, shape, None, size.rank)
+        assert isinstance(update, LowRank)  # by `_size`
+        up, down = _even(update.up, update.down)
+        ones = (1,) * (len(shape) - 2)
+        return (
+            down.astype(np.float32).reshape(size.rank, *shape[1:]),
+            up.astype(np.float32).reshape(*up.shape, *ones),
+        )
+
+    made = MadeFrom(algorithm.name, size.kept, module.dtype.name, own=own)
+    return LateModule.of(module.path, Late(make, shape, size.rank, size.norm, slot), made)
+
+
+class _Size(NamedTuple):
+    """What is known of factors that are not made: columns, share of the square, norm."""
+
+    rank: int
+    kept: float
+    norm: float
+
+
+def _size(module: StructuredModule, shape: Shape, rank: FactorRank) -> _Size | None:
+    """What factors will have; None where nobody knows without them."""
+    algorithm = algorithm_for(module)
+    if algorithm.needs_weight:
+        return None
+    if algorithm.spectrum is not None:
+        try:
+            squares = np.square(algorithm.spectrum(module))
+        except np.linalg.LinAlgError:
+            return None
+        total = float(squares.sum())
+        whole = rank.most is None or len(squares) <= rank.most  # as in `cut_to_rank`
+        columns, held = (len(squares), total) if whole else _enough(squares, total, rank)
+        return _Size(columns, min(held / total, 1.0), held**0.5)
+    update = algorithm.update(module, shape, None, None)
+    if not isinstance(update, LowRank) or update.down.shape[0] > (rank.most or np.inf):
+        return None
+    square = np.vdot(update.up.T @ update.up, update.down @ update.down.T)
+    return _Size(update.down.shape[0], 1.0, max(float(square), 0.0) ** 0.5)
+
+
+def _enough(squares: np.ndarray, total: float, rank: FactorRank) -> tuple[int, float]:
+    """How many of the squares of singular values are asked for, and what they come to."""
+    held = np.cumsum(squares)
+    reached = held >= rank.energy * total
+    enough = int(np.argmax(reached)) + 1 if reached.any() else len(held)
+    used = int(np.count_nonzero(squares > 0))
+    columns = max(min(used, enough, rank.most or used), 1)
+    return columns, float(held[columns - 1])
 
 
 def _needs_weights(module: StructuredModule, adapter: Adapter) -> AdapterRefused:
@@ -214,13 +296,9 @@ def cut_to_rank(update: Update, rank: FactorRank) -> Cut:
     total = max(squares.sum(), getattr(form, "total", None) or 0.0)
     if total == 0.0:
         return Cut(form.up[:, :1], form.down[:1], 1.0)
-    held = np.cumsum(squares)
-    reached = held >= rank.energy * total
-    enough = int(np.argmax(reached)) + 1 if reached.any() else len(held)
-    used = int(np.count_nonzero(squares > 0))
-    columns = min(used, enough, rank.most or used)
+    columns, held = _enough(squares, total, rank)
     up, down = _even(form.up[:, :columns], form.down[:columns])
-    return Cut(up, down, min(float(held[columns - 1] / total), 1.0))
+    return Cut(up, down, min(float(held / total), 1.0))
 
 
 def _even(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

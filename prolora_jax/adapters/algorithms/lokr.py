@@ -123,6 +123,12 @@ def _inner_axes_meet(parts: Parts) -> bool:
     return core.ndim == 4 and core.shape[:2] == (a[0], b[0]) and len(a) == len(b) == 2
 
 
+def _spectrum(module: StructuredModule) -> np.ndarray:
+    s1, s2 = (np.linalg.svd(half, compute_uv=False) for half in _halves(module.parts))
+    sigma = np.sort(np.multiply.outer(s1, s2), axis=None)[::-1]
+    return abs(_scale(module)) * sigma[sigma > _ROUNDING * sigma[0]]
+
+
 def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, most: int | None) -> LowRank:
     (u1, s1, v1), (u2, s2, v2) = (
         np.linalg.svd(half, full_matrices=False) for half in _halves(module.parts)
@@ -149,4 +155,5 @@ LOKR = Algorithm(
     rank=_rank,
     matrix_shape=_matrix_shape,
     bound=_bound,
+    spectrum=_spectrum,
 )

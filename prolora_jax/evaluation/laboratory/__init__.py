@@ -14,12 +14,15 @@ summary.py: Tables of a sweep.
 plots.py: Pictures of a sweep: what arrived, by arm, by distance, by rank of the subspaces.
 train.py: Training of whole nets and of adapters, on batches that the host draws.
 verdicts.py: The rules of docs/evidence.md that turn results into defaults.
+refine_verdicts.py: The rules about `refine`: whether it is worth its steps, its guard, `auto`.
 evidence_page.py: What of docs/evidence.md is made from results: tables.
 workshop.py: The laboratory's folder: base models and adapters.
 activations.py: What the linear modules of two nets see when both are shown the same pictures.
 exams.py: What an adapter's effect on a target is judged on: rows that no model has seen.
 samples.py: Pictures that a target makes with an adapter.
+pair_samples.py: What two base models draw, and what each says of the other's pictures.
 trials.py: One adapter moved to one target, in every way that is asked for, and what came of it.
 beyond.py: Ways to move an adapter that the paper does not have, all of them without training.
+refining.py: Arms that learn from samples of the models alone, and their teachers without a student.
 sweep.py: Arms x options x targets x adapters x seeds: what to try, as data.
 """

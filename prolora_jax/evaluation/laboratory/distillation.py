@@ -20,6 +20,8 @@ SUBSTEPS = 4
 """Steps of the teacher in one of them."""
 GUIDANCE = 2.0
 """Strength of the guidance that is distilled into the student, as in LCM (arXiv 2310.04378)."""
+JUMP_GRID = np.linspace(LAST_TIME, 0, STRIDES + 1, dtype=np.float32)
+"""The times that a hastened net knows, and 0."""
 
 
 def draw_taught(draw: Draw, teacher: Predict) -> Draw:
@@ -57,20 +59,37 @@ def jumps(teacher: Predict, pictures: Pictures, count: int, seed: int) -> Traini
     places = rng.integers(len(pictures.pixels), size=count)
     clean = to_latents(pictures.pixels[places])
     words = pictures.words[places].astype(np.int32)
-    grid = np.linspace(LAST_TIME, 0, STRIDES + 1, dtype=np.float32)
-    stride = rng.integers(STRIDES, size=count)
-    times, until = grid[stride], grid[stride + 1]
+    times = JUMP_GRID[rng.integers(STRIDES, size=count)]
     noise = rng.standard_normal(clean.shape, np.float32)
     start = noised(clean, noise, times, words).noisy
-    noisy, model = start, guided(teacher, GUIDANCE)
-    for k in range(SUBSTEPS):
-        now, then = (times + (until - times) * np.float32(j / SUBSTEPS) for j in (k, k + 1))
-        noisy = ddim_step(model, noisy, now, then, words)
-    a, s = signal_and_noise(times)
-    a_until, s_until = signal_and_noise(until)
-    ratio = s_until / s
-    landed = (noisy - ratio * start) / (a_until - ratio * a)
-    return TrainingBatch(start, times, words, (a * start - landed) / s)
+    return TrainingBatch(start, times, words, jumping(teacher)(start, times, words))
+
+
+def jumping(teacher: Predict) -> Predict:
+    """A net that says at each time of `JUMP_GRID` where a teacher's guided steps end.
+
+    Args:
+        teacher: the net without guidance.
+
+    Returns:
+        The velocity with which one DDIM step to the next time of the grid ends at the teacher's
+        picture; it knows no other times.
+    """
+    model = guided(teacher, GUIDANCE)
+
+    def predict(start: np.ndarray, times: np.ndarray, words: np.ndarray) -> np.ndarray:
+        stride = np.abs(times[:, None] - JUMP_GRID[None, :STRIDES]).argmin(axis=1)
+        until, noisy = JUMP_GRID[stride + 1], start
+        for k in range(SUBSTEPS):
+            now, then = (times + (until - times) * np.float32(j / SUBSTEPS) for j in (k, k + 1))
+            noisy = ddim_step(model, noisy, now, then, words)
+        a, s = signal_and_noise(times)
+        a_until, s_until = signal_and_noise(until)
+        ratio = s_until / s
+        landed = (noisy - ratio * start) / (a_until - ratio * a)
+        return (a * start - landed) / s
+
+    return predict
 
 
 def draw_rows(rows: TrainingBatch, size: int) -> Draw:

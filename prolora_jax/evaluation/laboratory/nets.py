@@ -1,5 +1,6 @@
 """The laboratory's nets: a small UNet of the Stable Diffusion family, and its pruned child."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -16,6 +17,7 @@ from prolora_jax.nets.unet.config import UNetConfig
 from prolora_jax.nets.unet.unet import UNet
 
 Params = dict[str, Any]
+BLOCK_NUMBER = re.compile(r"(?<=\.transformer_blocks\.)\d+")
 CHUNK = 64
 """Pictures that go through a net at once outside training: one shape, compiled once."""
 
@@ -61,6 +63,31 @@ def pruned_params(params: Mapping[str, Any], child: UNetConfig) -> Params:
     """
     parent = unet_from_flax(params)
     kept = {key: parent[key] for key in unet_table(child.tensors)}
+    return jax.tree.map(jnp.asarray, unet_to_flax(kept))
+
+
+def kept_number(block: int) -> int:
+    """The parent's number of a shifted child's block: 0, 2, 5, 8, ..., as SSD-1B keeps them."""
+    return 3 * block - 1 if block else 0
+
+
+def kept_blocks(depth: int) -> list[int]:
+    """Blocks of a stack that a shifted child keeps."""
+    return [number for number in map(kept_number, range(depth)) if number < depth]
+
+
+def shifted_params(params: Mapping[str, Any], child: UNetConfig) -> Params:
+    """The child's parameters out of its parent's, the kept blocks of each stack renumbered.
+
+    So a block of the child has the name of another block of its parent.
+    """
+    parent, kept = unet_from_flax(params), {}
+    for key in unet_table(child.tensors):
+        place = BLOCK_NUMBER.search(key)
+        of = key
+        if place:
+            of = f"{key[: place.start()]}{kept_number(int(place[0]))}{key[place.end() :]}"
+        kept[key] = parent[of]
     return jax.tree.map(jnp.asarray, unet_to_flax(kept))
 
 

@@ -16,22 +16,36 @@ class BaseRecipe:
 
     Attributes:
         name: of its folder.
-        kind: `train` from nothing, `tune` the parent on other data, `prune` and distil it, or
-            `hasten` it: distil several of its steps into one.
+        kind: `train` from nothing, `tune` the parent on other data, `prune` and distil it, `hasten`
+            it: distil several of its steps into one; `shift`: keep some blocks of each stack under
+            new numbers, and distil; `narrow`: distil it into a net of half the width.
         parent: base model it starts from; empty for `train`.
         data: transform of the digits that it is trained on (`data.TRANSFORMS`).
         steps: number of updates.
         rate: highest learning rate.
         seed: of initial parameters and batches.
+        depth: transformer blocks of each attention of a base without parent; 0 for the recipe's.
     """
 
     name: str
-    kind: Literal["train", "tune", "prune", "hasten"]
+    kind: Literal["train", "tune", "prune", "hasten", "shift", "narrow"]
     steps: int
     rate: float
     parent: str = ""
     data: str = "none"
     seed: int = 0
+    depth: int = 0
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All that its parameters depend on.
+
+        The depth came later: a base without one is what it was, and stays trained.
+        """
+        found = asdict(self)
+        if not self.depth:
+            del found["depth"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,21 @@ class Recipe:
         names = ", ".join(a.name for a in self.adapters)
         raise KeyError(f"no adapter {name!r}; there are {names}")
 
+    def source_of(self, target: str) -> str:
+        """Whose adapters are moved to a base: its oldest ancestor's.
+
+        A base without parent is compared with the first one.
+        """
+        root = self.root_of(target)
+        return self.bases[0].name if root.name == target else root.name
+
+    def root_of(self, name: str) -> BaseRecipe:
+        """The oldest ancestor of a base: itself if it has no parent."""
+        base = self.base(name)
+        while base.parent:
+            base = self.base(base.parent)
+        return base
+
     def teaches(self, base: str, name: str) -> bool:
         """Whether an adapter makes sense on a base: what is fast already is not hastened again."""
         return self.adapter(name).kind != "speed" or self.base(base).kind != "hasten"
@@ -98,7 +127,7 @@ class Recipe:
         """Changes with all that the base's parameters depend on, its ancestors included."""
         base = self.base(name)
         above = self.base_hash(base.parent) if base.parent else ""
-        return _hash(asdict(base), above, self.batch, self.width, self.depth, FORMAT)
+        return _hash(base.facts, above, self.batch, self.width, self.depth, FORMAT)
 
     def adapter_hash(self, base: str, name: str, seed: int) -> str:
         """Changes with all that the adapter's factors depend on, its base included."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 from prolora_jax.evaluation.laboratory.classifier import Classifier, train_classifier
 from prolora_jax.evaluation.laboratory.data import CLASSES, Pictures, to_pixels
-from prolora_jax.evaluation.laboratory.diffusion import sample
+from prolora_jax.evaluation.laboratory.diffusion import Predict, sample
 from prolora_jax.evaluation.laboratory.distillation import GUIDANCE, STRIDES
 from prolora_jax.evaluation.laboratory.lessons import effect_pictures, own_pictures, sampled_words
 from prolora_jax.evaluation.laboratory.workshop import Workshop, picture_grid
@@ -69,8 +69,11 @@ class SampleExam:
 
     def pictures(self, factors: Mapping[str, TrainedFactors], count: int = COUNT, seed: int = 0):
         """Pictures of the target with an adapter, `(count, 8, 8)`, and their words."""
+        return self.drawn(self.workshop.predict(self.target, dict(factors)), count, seed)
+
+    def drawn(self, predict: Predict, count: int = COUNT, seed: int = 0):
+        """Pictures of any net in the target's place, and their words."""
         words = sampled_words(self.adapter, count)
-        predict = self.workshop.predict(self.target, dict(factors))
         hastened = self.workshop.recipe.base(self.target).kind == "hasten"
         few = self.adapter.kind == "speed" or hastened
         steps, strength = (STRIDES, 1.0) if few else (STEPS, GUIDANCE)
@@ -79,7 +82,11 @@ class SampleExam:
 
     def judge(self, factors: Mapping[str, TrainedFactors]) -> SampleResult:
         """Measure the pictures that an adapter makes."""
-        pixels, words = self.pictures(factors)
+        return self.judge_net(self.workshop.predict(self.target, dict(factors)))
+
+    def judge_net(self, predict: Predict) -> SampleResult:
+        """Measure the pictures of any net in the target's place."""
+        pixels, words = self.drawn(predict)
         features, effect, own = (
             self.classifier.features(shown)
             for shown in (pixels, self.effect.pixels, self.own.pixels)

@@ -17,6 +17,15 @@ from prolora_jax.evaluation.laboratory.adapters import TrainedFactors, factors_o
 from prolora_jax.evaluation.laboratory.beyond import BEYOND, Move, as_factors
 from prolora_jax.evaluation.laboratory.controls import random_subspace
 from prolora_jax.evaluation.laboratory.exams import Depth
+from prolora_jax.evaluation.laboratory.refining import (
+    REFINING,
+    STUDENTS,
+    TEACHERS,
+    AdapterSamples,
+    StudentFacts,
+    StudentSettings,
+    fitted,
+)
 from prolora_jax.evaluation.laboratory.trials import Contest, Pair, TrialOutcome, move
 from prolora_jax.evaluation.laboratory.workshop import Say, Workshop
 from prolora_jax.io.adapters.files import load_adapter
@@ -35,10 +44,11 @@ class Arm:
     """One way to move an adapter.
 
     Attributes:
-        options: of the migration, those that differ from the defaults.
+        options: of the migration, those that differ from the defaults; of what learns
+            (`refining.STUDENTS`), its settings.
         control: instead of a migration: `none` (no adapter), `trained` (on the target),
             `random-subspace` (with `fraction`); `round-trip`: there and back again, judged on
-            the source; or one of `beyond.BEYOND`.
+            the source; or one of `beyond.BEYOND` or of `refining.REFINING`.
         fraction: size of the random spans; of what is in `BEYOND`, its strength.
     """
 
@@ -47,9 +57,11 @@ class Arm:
     fraction: float = 0.5
 
     def __post_init__(self):
-        if self.control not in {*CONTROLS, *BEYOND}:
-            names = ", ".join((*CONTROLS[1:], *BEYOND))
+        if self.control not in {*CONTROLS, *BEYOND, *REFINING}:
+            names = ", ".join((*CONTROLS[1:], *BEYOND, *REFINING))
             raise ValueError(f"control {self.control!r}: expected one of {names}")
+        if self.control in STUDENTS:
+            StudentSettings(**self.options)  # a wrong name shows before the first cell has run
 
     @property
     def name(self) -> str:
@@ -59,6 +71,8 @@ class Arm:
         head = self.options.get("method", "") or (MigrationOptions.method if self.options else "")
         if self.control == "random-subspace" or self.control in BEYOND:
             head = f"{self.control} {self.fraction}"
+        elif self.control in REFINING:
+            head = self.control
         elif self.control:
             head = f"{self.control} {head}".strip()
         return f"{head} {shown}".strip()
@@ -125,6 +139,7 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
     if rows.keys() == todo.keys():
         return
     contest = Contest(pair, adapter, seed, sweep.depth)
+    shown = AdapterSamples(contest)
     home: Contest | None = None
     for key, arm in todo.items():
         if key in rows:
@@ -133,8 +148,14 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
         if arm.control == "round-trip":
             home = home or Contest(Pair(pair.workshop, pair.source), adapter, seed, sweep.depth)
             judge = home
-        factors, outcome = factors_of_arm(contest, arm)
-        result = judge.judge(factors, outcome)
+        facts: StudentFacts | None = None
+        if arm.control in TEACHERS:
+            result = judge.judge_net(shown.teacher(TEACHERS[arm.control]))
+        elif arm.control in STUDENTS:
+            factors, facts = fitted(shown, arm.control, StudentSettings(**arm.options))
+            result = judge.judge(factors)
+        else:
+            result = judge.judge(*factors_of_arm(contest, arm))
         rows[key] = {
             "key": key,
             "target": pair.target,
@@ -145,6 +166,8 @@ def _run_contest(pair: Pair, adapter: str, seed: int, sweep: Sweep, folder: Path
             "options": arm.options,
             "control": arm.control,
             "phi_half": pair.phi_half,
+            "disagreement": pair.samples.disagreement,
+            "student": asdict(facts) if facts else None,
             "none": judge.facts_of_none,
             "trained": judge.facts_of_trained,
             **asdict(result),

@@ -18,9 +18,11 @@ from prolora_jax.evaluation.laboratory.adapters import (
     merged,
     total_norm,
 )
+from prolora_jax.evaluation.laboratory.diffusion import Predict
 from prolora_jax.evaluation.laboratory.exams import Depth, exams
 from prolora_jax.evaluation.laboratory.losses import losses
 from prolora_jax.evaluation.laboratory.nets import predictor
+from prolora_jax.evaluation.laboratory.pair_samples import PairSamples
 from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.evaluation.metrics.shares import Share, gap_share
@@ -115,7 +117,7 @@ class Pair:
     Args:
         workshop: where both were trained.
         target: name of the target.
-        source: name of the source; the recipe's first base if empty.
+        source: name of the source; the one that the recipe compares the target with if empty.
         store: of subspaces; in memory if None.
     """
 
@@ -127,7 +129,7 @@ class Pair:
         store: FolderStore | None = None,
     ):
         self.workshop, self.target = workshop, target
-        self.source = source or workshop.recipe.bases[0].name
+        self.source = source or workshop.recipe.source_of(target)
         self.bases = BasePair(
             load_base_model(workshop.base_folder(self.source)),
             load_base_model(workshop.base_folder(target)),
@@ -136,12 +138,21 @@ class Pair:
 
     @cached_property
     def phi_half(self) -> float:
-        """Mean similarity (smaller side) of all linear layers at k = half: the pair's distance."""
+        """Mean similarity (smaller side) of all linear layers at k = half: the pair's distance.
+
+        Not a number where no two layers can be compared, as between unlike widths.
+        """
         kinds, matching = self.bases.target.spec.modules, self.bases.matching()
         wanted = {p: s for p, s in matching.pairs.items() if kinds[p].kind_is("linear")}
         options = MigrationOptions(basis_rank="fraction=0.5", identical="project")
         found = (m.similarity for m in self.bases.measure(wanted, options).values())
-        return float(np.mean([min(s.phi_left, s.phi_right) for s in found if s is not None]))
+        phis = [min(s.phi_left, s.phi_right) for s in found if s is not None]
+        return float(np.mean(phis)) if phis else float("nan")
+
+    @cached_property
+    def samples(self) -> PairSamples:
+        """What both draw by themselves."""
+        return PairSamples(self.workshop, self.source, self.target)
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
@@ -219,6 +230,26 @@ class Contest:
             skipped=outcome.skipped if outcome else 0,
             mean_phi=float(np.mean(outcome.phis)) if outcome and outcome.phis else None,
             samples=self.sample_exam.judge(factors) if self.depth.samples else None,
+        )
+
+    def judge_net(self, predict: Predict) -> Result:
+        """The same of a net in the target's place, with no adapter to be scaled or counted."""
+        plain = losses(predict, self.exams.effect, repeats=self.exams.repeats)
+        own = None
+        if self.depth.own:
+            own = float(losses(predict, self.exams.own, repeats=self.exams.own_repeats).mean())
+        return Result(
+            arrived=self.share(plain),
+            effect_loss=float(plain.mean()),
+            own_loss=own,
+            norm=0.0,
+            best_scale=None,
+            arrived_at_best=None,
+            arrived_at_norm=None,
+            moved=0,
+            skipped=0,
+            mean_phi=None,
+            samples=self.sample_exam.judge_net(predict) if self.depth.samples else None,
         )
 
     @cached_property

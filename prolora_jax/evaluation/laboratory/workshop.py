@@ -39,9 +39,11 @@ from prolora_jax.evaluation.laboratory.losses import exam, losses
 from prolora_jax.evaluation.laboratory.nets import (
     Params,
     full_net,
+    kept_blocks,
     predictor,
     pruned_net,
     pruned_params,
+    shifted_params,
 )
 from prolora_jax.evaluation.laboratory.recipe import BaseRecipe, Recipe
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
@@ -80,12 +82,15 @@ class Workshop:
 
     def config(self, name: str) -> UNetConfig:
         """The net of a base model."""
-        recipe = self.recipe
-        while (base := recipe.base(name)).kind != "prune":
-            if not base.parent:
-                return full_net(recipe.width, recipe.depth)
-            name = base.parent
-        return pruned_net(recipe.width, recipe.depth)
+        base, width = self.recipe.base(name), self.recipe.width
+        while base.kind in ("tune", "hasten"):
+            base = self.recipe.base(base.parent)
+        depth = self.recipe.root_of(name).depth or self.recipe.depth
+        if base.kind == "prune":
+            return pruned_net(width, depth)
+        if base.kind == "shift":
+            return full_net(width, len(kept_blocks(depth)))
+        return full_net(width // 2 if base.kind == "narrow" else width, depth)
 
     def base_folder(self, name: str) -> Path:
         """Where a base model is, as `load_base_model` takes it."""
@@ -138,11 +143,13 @@ class Workshop:
         return True
 
     def _initial(self, recipe: BaseRecipe) -> Params:
-        if recipe.kind == "train":
+        if recipe.kind in ("train", "narrow"):
             return initial_params(self.config(recipe.name), seed=recipe.seed)
         params = self.params(recipe.parent)
         if recipe.kind == "prune":
             return pruned_params(params, self.config(recipe.name))
+        if recipe.kind == "shift":
+            return shifted_params(params, self.config(recipe.name))
         return params
 
     def _base_draw(self, recipe: BaseRecipe) -> Draw:
@@ -152,7 +159,7 @@ class Workshop:
                 jumps(self.predict(recipe.parent), own, JUMPS, recipe.seed), self.recipe.batch
             )
         draw = draw_denoising(own, self.recipe.batch)
-        if recipe.kind == "prune":
+        if recipe.kind in ("prune", "shift", "narrow"):
             return draw_taught(draw, self.predict(recipe.parent))
         return draw
 
