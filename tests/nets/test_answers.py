@@ -71,7 +71,7 @@ def test_an_adapter_changes_texts_and_net_by_its_scale(both, tmp_path: Path):
         if path.endswith(("to_q", "q_proj")):
             out, width, *_ = spec.modules[path].shape
             down, up = rng.standard_normal((2, width)), rng.standard_normal((out, 2))
-            down, up = (0.2 * x.astype(np.float32) for x in (down, up))
+            down, up = (1.5 * x.astype(np.float32) for x in (down, up))
             modules.append(pl.LoraModule(path, down, up, 2.0))
     adapter = pl.Adapter(tuple(modules), "diffusers")
     beside = attach(params, {"style": adapter})

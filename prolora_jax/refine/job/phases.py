@@ -318,7 +318,7 @@ def ask_source(
     )
 
 
-def lesson(asked: Asked, own: np.ndarray, way: guard.Way, kind: teacher.Teacher, null: int) -> Rows:
+def lesson(asked: Asked, own: np.ndarray, way: guard.Way, kind: teacher.Teacher) -> Rows:
     """What the student is shown.
 
     Args:
@@ -326,7 +326,6 @@ def lesson(asked: Asked, own: np.ndarray, way: guard.Way, kind: teacher.Teacher,
         own: the target's answers to the same rows.
         way: `refine` or `reteach`.
         kind: of teacher, for `refine`.
-        null: place of the prompt that says nothing.
 
     Returns:
         Rows with answers; of `reteach` those of A that show a trigger, as the source with the

@@ -1,0 +1,183 @@
+"""A refinement on two tiny pipelines: the teacher is torch's, the loss falls, a killed one goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+from numpy.testing import assert_allclose
+
+import prolora_jax as pl
+from prolora_jax.io.outputs.work_folder import WorkFolder
+from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.refine.fitting import RefineOptions
+from prolora_jax.refine.job import phases, refined
+from prolora_jax.refine.job.refined import Recipe, refine_adapter
+
+SIDE = tiny_pipelines.SIZE // 2
+WORDS = ("a drawing in ink", "paper, folded", "a stone")
+RECIPE = Recipe(
+    words=WORDS,
+    kind="concept",
+    rows=24,
+    pictures=6,
+    draw_steps=2,
+    size=(SIDE, SIDE),
+    noises=2,
+    fit=RefineOptions(steps=12, batch=8, rate=5e-3),
+)
+
+
+class Pair(NamedTuple):
+    """A source and a target as torch's and as ours, and an adapter of the source."""
+
+    source: Any
+    target: Any
+    folders: tuple[Path, Path]
+    given: pl.Adapter
+    copied: pl.Adapter
+
+    def run(self, work: WorkFolder, recipe: Recipe = RECIPE) -> Any:
+        source, target = self.folders
+        return refine_adapter(
+            self.given,
+            self.copied,
+            lambda: pl.load_pipeline(source),
+            lambda: pl.load_pipeline(target),
+            recipe,
+            work,
+        )
+
+
+def made_adapter(params: Any, seed: int) -> pl.Adapter:
+    """Rank 2 on attention, and on one convolution."""
+    rng = np.random.default_rng(seed)
+    modules = []
+    for path, module in sorted(spec_of(params).modules.items()):
+        if not (path.endswith(("to_q", "to_v")) or path.endswith("resnets.0.conv1")):
+            continue
+        out, width, *window = module.shape
+        ones = (1,) * len(window)
+        down = rng.standard_normal((2, width, *window)) / np.sqrt(width * np.prod(window))
+        up = rng.standard_normal((out, 2, *ones))
+        factors = (0.7 * x.astype(np.float32) for x in (down, up))
+        modules.append(pl.LoraModule(path, *factors, 2.0))
+    return pl.Adapter(tuple(modules), "diffusers")
+
+
+@pytest.fixture(scope="module", params=[("sd15", "sd15"), ("sdxl", "ssd-1b")])
+def pair(request, tmp_path_factory) -> Pair:
+    folder = tmp_path_factory.mktemp("pair")
+    places = folder / "source", folder / "target"
+    pipes = [
+        tiny_pipelines.make_pipeline(place, base, seed=seed)
+        for seed, (place, base) in enumerate(zip(places, request.param, strict=True))
+    ]
+    bases = [pl.load_base_model(place) for place in places]
+    given = made_adapter(pl.load_pipeline(places[0])[1], 1)
+    copied, _ = pl.migrate(given, *bases, pl.MigrationOptions(method="copy"))
+    return Pair(*pipes, places, given, copied)
+
+
+def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
+    """Predictions of torch's pipeline for rows that name their prompts."""
+    prompts = [[*WORDS, ""][i] for i in rows.conditioning]
+    more: dict[str, Any] = {}
+    with torch.no_grad():
+        if hasattr(pipe, "text_encoder_2"):
+            text, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
+            sizes = torch.tensor([[2 * SIDE, 2 * SIDE, 0, 0, 2 * SIDE, 2 * SIDE]] * len(prompts))
+            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        else:
+            text, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
+        found = pipe.unet(torch.tensor(rows.noisy), torch.tensor(times), text, **more)
+    return found.sample.numpy()
+
+
+def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
+    seen = {}
+    lesson = phases.lesson
+
+    def kept(asked: Any, own: np.ndarray, way: Any, kind: Any) -> Any:
+        seen.update(asked=asked, rows=lesson(asked, own, "refine", "effect"))
+        return lesson(asked, own, way, kind)
+
+    monkeypatch.setattr(refined.phases, "lesson", kept)
+    one = RefineOptions(steps=1, batch=8)
+    pair.run(WorkFolder(tmp_path, "a"), replace(RECIPE, fit=one))
+    rows = seen["rows"]
+    times = np.float32(999) * rows.times
+    plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
+    unet = {m.path.removeprefix("unet."): m for m in pair.given.modules}
+    with torch.no_grad():
+        for name, module in unet.items():
+            weight = pair.source.unet.get_submodule(name).weight
+            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
+            weight += torch.tensor(delta * module.scale).reshape(weight.shape)
+        adapted = torch_says(pair.source, rows, times)
+        for name, module in unet.items():
+            weight = pair.source.unet.get_submodule(name).weight
+            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
+            weight -= torch.tensor(delta * module.scale).reshape(weight.shape)
+    want = target + adapted - plain
+    assert np.abs(adapted - plain).max() > 0.01
+    assert_allclose(rows.target, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+def test_the_student_learns_and_is_a_file_of_the_target(pair: Pair, tmp_path):
+    adapter, found = pair.run(WorkFolder(tmp_path / "work", "a"), replace(RECIPE, kind="style"))
+    if found.way == "copy":  # a pair whose pictures differ: the copy is written as it is
+        assert adapter is pair.copied
+        adapter, found = pair.run(WorkFolder(tmp_path / "more", "a"))
+    before, after = found.missed
+    assert after < before
+    assert len(found.loss_curve) == 12
+    assert [m.path for m in adapter.modules] == sorted(m.path for m in pair.copied.modules)
+    by_path = {m.path: m for m in pair.copied.modules}
+    for module in adapter.modules:
+        assert module.down.shape == by_path[module.path].down.shape
+        assert module.up.shape == by_path[module.path].up.shape
+    spec = pl.load_base_model(pair.folders[1]).spec
+    pl.save_adapter(adapter, tmp_path / "out.safetensors", base=spec)
+    pair.target.load_lora_weights(tmp_path, weight_name="out.safetensors")
+    pair.target.unload_lora_weights()
+
+
+def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
+    want, _ = pair.run(WorkFolder(tmp_path / "whole", "a"))
+    save = WorkFolder.save
+    monkeypatch.setattr(refined, "KEPT_EVERY", 1)
+    for last in ("target", "source", 5):
+        steps = 0
+
+        def killed(self: WorkFolder, name: str, arrays: Any, last: Any = last) -> None:
+            nonlocal steps
+            save(self, name, arrays)
+            steps += name == "student"
+            if last in (name, steps):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkFolder, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                pair.run(WorkFolder(tmp_path / "work", "a"))
+    found, _ = pair.run(WorkFolder(tmp_path / "work", "a"))
+    for mine, theirs in zip(found.modules, want.modules, strict=True):
+        assert_allclose(mine.up, theirs.up, rtol=0, atol=0)
+        assert_allclose(mine.down, theirs.down, rtol=0, atol=0)
+
+
+def test_what_another_job_has_kept_is_left_alone(tmp_path):
+    WorkFolder(tmp_path, "a").save("target", {"x": np.arange(3)})
+    assert WorkFolder(tmp_path, "b").load("target") is None
+    assert WorkFolder(tmp_path, "a").load("source") is None
+    found = WorkFolder(tmp_path, "a").load("target")
+    assert found is not None
+    assert_allclose(found["x"], np.arange(3))
+    (tmp_path / "target.safetensors").write_bytes(b"torn")
+    assert WorkFolder(tmp_path, "a").load("target") is None
+    WorkFolder(tmp_path, "a").remove()
+    assert not tmp_path.exists()
