@@ -1,6 +1,7 @@
 """The benchmark of one file: it runs, and does what `prolora migrate` does."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,10 @@ def test_a_measured_migration_is_that_of_the_command(tmp_path: Path):
 
 def test_the_largest_size_of_a_process_never_shrinks():
     before = largest_resident_bytes()
-    if before is None:
-        pytest.skip("the system does not say it")
-    room = b"x" * before
+    assert (before is None) == (sys.platform != "linux")
+    room = b"x" * (before or 1)
     del room
-    assert (largest_resident_bytes() or 0) > before
+    assert (largest_resident_bytes() or 1) > (before or 0)
 
 
 def test_every_target_can_be_met_and_missed():
