@@ -1,4 +1,4 @@
-"""`pytest -m quick` touches every wing; what its list names is there, and what starts first, too."""
+"""`pytest -m quick` touches every wing; what the lists of quick and of slow files name is there."""
 
 import ast
 from pathlib import Path
