@@ -14,13 +14,12 @@ compiled programs nor memory of an earlier one are there. Base models are in the
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from prolora_jax.benchmarks import environment, isolated, peaks
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_catalog import write_alike
-from prolora_jax.benchmarks.made_models import require_made_pair, tiny_pair, write_models
+from prolora_jax.benchmarks.made_models import made_place
 from prolora_jax.benchmarks.targets import Verdict, at_most
 from prolora_jax.io.base_models.checkpoint import load_base_model
 
@@ -51,17 +50,10 @@ def measure(
     Raises:
         UsageError: no made pair is there.
     """
-    if folder is not None:
-        require_made_pair(Path(folder))
-    small = folder is None or quick
-    with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
-        place = Path(scratch)
-        if small:
-            write_models(tiny_pair(0, 0.1), place / "made")
+    with made_place(folder, quick=quick) as (made, place, small):
         about = environment.describe()
         progress("peaks")
         found = peaks.measure(place, quick=True)
-        made = place / "made" if small else Path(str(folder))
         spec = load_base_model(made / "sdxl").spec
         (adapter,) = write_alike(spec, place / "in", 1, RANK)
         stored = place / "stored" if store is None or small else Path(store)

@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ import numpy as np
 from prolora_jax.benchmarks import environment, peaks
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_catalog import write_alike
-from prolora_jax.benchmarks.made_models import require_made_pair, tiny_pair, write_models
+from prolora_jax.benchmarks.made_models import made_place
 from prolora_jax.benchmarks.targets import Verdict, at_least, at_most
 from prolora_jax.benchmarks.timing import ROUNDS, interleaved
 from prolora_jax.io.atomic import write_bytes
@@ -75,17 +74,10 @@ def measure(
     Raises:
         UsageError: no made pair is there.
     """
-    if folder is not None:
-        require_made_pair(Path(folder))
-    with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
-        place = Path(scratch)
-        small = folder is None or quick
-        if small:
-            write_models(tiny_pair(0, 0.1), place / "made")
+    with made_place(folder, quick=quick) as (made, place, small):
         about = environment.describe()
         progress("peaks")
         found = peaks.measure(place, quick=True)
-        made = place / "made" if small else Path(str(folder))
         stored = FolderStore(place / "store" if store is None or small else Path(store))
         models = load_base_model(made / "sdxl"), load_base_model(made / "ssd-1b")
         pair = BasePair(*models, stored)

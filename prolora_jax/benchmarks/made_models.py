@@ -21,11 +21,14 @@ be made alone, and gives the same numbers in any order.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 
@@ -128,18 +131,47 @@ def tiny_pair(seed: int = 0, noise: float = 0.1) -> MadePair:
     )
 
 
-def require_made_pair(folder: Path) -> None:
-    """Check that a folder is a made pair.
+class MadePlace(NamedTuple):
+    """Where a benchmark works.
+
+    Attributes:
+        models: folder with `sdxl` and `ssd-1b` in it.
+        scratch: on the same disk; goes at the end.
+        small: whether the nets are tiny.
+    """
+
+    models: Path
+    scratch: Path
+    small: bool
+
+
+@contextmanager
+def made_place(folder: str | None, *, quick: bool) -> Iterator[MadePlace]:
+    """A made pair that is there, or tiny nets made on the spot, and room beside them.
+
+    Args:
+        folder: of a made pair; tiny nets without it.
+        quick: tiny nets, whatever pair is named.
+
+    Yields:
+        The place.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the folder is no made pair.
     """
-    if not (folder / "ssd-1b").is_dir():
+    if folder is not None and not (Path(folder) / "ssd-1b").is_dir():
         raise UsageError(
             f"{folder}: found no made pair. Make one with scripts/make_checkpoint_pair.py OUT and "
             "name it: --pair OUT (or leave --pair out for small nets).",
             code=Refusal.MISSING_FILE,
         )
+    with TemporaryDirectory(prefix="prolora-", dir=folder) as name:
+        scratch = Path(name)
+        if folder is not None and not quick:
+            yield MadePlace(Path(folder), scratch, small=False)
+            return
+        write_models(tiny_pair(0, 0.1), scratch / "made")
+        yield MadePlace(scratch / "made", scratch, small=True)
 
 
 def write_models(pair: MadePair, folder: Path) -> None:

@@ -9,13 +9,12 @@ is computed beforehand. Memory is anonymous: pages of mapped files can be taken 
 
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from prolora_jax.benchmarks import environment, isolated, peaks
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_catalog import write_alike
-from prolora_jax.benchmarks.made_models import require_made_pair, tiny_pair, write_models
+from prolora_jax.benchmarks.made_models import made_place
 from prolora_jax.benchmarks.targets import Verdict, at_most
 from prolora_jax.io.base_models.checkpoint import load_base_model
 
@@ -47,18 +46,11 @@ def measure(
     Raises:
         UsageError: no made pair is there.
     """
-    if folder is not None:
-        require_made_pair(Path(folder))
-    small = folder is None or quick
     if quick:
         files, most = QUICK_FILES, QUICK_MOST
-    with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
-        place = Path(scratch)
-        if small:
-            write_models(tiny_pair(0, 0.1), place / "made")
+    with made_place(folder, quick=quick) as (made, place, small):
         about = environment.describe()
         found = peaks.measure(place, quick=True)
-        made = place / "made" if small else Path(str(folder))
         stored = place / "store" if store is None or small else Path(store)
         progress(f"{files} files")
         spec = load_base_model(made / "sdxl").spec

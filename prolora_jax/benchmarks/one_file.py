@@ -34,7 +34,7 @@ class Stages:
     """CPU seconds of this process by stage, and how large it had become by the end of each."""
 
     def __init__(self):
-        self._last = 0.0
+        self._last, self._most = 0.0, 0
         self.cpu_s: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         self.peak_bytes: dict[str, int | None] = dict.fromkeys(STAGES)
 
@@ -42,7 +42,11 @@ class Stages:
         """What was done since the last call belongs to this stage."""
         now = time.process_time()
         self.cpu_s[stage] += now - self._last
-        self.peak_bytes[stage] = largest_resident_bytes()
+        size = largest_resident_bytes()
+        if size is not None:
+            # Linux counts pages of threads in lumps: a later answer may be a little smaller.
+            self._most = max(self._most, size)
+            self.peak_bytes[stage] = self._most
         self._last = now
 
     def progress(self, stage: str, done: int, total: int) -> None:

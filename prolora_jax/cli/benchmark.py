@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from prolora_jax.cli.console import Common, out
 
 COMMON = Common()
+SEVERAL = Parameter(negative="", show_default=False)
 Quick = Annotated[bool, Parameter(negative="")]
 OutPath = Annotated[Path | None, Parameter(name="--out")]
 Shared = Annotated[Common, Parameter(name="*")]
@@ -117,7 +118,7 @@ def host(
 def first(
     *,
     pair: Path | None = None,
-    way: tuple[Literal["copy", "auto", "full"], ...] = (),
+    way: Annotated[tuple[Literal["copy", "auto", "full"], ...], SEVERAL] = (),
     quick: Quick = False,
     out_path: OutPath = None,
     common: Shared = COMMON,
@@ -143,7 +144,7 @@ def first(
 def memory(
     *,
     pair: Path | None = None,
-    way: tuple[Literal["copy", "full"], ...] = (),
+    way: Annotated[tuple[Literal["copy", "full"], ...], SEVERAL] = (),
     files: int = 64,
     most: int = 1024,
     quick: Quick = False,

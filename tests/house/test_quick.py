@@ -1,10 +1,11 @@
-"""`pytest -m quick` touches every wing, and what its list names is there."""
+"""`pytest -m quick` touches every wing; what the lists of quick and of slow files name is there."""
 
 import ast
 from pathlib import Path
 
 import pytest
 from quick import NOT_QUICK, QUICK, has_quick, is_quick
+from slow import SLOW
 
 TESTS = Path(__file__).parents[1]
 FILES = [path.relative_to(TESTS).as_posix() for path in sorted(TESTS.glob("*/test_*.py"))]
@@ -21,6 +22,11 @@ def test_each_place_has_tests(place: str):
     file, _, test = place.partition("::")
     assert any(found.startswith(file) for found in FILES)
     assert not test or place in named_in(file)
+
+
+@pytest.mark.parametrize("file", SLOW)
+def test_each_slow_file_is_there(file: str):
+    assert file in FILES
 
 
 def test_every_wing_has_quick_tests():
