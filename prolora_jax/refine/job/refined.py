@@ -18,11 +18,12 @@ from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.answers import embedded
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
-from prolora_jax.refine import guard, teacher, triggers
+from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.fitting import RETEACH, FitState, RefineOptions, fit, new_state
 from prolora_jax.refine.job import phases
 from prolora_jax.refine.job.student import factors_of, student_net, with_factors
 from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool
+from prolora_jax.refine.teacher import Teacher, effect_mismatch
 
 Load = Callable[[], tuple[Pipeline, Params]]
 ADAPTER = "adapter"
@@ -51,7 +52,7 @@ class Recipe:
 
     words: tuple[str, ...]
     kind: str = "auto"
-    teacher: teacher.Teacher = "effect"
+    teacher: Teacher = "effect"
     rows: int = 512
     pictures: int = 128
     draw_steps: int = 20
@@ -198,7 +199,7 @@ def refine_adapter(
     modules = with_factors(copied, state.factors, shapes)
     effect = asked.adapted - asked.plain
     before, after = (
-        teacher.effect_mismatch(_said(predict, f, asked.rows, recipe.at_once) - answered, effect)
+        effect_mismatch(_said(predict, f, asked.rows, recipe.at_once) - answered, effect)
         for f in (start, state.factors)
     )
     curve = [float(x) for x in np.asarray(state.losses)]
