@@ -1,6 +1,6 @@
-"""A refinement on two tiny pipelines: the teacher is torch's, the loss falls, a killed one goes on."""
+"""A refinement on two tiny pipelines: torch's teacher, a loss that falls, kills that cost nothing."""
 
-from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +13,30 @@ from numpy.testing import assert_allclose
 import prolora_jax as pl
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.adapters.tree import spec_of
-from prolora_jax.refine.fitting import RefineOptions
-from prolora_jax.refine.job import phases, refined
-from prolora_jax.refine.job.refined import Recipe, refine_adapter
+from prolora_jax.refine.job import effect, refined
+from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
 
 SIDE = tiny_pipelines.SIZE // 2
-WORDS = ("a drawing in ink", "paper, folded", "a stone")
+PROMPTS = ("a drawing in ink", "paper, folded")
+OWN = ("a stone",)
 RECIPE = Recipe(
-    words=WORDS,
+    prompts=PROMPTS,
     kind="concept",
     rows=24,
     pictures=6,
     draw_steps=2,
     size=(SIDE, SIDE),
     noises=2,
-    fit=RefineOptions(steps=12, batch=8, rate=5e-3),
+    steps=12,
+    batch=8,
 )
+
+
+@cache
+def loaded(folder: Path) -> Any:
+    """A pipeline: programs that were compiled for it are found again."""
+    return pl.load_pipeline(folder)
 
 
 class Pair(NamedTuple):
@@ -40,16 +48,11 @@ class Pair(NamedTuple):
     given: pl.Adapter
     copied: pl.Adapter
 
-    def run(self, work: WorkFolder, recipe: Recipe = RECIPE) -> Any:
-        source, target = self.folders
-        return refine_adapter(
-            self.given,
-            self.copied,
-            lambda: pl.load_pipeline(source),
-            lambda: pl.load_pipeline(target),
-            recipe,
-            work,
-        )
+    def run(self, work: Path, recipe: Recipe = RECIPE) -> RefinedAdapter:
+        loads = [partial(loaded, folder) for folder in self.folders]
+        todo = ToRefine(self.given, self.copied, {}, OWN, "one")
+        (done,) = PairRefinement(*loads, recipe, work, "pair").refine([todo])
+        return done
 
 
 def made_adapter(params: Any, seed: int) -> pl.Adapter:
@@ -68,23 +71,32 @@ def made_adapter(params: Any, seed: int) -> pl.Adapter:
     return pl.Adapter(tuple(modules), "diffusers")
 
 
-@pytest.fixture(scope="module", params=[("sd15", "sd15"), ("sdxl", "ssd-1b")])
-def pair(request, tmp_path_factory) -> Pair:
-    folder = tmp_path_factory.mktemp("pair")
+def made_pair(folder: Path, *kinds: str) -> Pair:
+    """Two tiny pipelines of these kinds, and an adapter of the first."""
     places = folder / "source", folder / "target"
     pipes = [
         tiny_pipelines.make_pipeline(place, base, seed=seed)
-        for seed, (place, base) in enumerate(zip(places, request.param, strict=True))
+        for seed, (place, base) in enumerate(zip(places, kinds, strict=True))
     ]
     bases = [pl.load_base_model(place) for place in places]
-    given = made_adapter(pl.load_pipeline(places[0])[1], 1)
+    given = made_adapter(loaded(places[0])[1], 1)
     copied, _ = pl.migrate(given, *bases, pl.MigrationOptions(method="copy"))
     return Pair(*pipes, places, given, copied)
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Pair:
+    return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory) -> Pair:
+    return made_pair(tmp_path_factory.mktemp("pruned"), "sdxl", "ssd-1b")
+
+
 def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
     """Predictions of torch's pipeline for rows that name their prompts."""
-    prompts = [[*WORDS, ""][i] for i in rows.conditioning]
+    prompts = [["", *PROMPTS, *OWN][i] for i in rows.conditioning]
     more: dict[str, Any] = {}
     with torch.no_grad():
         if hasattr(pipe, "text_encoder_2"):
@@ -97,17 +109,23 @@ def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
     return found.sample.numpy()
 
 
-def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
-    seen = {}
-    lesson = phases.lesson
+class Taught(Exception):
+    """Ends a refinement where the student would begin."""
 
-    def kept(asked: Any, own: np.ndarray, way: Any, kind: Any) -> Any:
-        seen.update(asked=asked, rows=lesson(asked, own, "refine", "effect"))
-        return lesson(asked, own, way, kind)
 
-    monkeypatch.setattr(refined.phases, "lesson", kept)
-    one = RefineOptions(steps=1, batch=8)
-    pair.run(WorkFolder(tmp_path, "a"), replace(RECIPE, fit=one))
+@pytest.mark.parametrize("kinds", ["pair", "pruned"])
+def test_teacher_is_the_sum_of_three_torch_predictions(kinds, request, tmp_path, monkeypatch):
+    pair: Pair = request.getfixturevalue(kinds)
+    lesson, seen = effect.lesson, {}
+
+    def kept(*given: Any) -> Any:
+        *most, _, recipe = given
+        seen["rows"] = lesson(*most, "refine", recipe)
+        raise Taught
+
+    monkeypatch.setattr(effect, "lesson", kept)
+    with pytest.raises(Taught):
+        pair.run(tmp_path)
     rows = seen["rows"]
     times = np.float32(999) * rows.times
     plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
@@ -128,10 +146,8 @@ def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, mon
 
 
 def test_the_student_learns_and_is_a_file_of_the_target(pair: Pair, tmp_path):
-    adapter, found = pair.run(WorkFolder(tmp_path / "work", "a"), replace(RECIPE, kind="style"))
-    if found.way == "copy":  # a pair whose pictures differ: the copy is written as it is
-        assert adapter is pair.copied
-        adapter, found = pair.run(WorkFolder(tmp_path / "more", "a"))
+    adapter, found = pair.run(tmp_path / "work")
+    assert found.missed is not None
     before, after = found.missed
     assert after < before
     assert len(found.loss_curve) == 12
@@ -147,10 +163,10 @@ def test_the_student_learns_and_is_a_file_of_the_target(pair: Pair, tmp_path):
 
 
 def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
-    want, _ = pair.run(WorkFolder(tmp_path / "whole", "a"))
+    want, _ = pair.run(tmp_path / "whole")
     save = WorkFolder.save
     monkeypatch.setattr(refined, "KEPT_EVERY", 1)
-    for last in ("target", "source", 5):
+    for last in ("target", "source", "effect", "losses", 5):
         steps = 0
 
         def killed(self: WorkFolder, name: str, arrays: Any, last: Any = last) -> None:
@@ -163,8 +179,8 @@ def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(WorkFolder, "save", killed)
             with pytest.raises(KeyboardInterrupt):
-                pair.run(WorkFolder(tmp_path / "work", "a"))
-    found, _ = pair.run(WorkFolder(tmp_path / "work", "a"))
+                pair.run(tmp_path / "work")
+    found, _ = pair.run(tmp_path / "work")
     for mine, theirs in zip(found.modules, want.modules, strict=True):
         assert_allclose(mine.up, theirs.up, rtol=0, atol=0)
         assert_allclose(mine.down, theirs.down, rtol=0, atol=0)

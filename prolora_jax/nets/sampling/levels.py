@@ -1,6 +1,6 @@
 """How much of a picture is left at each time of a net's training, and what the net predicts."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -64,7 +64,7 @@ def same_noise(
     return np.interp(-left, -other, np.arange(len(other), dtype=np.float64))
 
 
-def prediction_of(sampler: Any, origin: str) -> str:
+def prediction_of(sampler: Any, origin: str) -> Literal["epsilon", "v_prediction"]:
     """What the net of a pipeline predicts: `epsilon` or `v_prediction`.
 
     Args:

@@ -1,10 +1,14 @@
-"""A refinement on the nets of two real base models: one adapter, in phases.
+"""A refinement on the nets of two real base models: their adapters, in phases.
 
-prompts.py: What pools show: prompts, the adapter's own words among them.
+recipe.py: What is asked of a refinement: all that its numbers depend on, beside models and adapter.
+prompts.py: What pools show: prompts, and the adapter's own words after them.
+base_net.py: A base model on the device: the samples that it draws, and what it says of rows.
+shared.py: What all adapters of a pair share: samples of both base models, and R.
+effect.py: What one adapter does on its source: words, samples and answers.
 student.py: The student on a real base model: its UNet with LoRA factors as an argument.
-phases.py: One adapter's refinement in three phases, each with one net on the device.
-refined.py: One adapter refined: what each phase has done kept on disk, and a fit that goes on.
+refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
+files.py: Adapter files refined to files, with their reports.
 
 Never: files.
-May import: errors, engines, adapters, nets, io.
+May import: errors, engines, adapters, architectures, plans, nets, io, migration.
 """

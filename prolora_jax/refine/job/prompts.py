@@ -42,22 +42,22 @@ MOST_TAGS = 16
 """Of the words that an adapter was trained with."""
 
 
-def words_of(
-    metadata: Mapping[str, str], given: Sequence[str], triggers: Sequence[str]
-) -> list[str]:
-    """The prompts that pools are drawn from; without the empty one.
+def own_words(
+    metadata: Mapping[str, str], given: Sequence[str], prompts: Sequence[str]
+) -> tuple[str, ...]:
+    """Words that an adapter was trained with, beside the prompts that all adapters are shown.
 
     Args:
-        metadata: header strings of the adapter: `ss_tag_frequency` of kohya's scripts, and
-            `modelspec.trigger_phrase`.
-        given: prompts of the user, instead of the generic ones.
-        triggers: words of the user, instead of those in the header.
+        metadata: header strings of the adapter: `modelspec.trigger_phrase`, and
+            `ss_tag_frequency` of kohya's scripts.
+        given: words of the user, instead of those in the header.
+        prompts: that are shown anyway.
 
     Returns:
-        The prompts, each once: the triggers first.
+        Words, each once, none of them a prompt.
     """
-    own = list(triggers) or [*_phrase(metadata), *_tags(metadata)]
-    return list(dict.fromkeys([*own, *(given or GENERIC)]))
+    own = list(given) or [*_phrase(metadata), *_tags(metadata)]
+    return tuple(word for word in dict.fromkeys(own) if word not in prompts)
 
 
 def _phrase(metadata: Mapping[str, str]) -> list[str]:

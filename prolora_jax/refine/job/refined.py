@@ -1,13 +1,19 @@
-"""One adapter refined: three phases, what each has done kept on disk, and a fit that goes on."""
+"""Adapters of one pair refined: three phases, one net on the device, all of it kept on disk.
 
-import hashlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+1. the target draws T and answers half of all rows;
+2. the source draws S and answers the same rows; then, with each adapter, it tries the words, draws
+   A, and answers that adapter's own rows;
+3. the target says how well it knows S, which decides for each adapter whether it is refined,
+   retaught or left a copy; it answers the adapter's rows, and the student is fitted.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
@@ -15,15 +21,22 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.adapters.lora import attach, attached_places
 from prolora_jax.nets.adapters.tree import spec_of
-from prolora_jax.nets.pipelines.answers import embedded
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard, triggers
-from prolora_jax.refine.fitting import RETEACH, FitState, RefineOptions, fit, new_state
-from prolora_jax.refine.job import phases
-from prolora_jax.refine.job.student import factors_of, student_net, with_factors
-from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool
-from prolora_jax.refine.teacher import Teacher, effect_mismatch
+from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
+from prolora_jax.refine.job import effect, shared
+from prolora_jax.refine.job.base_net import BaseNet, Spoken
+from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.student import (
+    answers_of,
+    factors_of,
+    student_net,
+    with_factors,
+)
+from prolora_jax.refine.rows import Rows, joined
+from prolora_jax.refine.teacher import effect_mismatch
 
 Load = Callable[[], tuple[Pipeline, Params]]
 ADAPTER = "adapter"
@@ -31,317 +44,238 @@ KEPT_EVERY = 10
 """Steps after which the fit's state is written."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What is asked of a refinement; all that its numbers depend on, beside models and adapter.
+@dataclass(frozen=True, eq=False)
+class ToRefine:
+    """One adapter that is to be refined.
 
     Attributes:
-        words: prompts of the pools, without the empty one.
-        kind: `auto` tells styles and concepts apart by their words.
-        teacher: for styles.
-        rows: that the student sees.
-        pictures: of a pool.
-        draw_steps: of the samplers.
-        guidance: of the pools.
-        size: height and width in latents.
-        seed: of everything.
-        at_once: pictures or rows in one batch.
-        noises: that each word is tried on.
-        fit: how the student is fitted; None for what the way asks for.
+        given: fitted to the source.
+        copied: the same on the target, as `migrate` made it: LoRA alone; without modules where
+            nothing can be copied.
+        from_zero: rank of the modules that cannot be copied, by path in the target.
+        words: of its own; none of the recipe's prompts.
+        name: of its work folder.
     """
 
+    given: Adapter
+    copied: Adapter
+    from_zero: Mapping[str, int]
     words: tuple[str, ...]
-    kind: str = "auto"
-    teacher: Teacher = "effect"
-    rows: int = 512
-    pictures: int = 128
-    draw_steps: int = 20
-    guidance: float = 1.0
-    size: tuple[int, int] = (64, 64)
-    seed: int = 0
-    at_once: int = 4
-    noises: int = triggers.NOISES
-    fit: RefineOptions | None = None
+    name: str
 
-    @property
-    def drawing(self) -> phases.Drawing:
-        """How pictures are drawn."""
-        return phases.Drawing(
-            count=self.pictures,
-            steps=self.draw_steps,
-            guidance=self.guidance,
-            size=self.size,
-            seed=self.seed,
-            at_once=self.at_once,
-            empty=len(self.words),
-        )
 
-    @property
-    def prompts(self) -> list[str]:
-        """All prompts; the last says nothing."""
-        return [*self.words, ""]
+class RefinedAdapter(NamedTuple):
+    """What came of one adapter.
 
-    def stamp(self, *content: str) -> str:
-        """A digest of the recipe and of what it is for.
+    Attributes:
+        adapter: for the target; the very copy where the guard keeps it.
+        record: for its report.
+    """
+
+    adapter: Adapter
+    record: Refined
+
+
+class PairRefinement:
+    """A source and a target, of which one is in memory at a time, and what was made of both.
+
+    Attributes:
+        recipe: what is asked.
+        work: folder in which all that was done is kept.
+        stamp: of the pair and the recipe.
+    """
+
+    def __init__(
+        self,
+        load_source: Load,
+        load_target: Load,
+        recipe: Recipe,
+        work: Path,
+        stamp: str,
+        progress: Progress = lambda stage, done, total: None,
+    ):
+        self.recipe, self.work, self.stamp = recipe, work, stamp
+        self._loads = {"source": load_source, "target": load_target}
+        self._progress = progress
+        self._resident: BaseNet | None = None
+        self._pair = WorkFolder(work / "pair", stamp)
+
+    def refine(self, adapters: Sequence[ToRefine]) -> Iterator[RefinedAdapter]:
+        """Refine some adapters, in their order; both base models are loaded for all of them.
 
         Args:
-            content: fingerprints of adapter and base models.
+            adapters: of the source.
+
+        Yields:
+            What came of each.
+
+        Raises:
+            ProloraError: a base model cannot be used, or its samples are no numbers.
         """
-        text = msgspec.json.encode([asdict(self), *content])
-        return hashlib.sha256(text).hexdigest()
+        target = self._target()
+        source = self._source(target)
+        for one in adapters:
+            self._effect(one, target)
+        losses = self._losses(target, source)
+        for one in adapters:
+            yield self._student(one, target, source, self._effect(one, target), losses)
 
+    def folder(self, one: ToRefine) -> WorkFolder:
+        """What is kept of one adapter."""
+        stamp = self.recipe.stamp(self.stamp, one.given.fingerprint, one.words)
+        return WorkFolder(self.work / one.name, stamp)
 
-@dataclass(frozen=True)
-class Refinement:
-    """What a refinement was, for the report.
+    def _net(self, name: str) -> BaseNet:
+        if self._resident is None or self._resident.name != name:
+            self._resident = None  # before the other is loaded
+            self._progress(f"loading the {name}", 0, 1)
+            loaded = self._loads[name]()
+            self._progress(f"loading the {name}", 1, 1)
+            self._resident = BaseNet(name, *loaded, self.recipe, self._progress)
+        return self._resident
 
-    Attributes:
-        way: `refine`, `reteach`, or `copy` where the guard keeps a style as it is.
-        teacher: of the student; None for a copy.
-        disagreement: R.
-        losses: L_s(T), L_t(S), L_t(T), L_s(S).
-        effects: of each word, as shares of the largest.
-        triggers: words that the adapter answers to.
-        steps: that the student was fitted for.
-        loss_curve: of each step.
-        missed: effect mismatch before and after; None for a copy.
-    """
+    def _target(self) -> shared.OfTarget:
+        """Phase 1."""
+        found = shared.kept_target(self._pair)
+        if found is None:
+            found = shared.of_target(self._net("target"), self.recipe)
+            shared.keep_target(self._pair, found)
+        return found
 
-    way: guard.Way
-    teacher: str | None
-    disagreement: float
-    losses: dict[str, float]
-    effects: dict[str, float]
-    triggers: list[str]
-    steps: int = 0
-    loss_curve: list[float] = field(default_factory=list)
-    missed: tuple[float, float] | None = None
+    def _source(self, target: shared.OfTarget) -> shared.OfSource:
+        """Phase 2, what all adapters share."""
+        found = shared.kept_source(self._pair)
+        if found is None:
+            found = shared.of_source(self._net("source"), target, self.recipe)
+            shared.keep_source(self._pair, found)
+        return found
 
-    @property
-    def sentence(self) -> str:
-        """What R says, for people."""
-        return guard.sentence(self.disagreement)
-
-
-class _Theirs(NamedTuple):
-    """What phase 1 hands on."""
-
-    pool: SamplePool
-    own_loss: float
-
-
-def refine_adapter(
-    given: Adapter,
-    copied: Adapter,
-    load_source: Load,
-    load_target: Load,
-    recipe: Recipe,
-    work: WorkFolder,
-    progress: Progress = lambda stage, done, total: None,
-) -> tuple[Adapter, Refinement]:
-    """Refine one adapter.
-
-    Args:
-        given: fitted to the source.
-        copied: the same on the target, as `migrate` made it; plain LoRA.
-        load_source: the source's pipeline and parameters; called when its phase comes, so that
-            one base model is in memory at a time.
-        load_target: likewise.
-        recipe: what is asked.
-        work: where what was done is kept.
-        progress: called with (stage, done, total).
-
-    Returns:
-        The adapter for the target, and what was done.
-    """
-    drawing = recipe.drawing
-    theirs, shown = _target_first(load_target, recipe, work, progress)
-    asked = _source(given, load_source, theirs.pool, shown, recipe, work, progress)
-
-    pipeline, params = load_target()
-    told = embedded(pipeline, params, recipe.prompts, {}, at_once=recipe.at_once)
-    net = phases.BaseNet(pipeline, params, told, "target")
-    losses = {
-        "source_on_target": asked.source_on_target,
-        "target_on_source": phases.loss(
-            net, shown.exam(asked.own, recipe.seed + 5), shown, drawing, progress
-        ),
-        "target_own": theirs.own_loss,
-        "source_own": asked.source_own,
-    }
-    r = guard.disagreement(**losses)
-    is_trigger = triggers.trigger_words(asked.effect)
-    style = triggers.is_style(is_trigger) if recipe.kind == "auto" else recipe.kind == "style"
-    way = guard.way(r, style=style)
-    largest = float(asked.effect.max()) or 1.0
-    found = Refinement(
-        way=way,
-        teacher=None,
-        disagreement=r,
-        losses=losses,
-        effects={w: float(e) / largest for w, e in zip(recipe.words, asked.effect, strict=True)},
-        triggers=[w for w, hit in zip(recipe.words, is_trigger, strict=True) if hit],
-    )
-    if way == "copy":
-        return copied, found
-    answered = net.answers(asked.rows, shown, drawing, progress=progress, stage="target answers")
-    rows = phases.lesson(asked, answered, way, recipe.teacher)
-    beside = attach(params, {ADAPTER: copied}, assume_base=spec_of(params).family)
-    student_told = embedded(
-        pipeline, beside, recipe.prompts, {ADAPTER: 1.0}, at_once=recipe.at_once
-    )
-    start = factors_of(copied)
-    predict = student_net(pipeline, params, student_told, start, shown.last)
-    options = recipe.fit or (RETEACH if way == "reteach" else RefineOptions())
-    options = replace(options, seed=recipe.seed)
-    state = _fitted(predict, rows, new_state(start, options), options, work, progress)
-    shapes = {path: module.shape for path, module in spec_of(params).modules.items()}
-    modules = with_factors(copied, state.factors, shapes)
-    effect = asked.adapted - asked.plain
-    before, after = (
-        effect_mismatch(_said(predict, f, asked.rows, recipe.at_once) - answered, effect)
-        for f in (start, state.factors)
-    )
-    curve = [float(x) for x in np.asarray(state.losses)]
-    done = replace(
-        found,
-        teacher="absolute" if way == "reteach" else recipe.teacher,
-        steps=options.steps,
-        loss_curve=curve,
-        missed=(before, after),
-    )
-    return replace(copied, modules=modules), done
-
-
-def _target_first(
-    load: Load, recipe: Recipe, work: WorkFolder, progress: Progress
-) -> tuple[_Theirs, phases.Shown]:
-    """Phase 1."""
-    kept = work.load("target")
-    if kept is not None:
-        shown = phases.Shown(kept["variances"], str(kept["predicts"].tobytes().decode()))
-        pool = SamplePool(kept["clean"], kept["words"])
-        return _Theirs(pool, float(kept["loss"])), shown
-    pipeline, params = load()
-    drawing = recipe.drawing
-    told = embedded(pipeline, params, recipe.prompts, {}, at_once=recipe.at_once)
-    net = phases.BaseNet(pipeline, params, told, "target")
-    shown = phases.Shown(net.kept, net.predicts)
-    even = np.full(drawing.empty, 1 / drawing.empty)
-    words = triggers.draw_words(
-        even, drawing.count, drawing.empty, np.random.default_rng(recipe.seed)
-    )
-    pool = net.pool(drawing, words, recipe.seed, progress=progress, stage="target draws")
-    own = phases.loss(net, shown.exam(pool, recipe.seed + 4), shown, drawing, progress)
-    work.save(
-        "target",
-        {
-            "clean": pool.clean,
-            "words": pool.conditioning,
-            "loss": np.array(own),
-            "variances": shown.kept,
-            "predicts": np.frombuffer(shown.predicts.encode(), np.uint8),
-        },
-    )
-    return _Theirs(pool, own), shown
-
-
-def _source(
-    given: Adapter,
-    load: Load,
-    theirs: SamplePool,
-    shown: phases.Shown,
-    recipe: Recipe,
-    work: WorkFolder,
-    progress: Progress,
-) -> phases.Asked:
-    """Phase 2."""
-    kept = work.load("source")
-    if kept is not None:
-        return phases.Asked(
-            effect=kept["effect"],
-            rows=NoisyRows(kept["noisy"], kept["times"], kept["words"]),
-            from_target=kept["from_target"].astype(bool),
-            plain=kept["plain"],
-            adapted=kept["adapted"],
-            own=SamplePool(kept["own_clean"], kept["own_words"]),
-            source_on_target=float(kept["source_on_target"]),
-            source_own=float(kept["source_own"]),
+    def _effect(self, one: ToRefine, target: shared.OfTarget) -> effect.Effect:
+        """Phase 2 of one adapter."""
+        work = self.folder(one)
+        found = effect.kept_effect(work)
+        if found is not None:
+            return found
+        net, words = self._net("source"), (*self.recipe.prompts, *one.words)
+        family = spec_of(net.params).family
+        beside = attach(net.params, {ADAPTER: one.given}, assume_base=family)
+        adapted_net, plain = replace(net, params=beside), net.spoken(words)
+        adapted = plain._replace(scales={ADAPTER: 1.0})
+        if attached_places(beside, ADAPTER) - {"unet"}:
+            adapted = adapted_net.spoken(words, {ADAPTER: 1.0})
+        found = effect.effect_of(
+            effect.Speaker(net, plain),
+            effect.Speaker(adapted_net, adapted),
+            target,
+            self.recipe,
         )
-    pipeline, params = load()
-    params = attach(params, {ADAPTER: given}, assume_base=spec_of(params).family)
-    scales: dict[str, Any] = {ADAPTER: 1.0}
-    told = embedded(pipeline, params, recipe.prompts, {}, at_once=recipe.at_once)
-    with_texts = told
-    if attached_places(params, ADAPTER) - {"unet"}:
-        with_texts = embedded(pipeline, params, recipe.prompts, scales, at_once=recipe.at_once)
-    asked = phases.ask_source(
-        phases.BaseNet(pipeline, params, told, "source"),
-        with_texts,
-        scales,
-        theirs,
-        shown,
-        recipe.drawing,
-        recipe.rows,
-        noises=recipe.noises,
-        progress=progress,
-    )
-    work.save(
-        "source",
-        {
-            "effect": asked.effect,
-            "noisy": asked.rows.noisy,
-            "times": asked.rows.times,
-            "words": asked.rows.conditioning,
-            "from_target": asked.from_target,
-            "plain": asked.plain,
-            "adapted": asked.adapted,
-            "own_clean": asked.own.clean,
-            "own_words": asked.own.conditioning,
-            "source_on_target": np.array(asked.source_on_target),
-            "source_own": np.array(asked.source_own),
-        },
-    )
-    return asked
+        effect.keep_effect(work, found)
+        return found
 
+    def _losses(self, target: shared.OfTarget, source: shared.OfSource) -> dict[str, float]:
+        """Phase 3, what all adapters share."""
+        kept = self._pair.load("losses")
+        if kept is not None:
+            return {name: float(loss) for name, loss in kept.items()}
+        losses = shared.losses_of(self._net("target"), target, source, self.recipe)
+        self._pair.save("losses", {name: np.array(loss) for name, loss in losses.items()})
+        return losses
 
-def _fitted(
-    predict: Any,
-    rows: Rows,
-    state: FitState,
-    options: RefineOptions,
-    work: WorkFolder,
-    progress: Progress,
-) -> FitState:
-    """The fit, taken up where it was left."""
-    leaves, shape = jax.tree.flatten(state)
-    kept = work.load("student")
-    if kept is not None and len(kept) == len(leaves):
-        state = jax.tree.unflatten(shape, [jnp.asarray(kept[f"{i:05}"]) for i in range(len(kept))])
-
-    def after(now: FitState) -> None:
-        step = int(now.step)
-        progress("student", step, options.steps)
-        if step % KEPT_EVERY == 0 or step == options.steps:
-            arrays = {f"{i:05}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(now))}
-            work.save("student", arrays)
-
-    return fit(predict, rows, state, options, progress=after)
-
-
-def _said(predict: Any, factors: Any, rows: NoisyRows, at_once: int) -> np.ndarray:
-    """What the student says of all rows."""
-    ask = jax.jit(lambda net, *given: net(*given))
-    said = [
-        np.asarray(
-            ask(
-                predict,
-                factors,
-                rows.noisy[begin : begin + at_once],
-                rows.times[begin : begin + at_once],
-                rows.conditioning[begin : begin + at_once],
-            )
+    def _student(
+        self,
+        one: ToRefine,
+        target: shared.OfTarget,
+        source: shared.OfSource,
+        found: effect.Effect,
+        losses: dict[str, float],
+    ) -> RefinedAdapter:
+        """Phase 3 of one adapter."""
+        recipe, words = self.recipe, (*self.recipe.prompts, *one.words)
+        r = guard.disagreement(**losses)
+        is_trigger = triggers.trigger_words(found.effect)
+        style = triggers.is_style(is_trigger) if recipe.kind == "auto" else recipe.kind == "style"
+        way = guard.way(r, style=style)
+        largest = float(found.effect.max()) or 1.0
+        record = Refined(
+            way=way,
+            teacher=None,
+            disagreement=r,
+            sentence=guard.sentence(r),
+            losses=losses,
+            words=words,
+            effects={w: float(e) / largest for w, e in zip(words, found.effect, strict=True)},
+            triggers=tuple(w for w, hit in zip(words, is_trigger, strict=True) if hit),
+            is_style=style,
+            stamp=self.folder(one).stamp,
         )
-        for begin in range(0, len(rows.noisy), at_once)
-    ]
-    return np.concatenate(said)
+        if way == "copy":
+            return RefinedAdapter(one.copied, record)
+        net = self._net("target")
+        own = net.answers(found.rows, net.spoken(words), target.shown, "target answers")
+        rows = effect.lesson(target, source.plain, found, own, way, recipe)
+        start = self._start(one, net)
+        options = recipe.fit_for(way, from_zero=not factors_of(one.copied))
+        told = self._told(one, net, words).told
+        predict = student_net(net.pipeline, net.params, told, start, target.shown.last)
+        state = self._fitted(one, predict, rows, new_state(start, options), options)
+        every = joined([target.rows, found.rows])
+        before_any = np.concatenate([target.own, own])
+        wanted = np.concatenate([found.on_target - source.plain, found.adapted - found.plain])
+        missed = [
+            effect_mismatch(answers_of(predict, f, every, recipe.at_once) - before_any, wanted)
+            for f in (start, state.factors)
+        ]
+        adapter = self._written(one, net, state)
+        norms = {m.path: m.norm for m in adapter.modules if m.path in one.from_zero}
+        record = replace(
+            record,
+            teacher="absolute" if way == "reteach" else recipe.teacher,
+            steps=options.steps,
+            loss_curve=tuple(float(x) for x in np.asarray(state.losses)),
+            missed=(missed[0], missed[1]),
+            from_zero=tuple(FromZero(p, one.from_zero[p], norms[p]) for p in sorted(norms)),
+        )
+        return RefinedAdapter(adapter, record)
+
+    def _told(self, one: ToRefine, net: BaseNet, words: Sequence[str]) -> Spoken:
+        """What the student is told: the copied text encoders' modules count."""
+        if not any(not module.path.startswith("unet.") for module in one.copied.modules):
+            return net.spoken(words)
+        family = spec_of(net.params).family
+        beside = attach(net.params, {ADAPTER: one.copied}, assume_base=family)
+        return replace(net, params=beside).spoken(words, {ADAPTER: 1.0})
+
+    def _start(self, one: ToRefine, net: BaseNet) -> dict[str, Any]:
+        """Factors before the first step."""
+        start: dict[str, Any] = dict(factors_of(one.copied))
+        modules = spec_of(net.params).modules
+        for place, (path, rank) in enumerate(sorted(one.from_zero.items())):
+            shape = {path: modules[path].matrix_shape}
+            start |= factors_from_zero(shape, rank, self.recipe.seed + place)
+        return start
+
+    def _written(self, one: ToRefine, net: BaseNet, state: FitState) -> Adapter:
+        shapes = {path: module.shape for path, module in spec_of(net.params).modules.items()}
+        dtype = (one.copied.modules or one.given.modules)[0].up.dtype
+        modules = with_factors(one.copied, state.factors, shapes, dtype)
+        return replace(one.copied, modules=modules)
+
+    def _fitted(
+        self, one: ToRefine, predict: Any, rows: Rows, state: FitState, options: RefineOptions
+    ) -> FitState:
+        """The fit, taken up where it was left."""
+        work = self.folder(one)
+        leaves, shape = jax.tree.flatten(state)
+        kept = work.load("student")
+        if kept is not None and len(kept) == len(leaves):
+            arrays = [jnp.asarray(kept[f"{i:05}"]) for i in range(len(kept))]
+            state = jax.tree.unflatten(shape, arrays)
+
+        def after(now: FitState) -> None:
+            step = int(now.step)
+            self._progress("student learns", step, options.steps)
+            if step % KEPT_EVERY == 0 or step == options.steps:
+                arrays = {f"{i:05}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(now))}
+                work.save("student", arrays)
+
+        return fit(predict, rows, state, options, progress=after)
