@@ -187,8 +187,14 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     Raises:
         UsageError: it cannot be read, or has none.
     """
-    require_options_file(path)
-    found = tuple(line.strip() for line in read_text_document(path).splitlines() if line.strip())
+    try:
+        lines = read_text_document(path).splitlines()
+    except BadDocument as failure:
+        raise UsageError(
+            f"{path}: {failure}; expected a text file with a prompt in each line. Check --prompts.",
+            code=Refusal.BAD_OPTION,
+        ) from None
+    found = tuple(line.strip() for line in lines if line.strip())
     if not found:
         raise UsageError(
             f"{path}: found no line with words; expected a prompt in each line. Write some.",

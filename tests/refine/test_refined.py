@@ -1,5 +1,6 @@
-"""A refinement on two tiny pipelines: torch's teacher, a loss that falls, kills that cost nothing."""
+"""A refinement on two tiny pipelines: torch's teacher, falling loss, kills that lose nothing."""
 
+import json
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,14 +9,20 @@ import numpy as np
 import pytest
 import tiny_pipelines
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import prolora_jax as pl
+from prolora_jax.cli.main import run
+from prolora_jax.io.outputs.reports import read_report
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.refine import guard
 from prolora_jax.refine.job import effect, refined
 from prolora_jax.refine.job.recipe import Recipe
 from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
+from prolora_jax.verification.file import verify_file
 
 SIDE = tiny_pipelines.SIZE // 2
 PROMPTS = ("a drawing in ink", "paper, folded")
@@ -89,11 +96,6 @@ def pair(tmp_path_factory) -> Pair:
     return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
 
 
-@pytest.fixture(scope="module")
-def pruned(tmp_path_factory) -> Pair:
-    return made_pair(tmp_path_factory.mktemp("pruned"), "sdxl", "ssd-1b")
-
-
 def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
     """Predictions of torch's pipeline for rows that name their prompts."""
     prompts = [["", *PROMPTS, *OWN][i] for i in rows.conditioning]
@@ -113,9 +115,12 @@ class Taught(Exception):
     """Ends a refinement where the student would begin."""
 
 
-@pytest.mark.parametrize("kinds", ["pair", "pruned"])
-def test_teacher_is_the_sum_of_three_torch_predictions(kinds, request, tmp_path, monkeypatch):
-    pair: Pair = request.getfixturevalue(kinds)
+def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
+    require_torchs_teacher(pair, tmp_path, monkeypatch)
+
+
+def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a student is to say, against predictions of three torch nets."""
     lesson, seen = effect.lesson, {}
 
     def kept(*given: Any) -> Any:
@@ -145,21 +150,89 @@ def test_teacher_is_the_sum_of_three_torch_predictions(kinds, request, tmp_path,
     assert_allclose(rows.target, want, rtol=0, atol=1e-4 * np.abs(want).max())
 
 
-def test_the_student_learns_and_is_a_file_of_the_target(pair: Pair, tmp_path):
-    adapter, found = pair.run(tmp_path / "work")
-    assert found.missed is not None
-    before, after = found.missed
+ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 --kind concept -q"
+
+
+@pytest.fixture(scope="module")
+def catalog(pair: Pair, tmp_path_factory) -> Path:
+    """Two adapters of the source, and a file that is none."""
+    folder = tmp_path_factory.mktemp("catalog")
+    spec = pl.load_base_model(pair.folders[0]).spec
+    other = made_adapter(loaded(pair.folders[0])[1], 2)
+    for name, adapter in {"ink": pair.given, "stone": other}.items():
+        pl.save_adapter(adapter, folder / f"{name}.safetensors", base=spec)
+    (folder / "junk.safetensors").write_bytes(b"junk")
+    (folder.parent / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
+    return folder
+
+
+def refine(pair: Pair, given: Path, out: Path, *more: str) -> int:
+    """The command."""
+    prompts = given.parent / "prompts.txt"
+    if given.is_file():
+        prompts = given.parent.parent / "prompts.txt"
+    bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
+    pools = "--prompts", str(prompts), "--trigger", OWN[0]
+    words = ["refine", str(given), "--out", str(out), *bases, *pools, *ASKED.split(), *more]
+    return run(words)
+
+
+def test_a_refined_file_loads_and_is_verified_as_far_as_can_be(pair: Pair, catalog, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out) == 0
+    assert not Path(f"{out}.refine-work").exists()
+    report = read_report(out)
+    record = report["refined"]
+    assert record["way"] == "refine"
+    before, after = record["missed"]
     assert after < before
-    assert len(found.loss_curve) == 12
-    assert [m.path for m in adapter.modules] == sorted(m.path for m in pair.copied.modules)
-    by_path = {m.path: m for m in pair.copied.modules}
-    for module in adapter.modules:
-        assert module.down.shape == by_path[module.path].down.shape
-        assert module.up.shape == by_path[module.path].up.shape
-    spec = pl.load_base_model(pair.folders[1]).spec
-    pl.save_adapter(adapter, tmp_path / "out.safetensors", base=spec)
-    pair.target.load_lora_weights(tmp_path, weight_name="out.safetensors")
+    assert len(record["loss_curve"]) == 12
+    assert [*record["words"]] == [*PROMPTS, *OWN]
+    pair.target.load_lora_weights(tmp_path, weight_name=out.name)
     pair.target.unload_lora_weights()
+    checked = verify_file(out)
+    assert checked.verdict == "verified", checked.problems
+    assert set(checked.counts) == {"not-recomputed"}
+    assert "learned from samples" in checked.not_checked[0]
+    tensors, header = load_file(out), safe_open(out, "np").metadata()
+    key = next(key for key in tensors if key.endswith("lora_B.weight"))
+    save_file({**tensors, key: 2 * tensors[key]}, out, header)
+    assert "has an update of norm" in " ".join(verify_file(out).problems)
+
+
+def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog, tmp_path, capsys):
+    alone, out = tmp_path / "alone.safetensors", tmp_path / "out"
+    assert refine(pair, catalog / "stone.safetensors", alone) == 0
+    assert refine(pair, catalog, out, "--json") == 1
+    found = json.loads(capsys.readouterr().out)["files"]
+    assert {Path(one["input"]).name: one["code"] for one in found} == {
+        "ink.safetensors": None,
+        "stone.safetensors": None,
+        "junk.safetensors": "truncated",
+    }
+    mine, theirs = load_file(out / "stone.safetensors"), load_file(alone)
+    assert mine.keys() == theirs.keys()
+    for key, array in mine.items():
+        assert_array_equal(array, theirs[key])
+    (out / "ink.safetensors").unlink()
+    assert refine(pair, catalog, out, "--json") == 1
+    again = json.loads(capsys.readouterr().out)
+    assert again["finished_before"] == [str(out / "stone.safetensors")]
+    assert sorted(Path(one["input"]).stem for one in again["files"]) == ["ink", "junk"]
+
+
+def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "disagreement", lambda **losses: 3.0)
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out, "--kind", "style") == 0
+    record = read_report(out)["refined"]
+    assert (record["way"], record["steps"]) == ("copy", 0)
+    assert "different domains" in record["sentence"]
+    checked = verify_file(out)
+    assert checked.verdict == "verified", checked.problems
+    assert set(checked.counts) == {"verified"}
+    for module in pl.load_adapter(out).modules:
+        assert module.path in {m.path for m in pair.copied.modules}
 
 
 def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):

@@ -265,7 +265,7 @@ def refined_report(report: MigrationReport, adapter: Adapter, record: Refined) -
         if not module.path.startswith(UNET):
             return module
         made, flags = after[module.path], [f for f in module.flags if f != IN_FLOAT32]
-        return replace(module, norm_out=made.norm, flags=(*flags, REFINED))
+        return replace(module, rank_out=made.rank, norm_out=made.norm, flags=(*flags, REFINED))
 
     return replace(report, modules=tuple(map(taught, report.modules)), refined=record)
 
