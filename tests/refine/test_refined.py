@@ -1,15 +1,21 @@
 """A refinement on two tiny pipelines: torch's teacher, falling loss, kills that lose nothing."""
 
 import json
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
-import tiny_pipelines
-import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from refined_pairs import (
+    OWN,
+    PROMPTS,
+    Pair,
+    loaded,
+    made_adapter,
+    made_pair,
+    require_torchs_teacher,
+)
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -17,78 +23,9 @@ import prolora_jax as pl
 from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report
 from prolora_jax.io.outputs.work_folder import WorkFolder
-from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.refine import guard
-from prolora_jax.refine.job import effect, refined
-from prolora_jax.refine.job.recipe import Recipe
-from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
+from prolora_jax.refine.job import refined
 from prolora_jax.verification.file import verify_file
-
-SIDE = tiny_pipelines.SIZE // 2
-PROMPTS = ("a drawing in ink", "paper, folded")
-OWN = ("a stone",)
-RECIPE = Recipe(
-    prompts=PROMPTS,
-    kind="concept",
-    rows=24,
-    pictures=6,
-    draw_steps=2,
-    size=(SIDE, SIDE),
-    noises=2,
-    steps=12,
-    batch=8,
-)
-
-
-@cache
-def loaded(folder: Path) -> Any:
-    """A pipeline: programs that were compiled for it are found again."""
-    return pl.load_pipeline(folder)
-
-
-class Pair(NamedTuple):
-    """A source and a target as torch's and as ours, and an adapter of the source."""
-
-    source: Any
-    target: Any
-    folders: tuple[Path, Path]
-    given: pl.Adapter
-    copied: pl.Adapter
-
-    def run(self, work: Path, recipe: Recipe = RECIPE) -> RefinedAdapter:
-        loads = [partial(loaded, folder) for folder in self.folders]
-        todo = ToRefine(self.given, self.copied, {}, OWN, "one")
-        (done,) = PairRefinement(*loads, recipe, work, "pair").refine([todo])
-        return done
-
-
-def made_adapter(params: Any, seed: int) -> pl.Adapter:
-    """Rank 2 on attention, and on one convolution."""
-    rng = np.random.default_rng(seed)
-    modules = []
-    for path, module in sorted(spec_of(params).modules.items()):
-        if not (path.endswith(("to_q", "to_v")) or path.endswith("resnets.0.conv1")):
-            continue
-        out, width, *window = module.shape
-        ones = (1,) * len(window)
-        down = rng.standard_normal((2, width, *window)) / np.sqrt(width * np.prod(window))
-        up = rng.standard_normal((out, 2, *ones))
-        factors = (0.7 * x.astype(np.float32) for x in (down, up))
-        modules.append(pl.LoraModule(path, *factors, 2.0))
-    return pl.Adapter(tuple(modules), "diffusers")
-
-
-def made_pair(folder: Path, *kinds: str) -> Pair:
-    """Two tiny pipelines of these kinds, and an adapter of the first."""
-    places = folder / "source", folder / "target"
-    pipes = [
-        tiny_pipelines.make_pipeline(place, base, seed=seed)
-        for seed, (place, base) in enumerate(zip(places, kinds, strict=True))
-    ]
-    bases = [pl.load_base_model(place) for place in places]
-    given = made_adapter(loaded(places[0])[1], 1)
-    copied, _ = pl.migrate(given, *bases, pl.MigrationOptions(method="copy"))
-    return Pair(*pipes, places, given, copied)
 
 
 @pytest.fixture(scope="module")
@@ -96,61 +33,11 @@ def pair(tmp_path_factory) -> Pair:
     return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
 
 
-def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
-    """Predictions of torch's pipeline for rows that name their prompts."""
-    prompts = [["", *PROMPTS, *OWN][i] for i in rows.conditioning]
-    more: dict[str, Any] = {}
-    with torch.no_grad():
-        if hasattr(pipe, "text_encoder_2"):
-            text, _, pooled, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False)
-            sizes = torch.tensor([[2 * SIDE, 2 * SIDE, 0, 0, 2 * SIDE, 2 * SIDE]] * len(prompts))
-            more = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
-        else:
-            text, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
-        found = pipe.unet(torch.tensor(rows.noisy), torch.tensor(times), text, **more)
-    return found.sample.numpy()
-
-
-class Taught(Exception):
-    """Ends a refinement where the student would begin."""
-
-
 def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
     require_torchs_teacher(pair, tmp_path, monkeypatch)
 
 
-def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a student is to say, against predictions of three torch nets."""
-    lesson, seen = effect.lesson, {}
-
-    def kept(*given: Any) -> Any:
-        *most, _, recipe = given
-        seen["rows"] = lesson(*most, "refine", recipe)
-        raise Taught
-
-    monkeypatch.setattr(effect, "lesson", kept)
-    with pytest.raises(Taught):
-        pair.run(tmp_path)
-    rows = seen["rows"]
-    times = np.float32(999) * rows.times
-    plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
-    unet = {m.path.removeprefix("unet."): m for m in pair.given.modules}
-    with torch.no_grad():
-        for name, module in unet.items():
-            weight = pair.source.unet.get_submodule(name).weight
-            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
-            weight += torch.tensor(delta * module.scale).reshape(weight.shape)
-        adapted = torch_says(pair.source, rows, times)
-        for name, module in unet.items():
-            weight = pair.source.unet.get_submodule(name).weight
-            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
-            weight -= torch.tensor(delta * module.scale).reshape(weight.shape)
-    want = target + adapted - plain
-    assert np.abs(adapted - plain).max() > 0.01
-    assert_allclose(rows.target, want, rtol=0, atol=1e-4 * np.abs(want).max())
-
-
-ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 --kind concept -q"
+ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 -q"
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +53,25 @@ def catalog(pair: Pair, tmp_path_factory) -> Path:
     return folder
 
 
-def refine(pair: Pair, given: Path, out: Path, *more: str) -> int:
+def refine(pair: Pair, given: Path, out: Path, *more: str, kind: str = "concept") -> int:
     """The command."""
     prompts = given.parent / "prompts.txt"
     if given.is_file():
         prompts = given.parent.parent / "prompts.txt"
     bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
     pools = "--prompts", str(prompts), "--trigger", OWN[0]
-    words = ["refine", str(given), "--out", str(out), *bases, *pools, *ASKED.split(), *more]
+    words = [
+        "refine",
+        str(given),
+        "--out",
+        str(out),
+        *bases,
+        *pools,
+        *ASKED.split(),
+        "--kind",
+        kind,
+        *more,
+    ]
     return run(words)
 
 
@@ -203,6 +101,7 @@ def test_a_refined_file_loads_and_is_verified_as_far_as_can_be(pair: Pair, catal
 def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog, tmp_path, capsys):
     alone, out = tmp_path / "alone.safetensors", tmp_path / "out"
     assert refine(pair, catalog / "stone.safetensors", alone) == 0
+    capsys.readouterr()
     assert refine(pair, catalog, out, "--json") == 1
     found = json.loads(capsys.readouterr().out)["files"]
     assert {Path(one["input"]).name: one["code"] for one in found} == {
@@ -224,7 +123,7 @@ def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog
 def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "disagreement", lambda **losses: 3.0)
     out = tmp_path / "out.safetensors"
-    assert refine(pair, catalog / "ink.safetensors", out, "--kind", "style") == 0
+    assert refine(pair, catalog / "ink.safetensors", out, kind="style") == 0
     record = read_report(out)["refined"]
     assert (record["way"], record["steps"]) == ("copy", 0)
     assert "different domains" in record["sentence"]
@@ -233,6 +132,22 @@ def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_pat
     assert set(checked.counts) == {"verified"}
     for module in pl.load_adapter(out).modules:
         assert module.path in {m.path for m in pair.copied.modules}
+
+
+def test_similarity_by_samples_says_what_refine_finds(pair: Pair, catalog, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out) == 0
+    capsys.readouterr()
+    bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
+    pools = "--prompts", str(catalog.parent / "prompts.txt"), "--pictures", "6"
+    words = ["similarity", *bases, *pools, "--draw-steps", "2", "-q", "--by-samples"]
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    record = read_report(out)["refined"]
+    assert found["losses"] == pytest.approx(record["losses"], rel=1e-6)
+    assert found["disagreement"] == pytest.approx(record["disagreement"], rel=1e-4)
+    assert run(words) == 0
+    assert record["sentence"] in capsys.readouterr().out
 
 
 def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):

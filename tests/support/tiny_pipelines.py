@@ -106,7 +106,11 @@ def make_pipeline(folder: Path, base: str, *, seed: int = 0) -> Any:
     if base in ("sd15", "sd21"):
         newer = base == "sd21"
         ddim: Any = DDIMScheduler(
-            **_BETAS, prediction_type="v_prediction", set_alpha_to_one=False, steps_offset=1
+            **_BETAS,
+            prediction_type="v_prediction",
+            set_alpha_to_one=False,
+            clip_sample=False,
+            steps_offset=1,
         )
         act, width = ("gelu", 16) if newer else ("quick_gelu", 8)
         pipe: Any = StableDiffusionPipeline(

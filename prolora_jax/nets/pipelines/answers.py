@@ -103,7 +103,7 @@ def draw_latents(
     for begin in range(0, len(places), at_once):
         count(begin, len(places))
         some = np.resize(np.arange(begin, min(begin + at_once, len(places))), at_once)
-        keys = picture_keys([seeds[i] for i in some])
+        keys = picture_keys([seeds[int(i)] for i in some])
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
         start = starting_noise(keys, shape)
         drawn = draw(params["unet"], said, untold, start, keys, guidance, used)

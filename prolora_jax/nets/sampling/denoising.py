@@ -1,5 +1,6 @@
 """From noise to latents: the loop of a sampler around the UNet, with guidance."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling.lcm import LCMScheduler
 from prolora_jax.nets.unet.loading import Params
 
+Effect = Callable[[Array, Array], Array]
 Latents = Float[Array, "batch channels height width"]
 
 
@@ -23,6 +25,7 @@ def denoise(
     keys: Array,
     steps: int,
     guidance: Any,
+    effect: Effect | None = None,
 ) -> Latents:
     """Take noise to latents that the VAE can decode; to be compiled by the caller.
 
@@ -35,6 +38,8 @@ def denoise(
         keys: one for each picture, of the noise that some samplers add on the way.
         steps: of the sampler.
         guidance: `untold + guidance (told - untold)` is predicted (arXiv 2207.12598).
+        effect: what is added to each prediction, from what the UNet was shown, row by row, and
+            the time: another net's answers (`delta`).
 
     Returns:
         Latents in float32.
@@ -54,6 +59,8 @@ def denoise(
         predicted = jnp.asarray(
             pipeline.unet.apply({"params": params["unet"]}, given, time, text, added), jnp.float32
         )
+        if effect is not None:
+            predicted = predicted + effect(given, time)
         if untold is not None:
             without, told_so = jnp.moveaxis(predicted.reshape(-1, 2, *predicted.shape[1:]), 1, 0)
             predicted = without + guidance * (told_so - without)

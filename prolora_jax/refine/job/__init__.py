@@ -8,6 +8,7 @@ effect.py: What one adapter does on its source: words, samples and answers.
 student.py: The student on a real base model: its UNet with LoRA factors as an argument.
 refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
 files.py: Adapter files refined to files, with their reports.
+by_samples.py: Whether two base models draw the same kind of pictures: R, without any adapter.
 
 Never: files.
 May import: errors, engines, adapters, architectures, plans, nets, io, migration.
