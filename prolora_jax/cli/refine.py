@@ -1,5 +1,6 @@
 """`prolora refine`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from prolora_jax.errors import Refusal, UsageError
 if TYPE_CHECKING:
     from prolora_jax.catalog.refined import RefinedFiles
     from prolora_jax.plans.refined import Refined
+    from prolora_jax.refine.job.recipe import RefineRecipe
 
 COMMON = Common()
 WHAT = Group("What is refined", sort_key=1)
@@ -100,28 +102,14 @@ def refine(
         raise UsageError("refine needs at least one adapter", code=Refusal.BAD_OPTION)
     from prolora_jax.catalog.refined import refine_files
     from prolora_jax.evaluation.side_by_side import usual_dtype
-    from prolora_jax.io.documents import read_prompts
     from prolora_jax.migration.files import Writing
     from prolora_jax.plans.options import MigrationOptions
     from prolora_jax.refine.job.files import Bases, RefineRequest
-    from prolora_jax.refine.job.prompts import GENERIC
-    from prolora_jax.refine.job.recipe import BUDGETS, Recipe
 
-    said = {"pictures": pictures, "rows": rows, "steps": steps}
-    asked: dict[str, Any] = dict(BUDGETS[budget])
-    asked |= {name: value for name, value in said.items() if value is not None}
-    recipe = Recipe(
-        prompts=GENERIC if prompts is None else read_prompts(prompts),
-        kind=kind,
-        teacher=teacher,
-        draw_steps=draw_steps,
-        guidance=guidance,
-        seed=seed,
-        at_once=at_once,
-        batch=batch,
-        micro_batch=micro_batch,
-        **asked,
-    )
+    how = {"kind": kind, "teacher": teacher, "seed": seed, "batch": batch}
+    how |= {"draw_steps": draw_steps, "guidance": guidance, "at_once": at_once}
+    counts = {"pictures": pictures, "rows": rows, "steps": steps}
+    recipe = _recipe(prompts, budget, counts, micro_batch=micro_batch, **how)
     kept = "lora" if format == "same" else format
     writing = Writing(kept, strip_metadata, overwrite, allow_pickle, ignore_license=ignore_license)
     options = MigrationOptions(method="copy", assume_base=assume_base)
@@ -144,6 +132,23 @@ def refine(
     else:
         _show(out(), found)
     return 1 if found.refused else 0
+
+
+def _recipe(
+    prompts: Path | None,
+    budget: Literal["low", "normal", "high"],
+    counts: Mapping[str, int | None],
+    **how: Any,
+) -> "RefineRecipe":
+    """What is asked: numbers that were given go before those of the budget."""
+    from prolora_jax.io.documents import read_prompts
+    from prolora_jax.refine.job.prompts import GENERIC
+    from prolora_jax.refine.job.recipe import BUDGETS, RefineRecipe
+
+    asked: dict[str, Any] = dict(BUDGETS[budget])
+    asked |= {name: value for name, value in counts.items() if value is not None}
+    shown = GENERIC if prompts is None else read_prompts(prompts)
+    return RefineRecipe(prompts=shown, **asked, **how)
 
 
 def _document(found: "RefinedFiles") -> dict[str, object]:

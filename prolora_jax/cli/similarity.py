@@ -107,9 +107,9 @@ def _by_samples(
     from prolora_jax.refine.job.by_samples import by_samples
     from prolora_jax.refine.job.files import Bases
     from prolora_jax.refine.job.prompts import GENERIC
-    from prolora_jax.refine.job.recipe import Recipe
+    from prolora_jax.refine.job.recipe import RefineRecipe
 
-    recipe = Recipe(GENERIC if prompts is None else read_prompts(prompts), **pools)
+    recipe = RefineRecipe(GENERIC if prompts is None else read_prompts(prompts), **pools)
     reporter = Reporter(common.quiet)
     with reporter.shown():
         found = by_samples(Bases(*places, usual_dtype()), recipe, size, reporter)

@@ -218,9 +218,8 @@ def draw_side_by_side(
     """
     _require(request, has_source=pair is not None)
     if source is not None and DELTA in request.arms:
-        require_one_latent_space(
-            Bases(Path(source), Path(request.base), None, request.parts and Path(request.parts))
-        )
+        parts = None if request.parts is None else Path(request.parts)
+        require_one_latent_space(Bases(Path(source), Path(request.base), None, parts))
     # Before gigabytes are read: a wrong name should not cost minutes.
     files = [load_adapter(file, alpha_zero=options.alpha_zero) for file in request.files]
     always = request.always and load_adapter(request.always, alpha_zero=options.alpha_zero)

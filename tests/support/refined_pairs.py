@@ -14,13 +14,13 @@ import prolora_jax as pl
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.sampling import levels
 from prolora_jax.refine.job import effect
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
 
 SIDE = tiny_pipelines.SIZE // 2
 PROMPTS = ("a drawing in ink", "paper, folded")
 OWN = ("a stone",)
-RECIPE = Recipe(
+RECIPE = RefineRecipe(
     prompts=PROMPTS,
     kind="concept",
     rows=24,
@@ -48,7 +48,7 @@ class Pair(NamedTuple):
     given: pl.Adapter
     copied: pl.Adapter
 
-    def run(self, work: Path, recipe: Recipe = RECIPE) -> RefinedAdapter:
+    def run(self, work: Path, recipe: RefineRecipe = RECIPE) -> RefinedAdapter:
         loads = [partial(loaded, folder) for folder in self.folders]
         todo = ToRefine(self.given, self.copied, {}, OWN, "one")
         (done,) = PairRefinement(*loads, recipe, work, "pair").refine([todo])

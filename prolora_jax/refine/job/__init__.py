@@ -9,7 +9,4 @@ student.py: The student on a real base model: its UNet with LoRA factors as an a
 refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
 files.py: Adapter files refined to files, with their reports.
 by_samples.py: Whether two base models draw the same kind of pictures: R, without any adapter.
-
-Never: files.
-May import: errors, engines, adapters, architectures, plans, nets, io, migration.
 """

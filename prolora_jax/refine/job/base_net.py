@@ -13,7 +13,7 @@ from prolora_jax.nets.pipelines.answers import answers, draw_latents, embedded
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling import levels
 from prolora_jax.nets.unet.loading import Params
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.parametrisation import Parametrisation, converted, predicted
 from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool
 
@@ -88,7 +88,7 @@ class BaseNet:
     name: str
     pipeline: Pipeline
     params: Params
-    recipe: Recipe
+    recipe: RefineRecipe
     progress: Progress
 
     @property

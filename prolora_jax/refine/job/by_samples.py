@@ -11,7 +11,7 @@ from prolora_jax.refine import guard
 from prolora_jax.refine.job import shared
 from prolora_jax.refine.job.base_net import BaseNet
 from prolora_jax.refine.job.files import Bases, require_one_latent_space
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class BySamples:
 
 def by_samples(
     bases: Bases,
-    recipe: Recipe,
+    recipe: RefineRecipe,
     pixels: int | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> BySamples:

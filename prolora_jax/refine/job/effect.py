@@ -8,7 +8,7 @@ from jaxtyping import Float
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.job.base_net import BaseNet, Shown, Spoken
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.shared import OfTarget, drawn_words
 from prolora_jax.refine.rows import NoisyRows, Rows, joined, noised_rows
 from prolora_jax.refine.teacher import taught
@@ -42,7 +42,7 @@ class Speaker(NamedTuple):
     who: Spoken
 
 
-def effect_of(plain: Speaker, adapted: Speaker, theirs: OfTarget, recipe: Recipe) -> Effect:
+def effect_of(plain: Speaker, adapted: Speaker, theirs: OfTarget, recipe: RefineRecipe) -> Effect:
     """Ask the source, with an adapter and without.
 
     A is drawn by words in proportion to their effect, so that its rows serve `refine` and
@@ -77,7 +77,7 @@ def word_effects(
     adapted: Speaker,
     shown: Shown,
     size: tuple[int, int],
-    recipe: Recipe,
+    recipe: RefineRecipe,
 ) -> Float[np.ndarray, " words"]:
     """How much an adapter changes the source's answer to pure noise, by word.
 
@@ -105,7 +105,7 @@ def lesson(
     found: Effect,
     own: np.ndarray,
     way: guard.Way,
-    recipe: Recipe,
+    recipe: RefineRecipe,
 ) -> Rows:
     """What the student is shown.
 

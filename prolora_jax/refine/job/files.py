@@ -25,7 +25,7 @@ from prolora_jax.plans.refined import Refined
 from prolora_jax.plans.report import IN_FLOAT32, REFINED, MigrationReport, ModuleReport
 from prolora_jax.refine.fitting import require_optax
 from prolora_jax.refine.job.prompts import own_words
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
 
 AT_ONCE = 8
@@ -64,7 +64,7 @@ class RefineRequest:
         pixels: height and width of samples; None for what the target was trained on.
     """
 
-    recipe: Recipe
+    recipe: RefineRecipe
     writing: Writing
     options: MigrationOptions
     words: tuple[str, ...] = ()

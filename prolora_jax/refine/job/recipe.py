@@ -17,7 +17,7 @@ Budget = Literal["low", "normal", "high"]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RefineRecipe:
     """How adapters of one pair are refined.
 
     Attributes:

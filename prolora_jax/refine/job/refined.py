@@ -28,7 +28,7 @@ from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.student import (
     answers_of,
     factors_of,
@@ -89,7 +89,7 @@ class PairRefinement:
         self,
         load_source: Load,
         load_target: Load,
-        recipe: Recipe,
+        recipe: RefineRecipe,
         work: Path,
         stamp: str,
         progress: Progress = lambda stage, done, total: None,

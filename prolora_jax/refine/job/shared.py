@@ -11,7 +11,7 @@ import numpy as np
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.job.base_net import BaseNet, Shown
-from prolora_jax.refine.job.recipe import Recipe
+from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.rows import NoisyRows, SamplePool, noised_rows
 
 T_SEED, S_SEED = 0, 10_000
@@ -52,7 +52,7 @@ class OfSource(NamedTuple):
     loss_on_target: float
 
 
-def size_of(net: BaseNet, recipe: Recipe) -> tuple[int, int]:
+def size_of(net: BaseNet, recipe: RefineRecipe) -> tuple[int, int]:
     """Height and width of samples in latents: what was asked, or what the target was trained on."""
     return recipe.size or (net.pipeline.sample_size, net.pipeline.sample_size)
 
@@ -62,7 +62,7 @@ def drawn_words(shares: np.ndarray, count: int, rng: np.random.Generator) -> np.
     return triggers.draw_words(shares, count, -1, rng) + 1
 
 
-def of_target(net: BaseNet, recipe: Recipe) -> OfTarget:
+def of_target(net: BaseNet, recipe: RefineRecipe) -> OfTarget:
     """T, rows of it, and what the target says of both.
 
     Args:
@@ -79,7 +79,7 @@ def of_target(net: BaseNet, recipe: Recipe) -> OfTarget:
     return OfTarget(shown, pool, rows, own, net.loss(pool, who, shown, recipe.seed + 4))
 
 
-def of_source(net: BaseNet, theirs: OfTarget, recipe: Recipe) -> OfSource:
+def of_source(net: BaseNet, theirs: OfTarget, recipe: RefineRecipe) -> OfSource:
     """S, and what the source says of it, and of T.
 
     Args:
@@ -100,7 +100,9 @@ def of_source(net: BaseNet, theirs: OfTarget, recipe: Recipe) -> OfSource:
     )
 
 
-def losses_of(net: BaseNet, target: OfTarget, source: OfSource, recipe: Recipe) -> dict[str, float]:
+def losses_of(
+    net: BaseNet, target: OfTarget, source: OfSource, recipe: RefineRecipe
+) -> dict[str, float]:
     """The four losses of the guard, the last of which only the target can say.
 
     Args:
