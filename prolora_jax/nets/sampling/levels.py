@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -21,7 +22,8 @@ def variances(sampler: Any) -> Float[np.ndarray, " times"]:
     Returns:
         Falling numbers between 1 and 0, float64.
     """
-    with theirs():
+    # Numbers, also where a function that is being traced asks.
+    with theirs(), jax.ensure_compile_time_eval():
         state = sampler.create_state()
     kept = state.alphas if isinstance(sampler, LCMScheduler) else state.common.alphas_cumprod
     return np.asarray(kept, np.float64)
