@@ -134,6 +134,54 @@ def _bare_factors(
     return replace(alone, made_from=made)
 
 
+def exact_update(
+    module: StructuredModule, adapter: Adapter, spec: BaseModelSpec, matrix: Matrix | None = None
+) -> Update:
+    """The whole update of one module, in factors where it has them exactly, else dense.
+
+    Args:
+        module: of `adapter`.
+        adapter: resolved against `spec`.
+        spec: the base model that it was trained on.
+        matrix: its weights; None where they are not at hand.
+
+    Returns:
+        Factors or a matrix `(out, in * kh * kw)`, float64, scale included.
+
+    Raises:
+        AdapterRefused: the update depends on a weight that is not at hand, or its numbers are none.
+    """
+    return _finite(module, adapter, *_layer(module, adapter, spec, matrix))
+
+
+def _finite(
+    module: StructuredModule, adapter: Adapter, shape: Shape, weight: np.ndarray | None
+) -> Update:
+    """The update of a module, whose numbers are looked at."""
+    try:
+        with np.errstate(all="ignore"):  # looked at below
+            update = algorithm_for(module).update(module, shape, weight, None)
+    except np.linalg.LinAlgError as failure:
+        raise _not_finite(module, adapter) from failure
+    arrays = (update.up, update.down) if isinstance(update, LowRank) else (update,)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise _not_finite(module, adapter)
+    return update
+
+
+def _layer(
+    module: StructuredModule, adapter: Adapter, spec: BaseModelSpec, matrix: Matrix | None
+) -> tuple[Shape, np.ndarray | None]:
+    """The shape of a module's layer, and its weight where the update depends on it."""
+    algorithm, known = algorithm_for(module), spec.modules.get(module.path)
+    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
+    if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
+        raise _needs_weights(module, adapter)
+    if adapter.outline or not algorithm.needs_weight or matrix is None:
+        return shape, None
+    return shape, matrix(module.path).astype(np.float64)
+
+
 def _factors(
     module: StructuredModule,
     adapter: Adapter,
@@ -143,19 +191,13 @@ def _factors(
     own: StructuredModule | None = None,
 ) -> LoraModule:
     algorithm = algorithm_for(module)
-    known = spec.modules.get(module.path)
-    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
-    if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
-        raise _needs_weights(module, adapter)
+    shape, weight = _layer(module, adapter, spec, matrix)
     if adapter.outline:
         out, width = flat_in(shape)
         columns = min(algorithm.bound(module.parts, (out, width)), rank.most or out)
         one = np.float32(1)
         cut = Cut(np.full((out, columns), one), np.full((columns, width), one), 1.0)
     else:
-        weight = None
-        if algorithm.needs_weight and matrix is not None:
-            weight = matrix(module.path).astype(np.float64)
         cut = _worked_out(module, shape, weight, rank)
     if cut is None:
         raise _not_finite(module, adapter)
@@ -245,7 +287,8 @@ def _needs_weights(module: StructuredModule, adapter: Adapter) -> AdapterRefused
     title = algorithm_for(module).title
     return AdapterRefused(
         f"{adapter.origin}: {module.path}: needs-source-weights:{title}: found a module whose "
-        f"update depends on the weight that it was trained on; expected that base model; give it",
+        f"update depends on the weight that it was trained on; expected that base model; give it "
+        f"(--source of migrate, --base of convert and diff)",
         code=Refusal.NEEDS_SOURCE_WEIGHTS,
     )
 
