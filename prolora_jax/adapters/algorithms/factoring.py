@@ -134,6 +134,21 @@ def _bare_factors(
     return replace(alone, made_from=made)
 
 
+def kept_share(adapter: Adapter) -> float:
+    """Share of an adapter's squared norm that its factors hold, of all its modules together.
+
+    Args:
+        adapter: with LoRA factors alone.
+    """
+    held = whole = 0.0
+    for module in adapter.modules:
+        square = module.norm**2
+        kept = 1.0 if module.made_from is None else module.made_from.kept
+        held += square
+        whole += square / kept if kept else 0.0
+    return held / whole if whole else 1.0
+
+
 def exact_update(
     module: StructuredModule, adapter: Adapter, spec: BaseModelSpec, matrix: Matrix | None = None
 ) -> Update:
