@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.algorithms.factoring import FactorRank, Matrix, factored
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import Matrix, factored
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule

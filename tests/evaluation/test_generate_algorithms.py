@@ -20,7 +20,8 @@ from tiny_pipelines import PROMPTS, UNETS
 
 import prolora_jax as pl
 from prolora_jax.adapters.adapter import delta
-from prolora_jax.adapters.algorithms.factoring import FactorRank, kept_share
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import kept_share
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.cli.generate import show_columns
 from prolora_jax.cli.main import run

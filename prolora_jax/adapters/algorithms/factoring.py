@@ -6,12 +6,14 @@ share of its squared norm that they hold is said. One module is dense at a time,
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
+from prolora_jax.adapters.algorithms.cutting import Cut, FactorRank, cut_to_rank, enough, even
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
 from prolora_jax.adapters.algorithms.magnitudes import is_per_row
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
@@ -24,19 +26,6 @@ _FAR_FROM_EDGES = 1e-20, 1e20
 
 Matrix = Callable[[str], np.ndarray]
 """The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
-
-
-class FactorRank(NamedTuple):
-    """Which rank the factors of another algorithm's update get.
-
-    Attributes:
-        energy: share of the squared norm that they are to hold, as long as `most` allows; no say
-            in an update whose own rank is not above `most`.
-        most: columns; None for as many as there are.
-    """
-
-    energy: float = 0.999
-    most: int | None = 64
 
 
 def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
@@ -53,14 +42,6 @@ def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
             made = MadeFrom(module.algorithm, 1.0, module.dtype.name)
             found.append(LoraModule(module.path, *factors, made_from=made))
     return tuple(found)
-
-
-class Cut(NamedTuple):
-    """Factors, and the share of the update's squared norm that they hold."""
-
-    up: np.ndarray
-    down: np.ndarray
-    kept: float
 
 
 def factored(
@@ -241,18 +222,19 @@ def _late(
     if slot is None or shape is None:
         return None
     with np.errstate(all="ignore"):  # looked at below
-        size = _size(module, shape, rank)
+        size = _size(module, shape, rank, wanted=own is None)
     if size is None or not _FAR_FROM_EDGES[0] < size.norm < _FAR_FROM_EDGES[1]:
         return None
 
     def make() -> tuple[np.ndarray, np.ndarray]:
-        update = algorithm.update(module, shape, None, size.rank)
+        again = partial(algorithm.update, module, shape, None, size.rank)
+        update = (size.started or again)()
         assert isinstance(update, LowRank)  # by `_size`
-        up, down = _even(update.up, update.down)
+        up, down = even(update)
         ones = (1,) * (len(shape) - 2)
         return (
-            down.astype(np.float32).reshape(size.rank, *shape[1:]),
-            up.astype(np.float32).reshape(*up.shape, *ones),
+            down.astype(np.float32, copy=False).reshape(size.rank, *shape[1:]),
+            up.astype(np.float32, copy=False).reshape(*up.shape, *ones),
         )
 
     made = MadeFrom(algorithm.name, size.kept, module.dtype.name, own=own)
@@ -260,42 +242,42 @@ def _late(
 
 
 class _Size(NamedTuple):
-    """What is known of factors that are not made: columns, share of the square, norm."""
+    """What is known of factors that are not made: columns, share of the square, norm.
+
+    `started` makes them of what was found on the way, where that is held.
+    """
 
     rank: int
     kept: float
     norm: float
+    started: Callable[[], LowRank] | None = None
 
 
-def _size(module: StructuredModule, shape: Shape, rank: FactorRank) -> _Size | None:
-    """What factors will have; None where nobody knows without them."""
+def _size(
+    module: StructuredModule, shape: Shape, rank: FactorRank, *, wanted: bool
+) -> _Size | None:
+    """What factors will have; None where nobody knows without them.
+
+    `wanted` says that they will be asked for, whatever becomes of the module.
+    """
     algorithm = algorithm_for(module)
     if algorithm.needs_weight:
         return None
     if algorithm.spectrum is not None:
         try:
-            squares = np.square(algorithm.spectrum(module))
+            spectrum = algorithm.spectrum(module, rank.most, wanted)
         except np.linalg.LinAlgError:
             return None
+        squares = np.square(spectrum.sigma)
         total = float(squares.sum())
         whole = rank.most is None or len(squares) <= rank.most  # as in `cut_to_rank`
-        columns, held = (len(squares), total) if whole else _enough(squares, total, rank)
-        return _Size(columns, min(held / total, 1.0), held**0.5)
+        columns, held = (len(squares), total) if whole else enough(squares, total, rank)
+        return _Size(columns, min(held / total, 1.0), held**0.5, spectrum.started(columns))
     update = algorithm.update(module, shape, None, None)
     if not isinstance(update, LowRank) or update.down.shape[0] > (rank.most or np.inf):
         return None
     square = np.vdot(update.up.T @ update.up, update.down @ update.down.T)
     return _Size(update.down.shape[0], 1.0, max(float(square), 0.0) ** 0.5)
-
-
-def _enough(squares: np.ndarray, total: float, rank: FactorRank) -> tuple[int, float]:
-    """How many of the squares of singular values are asked for, and what they come to."""
-    held = np.cumsum(squares)
-    reached = held >= rank.energy * total
-    enough = int(np.argmax(reached)) + 1 if reached.any() else len(held)
-    used = int(np.count_nonzero(squares > 0))
-    columns = max(min(used, enough, rank.most or used), 1)
-    return columns, float(held[columns - 1])
 
 
 def _needs_weights(module: StructuredModule, adapter: Adapter) -> AdapterRefused:
@@ -331,61 +313,3 @@ def _worked_out(
         return None
     finite = np.isfinite(up).all() and np.isfinite(down).all() and np.isfinite(cut.kept)
     return Cut(up, down, cut.kept) if finite else None
-
-
-def cut_to_rank(update: Update, rank: FactorRank) -> Cut:
-    """The best factors of the rank asked for.
-
-    Args:
-        update: factors, or a dense matrix.
-        rank: asked for.
-
-    Returns:
-        Factors in float64, of norms that are even, and the share of the squared norm they hold.
-    """
-    if isinstance(update, LowRank):
-        columns = update.down.shape[0]
-        if update.total is None and (rank.most is None or columns <= rank.most):
-            return Cut(*_even(update.up, update.down), 1.0)
-        form = update if update.singular else _singular(update)
-    else:
-        form = _dense_singular(update)
-    squares = np.square(np.linalg.norm(form.up, axis=0) * np.linalg.norm(form.down, axis=1))
-    total = max(squares.sum(), getattr(form, "total", None) or 0.0)
-    if total == 0.0:
-        return Cut(form.up[:, :1], form.down[:1], 1.0)
-    columns, held = _enough(squares, total, rank)
-    up, down = _even(form.up[:, :columns], form.down[:columns])
-    return Cut(up, down, min(float(held / total), 1.0))
-
-
-def _even(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of even norms: nothing leaves the range of float32 on one side alone."""
-    sizes = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
-    both = (sizes[0] > 0) & (sizes[1] > 0)
-    ratio = np.sqrt(np.divide(sizes[1], sizes[0], out=np.ones_like(sizes[0]), where=both))
-    return up * ratio, down / ratio[:, None]
-
-
-def _singular(update: LowRank) -> LowRank:
-    """Singular form of factors, from their QR decompositions."""
-    left, right = np.linalg.qr(update.up), np.linalg.qr(update.down.T)
-    u, sigma, v = np.linalg.svd(left.R @ right.R.T)
-    columns = len(sigma)
-    up = left.Q @ u[:, :columns] * sigma
-    return LowRank(up, v[:columns] @ right.Q.T, singular=True)
-
-
-def _dense_singular(update: np.ndarray) -> LowRank:
-    """Singular form of a dense matrix from the Gram matrix of its short side.
-
-    The factors are a projection of the update: what they miss is the tail, whatever rounding does
-    to the smallest singular values.
-    """
-    wide = update if update.shape[0] <= update.shape[1] else update.T
-    _, vectors = np.linalg.eigh(wide @ wide.T)
-    vectors = vectors[:, ::-1]
-    rows = vectors.T @ wide
-    if wide is update:
-        return LowRank(vectors, rows, singular=True)
-    return LowRank(rows.T, vectors.T, singular=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
-from prolora_jax.adapters.algorithms.factoring import FactorRank, factored
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.comparison import NO_BASE, AdapterComparison, WeightsOf, compare
 from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import concrete_format

@@ -16,7 +16,7 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.adapters.formats.flax_tree import from_flax
