@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.algorithms.cutting import FactorRank
-from prolora_jax.adapters.algorithms.factoring import Matrix, factored
+from prolora_jax.adapters.algorithms.factoring import Bias, Matrix, factored
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -31,6 +31,7 @@ def fit(
     *,
     matrix: Matrix | None = None,
     factor_rank: FactorRank | None = None,
+    bias: Bias | None = None,
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
@@ -46,6 +47,7 @@ def fit(
         assume_base: id of the base model to believe in, whatever the file says.
         matrix: weights of the base model, for algorithms whose update depends on them.
         factor_rank: of the factors that are made of other algorithms' updates; the default if None.
+        bias: biases of the base model, which IA3 of peft scales, too.
         keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
         late: as for `factored`.
         keep_own: as for `factored`.
@@ -60,7 +62,7 @@ def fit(
     """
     held = hold(adapter, spec, assume_base)
     how = {"keep_dora": keep_dora, "late": late, "keep_own": keep_own}
-    made = factored(held.adapter, spec, matrix, factor_rank, **how)
+    made = factored(held.adapter, spec, matrix, factor_rank, bias=bias, **how)
     return Fitted(made, held.flags)
 
 

@@ -27,6 +27,7 @@ def fit_to(
         source.spec,
         options.assume_base,
         matrix=source.matrix,
+        bias=source.bias,
         factor_rank=options.factors,
         keep_dora=options.dora == "keep",
         late=True,

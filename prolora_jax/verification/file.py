@@ -99,7 +99,8 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    made = tuple(factored(one, *how, keep_dora=told.options.dora == "keep") for one in given)
+    kept = {"bias": source_model.bias, "keep_dora": told.options.dora == "keep"}
+    made = tuple(factored(one, *how, **kept) for one in given)
     original = None
     if made:
         original = combine(made, [part.weight for part in parts]) if parts else made[0]

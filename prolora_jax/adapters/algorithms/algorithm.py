@@ -85,6 +85,8 @@ class Algorithm:
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
+        added_to_bias: what a module adds to its layer's bias, given the weight's shape and the
+            bias; None where it adds nothing.
         unusable: what a module lacks whatever its layer is, such as a setting; None when nothing.
     """
 
@@ -100,6 +102,9 @@ class Algorithm:
     spectrum: Callable[[StructuredModule, int | None, bool], Spectrum] | None = None
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
+    added_to_bias: Callable[[StructuredModule, Shape, np.ndarray], np.ndarray | None] = lambda *_: (
+        None
+    )
     unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None
 
     @property

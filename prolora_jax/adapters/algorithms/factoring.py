@@ -4,14 +4,21 @@ What is of low rank stays exact. What is not gets the best factors of a rank (Ec
 share of its squared norm that they hold is said. One module is dense at a time, never a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
+from prolora_jax.adapters.adapter import (
+    Adapter,
+    Companion,
+    Gains,
+    LoraModule,
+    MadeFrom,
+    StructuredModule,
+)
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
 from prolora_jax.adapters.algorithms.cutting import Cut, FactorRank, cut_to_rank, enough, even
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
@@ -26,6 +33,8 @@ _FAR_FROM_EDGES = 1e-20, 1e20
 
 Matrix = Callable[[str], np.ndarray]
 """The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
+Bias = Callable[[str], np.ndarray | None]
+"""The bias of a module's layer; None where it has none."""
 
 
 def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
@@ -50,6 +59,7 @@ def factored(
     matrix: Matrix | None = None,
     rank: FactorRank | None = None,
     *,
+    bias: Bias | None = None,
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
@@ -61,6 +71,7 @@ def factored(
         spec: the base model that it was trained on.
         matrix: its weights; None where they are not at hand.
         rank: of the factors that are made; the default when None.
+        bias: the biases of its layers; what an algorithm adds to them becomes companions.
         keep_dora: whether the factors of DoRA are its BA alone, and its gains stand beside them
             (`MadeFrom.gains`).
         late: whether factors may be made when they are asked for, one module's at a time
@@ -86,7 +97,32 @@ def factored(
         else:
             made.append(_late(module, spec, rank, slot, own) or _factors(module, *given, own))
     before = None if adapter.outline else adapter.fingerprint
-    return replace(adapter, modules=(*adapter.modules, *made), structured=(), read_as=before)
+    made_too = () if bias is None or adapter.outline else _biases(adapter, spec, bias)
+    return replace(
+        adapter,
+        modules=(*adapter.modules, *made),
+        structured=(),
+        companions=(*adapter.companions, *made_too),
+        read_as=before,
+    )
+
+
+def _biases(adapter: Adapter, spec: BaseModelSpec, bias: Bias) -> Iterator[Companion]:
+    """What modules add to the biases of their layers, where the layers have some."""
+    for module in adapter.structured:
+        algorithm, known = algorithm_for(module), spec.modules.get(module.path)
+        if not algorithm.needs_weight or known is None:
+            continue
+        own = bias(module.path)
+        if own is None:
+            continue
+        added = algorithm.added_to_bias(module, known.shape, own.astype(np.float64))
+        if added is None:
+            continue
+        narrow = added.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            raise _not_finite(module, adapter)
+        yield Companion(f"{module.path}.bias", module.path, "bias", narrow)
 
 
 def _bare_factors(

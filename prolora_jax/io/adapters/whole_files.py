@@ -99,8 +99,8 @@ def convert_file(
     spec = published_base(adapter, to) if model is None else model.spec
     adapter = resolve(adapter, spec)
     if taken:
-        matrix = None if model is None else model.matrix
-        made = factored(adapter, spec, matrix, factor_rank or FactorRank())
+        matrix, bias = (None, None) if model is None else (model.matrix, model.bias)
+        made = factored(adapter, spec, matrix, factor_rank or FactorRank(), bias=bias)
         metadata = as_plain_lora(made.metadata) if adapter.structured else made.metadata
         adapter = replace(made, modules=tuple(map(in_own_dtype, made.modules)), metadata=metadata)
     require_no_whole_layers(adapter, allow_partial=allow_partial)
