@@ -35,6 +35,7 @@ def fit(
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
+    whole_own: bool = False,
 ) -> Fitted:
     """Hold an adapter against the base model it is said to be for.
 
@@ -51,6 +52,7 @@ def fit(
         keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
         late: as for `factored`.
         keep_own: as for `factored`.
+        whole_own: as for `factored`.
 
     Returns:
         The adapter with dotted paths and with LoRA factors alone, and flags.
@@ -62,6 +64,7 @@ def fit(
     """
     held = hold(adapter, spec, assume_base)
     how = {"keep_dora": keep_dora, "late": late, "keep_own": keep_own}
+    how["whole_own"] = whole_own
     made = factored(held.adapter, spec, matrix, factor_rank, bias=bias, **how)
     return Fitted(made, held.flags)
 

@@ -32,6 +32,7 @@ def fit_to(
         keep_dora=options.dora == "keep",
         late=True,
         keep_own=holds_own(adapter.format, format, options),
+        whole_own=options.copies_as_is,
     )
     require_place(found.adapter, format)
     return found

@@ -177,6 +177,16 @@ class MigrationOptions:
         """What `rank` says."""
         return output_rank(self.rank)
 
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether what is copied keeps its numbers."""
+        return self.rank == "exact" and self.scale == 1.0 and self.dtype == "same"
+
+    @property
+    def copies_as_is(self) -> bool:
+        """Whether all that moves keeps its numbers."""
+        return self.method == "copy" and not self.rules and self.keeps_numbers
+
     @cached_property
     def factors(self) -> FactorRank:
         """What `factor_rank` says."""

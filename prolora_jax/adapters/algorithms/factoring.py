@@ -31,6 +31,8 @@ from prolora_jax.errors import AdapterRefused, Refusal
 _FAR_FROM_EDGES = 1e-20, 1e20
 """Norms of updates whose factors, which are even, float32 holds without a look at them."""
 
+_WHOLE = FactorRank(1.0, None)
+
 Matrix = Callable[[str], np.ndarray]
 """The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
 Bias = Callable[[str], np.ndarray | None]
@@ -63,6 +65,7 @@ def factored(
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
+    whole_own: bool = False,
 ) -> Adapter:
     """An adapter whose modules are all LoRA factors.
 
@@ -77,6 +80,8 @@ def factored(
         late: whether factors may be made when they are asked for, one module's at a time
             (`late.LateModule`).
         keep_own: whether modules that can be written as they are come along (`MadeFrom.own`).
+        whole_own: whether these will be written so, all of them: those of LoHa are not cut then,
+            as nobody asks for factors.
 
     Returns:
         The adapter; made factors are float32, scale included, after those of plain LoRA.
@@ -90,12 +95,13 @@ def factored(
     slot = LastMade() if late and not adapter.outline else None
     made: list[LoraModule] = []
     for module in adapter.structured:
-        given = adapter, spec, matrix, rank
         own = module if keep_own and module.algorithm in WRITTEN else None
+        whole = whole_own and own is not None and stays_whole(module)
+        given = adapter, spec, matrix, _WHOLE if whole else rank
         if keep_dora and module.algorithm == DORA.name:
             made.append(_bare_factors(module, *given))
         else:
-            made.append(_late(module, spec, rank, slot, own) or _factors(module, *given, own))
+            made.append(_late(module, spec, given[3], slot, own) or _factors(module, *given, own))
     before = None if adapter.outline else adapter.fingerprint
     made_too = () if bias is None or adapter.outline else _biases(adapter, spec, bias)
     return replace(
@@ -105,6 +111,18 @@ def factored(
         companions=(*adapter.companions, *made_too),
         read_as=before,
     )
+
+
+def stays_whole(module: StructuredModule) -> bool:
+    """Whether a module that is written as it is is counted with all columns that it has.
+
+    So are those of LoHa, whose columns are known without a decomposition.
+
+    Args:
+        module: of any algorithm.
+    """
+    written = module.algorithm in WRITTEN and module.alpha != 0.0
+    return written and algorithm_for(module).spectrum is None
 
 
 def _biases(adapter: Adapter, spec: BaseModelSpec, bias: Bias) -> Iterator[Companion]:
