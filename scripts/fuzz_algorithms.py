@@ -31,7 +31,7 @@ from fuzz_mutations import KEYS, Tensors
 from safetensors.numpy import save
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.architectures.unet.table import unet_table

@@ -1,12 +1,36 @@
-"""Two adapters side by side, module by module, on factors (no dense update is formed)."""
+"""Two adapters side by side, module by module, on factors wherever their updates have some.
+
+What is compared is what each adds to the weights, whatever its algorithm: exactly, as no factors
+are made of updates that have none. One pair of modules is worked out at a time.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from prolora_jax import layout
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.adapters.algorithms.algorithm import LowRank, Update
+from prolora_jax.adapters.algorithms.factoring import Matrix, exact_update
+from prolora_jax.architectures.spec import BaseModelSpec
+
+
+class WeightsOf(NamedTuple):
+    """The base model of one of the two adapters.
+
+    Attributes:
+        spec: its modules.
+        matrix: its weights; None where they are not at hand.
+    """
+
+    spec: BaseModelSpec
+    matrix: Matrix | None = None
+
+
+NO_BASE = WeightsOf(BaseModelSpec("none", {}))
+"""Of adapters of plain LoRA, whose updates depend on no weight."""
 
 
 @dataclass(frozen=True)
@@ -49,32 +73,45 @@ class AdapterComparison:
     energy: float | None
 
 
-def compare(a: Adapter, b: Adapter, origins: Mapping[str, str] | None = None) -> AdapterComparison:
+def compare(
+    a: Adapter,
+    b: Adapter,
+    origins: Mapping[str, str] | None = None,
+    bases: tuple[WeightsOf, WeightsOf] = (NO_BASE, NO_BASE),
+) -> AdapterComparison:
     """Compare two adapters by module path.
 
     Args:
         a: first adapter.
-        b: second adapter; both resolved, or both with the names of one flat naming.
+        b: second adapter; both resolved, or both plain LoRA with the names of one flat naming.
         origins: path in `a` by path in `b`, where a migration moved modules to other blocks;
             the comparison has the paths of `b` then.
+        bases: what the first and the second adapter are for: asked of modules of other algorithms
+            than plain LoRA alone.
 
     Returns:
-        The comparison; cost O((out + in) rank^2) a module.
+        The comparison; cost O((out + in) rank^2) a module of factors.
+
+    Raises:
+        AdapterRefused: the update of a module depends on a weight that is not given, or its
+            numbers are none.
     """
-    of_a, of_b = ({module.path: module for module in x.modules} for x in (a, b))
+    of_a, of_b = ({m.path: m for m in (*x.modules, *x.structured)} for x in (a, b))
     if origins is None:
         origins = {path: path for path in of_b}
     pairs = {path: of_a[origins[path]] for path in of_b if origins.get(path) in of_a}
-    fitting = [path for path in pairs if _shape(pairs[path]) == _shape(of_b[path])]
     used = {module.path for module in pairs.values()}
-    products = {path: _inner(pairs[path], of_b[path]) for path in fitting}
-    modules = {
-        path: _difference(pairs[path].norm, of_b[path].norm, products[path]) for path in fitting
-    }
+    modules, products = {}, []
+    for path, module in pairs.items():
+        first, second = _update(module, a, bases[0]), _update(of_b[path], b, bases[1])
+        if _shape(first) != _shape(second):
+            continue
+        products.append(_inner(first, second))
+        modules[path] = _difference(_norm(first), _norm(second), products[-1])
     whole = _difference(
         float(np.linalg.norm([m.norm_a for m in modules.values()])),
         float(np.linalg.norm([m.norm_b for m in modules.values()])),
-        sum(products.values()),
+        sum(products),
     )
     return AdapterComparison(
         modules,
@@ -86,15 +123,37 @@ def compare(a: Adapter, b: Adapter, origins: Mapping[str, str] | None = None) ->
     )
 
 
-def _shape(module: LoraModule) -> tuple[int, int]:
-    return module.up.shape[0], int(np.prod(module.down.shape[1:]))
+def _update(module: LoraModule | StructuredModule, adapter: Adapter, base: WeightsOf) -> Update:
+    """What a module adds, float64, scale included."""
+    if isinstance(module, LoraModule):
+        up, down = layout.up_to_matrix(module.up), layout.down_to_matrix(module.down)
+        return LowRank(module.scale * up.astype(np.float64), down.astype(np.float64))
+    update = exact_update(module, adapter, base.spec, base.matrix)
+    if isinstance(update, LowRank) and update.down.shape[0] > min(_shape(update)):
+        return update.up @ update.down  # of LoHa: more columns than the matrix has
+    return update
 
 
-def _inner(a: LoraModule, b: LoraModule) -> float:
-    """Inner product of two updates, float64, scales included."""
-    down_a, down_b = (layout.down_to_matrix(m.down).astype(np.float64) for m in (a, b))
-    up_a, up_b = (layout.up_to_matrix(m.up).astype(np.float64) for m in (a, b))
-    return a.scale * b.scale * float(np.sum((up_a.T @ up_b) * (down_a @ down_b.T)))
+def _shape(update: Update) -> tuple[int, int]:
+    if isinstance(update, LowRank):
+        return update.up.shape[0], update.down.shape[1]
+    return update.shape[0], update.shape[1]
+
+
+def _inner(a: Update, b: Update) -> float:
+    """Inner product of two updates."""
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        return float(np.sum((a.up.T @ b.up) * (a.down @ b.down.T)))
+    if isinstance(b, LowRank):
+        a, b = b, a
+    if isinstance(a, LowRank):
+        return float(np.sum((a.up.T @ b) * a.down))
+    return float(np.vdot(a, b))
+
+
+def _norm(update: Update) -> float:
+    # Rounding can leave a tiny negative number where the update is zero.
+    return max(_inner(update, update), 0.0) ** 0.5
 
 
 def _difference(norm_a: float, norm_b: float, inner: float) -> ModuleDifference:

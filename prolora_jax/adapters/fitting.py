@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.algorithms.factoring import FactorRank, Matrix, factored
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import Bias, Matrix, factored
 from prolora_jax.adapters.detection import check_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -30,9 +31,11 @@ def fit(
     *,
     matrix: Matrix | None = None,
     factor_rank: FactorRank | None = None,
+    bias: Bias | None = None,
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
+    whole_own: bool = False,
 ) -> Fitted:
     """Hold an adapter against the base model it is said to be for.
 
@@ -45,9 +48,11 @@ def fit(
         assume_base: id of the base model to believe in, whatever the file says.
         matrix: weights of the base model, for algorithms whose update depends on them.
         factor_rank: of the factors that are made of other algorithms' updates; the default if None.
+        bias: biases of the base model, which IA3 of peft scales, too.
         keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
         late: as for `factored`.
         keep_own: as for `factored`.
+        whole_own: as for `factored`.
 
     Returns:
         The adapter with dotted paths and with LoRA factors alone, and flags.
@@ -59,7 +64,8 @@ def fit(
     """
     held = hold(adapter, spec, assume_base)
     how = {"keep_dora": keep_dora, "late": late, "keep_own": keep_own}
-    made = factored(held.adapter, spec, matrix, factor_rank, **how)
+    how["whole_own"] = whole_own
+    made = factored(held.adapter, spec, matrix, factor_rank, bias=bias, **how)
     return Fitted(made, held.flags)
 
 

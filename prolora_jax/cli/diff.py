@@ -20,14 +20,16 @@ def diff(
 ) -> int:
     """Two adapters module by module: norms, cosine, retained energy.
 
-    When B was migrated from A (its report says so), each module is compared with the one that it
-    came from, also where blocks have other numbers in the target.
+    Compared is what each adds to the weights, whatever its algorithm. When B was migrated from A
+    (its report says so), each module is compared with the one that it came from, also where blocks
+    have other numbers in the target.
 
     Args:
         a: first adapter file.
         b: second adapter file.
-        base: base model of both; needed when the two files use different key conventions, and
-            for --plot with kohya files.
+        base: base model of both; needed when the two files use different key conventions, for
+            --plot with kohya files, and for DoRA, OFT, IA3 and GLoRA, whose updates depend on its
+            weights.
         plot: PNG to write: cosine and norm ratio by block and role.
     """
     from prolora_jax.cli import tables

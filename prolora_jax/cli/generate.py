@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 COMMON = Common()
 OPTIONS = MigrationOptions()
 LIST = Parameter(negative="")
+_WHOLE = 0.9999
+"""Shares of an update from here on are not worth a word."""
 
 
 def generate(
@@ -61,7 +63,8 @@ def generate(
             form, with --parts.
         prompt: what to draw; several: --prompt once for each.
         out_path: PNG to write.
-        lora: adapter; several are used together: --lora once for each.
+        lora: adapter of any algorithm; several are used together: --lora once for each. Updates
+            that have no factors get some (--migrate.factor-rank), whose share is shown.
         scale: strength of an adapter, in their order, once for each [default: 1 for all].
         source: base model the adapters were trained on: they are moved to BASE.
         arms: columns, with commas between them [default: none,lora; with --source: none, copy and
@@ -169,6 +172,8 @@ def show_columns(console: Console, drawn: "SideBySide") -> None:
     changes = drawn.changes()
     for arm in drawn.columns:
         counts = drawn.moved.get(arm, [])
-        moved = "; ".join(", ".join(f"{n} {what}" for what, n in one.items()) for one in counts)
-        table.add_row(arm, f"{changes[arm]:.3f}" if arm in changes else "", moved)
+        notes = [", ".join(f"{n} {what}" for what, n in one.items()) for one in counts]
+        shares = drawn.kept.get(arm, [])
+        notes += [f"{share:.1%} of the update" for share in shares if share < _WHOLE]
+        table.add_row(arm, f"{changes[arm]:.3f}" if arm in changes else "", "; ".join(notes))
     console.print(table)

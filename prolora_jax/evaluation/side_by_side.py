@@ -12,17 +12,19 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, alike
-from prolora_jax.adapters.fitting import fit
+from prolora_jax.adapters.algorithms.factoring import kept_share
+from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing
 from prolora_jax.io.outputs.protected import require_ending
+from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.lora import attach
-from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.adapters.tree import matrices, spec_of
 from prolora_jax.nets.pipelines.delta import draw_delta
 from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
@@ -100,11 +102,14 @@ class SideBySide:
         columns: pictures by arm, in the order asked for.
         settings: what they were drawn with, where the request left it open.
         moved: what became of the adapters' modules, by arm of a migration.
+        kept: share of each adapter's squared norm that is in the factors it was drawn with, by arm
+            of adapters as they are: below 1 where an algorithm's update has none of their rank.
     """
 
     columns: Mapping[str, Pictures]
     settings: Mapping[str, Any]
     moved: Mapping[str, list[dict[str, int]]] = field(default_factory=dict)
+    kept: Mapping[str, list[float]] = field(default_factory=dict)
 
     def changes(self) -> dict[str, float]:
         """How far each column is from the one without adapters: root mean square, 0 to 1."""
@@ -185,6 +190,7 @@ def draw_to_file(
         "columns": list(drawn.columns),
         "changes": drawn.changes(),
         "moved": drawn.moved,
+        "kept": drawn.kept,
     }
     note = msgspec.json.encode(summary).decode()
     write_side_by_side(drawn.columns, request.rows, out, note=note)
@@ -221,8 +227,8 @@ def draw_side_by_side(
         parts = None if request.parts is None else Path(request.parts)
         require_one_latent_space(Bases(Path(source), Path(request.base), None, parts))
     # Before gigabytes are read: a wrong name should not cost minutes.
-    files = [load_adapter(file, alpha_zero=options.alpha_zero) for file in request.files]
-    always = request.always and load_adapter(request.always, alpha_zero=options.alpha_zero)
+    files = [_read(file, options) for file in request.files]
+    always = request.always and _read(request.always, options)
     loading: dict[str, Any] = {
         "sampler": request.sampler,
         "spacing": request.spacing,
@@ -230,13 +236,14 @@ def draw_side_by_side(
     }
     pipeline, params = load_pipeline(request.base, parts=request.parts, **loading)
     settings = _settings(request, pipeline)
-    spec, assumed = spec_of(params), options.assume_base
     given: dict[str, list[Adapter]] = {}
     moved: dict[str, list[dict[str, int]]] = {}
+    kept: dict[str, list[float]] = {}
     if AS_IT_IS in request.arms:
-        given[AS_IT_IS] = [fit(adapter, spec, assumed).adapter for adapter in files]
+        given[AS_IT_IS] = [_factors(adapter, params, options).adapter for adapter in files]
+        kept[AS_IT_IS] = [kept_share(adapter) for adapter in given[AS_IT_IS]]
     if pair is not None:
-        originals = [fit(adapter, pair.source.spec, assumed) for adapter in files]
+        originals = [fit_to(pair.source, adapter, options) for adapter in files]
         for arm in (arm for arm in request.arms if arm in METHODS):
             chosen = replace(options, method=arm)  # pyright: ignore[reportArgumentType]
             plans = [plan_fitted(fitted, pair, chosen, progress) for fitted in originals]
@@ -244,24 +251,37 @@ def draw_side_by_side(
                 run_plan(fitted.adapter, pair, plan, progress)
                 for fitted, plan in zip(originals, plans, strict=True)
             ]
-            given[arm] = [migrated for migrated, _ in done]
+            # A DoRA that was kept has a magnitude for the weights that draw.
+            here = replace(options, assume_base=pair.target.spec.family)
+            given[arm] = [_factors(migrated, params, here).adapter for migrated, _ in done]
             moved[arm] = [report.counts for _, report in done]
-    always = always and fit(always, spec).adapter
+    usual = replace(options, assume_base=None)
+    always = always and _factors(always, params, usual).adapter
     here = [arm for arm in request.arms if arm not in {SOURCE, DELTA}]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
     if source is not None and {SOURCE, DELTA} & {*request.arms}:
         base = (pipeline, params) if DELTA in request.arms else None
         del params
         pipeline, params = load_pipeline(source, **loading)
-        spec = spec_of(params)
-        own = {SOURCE: [fit(adapter, spec, assumed).adapter for adapter in files]}
+        own = {SOURCE: [_factors(adapter, params, options).adapter for adapter in files]}
+        shares = [kept_share(adapter) for adapter in own[SOURCE]]
+        kept |= {arm: shares for arm in (SOURCE, DELTA) if arm in request.arms}
         if SOURCE in request.arms:
             drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
         if base is not None:
-            drawn[DELTA] = _delta(
-                own[SOURCE], request, base, (pipeline, params), settings, progress
-            )
-    return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved)
+            nets = base, (pipeline, params)
+            drawn[DELTA] = _delta(own[SOURCE], request, *nets, settings, progress)
+    return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved, kept)
+
+
+def _read(file: Path, options: MigrationOptions) -> Adapter:
+    return load_adapter(file, alpha_zero=options.alpha_zero, structured=True)
+
+
+def _factors(adapter: Adapter, params: Params, options: MigrationOptions) -> Fitted:
+    """An adapter as LoRA factors for the weights that draw, of as many columns as options say."""
+    rank = {"matrix": matrices(params), "factor_rank": options.factors}
+    return fit(adapter, spec_of(params), options.assume_base, **rank)
 
 
 def _require(request: Request, *, has_source: bool) -> None:

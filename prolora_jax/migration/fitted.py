@@ -27,10 +27,12 @@ def fit_to(
         source.spec,
         options.assume_base,
         matrix=source.matrix,
+        bias=source.bias,
         factor_rank=options.factors,
         keep_dora=options.dora == "keep",
         late=True,
         keep_own=holds_own(adapter.format, format, options),
+        whole_own=options.copies_as_is,
     )
     require_place(found.adapter, format)
     return found

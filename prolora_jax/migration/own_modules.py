@@ -29,8 +29,7 @@ def stays(module: LoraModule, options: MigrationOptions) -> bool:
         options: for it.
     """
     own = None if module.made_from is None else module.made_from.own
-    plain = options.rank == "exact" and options.scale == 1.0 and options.dtype == "same"
-    return own is not None and own.alpha != 0.0 and plain
+    return own is not None and own.alpha != 0.0 and options.keeps_numbers
 
 
 def unwritten(module: LoraModule) -> HostFactors:

@@ -7,7 +7,7 @@ from math import isfinite
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule
@@ -176,6 +176,16 @@ class MigrationOptions:
     def output_rank(self) -> OutputRank:
         """What `rank` says."""
         return output_rank(self.rank)
+
+    @property
+    def keeps_numbers(self) -> bool:
+        """Whether what is copied keeps its numbers."""
+        return self.rank == "exact" and self.scale == 1.0 and self.dtype == "same"
+
+    @property
+    def copies_as_is(self) -> bool:
+        """Whether all that moves keeps its numbers."""
+        return self.method == "copy" and not self.rules and self.keeps_numbers
 
     @cached_property
     def factors(self) -> FactorRank:

@@ -31,7 +31,12 @@ from prolora_jax.verification.magnitudes import (
     magnitude_problems,
     without_magnitudes,
 )
-from prolora_jax.verification.own_tensors import own_problems, with_factors_of_own
+from prolora_jax.verification.own_tensors import (
+    has_own,
+    own_problems,
+    with_factors_of_own,
+    without_whole,
+)
 from prolora_jax.verification.recompute import UNASKED, Thoroughness
 from prolora_jax.verification.refined import unlearned, with_learned
 from prolora_jax.verification.result import VerifyReport, with_problems
@@ -100,11 +105,14 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    made = tuple(factored(one, *how, keep_dora=told.options.dora == "keep") for one in given)
+    written = load_adapter(output, target_model.spec, quiet=quiet, structured=True)
+    as_they_are = told.options.copies_as_is and has_own(written)
+    kept = {"bias": source_model.bias, "keep_dora": told.options.dora == "keep"}
+    kept |= {"keep_own": as_they_are, "whole_own": as_they_are}
+    made = tuple(factored(one, *how, **kept) for one in given)
     original = None
     if made:
         original = combine(made, [part.weight for part in parts]) if parts else made[0]
-    written = load_adapter(output, target_model.spec, quiet=quiet, structured=True)
     migrated = with_factors_of_own(without_magnitudes(written), told.options, target_model)
     if original is not None and given and not written.structured:
         original = _plain(original)
@@ -140,6 +148,8 @@ def verify_file(
         thoroughness=thoroughness,
     )
     checked = with_learned(checked, back, as_read)
+    if as_they_are:
+        given = tuple(without_whole(one) for one in given)
     checked = with_factors(checked, given, made, source_model, told.options)
     return with_problems(checked, apart)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, StructuredModule
-from prolora_jax.adapters.algorithms.factoring import factored
+from prolora_jax.adapters.algorithms.factoring import factored, stays_whole
 from prolora_jax.adapters.algorithms.table import WRITTEN
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.plans.options import MigrationOptions
@@ -23,8 +23,27 @@ def with_factors_of_own(output: Adapter, options: MigrationOptions, target: Weig
     """
     own = tuple(m for m in output.structured if m.algorithm in WRITTEN)
     alone = replace(output, modules=(), structured=own)
-    made = factored(alone, target.spec, None, options.factors)
+    whole = options.copies_as_is
+    made = factored(alone, target.spec, None, options.factors, keep_own=True, whole_own=whole)
     return replace(output, modules=(*output.modules, *made.modules), structured=own)
+
+
+def has_own(output: Adapter) -> bool:
+    """Whether a file has modules that are written as they were.
+
+    Args:
+        output: as read.
+    """
+    return any(m.algorithm in WRITTEN for m in output.structured)
+
+
+def without_whole(given: Adapter) -> Adapter:
+    """An input without the modules whose factors nobody has made.
+
+    Args:
+        given: of a file all of whose modules are written as they were.
+    """
+    return replace(given, structured=tuple(m for m in given.structured if not stays_whole(m)))
 
 
 def own_problems(output: Adapter, given: Sequence[Adapter], told: MigrationReport) -> list[str]:

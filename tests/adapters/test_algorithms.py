@@ -14,7 +14,8 @@ from other_algorithms import EXACT, LAYERS, XL, Made, by_lycoris, read, weights_
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from prolora_jax.adapters.adapter import Adapter, delta
-from prolora_jax.adapters.algorithms.factoring import FactorRank, factored
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.errors import AdapterRefused, Refusal

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from prolora_jax.adapters.adapter import Adapter, StructuredModule
-from prolora_jax.adapters.algorithms.factoring import FactorRank, factored
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.formats.folding import ROUNDOFF, rounded
 from prolora_jax.adapters.late import LateModule
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
@@ -52,6 +53,50 @@ def test_late_factors_are_the_ones_made_at_once(rank: FactorRank):
     for i in (*range(len(late)), 0, 2, 0):
         np.testing.assert_array_equal(late[i].up, at_once[i].up)
         np.testing.assert_array_equal(late[i].down, at_once[i].down)
+
+
+LARGE = BaseModelSpec("toy", {p: ModuleSpec(p, (96, 160)) for p in ("unet.a", "unet.b")})
+
+
+def lokr(rank: int) -> Adapter:
+    """Two LoKr with both halves full: (8, 8), and (12, 20) of a rank."""
+    rng, modules = np.random.default_rng(rank), []
+    for path in LARGE.modules:
+        second = rng.standard_normal((12, rank)) @ rng.standard_normal((rank, 20))
+        parts = {"lokr_w1": rng.standard_normal((8, 8)), "lokr_w2": second}
+        modules.append(StructuredModule(path, "lokr", parts))
+    return Adapter((), "kohya-ldm", structured=tuple(modules))
+
+
+@pytest.mark.parametrize("second", [12, 3])  # more products than columns; and fewer: nothing is cut
+@pytest.mark.parametrize("late", [False, True])
+def test_factors_of_lokr_are_the_best_of_their_rank(second: int, late: bool):
+    given = lokr(second)
+    found = factored(given, LARGE, rank=FactorRank(0.999, 32), late=late).modules
+    for module, whole in zip(found, given.structured, strict=True):
+        want = np.kron(whole.parts["lokr_w1"], whole.parts["lokr_w2"])
+        sigma = np.linalg.svd(want, compute_uv=False)
+        held = np.sum(sigma[: module.rank] ** 2) / np.sum(sigma**2)
+        product = module.up.astype(np.float64) @ module.down.astype(np.float64)
+        assert module.rank == (32 if second == 12 else 24)
+        assert module.made_from is not None
+        assert module.made_from.kept == pytest.approx(held, rel=1e-9)
+        missed = np.linalg.norm(want - product) ** 2 / np.sum(sigma**2)
+        assert missed == pytest.approx(1 - held, abs=1e-9)
+        assert module.norm == pytest.approx(np.sqrt(np.sum(sigma[: module.rank] ** 2)), rel=1e-6)
+
+
+@pytest.mark.parametrize(("keep_own", "name"), [(False, "eigh"), (True, "eigvalsh")])
+def test_each_half_is_decomposed_once(keep_own: bool, name: str, monkeypatch: pytest.MonkeyPatch):
+    asked, plain = [], getattr(np.linalg, name)
+    monkeypatch.setattr(np.linalg, name, lambda a: asked.append(a.shape) or plain(a))
+    monkeypatch.setattr(np.linalg, "svd", None)
+    rank = FactorRank(0.999, 32)
+    found = factored(lokr(12), LARGE, rank=rank, late=True, keep_own=keep_own).modules
+    assert [m.rank for m in found] == [32, 32]
+    if not keep_own:  # what is copied as it is has no factors
+        assert [m.up.shape for m in found] == [(96, 32)] * 2
+    assert asked == [(8, 8), (12, 12)] * 2
 
 
 def test_own_tensors_come_along_where_they_are_asked_for():

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -31,9 +32,15 @@ from peft import (
 from peft.tuners.boft import layer as boft_layer
 from safetensors.numpy import load_file
 
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.layout import weight_to_matrix
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.file import verify_file
 
 NAMES = {path: path.rpartition(".")[2] for path in SHAPES}
 
@@ -73,6 +80,60 @@ def test_ia3(tmp_path, feedforward):
     weights, want = written(config, tmp_path, size=0.5, full=1.0)
     assert len(want) == 3
     assert_read(tmp_path, weights, want)
+
+
+@pytest.mark.parametrize("feedforward", [[], ["to_q", "conv2"]])
+def test_biases_that_ia3_scales_are_companions(tmp_path, feedforward):
+    net = build_net()
+    biases = {path: layer_of(net, path).bias.detach().numpy().copy() for path in SHAPES}
+    config = IA3Config(target_modules=list(NAMES.values()), feedforward_modules=feedforward)
+    model: Any = get_peft_model(net, config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.copy_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(str(tmp_path))
+    merged: Any = model.merge_and_unload()
+    adds = {p: layer_of(merged, p).bias.detach().numpy() - biases[p] for p in SHAPES}
+    given: Any = {"matrix": weights_of(build_net()).__getitem__, "bias": biases.__getitem__}
+    fitted = fit(load_adapter(tmp_path, structured=True), SPEC, **given).adapter
+    found = {c.path: c.array for c in fitted.companions}
+    assert found.keys() == {path for path, added in adds.items() if added.any()}
+    assert len(found) == 3 - len(feedforward)
+    for path, array in found.items():
+        np.testing.assert_allclose(array, adds[path], rtol=0, atol=1e-7)
+    given["bias"] = lambda _: None  # layers without one
+    assert fit(load_adapter(tmp_path, structured=True), SPEC, **given).adapter.companions == ()
+
+
+def test_scaled_biases_move_with_their_layers(tmp_path):
+    names = ["to_q", "to_out.0", "conv_shortcut"]
+    plain = builders.build_unet(builders.TINY_XL)
+    plain.save_pretrained(tmp_path / "base" / "unet")
+    config = IA3Config(target_modules=names, feedforward_modules=[])
+    model: Any = get_peft_model(builders.build_unet(builders.TINY_XL), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.copy_(1 + 0.5 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(str(tmp_path / "ia3"))
+    merged = model.merge_and_unload().state_dict()
+    adds = {
+        "unet." + name.removesuffix(".bias"): (merged[name] - bias).numpy()
+        for name, bias in plain.state_dict().items()
+        if name.endswith(".bias")
+    }
+    base, out = tmp_path / "base", tmp_path / "out.safetensors"
+    how = MigrationOptions(method="copy", factor_rank="exact")
+    migrate_file(tmp_path / "ia3", base, base, out, how, Writing(format="kohya"))
+    written = load_adapter(out, load_base_model(base).spec)
+    found = {c.path: c.array for c in written.companions}
+    assert found.keys() == {path for path, added in adds.items() if added.any()}
+    assert len(found) > 10
+    for path, array in found.items():
+        np.testing.assert_allclose(array, adds[path], rtol=0, atol=1e-6)
+    checked = verify_file(out)
+    assert checked.ok, [checked.problems, *((m.path, m.problems) for m in checked.modules)]
 
 
 OFT: list[dict[str, Any]] = [

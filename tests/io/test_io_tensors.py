@@ -3,8 +3,10 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ml_dtypes
 import numpy as np
@@ -95,13 +97,29 @@ def test_a_wrong_path_is_the_commands_fault(tmp_path, error):
         TensorFile(tmp_path, error=error)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_an_unreadable_file_is_the_commands_fault(tmp_path):
-    file = tmp_path / "locked.safetensors"
-    file.write_bytes(INTACT)
-    file.chmod(0)
-    with pytest.raises(UsageError, match="may not be read; check its permissions"):
-        TensorFile(file, error=AdapterRefused)
+@contextmanager
+def nobody() -> Iterator[None]:
+    """As a user without rights; root, who may read everything, becomes one."""
+    before = os.getresuid()
+    if before[1] == 0:
+        os.setresuid(65534, 65534, 0)  # the last one lets it come back
+    try:
+        yield
+    finally:
+        os.setresuid(*before)
+
+
+def test_an_unreadable_file_is_the_commands_fault():
+    with TemporaryDirectory() as name:
+        folder, file = Path(name), Path(name) / "locked.safetensors"
+        folder.chmod(0o755)  # tmp_path lies in a folder that only its owner may enter
+        file.write_bytes(INTACT)
+        file.chmod(0o644)
+        with nobody():
+            TensorFile(file, error=AdapterRefused)
+        file.chmod(0)
+        with nobody(), pytest.raises(UsageError, match="may not be read; check its permissions"):
+            TensorFile(file, error=AdapterRefused)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

@@ -8,7 +8,7 @@ import toy_pair
 from safetensors.numpy import load_file, save_file
 
 from prolora_jax.adapters.adapter import delta
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.catalog.catalog import run_catalog

@@ -144,6 +144,39 @@ def test_a_file_all_of_which_is_copied_is_the_input_again(toy: Toy, tmp_path: Pa
     assert verify_file(out).ok
 
 
+def test_a_loha_of_any_rank_is_copied_without_factors(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = by_lycoris("loha", linear_dim=9, conv_dim=9)
+    file, out = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    save_file(made.tensors, file)
+    how = MigrationOptions(match="name", method="copy")
+
+    def none(*_: object, **__: object) -> None:
+        raise AssertionError("a decomposition")
+
+    with monkeypatch.context() as patched:
+        for name in ("svd", "qr", "eigh"):
+            patched.setattr(np.linalg, name, none)
+        report = migrate_file(file, toy.source, toy.target, out, how).report
+    before, after = load_file(file), load_file(out)
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(after[key], array) for key, array in before.items())
+    for module in report.modules:
+        want = np.linalg.norm(made.updates[module.path])
+        assert (module.rank_in, module.kept) == (81, 1.0)
+        assert module.norm_out == pytest.approx(want, rel=1e-5)
+    checked = verify_file(out)
+    assert checked.ok, [checked.problems, *((m.path, m.problems) for m in checked.modules)]
+    wrong = {key: array * 2 if "hada_w1_a" in key else array for key, array in after.items()}
+    save_file(wrong, out, dict(load_adapter(out, structured=True).metadata))
+    assert "its tensors of loha are not the input's" in problems_of(out)
+    # As LoRA its rank is cut, as before.
+    again = migrate_file(file, toy.source, toy.target, out, how, Writing("lora", overwrite=True))
+    assert max(module.rank_in for module in again.report.modules) <= 64
+    assert verify_file(out).ok
+
+
 def test_tensors_that_were_changed_are_found(toy: Toy, tmp_path: Path):
     out = tmp_path / "out.safetensors"
     report = migrated(toy, "loha", out).report_file

@@ -12,7 +12,7 @@ from peft import LoHaConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.numpy import save_file
 
 import prolora_jax as pl
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import attach, merge, unmerge

@@ -14,7 +14,7 @@ from builders import TINY_XL
 from lycoris.wrapper import LycorisNetwork, create_lycoris
 
 from prolora_jax.adapters.adapter import Adapter
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.architectures.identify import spec_from_config

@@ -16,6 +16,7 @@ glora.py: GLoRA: a low-rank update, and the weight times another one.
 adalora.py: AdaLoRA: LoRA with a number for each rank column.
 vera.py: VeRA: two vectors for each layer, and two random matrices that all layers share.
 table.py: The adapter algorithms by name, and the ends of keys that tell their tensors.
+cutting.py: The best factors of a rank for an update.
 factoring.py: Updates of other algorithms made into LoRA factors, which all that follows works on.
 companions.py: Tensors beside plain pairs that no projection moves: biases, norms, zeros.
 foreign.py: Files that are no plain LoRA adapter: recognised by their keys and refused by name.

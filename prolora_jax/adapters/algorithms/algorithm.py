@@ -23,12 +23,28 @@ class LowRank(NamedTuple):
         down: `(rank, in * kh * kw)`, float64.
         singular: whether they are a singular form: columns and rows orthogonal, by size.
         total: squared norm of the whole update, where these are its first columns; None for all.
+        even: whether each column has the norm of its row.
     """
 
     up: np.ndarray
     down: np.ndarray
     singular: bool = False
     total: float | None = None
+    even: bool = False
+
+
+class Spectrum(NamedTuple):
+    """What is known of an update before it is made.
+
+    Attributes:
+        sigma: its singular values, descending, without those that are zero.
+        started: for how many columns are wanted, what makes them of vectors that were found with
+            the values and are held meanwhile; None where these have more numbers than the module's
+            tensors, or were not looked for.
+    """
+
+    sigma: np.ndarray
+    started: Callable[[int], Callable[[], LowRank] | None] = lambda _: None
 
 
 class Misfit(NamedTuple):
@@ -64,11 +80,13 @@ class Algorithm:
         matrix_shape: `(out, in * kh * kw)` that the tensors say; None where they do not say it.
         bound: the largest rank that the update can have, for a layer of a shape; the full
             one by default.
-        spectrum: singular values of a module's update, descending, without those that are zero;
-            None where they cost as much as the factors.
+        spectrum: of a module's update, given how many columns are wanted at most, and whether they
+            will be; None where singular values cost as much as the factors.
         needs_weight: whether the update depends on the source's weight.
         zero_alpha_is_disputed: whether programs disagree on what an alpha of 0 means here, as they
             do for every alpha that a rank divides.
+        added_to_bias: what a module adds to its layer's bias, given the weight's shape and the
+            bias; None where it adds nothing.
         unusable: what a module lacks whatever its layer is, such as a setting; None when nothing.
     """
 
@@ -81,9 +99,12 @@ class Algorithm:
     rank: Callable[[Parts], int] = lambda _: 1
     matrix_shape: Callable[[Parts], tuple[int, int] | None] = lambda _: None
     bound: Callable[[Parts, tuple[int, int]], int] = lambda _, shape: min(shape)
-    spectrum: Callable[[StructuredModule], np.ndarray] | None = None
+    spectrum: Callable[[StructuredModule, int | None, bool], Spectrum] | None = None
     needs_weight: bool = False
     zero_alpha_is_disputed: bool = True
+    added_to_bias: Callable[[StructuredModule, Shape, np.ndarray], np.ndarray | None] = lambda *_: (
+        None
+    )
     unusable: Callable[[StructuredModule], Misfit | None] = lambda _: None
 
     @property

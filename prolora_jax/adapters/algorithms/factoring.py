@@ -4,14 +4,23 @@ What is of low rank stays exact. What is not gets the best factors of a rank (Ec
 share of its squared norm that they hold is said. One module is dense at a time, never a file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, Gains, LoraModule, MadeFrom, StructuredModule
+from prolora_jax.adapters.adapter import (
+    Adapter,
+    Companion,
+    Gains,
+    LoraModule,
+    MadeFrom,
+    StructuredModule,
+)
 from prolora_jax.adapters.algorithms.algorithm import LowRank, Shape, Update, flat_in
+from prolora_jax.adapters.algorithms.cutting import Cut, FactorRank, cut_to_rank, enough, even
 from prolora_jax.adapters.algorithms.dora import DORA, bare, gains
 from prolora_jax.adapters.algorithms.magnitudes import is_per_row
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
@@ -22,21 +31,12 @@ from prolora_jax.errors import AdapterRefused, Refusal
 _FAR_FROM_EDGES = 1e-20, 1e20
 """Norms of updates whose factors, which are even, float32 holds without a look at them."""
 
+_WHOLE = FactorRank(1.0, None)
+
 Matrix = Callable[[str], np.ndarray]
 """The weight of a module of the source as a matrix `(out, in * kh * kw)`."""
-
-
-class FactorRank(NamedTuple):
-    """Which rank the factors of another algorithm's update get.
-
-    Attributes:
-        energy: share of the squared norm that they are to hold, as long as `most` allows; no say
-            in an update whose own rank is not above `most`.
-        most: columns; None for as many as there are.
-    """
-
-    energy: float = 0.999
-    most: int | None = 64
+Bias = Callable[[str], np.ndarray | None]
+"""The bias of a module's layer; None where it has none."""
 
 
 def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
@@ -55,23 +55,17 @@ def sketches(adapter: Adapter) -> tuple[LoraModule, ...]:
     return tuple(found)
 
 
-class Cut(NamedTuple):
-    """Factors, and the share of the update's squared norm that they hold."""
-
-    up: np.ndarray
-    down: np.ndarray
-    kept: float
-
-
 def factored(
     adapter: Adapter,
     spec: BaseModelSpec,
     matrix: Matrix | None = None,
     rank: FactorRank | None = None,
     *,
+    bias: Bias | None = None,
     keep_dora: bool = False,
     late: bool = False,
     keep_own: bool = False,
+    whole_own: bool = False,
 ) -> Adapter:
     """An adapter whose modules are all LoRA factors.
 
@@ -80,11 +74,14 @@ def factored(
         spec: the base model that it was trained on.
         matrix: its weights; None where they are not at hand.
         rank: of the factors that are made; the default when None.
+        bias: the biases of its layers; what an algorithm adds to them becomes companions.
         keep_dora: whether the factors of DoRA are its BA alone, and its gains stand beside them
             (`MadeFrom.gains`).
         late: whether factors may be made when they are asked for, one module's at a time
             (`late.LateModule`).
         keep_own: whether modules that can be written as they are come along (`MadeFrom.own`).
+        whole_own: whether these will be written so, all of them: those of LoHa are not cut then,
+            as nobody asks for factors.
 
     Returns:
         The adapter; made factors are float32, scale included, after those of plain LoRA.
@@ -98,14 +95,52 @@ def factored(
     slot = LastMade() if late and not adapter.outline else None
     made: list[LoraModule] = []
     for module in adapter.structured:
-        given = adapter, spec, matrix, rank
         own = module if keep_own and module.algorithm in WRITTEN else None
+        whole = whole_own and own is not None and stays_whole(module)
+        given = adapter, spec, matrix, _WHOLE if whole else rank
         if keep_dora and module.algorithm == DORA.name:
             made.append(_bare_factors(module, *given))
         else:
-            made.append(_late(module, spec, rank, slot, own) or _factors(module, *given, own))
+            made.append(_late(module, spec, given[3], slot, own) or _factors(module, *given, own))
     before = None if adapter.outline else adapter.fingerprint
-    return replace(adapter, modules=(*adapter.modules, *made), structured=(), read_as=before)
+    made_too = () if bias is None or adapter.outline else _biases(adapter, spec, bias)
+    return replace(
+        adapter,
+        modules=(*adapter.modules, *made),
+        structured=(),
+        companions=(*adapter.companions, *made_too),
+        read_as=before,
+    )
+
+
+def stays_whole(module: StructuredModule) -> bool:
+    """Whether a module that is written as it is is counted with all columns that it has.
+
+    So are those of LoHa, whose columns are known without a decomposition.
+
+    Args:
+        module: of any algorithm.
+    """
+    written = module.algorithm in WRITTEN and module.alpha != 0.0
+    return written and algorithm_for(module).spectrum is None
+
+
+def _biases(adapter: Adapter, spec: BaseModelSpec, bias: Bias) -> Iterator[Companion]:
+    """What modules add to the biases of their layers, where the layers have some."""
+    for module in adapter.structured:
+        algorithm, known = algorithm_for(module), spec.modules.get(module.path)
+        if not algorithm.needs_weight or known is None:
+            continue
+        own = bias(module.path)
+        if own is None:
+            continue
+        added = algorithm.added_to_bias(module, known.shape, own.astype(np.float64))
+        if added is None:
+            continue
+        narrow = added.astype(np.float32)
+        if not np.isfinite(narrow).all():
+            raise _not_finite(module, adapter)
+        yield Companion(f"{module.path}.bias", module.path, "bias", narrow)
 
 
 def _bare_factors(
@@ -134,6 +169,69 @@ def _bare_factors(
     return replace(alone, made_from=made)
 
 
+def kept_share(adapter: Adapter) -> float:
+    """Share of an adapter's squared norm that its factors hold, of all its modules together.
+
+    Args:
+        adapter: with LoRA factors alone.
+    """
+    held = whole = 0.0
+    for module in adapter.modules:
+        square = module.norm**2
+        kept = 1.0 if module.made_from is None else module.made_from.kept
+        held += square
+        whole += square / kept if kept else 0.0
+    return held / whole if whole else 1.0
+
+
+def exact_update(
+    module: StructuredModule, adapter: Adapter, spec: BaseModelSpec, matrix: Matrix | None = None
+) -> Update:
+    """The whole update of one module, in factors where it has them exactly, else dense.
+
+    Args:
+        module: of `adapter`.
+        adapter: resolved against `spec`.
+        spec: the base model that it was trained on.
+        matrix: its weights; None where they are not at hand.
+
+    Returns:
+        Factors or a matrix `(out, in * kh * kw)`, float64, scale included.
+
+    Raises:
+        AdapterRefused: the update depends on a weight that is not at hand, or its numbers are none.
+    """
+    return _finite(module, adapter, *_layer(module, adapter, spec, matrix))
+
+
+def _finite(
+    module: StructuredModule, adapter: Adapter, shape: Shape, weight: np.ndarray | None
+) -> Update:
+    """The update of a module, whose numbers are looked at."""
+    try:
+        with np.errstate(all="ignore"):  # looked at below
+            update = algorithm_for(module).update(module, shape, weight, None)
+    except np.linalg.LinAlgError as failure:
+        raise _not_finite(module, adapter) from failure
+    arrays = (update.up, update.down) if isinstance(update, LowRank) else (update,)
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise _not_finite(module, adapter)
+    return update
+
+
+def _layer(
+    module: StructuredModule, adapter: Adapter, spec: BaseModelSpec, matrix: Matrix | None
+) -> tuple[Shape, np.ndarray | None]:
+    """The shape of a module's layer, and its weight where the update depends on it."""
+    algorithm, known = algorithm_for(module), spec.modules.get(module.path)
+    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
+    if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
+        raise _needs_weights(module, adapter)
+    if adapter.outline or not algorithm.needs_weight or matrix is None:
+        return shape, None
+    return shape, matrix(module.path).astype(np.float64)
+
+
 def _factors(
     module: StructuredModule,
     adapter: Adapter,
@@ -143,19 +241,13 @@ def _factors(
     own: StructuredModule | None = None,
 ) -> LoraModule:
     algorithm = algorithm_for(module)
-    known = spec.modules.get(module.path)
-    shape = algorithm.matrix_shape(module.parts) if known is None else known.shape
-    if shape is None or (algorithm.needs_weight and (matrix is None or known is None)):
-        raise _needs_weights(module, adapter)
+    shape, weight = _layer(module, adapter, spec, matrix)
     if adapter.outline:
         out, width = flat_in(shape)
         columns = min(algorithm.bound(module.parts, (out, width)), rank.most or out)
         one = np.float32(1)
         cut = Cut(np.full((out, columns), one), np.full((columns, width), one), 1.0)
     else:
-        weight = None
-        if algorithm.needs_weight and matrix is not None:
-            weight = matrix(module.path).astype(np.float64)
         cut = _worked_out(module, shape, weight, rank)
     if cut is None:
         raise _not_finite(module, adapter)
@@ -184,18 +276,19 @@ def _late(
     if slot is None or shape is None:
         return None
     with np.errstate(all="ignore"):  # looked at below
-        size = _size(module, shape, rank)
+        size = _size(module, shape, rank, wanted=own is None)
     if size is None or not _FAR_FROM_EDGES[0] < size.norm < _FAR_FROM_EDGES[1]:
         return None
 
     def make() -> tuple[np.ndarray, np.ndarray]:
-        update = algorithm.update(module, shape, None, size.rank)
+        again = partial(algorithm.update, module, shape, None, size.rank)
+        update = (size.started or again)()
         assert isinstance(update, LowRank)  # by `_size`
-        up, down = _even(update.up, update.down)
+        up, down = even(update)
         ones = (1,) * (len(shape) - 2)
         return (
-            down.astype(np.float32).reshape(size.rank, *shape[1:]),
-            up.astype(np.float32).reshape(*up.shape, *ones),
+            down.astype(np.float32, copy=False).reshape(size.rank, *shape[1:]),
+            up.astype(np.float32, copy=False).reshape(*up.shape, *ones),
         )
 
     made = MadeFrom(algorithm.name, size.kept, module.dtype.name, own=own)
@@ -203,27 +296,37 @@ def _late(
 
 
 class _Size(NamedTuple):
-    """What is known of factors that are not made: columns, share of the square, norm."""
+    """What is known of factors that are not made: columns, share of the square, norm.
+
+    `started` makes them of what was found on the way, where that is held.
+    """
 
     rank: int
     kept: float
     norm: float
+    started: Callable[[], LowRank] | None = None
 
 
-def _size(module: StructuredModule, shape: Shape, rank: FactorRank) -> _Size | None:
-    """What factors will have; None where nobody knows without them."""
+def _size(
+    module: StructuredModule, shape: Shape, rank: FactorRank, *, wanted: bool
+) -> _Size | None:
+    """What factors will have; None where nobody knows without them.
+
+    `wanted` says that they will be asked for, whatever becomes of the module.
+    """
     algorithm = algorithm_for(module)
     if algorithm.needs_weight:
         return None
     if algorithm.spectrum is not None:
         try:
-            squares = np.square(algorithm.spectrum(module))
+            spectrum = algorithm.spectrum(module, rank.most, wanted)
         except np.linalg.LinAlgError:
             return None
+        squares = np.square(spectrum.sigma)
         total = float(squares.sum())
         whole = rank.most is None or len(squares) <= rank.most  # as in `cut_to_rank`
-        columns, held = (len(squares), total) if whole else _enough(squares, total, rank)
-        return _Size(columns, min(held / total, 1.0), held**0.5)
+        columns, held = (len(squares), total) if whole else enough(squares, total, rank)
+        return _Size(columns, min(held / total, 1.0), held**0.5, spectrum.started(columns))
     update = algorithm.update(module, shape, None, None)
     if not isinstance(update, LowRank) or update.down.shape[0] > (rank.most or np.inf):
         return None
@@ -231,21 +334,12 @@ def _size(module: StructuredModule, shape: Shape, rank: FactorRank) -> _Size | N
     return _Size(update.down.shape[0], 1.0, max(float(square), 0.0) ** 0.5)
 
 
-def _enough(squares: np.ndarray, total: float, rank: FactorRank) -> tuple[int, float]:
-    """How many of the squares of singular values are asked for, and what they come to."""
-    held = np.cumsum(squares)
-    reached = held >= rank.energy * total
-    enough = int(np.argmax(reached)) + 1 if reached.any() else len(held)
-    used = int(np.count_nonzero(squares > 0))
-    columns = max(min(used, enough, rank.most or used), 1)
-    return columns, float(held[columns - 1])
-
-
 def _needs_weights(module: StructuredModule, adapter: Adapter) -> AdapterRefused:
     title = algorithm_for(module).title
     return AdapterRefused(
         f"{adapter.origin}: {module.path}: needs-source-weights:{title}: found a module whose "
-        f"update depends on the weight that it was trained on; expected that base model; give it",
+        f"update depends on the weight that it was trained on; expected that base model; give it "
+        f"(--source of migrate, --base of convert and diff)",
         code=Refusal.NEEDS_SOURCE_WEIGHTS,
     )
 
@@ -273,61 +367,3 @@ def _worked_out(
         return None
     finite = np.isfinite(up).all() and np.isfinite(down).all() and np.isfinite(cut.kept)
     return Cut(up, down, cut.kept) if finite else None
-
-
-def cut_to_rank(update: Update, rank: FactorRank) -> Cut:
-    """The best factors of the rank asked for.
-
-    Args:
-        update: factors, or a dense matrix.
-        rank: asked for.
-
-    Returns:
-        Factors in float64, of norms that are even, and the share of the squared norm they hold.
-    """
-    if isinstance(update, LowRank):
-        columns = update.down.shape[0]
-        if update.total is None and (rank.most is None or columns <= rank.most):
-            return Cut(*_even(update.up, update.down), 1.0)
-        form = update if update.singular else _singular(update)
-    else:
-        form = _dense_singular(update)
-    squares = np.square(np.linalg.norm(form.up, axis=0) * np.linalg.norm(form.down, axis=1))
-    total = max(squares.sum(), getattr(form, "total", None) or 0.0)
-    if total == 0.0:
-        return Cut(form.up[:, :1], form.down[:1], 1.0)
-    columns, held = _enough(squares, total, rank)
-    up, down = _even(form.up[:, :columns], form.down[:columns])
-    return Cut(up, down, min(float(held / total), 1.0))
-
-
-def _even(up: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of even norms: nothing leaves the range of float32 on one side alone."""
-    sizes = np.linalg.norm(up, axis=0), np.linalg.norm(down, axis=1)
-    both = (sizes[0] > 0) & (sizes[1] > 0)
-    ratio = np.sqrt(np.divide(sizes[1], sizes[0], out=np.ones_like(sizes[0]), where=both))
-    return up * ratio, down / ratio[:, None]
-
-
-def _singular(update: LowRank) -> LowRank:
-    """Singular form of factors, from their QR decompositions."""
-    left, right = np.linalg.qr(update.up), np.linalg.qr(update.down.T)
-    u, sigma, v = np.linalg.svd(left.R @ right.R.T)
-    columns = len(sigma)
-    up = left.Q @ u[:, :columns] * sigma
-    return LowRank(up, v[:columns] @ right.Q.T, singular=True)
-
-
-def _dense_singular(update: np.ndarray) -> LowRank:
-    """Singular form of a dense matrix from the Gram matrix of its short side.
-
-    The factors are a projection of the update: what they miss is the tail, whatever rounding does
-    to the smallest singular values.
-    """
-    wide = update if update.shape[0] <= update.shape[1] else update.T
-    _, vectors = np.linalg.eigh(wide @ wide.T)
-    vectors = vectors[:, ::-1]
-    rows = vectors.T @ wide
-    if wide is update:
-        return LowRank(vectors, rows, singular=True)
-    return LowRank(rows.T, vectors.T, singular=True)

@@ -2,7 +2,7 @@
 
 LyCORIS adds: `update = W * w`; peft replaces: `update = W * (l - 1)`. LyCORIS's vector is stored as
 `.weight`, which only `.on_input` beside it explains (formats.explaining). peft multiplies the bias
-of a layer that is no feed-forward one, too: that part is one-dimensional and is not moved.
+of a layer that is no feed-forward one, too, where the layer has one; LyCORIS leaves it.
 """
 
 import numpy as np
@@ -72,6 +72,12 @@ def _update(
     return (window * factor[None, :, None]).reshape(weight.shape)
 
 
+def _added_to_bias(module: StructuredModule, shape: Shape, bias: np.ndarray) -> np.ndarray | None:
+    if "ia3_l" not in module.parts or _is_on_input(module, shape):
+        return None
+    return bias * (double(module.parts["ia3_l"]).reshape(-1) - 1.0)
+
+
 IA3 = Algorithm(
     "ia3",
     "IA3",
@@ -81,4 +87,5 @@ IA3 = Algorithm(
     _update,
     needs_weight=True,
     zero_alpha_is_disputed=False,
+    added_to_bias=_added_to_bias,
 )

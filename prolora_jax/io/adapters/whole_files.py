@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
-from prolora_jax.adapters.algorithms.factoring import FactorRank, factored
-from prolora_jax.adapters.comparison import AdapterComparison, compare
+from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.adapters.algorithms.factoring import factored
+from prolora_jax.adapters.comparison import NO_BASE, AdapterComparison, WeightsOf, compare
 from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
@@ -17,12 +18,13 @@ from prolora_jax.adapters.inspection import Inspection, inspect_adapter
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
-from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.plans.companions import require_no_whole_layers
 
 LORA = "lora"
 """What `convert_file` takes for a format: LoRA factors, in the format that the file has."""
+_SIDES = "source", "target"
 
 
 class ConvertedFile(NamedTuple):
@@ -97,8 +99,8 @@ def convert_file(
     spec = published_base(adapter, to) if model is None else model.spec
     adapter = resolve(adapter, spec)
     if taken:
-        matrix = None if model is None else model.matrix
-        made = factored(adapter, spec, matrix, factor_rank or FactorRank())
+        matrix, bias = (None, None) if model is None else (model.matrix, model.bias)
+        made = factored(adapter, spec, matrix, factor_rank or FactorRank(), bias=bias)
         metadata = as_plain_lora(made.metadata) if adapter.structured else made.metadata
         adapter = replace(made, modules=tuple(map(in_own_dtype, made.modules)), metadata=metadata)
     require_no_whole_layers(adapter, allow_partial=allow_partial)
@@ -148,7 +150,7 @@ def inspect_file(
 
 
 def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) -> ComparedFiles:
-    """Two adapters module by module.
+    """Two adapters module by module: what each adds to the weights, whatever its algorithm.
 
     When B was migrated from A (its report says so), each module is compared with the one that it
     came from.
@@ -156,26 +158,37 @@ def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) 
     Args:
         a: first adapter.
         b: second adapter.
-        base: base model of both; needed when they use different key conventions.
+        base: base model of both; needed when they use different key conventions, and where an
+            update depends on its weights (DoRA, OFT, IA3, GLoRA).
 
     Returns:
         The comparison.
 
     Raises:
         UsageError: the two have no module in common, or a file is not there.
-        AdapterRefused: one of them cannot be used.
+        AdapterRefused: one of them cannot be used, or needs a base model that is not given.
     """
     a, b = Path(a), Path(b)
-    spec_a = spec_b = None if base is None else load_base_model(base).spec
+    models: tuple[BaseModel | None, BaseModel | None] = None, None
     origins = None
-    if base is None and report_path(b).is_file():
+    if base is not None:
+        known = load_base_model(base)
+        models = known, known
+    elif report_path(b).is_file():
         report = read_report(b)
         if a.resolve() == Path(report["input"]["location"]):
             origins = {row["path"]: row["source_path"] for row in report["modules"]}
-            spec_a = load_base_model(report["source"]["location"]).spec
-            spec_b = load_base_model(report["target"]["location"]).spec
-    first, second = load_adapter(a, spec_a), load_adapter(b, spec_b)
-    found = compare(first, second, origins)
+            source, target = (load_base_model(report[side]["location"]) for side in _SIDES)
+            models = source, target
+    first, second = (load_adapter(path, structured=True) for path in (a, b))
+    bases = tuple(NO_BASE if m is None else WeightsOf(m.spec, m.matrix) for m in models)
+    if models == (None, None) and (first.structured or second.structured):
+        # The shapes of their tensors are checked against layers, and published names tell these.
+        spec = published_base(first if first.structured else second, "same")
+        bases = WeightsOf(spec), WeightsOf(spec)
+    if NO_BASE not in bases:
+        first, second = resolve(first, bases[0].spec), resolve(second, bases[1].spec)
+    found = compare(first, second, origins, (bases[0], bases[1]))
     if not found.modules:
         raise UsageError(
             f"{a} ({first.format}) and {b} ({second.format}) have no module in common; expected "

@@ -79,6 +79,14 @@ class BaseModel:
             )
         return matrix
 
+    def bias(self, path: str) -> np.ndarray | None:
+        """The bias of a module's layer, in its stored dtype; None where the layer has none.
+
+        Raises:
+            KeyError: there is no such module.
+        """
+        return self._source(path).bias()
+
     def numbers(self, path: str, step: int) -> Iterator[np.ndarray]:
         """The weight's numbers, flat and row by row, `step` at a time.
 

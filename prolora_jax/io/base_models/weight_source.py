@@ -51,6 +51,15 @@ class Source:
             tensor = tensor[slice(*self.placement.rows)]
         return kernel_to_weight(tensor) if self.placement.transposed else tensor
 
+    def bias(self) -> np.ndarray | None:
+        """The bias beside the weight, in its stored dtype; None where there is none."""
+        before, found, _ = self.placement.key.rpartition("weight")
+        key = f"{before}bias"
+        if not found or key not in self.file.keys:
+            return None
+        tensor = self.file.tensor(key)
+        return tensor if self.placement.rows is None else tensor[slice(*self.placement.rows)]
+
     def digest(self) -> str:
         """A hash of the weight's dtype, shape and bytes; of a streamed file in a small buffer."""
         span = self._span

@@ -16,7 +16,7 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.algorithms.factoring import FactorRank
+from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.adapters.formats.flax_tree import from_flax
@@ -30,6 +30,7 @@ from prolora_jax.nets.adapters.tree import (
     grafted,
     kernels,
     leaf_at,
+    matrices,
     module_path,
     pruned,
     spec_of,
@@ -224,13 +225,8 @@ def _modules_for(
 ) -> tuple[LoraModule, ...]:
     """The modules of an adapter that are to be put in, with their paths; all must be there."""
     spec = spec_of(params)
-    places = kernels(params)
-
-    def matrix(path: str) -> np.ndarray:
-        kernel = np.asarray(leaf_at(params, places[path])).astype(np.float32)
-        return layout.weight_to_matrix(layout.kernel_to_weight(kernel))
-
-    fitted = fit(adapter, spec, assume_base, matrix=matrix, factor_rank=factor_rank).adapter
+    known: dict[str, Any] = {"matrix": matrices(params), "factor_rank": factor_rank}
+    fitted = fit(adapter, spec, assume_base, **known).adapter
     kept = tuple(m for m in fitted.modules if m.path.partition(".")[0] in parts)
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:

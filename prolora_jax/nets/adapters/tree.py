@@ -6,12 +6,14 @@ under `unet`, `text_encoder` and `text_encoder_2`; what else is in it is left al
 counts the items (`down_blocks`, 0) and linen glues the number on (`down_blocks_0`): both are read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from flax import nnx
 from flax.core import FrozenDict
 
+from prolora_jax import layout
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.architectures.flax_trees import torch_key
 from prolora_jax.architectures.identify import identified
@@ -89,6 +91,24 @@ def spec_of(params: Mapping[Any, Any]) -> BaseModelSpec:
         *window, width, out = leaf_at(params, place).shape
         modules[path] = ModuleSpec(path, (out, width, *window))  # from (in, out) or HWIO
     return identified(BaseModelSpec("params", modules))
+
+
+def matrices(params: Mapping[Any, Any]) -> Callable[[str], np.ndarray]:
+    """The weights in a tree as matrices: what updates of DoRA, OFT and their like depend on.
+
+    Args:
+        params: the tree.
+
+    Returns:
+        The weight of a module, by its path, as a float32 matrix `(out, in * kh * kw)`.
+    """
+    places = kernels(params)
+
+    def matrix(path: str) -> np.ndarray:
+        kernel = np.asarray(leaf_at(params, places[path])).astype(np.float32)
+        return layout.weight_to_matrix(layout.kernel_to_weight(kernel))
+
+    return matrix
 
 
 def grafted(tree: Tree, leaves: Mapping[Place, Any]) -> Tree:
