@@ -101,6 +101,42 @@ def test_outputs_and_reports_are_those_of_files_alone(
     assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
 
 
+def _with_zeros(module):
+    """Half of its columns are zero, as of a file that was filled up to one rank."""
+    up, half = module.up.copy(), module.rank // 2
+    up[:, half:] = 0
+    return replace(module, up=up)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        ((8,), MigrationOptions(rank="energy=0.7")),
+        ((8, 4), MigrationOptions(method="prolora", rank="energy=0.7")),
+        ((8, 4), MigrationOptions(rank="source", uniform_rank=True)),
+        ((8, 4), MigrationOptions()),
+    ],
+    ids=["energy", "energy-of-mixed", "uniform", "mixed"],
+)
+def test_ranks_that_depend_on_the_numbers(pair, tmp_path, monkeypatch, on_lane, ranks, options):
+    files = [write(tmp_path / f"{i}.safetensors", i, ranks) for i in range(8)]
+    changed(files[3], _with_zeros)
+    (outcomes, found), (alone, wanted) = both(files, tmp_path, pair, options, monkeypatch)
+    assert sorted(on_lane) == [f.name for f in files]
+    assert found == wanted
+    assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
+    made = {m.rank_out for o in outcomes.values() if o.report for m in o.report.modules}
+    assert len(made) > 1
+
+
+@pytest.mark.parametrize("rank", ["budget=40000", "mean=3"])
+def test_ranks_that_depend_on_other_modules_go_alone(pair, tmp_path, on_lane, rank):
+    files = [write(tmp_path / f"{i}.safetensors", i, (8,)) for i in range(8)]
+    outcomes, _ = run(files, tmp_path / "out", pair, MigrationOptions(rank=rank))
+    assert on_lane == []
+    assert [o.error for o in outcomes.values()] == [None] * 8
+
+
 @pytest.mark.parametrize("format", ["kohya-diffusers", "diffusers", "peft"])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
 def test_other_formats_and_dtypes(pair, tmp_path, monkeypatch, on_lane, format, dtype):
