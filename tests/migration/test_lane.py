@@ -281,3 +281,21 @@ def test_operators_are_prepared_for_all_files_at_once(toy, tmp_path, on_lane):
     assert len(on_lane) == 8
     steps = [progress for progress in told if progress[0] == "operators"]
     assert steps[-1][1] == steps[-1][2] == len(steps) > 8
+
+
+@pytest.mark.parametrize("method", ["copy", "prolora-full"])
+def test_what_is_made_takes_the_place_of_what_was_read(pair, tmp_path, monkeypatch, method):
+    """So that a batch needs no memory of its own, and a catalog's does not grow."""
+    elsewhere, real = [], LaneBatch.move
+
+    def move(self, placed):
+        good = real(self, placed)
+        read = [a for s in self.batch.room.factors.values() for a in (s.up, s.down)]
+        made = [a for factors in self.batch.factors.values() for a in factors]
+        elsewhere.append(sum(not any(np.shares_memory(a, b) for b in read) for a in made))
+        return good
+
+    monkeypatch.setattr(LaneBatch, "move", move)
+    files = [write(tmp_path / f"{i}.safetensors", i, (8,), alpha=3.0) for i in range(8)]
+    run(files, tmp_path / "out", pair, MigrationOptions(method=method))
+    assert elsewhere == [0]
