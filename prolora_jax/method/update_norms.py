@@ -90,13 +90,16 @@ def in_pieces(run: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
         arrays: with equally many rows.
     """
     count = len(arrays[0])
-    size = min(PIECE, count)
-    # The last piece may have rows of the one before once more.
-    starts = [min(start, count - size) for start in range(0, count, size)]
-    made = [run(*(array[start : start + size] for array in arrays)) for start in starts]
-    found = jax.device_get(made)
-    last = size * len(starts) - count
+    found = jax.device_get([run(*(array[p] for array in arrays)) for p in pieces(count)])
+    last = sum(map(len, found)) - count
     return np.concatenate([*found[:-1], found[-1][last:]]) if len(found) > 1 else found[0]
+
+
+def pieces(count: int) -> list[slice]:
+    """Pieces of one size; the last one may have rows of the one before once more."""
+    size = min(PIECE, count)
+    starts = (min(start, count - size) for start in range(0, count, size))
+    return [slice(start, start + size) for start in starts]
 
 
 @partial(jax.jit, static_argnames=("side",))
@@ -116,11 +119,12 @@ def grams(
 
 @partial(jax.jit, static_argnames=("side", "rank"))
 def _gram(factor: Array | np.ndarray, side: str, rank: int) -> Array:
-    axis = 0 if side == "up" else 1
     missing = [(0, 0), (0, 0)]
-    missing[1 - axis] = (0, rank - factor.shape[1 - axis])
-    wide = jnp.pad(jnp.asarray(factor, jnp.float32), missing)
-    return lax.dot_general(wide, wide, (((axis,), (axis,)), ((), ())), precision=HIGHEST)
+    missing[side == "up"] = (0, rank - factor.shape[side == "up"])
+    filled = jnp.pad(jnp.asarray(factor), missing)
+    # Turned before the cast: over rows, products take two thirds of the time, and are the same.
+    wide = (filled.T if side == "up" else filled).astype(jnp.float32)
+    return lax.dot_general(wide, wide, (((1,), (1,)), ((), ())), precision=HIGHEST)
 
 
 def _in_double(up: np.ndarray, down: np.ndarray) -> float:

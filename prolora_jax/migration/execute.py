@@ -38,6 +38,7 @@ from prolora_jax.migration.projecting import (
     method_of,
     out_dtype,
     started,
+    used_columns,
 )
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, MigrationPlan
@@ -213,7 +214,7 @@ def _collect(block: Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
     done, wide = finished(block), None
     dtype = out_dtype(block.jobs[0].module, block.options)
     for i, (owner, step, module) in enumerate(block.jobs):
-        used = _used(done.made.used[i], int(done.ranks[i]), block.compressed)
+        used = used_columns(done.made.used[i], int(done.ranks[i]), block.compressed)
         new = HostFactors(done.made.down[i][used], done.made.up[i][:, used])
         norm_in, norm_out = (
             float(np.ldexp(norm, block.powers[i])) for norm in (done.before[i], done.after[i])
@@ -221,7 +222,7 @@ def _collect(block: Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
         norm_out *= abs(float(done.scale[i]))
         if done.left_over[i] or not done.made.finite[i] or not holds(new, norm_out):
             wide = wide or in_single(block, done)
-            used = _used(wide.used[i], int(done.ranks[i]), block.compressed)
+            used = used_columns(wide.used[i], int(done.ranks[i]), block.compressed)
             narrow = HostFactors(wide.down[i][used], wide.up[i][:, used])
             new = stored(narrow, 1.0, done.left_over[i], dtype) if wide.finite[i] else None
         if new is None:
@@ -247,15 +248,6 @@ def _collect(block: Block) -> Iterator[tuple[int, str, Moved | AdapterRefused]]:
                 else np.ldexp(done.sigma[i][used] * abs(done.scale[i]), block.powers[i]),
             ),
         )
-
-
-def _used(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
-    """Columns of one adapter to keep: of the rank chosen, without those that are zero."""
-    if singular:
-        used = used & (np.arange(len(used)) < rank)
-    if used.all():
-        return slice(None)  # a view: the numbers stay where the device has put them
-    return np.flatnonzero(used) if used.any() else np.array([0])
 
 
 def _too_large(path: str) -> AdapterRefused:

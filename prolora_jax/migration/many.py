@@ -262,7 +262,8 @@ class _Pipeline:
     def _write_on_lane(self, moved: _OnLane) -> FileOutcome:
         on_lane, read = moved.batch, moved.read
         assert on_lane.batch is not None  # it has moved
-        given = on_lane.batch, read, on_lane.lane.output, self.pair, self.writing, moved.seconds
+        output = on_lane.batch.outputs.get(read.file, on_lane.lane.output)
+        given = on_lane.batch, read, output, self.pair, self.writing, moved.seconds
         try:
             return _isolated(read.job, lambda: write(*given))
         finally:

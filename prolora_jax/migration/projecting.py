@@ -211,3 +211,18 @@ def cut(sigma: np.ndarray, module: LoraModule, options: MigrationOptions) -> tup
     rank = min(rank, *matrix_shape(module))
     squared = np.square(sigma, dtype=np.float64)
     return rank, float(squared[:rank].sum() / squared.sum()) if squared.any() else 1.0
+
+
+def used_columns(used: np.ndarray, rank: int, singular: bool) -> np.ndarray | slice:
+    """Columns of one adapter to keep: of the rank chosen, without those that are zero.
+
+    Args:
+        used: which columns are not zero.
+        rank: that was chosen.
+        singular: whether they are in the order of their size.
+    """
+    if singular:
+        used = used & (np.arange(len(used)) < rank)
+    if used.all():
+        return slice(None)  # a view: the numbers stay where the device has put them
+    return np.flatnonzero(used) if used.any() else np.array([0])

@@ -101,6 +101,42 @@ def test_outputs_and_reports_are_those_of_files_alone(
     assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
 
 
+def _with_zeros(module):
+    """Half of its columns are zero, as of a file that was filled up to one rank."""
+    up, half = module.up.copy(), module.rank // 2
+    up[:, half:] = 0
+    return replace(module, up=up)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        ((8,), MigrationOptions(rank="energy=0.7")),
+        ((8, 4), MigrationOptions(method="prolora", rank="energy=0.7")),
+        ((8, 4), MigrationOptions(rank="source", uniform_rank=True)),
+        ((8, 4), MigrationOptions()),
+    ],
+    ids=["energy", "energy-of-mixed", "uniform", "mixed"],
+)
+def test_ranks_that_depend_on_the_numbers(pair, tmp_path, monkeypatch, on_lane, ranks, options):
+    files = [write(tmp_path / f"{i}.safetensors", i, ranks) for i in range(8)]
+    changed(files[3], _with_zeros)
+    (outcomes, found), (alone, wanted) = both(files, tmp_path, pair, options, monkeypatch)
+    assert sorted(on_lane) == [f.name for f in files]
+    assert found == wanted
+    assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
+    made = {m.rank_out for o in outcomes.values() if o.report for m in o.report.modules}
+    assert len(made) > 1
+
+
+@pytest.mark.parametrize("rank", ["budget=40000", "mean=3"])
+def test_ranks_that_depend_on_other_modules_go_alone(pair, tmp_path, on_lane, rank):
+    files = [write(tmp_path / f"{i}.safetensors", i, (8,)) for i in range(8)]
+    outcomes, _ = run(files, tmp_path / "out", pair, MigrationOptions(rank=rank))
+    assert on_lane == []
+    assert [o.error for o in outcomes.values()] == [None] * 8
+
+
 @pytest.mark.parametrize("format", ["kohya-diffusers", "diffusers", "peft"])
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
 def test_other_formats_and_dtypes(pair, tmp_path, monkeypatch, on_lane, format, dtype):
@@ -245,3 +281,21 @@ def test_operators_are_prepared_for_all_files_at_once(toy, tmp_path, on_lane):
     assert len(on_lane) == 8
     steps = [progress for progress in told if progress[0] == "operators"]
     assert steps[-1][1] == steps[-1][2] == len(steps) > 8
+
+
+@pytest.mark.parametrize("method", ["copy", "prolora-full"])
+def test_what_is_made_takes_the_place_of_what_was_read(pair, tmp_path, monkeypatch, method):
+    """So that a batch needs no memory of its own, and a catalog's does not grow."""
+    elsewhere, real = [], LaneBatch.move
+
+    def move(self, placed):
+        good = real(self, placed)
+        read = [a for s in self.batch.room.factors.values() for a in (s.up, s.down)]
+        made = [a for factors in self.batch.factors.values() for a in factors]
+        elsewhere.append(sum(not any(np.shares_memory(a, b) for b in read) for a in made))
+        return good
+
+    monkeypatch.setattr(LaneBatch, "move", move)
+    files = [write(tmp_path / f"{i}.safetensors", i, (8,), alpha=3.0) for i in range(8)]
+    run(files, tmp_path / "out", pair, MigrationOptions(method=method))
+    assert elsewhere == [0]

@@ -5,10 +5,11 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import BaseModelError
+from prolora_jax.errors import BaseModelError, ProloraError
 from prolora_jax.io.adapters.files import lacks_config
 from prolora_jax.io.adapters.known_tables import look_at
 from prolora_jax.io.containers.header_tables import HeaderTables
@@ -17,7 +18,7 @@ from prolora_jax.migration.blocks import WIDTHS
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob
 from prolora_jax.migration.lane.moving import Batch, move, projected
-from prolora_jax.migration.lane.output import Output, output_of
+from prolora_jax.migration.lane.output import Output, largest_ranks, output_of, ranks_in_file
 from prolora_jax.migration.lane.reading import Read, read
 from prolora_jax.migration.lane.room import Closed, Rest, Rooms
 from prolora_jax.migration.lane.table import Irregular, Table, key_of, table_of
@@ -30,6 +31,9 @@ FEWEST = 8
 
 ROOMS = 2
 """Batches at a time: one is read while the other moves and is written."""
+
+OUTPUTS = 16
+"""Outputs of other ranks that a lane knows; each says of its modules what takes some 300 KB."""
 
 READERS = max(1, min(4, (os.cpu_count() or 1)))
 """Threads that read, hash and measure files; all of it is work outside of Python."""
@@ -73,7 +77,8 @@ class LaneBatch:
         started, batch = time.perf_counter(), self.batch
         try:
             self.lane.prepare(placed)
-            move(batch, self.lane.output, placed)
+            move(batch, self.lane.ranks, placed)
+            self.lane.tell_outputs(batch)
         except BaseException:
             self.lane.rooms.give_back(batch.room)
             raise
@@ -103,26 +108,35 @@ class Lane:
 
     Args:
         table: theirs.
-        output: what their outputs share.
+        path: of one of their outputs.
         jobs: how many there are, at most.
         writing: whether there may be outputs already.
         limit: bytes of input that a batch may hold.
         headers: tables that were seen.
         progress: called while operators are prepared.
+
+    Raises:
+        Irregular: there is no lane for them.
+        ProloraError: nothing moves.
     """
 
     def __init__(
         self,
         table: Table,
-        output: Output,
+        path: Path,
         jobs: int,
+        pair: BasePair,
         writing: Writing,
         limit: int,
         headers: HeaderTables,
         progress: Progress | None = None,
     ):
         self._prepared, self._progress = False, progress
-        self.table, self.output, self._writing, self._headers = table, output, writing, headers
+        self.table, self._writing, self._headers = table, writing, headers
+        self._pair, self._path = pair, path
+        self._outputs: dict[tuple[int, ...], Output] = {}
+        self.ranks = largest_ranks(table)
+        self.output = self._output(ranks_in_file(table, self.ranks))
         self.places = _places(table, jobs, limit)
         self.rooms = Rooms(table, self.places, ROOMS)
         self._rests: SimpleQueue[Rest] = SimpleQueue()
@@ -132,8 +146,28 @@ class Lane:
     def prepare(self, placed: OperatorsOnDevices) -> None:
         """Have what the table's files need computed, by worker processes, too: once."""
         if not self._prepared:
-            placed.prepare([pair for _, pair in projected(self.table, self.output)], self._progress)
+            placed.prepare([pair for _, pair in projected(self.table, self.ranks)], self._progress)
             self._prepared = True
+
+    def tell_outputs(self, batch: Batch) -> None:
+        """Give files that have other ranks than most their own outputs; odd where there is none."""
+        steps = range(len(self.ranks))
+        for place in sorted(batch.files.keys() - batch.odd):
+            made = (batch.factors.get((step, place)) for step in steps)
+            own = ranks_in_file(self.table, [0 if one is None else one.rank for one in made])
+            if own != self.output.ranks:
+                try:
+                    batch.outputs[place] = self._output(own)
+                except (Irregular, ProloraError):
+                    batch.odd.add(place)
+
+    def _output(self, ranks: tuple[int, ...]) -> Output:
+        if ranks not in self._outputs:
+            if len(self._outputs) >= OUTPUTS:
+                self._outputs.clear()
+            given = ranks, self._pair, self._writing, self._path
+            self._outputs[ranks] = output_of(self.table, *given)
+        return self._outputs[ranks]
 
     def batches(self, jobs: Sequence[FileJob]) -> Iterator[LaneBatch]:
         """Read files, a room full at a time; ends early when the rooms are closed."""
@@ -204,8 +238,8 @@ def open_lane(
             table = table_of(path, look, pair, options, progress)
             if writing.pair is None and lacks_config(table.header.adapter):
                 return None  # each such file is told about
-            output = output_of(table, pair, writing, job.output)
-            return Lane(table, output, len(jobs), writing, limit, headers, progress)
+            given = pair, writing, limit, headers, progress
+            return Lane(table, job.output, len(jobs), *given)
         except Irregular:
             return None
         except BaseModelError:

@@ -13,7 +13,7 @@ from jax import lax
 from prolora_jax.adapters.formats.folding import ROUNDOFF
 from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.encoding import HostFactors, rank_class
-from prolora_jax.method.update_norms import from_grams, grams, in_pieces
+from prolora_jax.method.update_norms import from_grams, grams, in_pieces, pieces
 from prolora_jax.migration.blocks import Factors, split_rows
 from prolora_jax.migration.edges import MIDDLE, holds
 from prolora_jax.migration.execute import IN_FLIGHT
@@ -22,7 +22,7 @@ from prolora_jax.migration.lane.reading import Read
 from prolora_jax.migration.lane.room import Room
 from prolora_jax.migration.lane.table import Kind, Table
 from prolora_jax.migration.placing import OperatorsOnDevices, Placed
-from prolora_jax.migration.projecting import Block, Job, finished, started
+from prolora_jax.migration.projecting import Block, Job, finished, started, used_columns
 from prolora_jax.plans.plan import Action
 
 _ups, _downs = partial(grams, side="up"), partial(grams, side="down")
@@ -42,6 +42,7 @@ class Batch:
         odd: places of files that have to go the way of single files.
         squares: squared norm of each module of each file, `(modules, places)`.
         factors: up and down of each step's output, by (step, place).
+        outputs: by place, of files whose ranks are not the largest ones.
         norms: `(steps, 2, places)`: of the updates in and out.
         kept: `(steps, places)`: share of the squared norm that the rank holds.
         energies: `(steps, places, 4)`: shares of the input's four blocks.
@@ -55,6 +56,7 @@ class Batch:
     steps: int
     odd: set[int] = field(default_factory=set)
     factors: dict[tuple[int, int], HostFactors] = field(default_factory=dict)
+    outputs: dict[int, Output] = field(default_factory=dict)
     still: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -71,12 +73,12 @@ class Batch:
                 self.squares[number, place] = square
 
 
-def move(batch: Batch, output: Output, placed: OperatorsOnDevices) -> None:
+def move(batch: Batch, ranks: Sequence[int], placed: OperatorsOnDevices) -> None:
     """Fill in what becomes of a batch.
 
     Args:
         batch: as it was read.
-        output: of its table.
+        ranks: of each step's output, at most; 0 where the method leaves nothing.
         placed: operators of the pair.
 
     Raises:
@@ -86,24 +88,24 @@ def move(batch: Batch, output: Output, placed: OperatorsOnDevices) -> None:
     _measure(batch)
     _copy(batch, [i for i, step in enumerate(table.plan.steps) if step.action is Action.COPY])
     _clear(batch)
-    pairs = {pair: number for number, pair in projected(table, output)}
+    pairs = {pair: number for number, pair in projected(table, ranks)}
     running: deque[tuple[int, int, Block]] = deque()
     for modules, on_device in placed.each(list(pairs)):
         number = pairs[modules]
         for start, block in _blocks(batch, number, on_device):
             running.append((number, start, block))
             if len(running) > IN_FLIGHT * placed.devices:
-                _collect(batch, output, *running.popleft())
+                _collect(batch, ranks[running[0][0]], *running.popleft())
     while running:
-        _collect(batch, output, *running.popleft())
+        _collect(batch, ranks[running[0][0]], *running.popleft())
 
 
-def projected(table: Table, output: Output) -> list[tuple[int, ModulePair]]:
+def projected(table: Table, ranks: Sequence[int]) -> list[tuple[int, ModulePair]]:
     """The steps that are projected, and leave something: their numbers and modules."""
     return [
         (number, ModulePair(step.source_path, step.path))
         for number, step in enumerate(table.plan.steps)
-        if step.action is not Action.COPY and output.ranks[number]
+        if step.action is not Action.COPY and ranks[number]
     ]
 
 
@@ -153,37 +155,48 @@ def _copy(batch: Batch, steps: Sequence[int]) -> None:
     table = batch.room.table
     owners = {n: table.by_path[table.plan.steps[n].source_path] for n in steps}
     kinds = {table.modules[number].kind for number in owners.values()}
-    ups = {kind: _with_scales(batch, kind, {*owners.values()}) for kind in kinds}
+    for kind in kinds:
+        _fold_scales(batch, kind, {*owners.values()})
     for step, number in owners.items():
         trained = table.modules[number]
-        down = batch.room.factors[trained.kind].down[trained.place]
+        factors = batch.room.factors[trained.kind]
+        down, up = factors.down[trained.place], factors.up[trained.place]
         for place in batch.files.keys() - batch.odd:
-            up = ups[trained.kind][trained.place, place]
-            batch.factors[step, place] = HostFactors(down[place], up)
+            batch.factors[step, place] = HostFactors(down[place], up[place])
             batch.norms[step, :, place] = np.sqrt(batch.squares[number, place])
 
 
-def _with_scales(batch: Batch, kind: Kind, copied: set[int]) -> np.ndarray:
-    """`up` of all modules of a kind times their scales, where one of those that are copied has one.
+def _fold_scales(batch: Batch, kind: Kind, copied: set[int]) -> None:
+    """Multiply `up` of the modules of a kind that are copied with their scales, where one has one.
 
-    A file whose dtype does not hold the product to its own rounding is odd.
+    A file whose dtype does not hold the product to its own rounding is odd. The product takes the
+    place of what was read, so that it needs no memory of its own until the file is written.
     """
     factors, numbers = batch.room.factors[kind], _numbers(batch)
     modules, places = factors.up.shape[:2]
     rows = [numbers[kind, m] for m in range(modules)]
     mine, files = [m for m in range(modules) if rows[m] in copied], sorted(batch.files)
     if (batch.scales[np.ix_([rows[m] for m in mine], files)] == 1.0).all():
-        return factors.up
+        return
     flat = factors.up.reshape(modules * places, kind.out, kind.rank)
     scales = batch.scales[rows].astype(np.float32).reshape(-1)
-    stored = in_pieces(_scaled, flat, scales)
-    lost = in_pieces(_lost, flat, scales, stored).reshape(batch.of_down[kind].shape)
+    changed = np.repeat([m in {*mine} for m in range(modules)], places)
+    lost = np.zeros((len(flat), *batch.of_down[kind].shape[2:]), np.float32)
+    done = 0
+    for piece in pieces(len(flat)):
+        new = np.flatnonzero(changed[done : piece.stop]) + done
+        done = piece.stop
+        if len(new):
+            stored = _scaled(flat[piece], scales[piece])
+            cost = _lost(flat[piece], scales[piece], stored)
+            stored, cost = jax.device_get((stored, cost))
+            flat[new], lost[new] = stored[new - piece.start], cost[new - piece.start]
+    lost = lost.reshape(batch.of_down[kind].shape)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.einsum("mpij,mpij->mp", lost.astype(np.float64), batch.of_down[kind])
         most = (_SURE * ROUNDOFF[kind.dtype]) ** 2 * batch.squares[rows]
         bad = ~(apart <= most)[mine]
     batch.odd |= {place for place in files if bad[:, place].any()}
-    return stored.reshape(factors.up.shape)
 
 
 def _each(one: Callable[..., jax.Array], *arrays: jax.Array | np.ndarray) -> jax.Array:
@@ -242,9 +255,11 @@ def _block(array: np.ndarray, places: int, rank: int, axis: int) -> np.ndarray:
     return np.pad(array, missing) if any(width for _, width in missing) else array
 
 
-def _collect(batch: Batch, output: Output, number: int, start: int, block: Block) -> None:
-    """Wait for a block; what became of each file, or that it is odd."""
-    done, wanted = finished(block), output.ranks[number]
+def _collect(batch: Batch, rank: int, number: int, start: int, block: Block) -> None:
+    """Wait for a block; what became of each file, or that it is odd; `rank` is the largest."""
+    done = finished(block)
+    # Not the device's own memory: that of many small results would not be given back as it came.
+    down, up = batch.room.result(number, rank, done.made.up.dtype)
     if block.still is not None:
         batch.still[number] = block.still
     batch.norms[number, 0, start : start + len(block.jobs)] = done.before
@@ -254,19 +269,20 @@ def _collect(batch: Batch, output: Output, number: int, start: int, block: Block
         place = job.owner
         if place not in batch.files or place in batch.odd:
             continue
-        used = done.made.used[i]
-        if block.compressed:
-            used = used & (np.arange(len(used)) < done.ranks[i])
-        columns = slice(None) if used.all() else np.flatnonzero(used)
+        columns = used_columns(done.made.used[i], int(done.ranks[i]), block.compressed)
         new = HostFactors(done.made.down[i][columns], done.made.up[i][:, columns])
         norm = float(batch.norms[number, 1, place])
-        if (
-            new.rank != wanted
-            or done.left_over[i]
-            or not done.made.finite[i]
-            or not holds(new, norm)
-        ):
+        if done.left_over[i] or not done.made.finite[i] or not holds(new, norm):
             batch.odd.add(place)
             continue
-        batch.factors[number, place] = new
+        batch.factors[number, place] = HostFactors(
+            _kept(down[place], new.down), _kept(up[place], new.up)
+        )
         batch.energies[number, place] = done.energies[i] / (done.energies[i].sum() or 1.0)
+
+
+def _kept(room: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Numbers in a room for as many or more of them, as they stand in a file."""
+    place = room.reshape(-1)[: found.size].reshape(found.shape)
+    np.copyto(place, found)
+    return place

@@ -6,7 +6,7 @@ from the table (an alpha); if there is any other, the files are not for the lane
 """
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,8 +30,6 @@ from prolora_jax.migration.single import encode
 from prolora_jax.plans.plan import Action, PlanStep
 from prolora_jax.plans.report import MigrationReport
 
-_KNOWN_RANKS = frozenset({"exact", "source", "rank"})
-"""Kinds of output ranks that do not depend on numbers."""
 _CONSTANT = 16
 """Bytes, at most, of a tensor that is an alpha."""
 
@@ -58,7 +56,7 @@ class Output:
         format: that is written.
         entries: what the header says of the tensors.
         origins: of the tensors, in the order of the file.
-        ranks: of each step's output; 0 of those that a method leaves nothing of.
+        ranks: in the file of each step's output; 0 of those that a method leaves nothing of.
         head: the output without its tensors, for what its header says of ranks and scales.
         report: of a made-up file.
         reported: numbers of the steps in the report's modules, in their order.
@@ -73,11 +71,14 @@ class Output:
     reported: tuple[int, ...]
 
 
-def output_of(table: Table, pair: BasePair, writing: Writing, path: Path) -> Output:
+def output_of(
+    table: Table, ranks: tuple[int, ...], pair: BasePair, writing: Writing, path: Path
+) -> Output:
     """Trace the output of a table.
 
     Args:
         table: of the inputs.
+        ranks: in the file of each step's output (`ranks_in_file`).
         pair: source and target.
         writing: the format.
         path: of one of the outputs.
@@ -86,7 +87,6 @@ def output_of(table: Table, pair: BasePair, writing: Writing, path: Path) -> Out
         Irregular: it cannot be traced.
         ProloraError: nothing moves.
     """
-    ranks = tuple(_rank(step, table) for step in table.plan.steps)
     made, addresses = _made_up(table, ranks)
     adapter, report = encode(table.header, table.plan, made, pair)
     target = pair.target.spec
@@ -106,12 +106,33 @@ def output_of(table: Table, pair: BasePair, writing: Writing, path: Path) -> Out
     return Output(format, entries_text(tables), origins, ranks, adapter, report, reported)
 
 
+def largest_ranks(table: Table) -> tuple[int, ...]:
+    """Of each step's output, whatever the numbers are; 0 where a method leaves nothing.
+
+    Raises:
+        Irregular: they depend on other modules of the file.
+    """
+    return tuple(_rank(step, table) for step in table.plan.steps)
+
+
+def ranks_in_file(table: Table, ranks: Sequence[int]) -> tuple[int, ...]:
+    """Of each step's output with the zeros that `single.encode` fills it up with.
+
+    Args:
+        table: of the input.
+        ranks: of what was made; 0 where a method leaves nothing.
+    """
+    options = table.plan.options
+    if options.uniform_rank or (table.header.uniform and not options.output_rank.spreads):
+        return tuple(max(ranks) if rank else 0 for rank in ranks)
+    return tuple(ranks)
+
+
 def _rank(step: PlanStep, table: Table) -> int:
-    """Of a step's output, as far as it follows from the table."""
     trained = table.modules[table.by_path[step.source_path]]
     module, own = trained.module, table.plan.options.options_for(step.path)
-    if own.output_rank.kind not in _KNOWN_RANKS:
-        raise Irregular("a rank that depends on numbers")
+    if own.output_rank.spreads:
+        raise Irregular("a rank that depends on the file's other modules")
     if step.action is Action.COPY:
         return module.rank
     method = method_of(step, module, own)

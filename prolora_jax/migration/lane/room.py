@@ -2,9 +2,11 @@
 
 Modules that move lie module by module, the files of a batch side by side: a block is what the
 device gets, as it is. The others are read to be hashed and measured only, one file over the other.
+What a method makes of a module takes its place, where it has the same shape and dtype.
 """
 
 import mmap
+from collections import Counter
 from queue import SimpleQueue
 from threading import Lock
 
@@ -75,6 +77,26 @@ class Room:
             kind: Stacks(kind, moving, files) for kind, (moving, _) in table.sizes.items() if moving
         }
         self._views: dict[int, list[memoryview | None]] = {}
+        self._uses = Counter(step.source_path for step in table.plan.steps)
+        self._made: dict[int, Stacks] = {}
+
+    def result(self, step: int, rank: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Where a projected step's output goes: `down` and `up` of all files.
+
+        Args:
+            step: its number; what the device was given of its module is needed no longer.
+            rank: of the output.
+            dtype: of the output.
+        """
+        path = self.table.plan.steps[step].source_path
+        trained = self.table.modules[self.table.by_path[path]]
+        kind = trained.kind._replace(rank=rank, dtype=dtype.name)
+        stacks, place = self.factors[trained.kind], trained.place
+        if kind != trained.kind or self._uses[path] > 1:
+            if step not in self._made:
+                self._made[step] = Stacks(kind, 1, self.files)
+            stacks, place = self._made[step], 0
+        return stacks.down[place], stacks.up[place]
 
     def views(self, file: int, rest: Rest) -> list[memoryview]:
         """Where each tensor of a file goes, in the order of the file.
@@ -143,5 +165,7 @@ class Rooms:
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros at a place that XLA takes as it is."""
     size = int(np.prod(shape)) * dtype.itemsize
-    place = np.frombuffer(mmap.mmap(-1, max(size, _ALIGNED)), np.uint8)
+    # Private: shared pages would be missing from what is known of a process's own memory.
+    pages = mmap.mmap(-1, max(size, _ALIGNED), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    place = np.frombuffer(pages, np.uint8)
     return place[:size].view(dtype).reshape(shape)

@@ -12,6 +12,7 @@ from prolora_jax.adapters.formats.header_strings import HASHES, stripped
 from prolora_jax.io.adapters.hashes import file_hashes
 from prolora_jax.io.containers.streamed import header_bytes, write_pieces
 from prolora_jax.io.outputs.reports import write_report
+from prolora_jax.method.encoding import pad_rank
 from prolora_jax.migration.files import Writing, clear_folder
 from prolora_jax.migration.jobs import FileOutcome
 from prolora_jax.migration.lane.moving import Batch
@@ -32,7 +33,7 @@ def write(
     Args:
         batch: after `move`.
         read: the file, which is not odd.
-        output: of its table.
+        output: of files with its ranks.
         pair: source and target.
         writing: how.
         seconds: the file's share of the batch's time.
@@ -65,6 +66,8 @@ def _body(batch: Batch, place: int, output: Output) -> Iterator[bytes | memoryvi
             yield constant
             continue
         factors = batch.factors[step, place]
+        if output.ranks[step] > factors.rank:
+            factors = pad_rank(factors, output.ranks[step])
         array = np.ascontiguousarray(factors.up if side == "up" else factors.down)
         yield array.reshape(-1).view(np.uint8).data
 
@@ -89,7 +92,8 @@ def _report(batch: Batch, read: Read, output: Output) -> MigrationReport:
 
 def _module(batch: Batch, number: int, place: int, module: ModuleReport) -> ModuleReport:
     norm_in, norm_out = batch.norms[number, :, place].tolist()
-    found: dict[str, Any] = {"norm_in": norm_in, "norm_out": norm_out}
+    rank = batch.factors[number, place].rank
+    found: dict[str, Any] = {"norm_in": norm_in, "norm_out": norm_out, "rank_out": rank}
     if module.action is not Action.COPY:
         found["kept"] = float(batch.kept[number, place])
         found["energies"] = tuple(batch.energies[number, place].tolist())
