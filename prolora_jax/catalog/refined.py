@@ -1,8 +1,9 @@
 """Adapters refined to files, one or a folder of them: what a pair's adapters share is made once."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -79,65 +80,60 @@ def refine_files(
     one = len(given) == 1 and (not given[0].is_dir() or is_adapter_folder(given[0]))
     read = (*given, bases.source, bases.target)
     work = Path(f"{out}{WORK_ENDING}")
-    if one:
-        refuse_outputs(given[0], out, request.writing, read=read)
-        todo, before, passed, refused = [(given[0], out)], (), {}, []
-    else:
-        todo, before, passed, refused = _planned(given, out, request, read)
+    planned = _Planned([(given[0], out)], {}, []) if one else _planned(given, out, request)
+    before = {output for _, output in planned.todo if not one and _record(output) is not None}
+    for path, output in planned.todo:
+        # What a run that was killed has left half done is its own.
+        if output not in before and not work.is_dir():
+            refuse_outputs(path, output, request.writing, read=read)
     pair = open_pair(bases.source, bases.target, store, workers)
-    job = FileRefinement(bases, pair, request, work, progress)
-    found = [*refused, *_refined(job, todo, before)]
+    may_write = replace(request, writing=request.writing._replace(overwrite=True))
+    job = FileRefinement(bases, pair, may_write, work, progress)
+    made = {o for path, o in planned.todo if o in before and job.is_made(path, _record(o))}
+    for path, output in planned.todo:
+        if output in before - made:
+            refuse_outputs(path, output, request.writing, read=read)
+    missing = [(path, output) for path, output in planned.todo if output not in made]
+    found = [*planned.refused, *job.refine(missing)]
     if one and found[0].refusal is not None:
         raise found[0].refusal
     job.close()
-    made = {file.output for file in found}
-    kept = tuple(output for output in before if output not in made)
-    return RefinedFiles(tuple(found), kept, passed)
+    return RefinedFiles(tuple(found), tuple(sorted(made)), planned.passed)
 
 
-def _refined(
-    job: FileRefinement, todo: Sequence[tuple[Path, Path]], before: Collection[Path]
-) -> list[RefinedFile]:
-    """Refine all that is not there yet as it would be made."""
-    missing = [
-        (path, output)
-        for path, output in todo
-        if output not in before or not job.is_made(path, _record(output))
-    ]
-    return list(job.refine(missing))
+class _Planned(NamedTuple):
+    """Inputs and outputs; what is left out on purpose, and what is refused unread."""
+
+    todo: list[tuple[Path, Path]]
+    passed: dict[str, str]
+    refused: list[RefinedFile]
 
 
-def _planned(
-    given: Sequence[Path], out: Path, request: RefineRequest, read: Sequence[Path]
-) -> tuple[list[tuple[Path, Path]], tuple[Path, ...], dict[str, str], list[RefinedFile]]:
-    """Inputs and outputs of a folder; outputs that are there; what is left out, and refused."""
-    todo, before, passed, refused = [], [], {}, []
+def _planned(given: Sequence[Path], out: Path, request: RefineRequest) -> _Planned:
+    """What is to be done with the files of folders."""
+    planned = _Planned([], {}, [])
     for item in expand(given, leave_out=out):
         output = out / output_path(item, request.writing)
         if item.ignored is not None:
-            passed[str(item.path)] = item.ignored
+            planned.passed[str(item.path)] = item.ignored
         elif item.refusal is not None:
             code, message = item.refusal
             error = AdapterRefused(f"{item.path}: {message}", code=code)
-            refused.append(RefinedFile(item.path, output, None, error))
+            planned.refused.append(RefinedFile(item.path, output, None, error))
         else:
-            if output.exists() and _record(output) is not None:
-                before.append(output)
-            else:
-                refuse_outputs(item.path, output, request.writing, read=read)
-            todo.append((item.path, output))
-    if not todo and not refused:
+            planned.todo.append((item.path, output))
+    if not planned.todo and not planned.refused:
         raise UsageError(
             f"{', '.join(map(str, given))}: found no adapter; expected at least one; check the "
             "path",
             code=Refusal.MISSING_FILE,
         )
-    return todo, tuple(before), passed, refused
+    return planned
 
 
 def _record(output: Path) -> Refined | None:
-    """What an output's report says of its refinement, if it is there."""
-    if not report_path(output).exists():
+    """What an output's report says of its refinement, if both are there."""
+    if not output.exists() or not report_path(output).exists():
         return None
     try:
         return msgspec.convert(read_report(output), MigrationReport).refined

@@ -18,6 +18,8 @@ from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.delta import draw_delta
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
 PROMPT, STEPS, GUIDANCE = "a drawing in ink", 3, 3.0
 
 

@@ -21,11 +21,13 @@ from safetensors.numpy import load_file, save_file
 
 import prolora_jax as pl
 from prolora_jax.cli.main import run
-from prolora_jax.io.outputs.reports import read_report
+from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard
 from prolora_jax.refine.job import refined
 from prolora_jax.verification.file import verify_file
+
+pytestmark = pytest.mark.usefixtures("little_optimized")
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +116,17 @@ def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog
     for key, array in mine.items():
         assert_array_equal(array, theirs[key])
     (out / "ink.safetensors").unlink()
+    report_path(out / "ink.safetensors").unlink()
     assert refine(pair, catalog, out, "--json") == 1
     again = json.loads(capsys.readouterr().out)
     assert again["finished_before"] == [str(out / "stone.safetensors")]
     assert sorted(Path(one["input"]).stem for one in again["files"]) == ["ink", "junk"]
+    assert refine(pair, catalog, out, "--seed", "1") == 2  # what is there is not what is asked for
+    (out / "ink.safetensors.report.json").unlink()
+    assert refine(pair, catalog, out) == 2
+    Path(f"{out}.refine-work").mkdir()  # a run that was killed between a file and its report
+    assert refine(pair, catalog, out) == 1
+    assert (out / "ink.safetensors.report.json").exists()
 
 
 def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.refine.job.files import Bases, FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
 
 @pytest.fixture(autouse=True)
 def small_process() -> None:
