@@ -1,6 +1,8 @@
 """Folders of peft's LoHa and LoKr come out as plain LoRA, and the report says so."""
 
+import json
 from pathlib import Path
+from shutil import copytree
 from typing import Any, NamedTuple
 
 import builders
@@ -11,8 +13,12 @@ from builders import TINY_XL
 from other_algorithms import LAYERS
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 
+from prolora_jax.catalog.catalog import run_catalog
+from prolora_jax.catalog.run import CatalogJob
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import OWN_TENSORS
 from prolora_jax.verification.file import verify_file
@@ -96,3 +102,17 @@ def test_a_folder_written_under_names_of_kohya_is_plain_lora_too(toy: Toy, tmp_p
     done = migrate_file(toy.folders / "lokr", toy.base, toy.base, out, how, writing)
     assert done.report.flags == ("made-plain-lora: lokr",)
     assert verify_file(out).ok
+
+
+def test_a_catalog_says_it_too(toy: Toy, tmp_path: Path):
+    (tmp_path / "in").mkdir()
+    copytree(toy.folders / "loha", tmp_path / "in" / "loha")
+    copytree(toy.folders / "lora", tmp_path / "in" / "lora")
+    pair = BasePair(load_base_model(toy.base), load_base_model(toy.base))
+    how = MigrationOptions(method="copy")
+    done = run_catalog(CatalogJob((tmp_path / "in",), tmp_path / "out", how), pair)
+    assert done.by_state == {"migrated": 2}, done.by_reason
+    for name, flags in {"loha": ["made-plain-lora: loha"], "lora": []}.items():
+        (said,) = [p for p in (tmp_path / "out").glob(f"{name}*.report.json")]
+        assert json.loads(said.read_text())["flags"] == flags
+        assert verify_file(tmp_path / "out" / name).ok
