@@ -33,7 +33,14 @@ from prolora_jax.plans.plan import (
     build_plan,
     wanted_pairs,
 )
-from prolora_jax.plans.report import OWN_TENSORS, MigrationReport, ModuleReport, Party, count
+from prolora_jax.plans.report import (
+    OWN_TENSORS,
+    MigrationReport,
+    ModuleReport,
+    Party,
+    count,
+    made_plain,
+)
 from prolora_jax.plans.rules import idle_rules
 from prolora_jax.subspaces.store import BasisStore
 
@@ -111,7 +118,8 @@ def plan_fitted(
     companions = plan_companions(adapter, *specs, matching.pairs, moved, options)
     paths = {*pair.target.spec.modules, *(step.path for step in plan.steps)}
     idle = idle_rules(options.rules, paths)
-    flags = (*fitted.flags, *adapter.flags, *left_behind(companions), *idle)
+    plain = made_plain(adapter)
+    flags = (*fitted.flags, *adapter.flags, *plain, *left_behind(companions), *idle)
     return replace(plan, flags=flags, companions=companions)
 
 

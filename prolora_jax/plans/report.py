@@ -6,7 +6,9 @@ from typing import Any
 
 import msgspec
 
-from prolora_jax.adapters.adapter import MadeFrom
+from prolora_jax.adapters.adapter import Adapter, MadeFrom
+from prolora_jax.adapters.algorithms.table import WRITTEN
+from prolora_jax.adapters.formats.own_keys import HOLD_OWN
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
@@ -28,6 +30,23 @@ REFINED = "refined"
 
 OVER_BUDGET = "over-budget: "
 """Start of the flag of a file that one column of each module makes larger than `--rank budget=`."""
+
+MADE_PLAIN = "made-plain-lora: "
+"""Start of the flag of a file whose modules of LoHa and LoKr become plain LoRA, even where they are
+copied: its format has no keys that are written for them. The algorithms follow."""
+
+
+def made_plain(adapter: Adapter) -> tuple[str, ...]:
+    """The flag of a file that comes out as another kind than it is; none where it does not.
+
+    Args:
+        adapter: the input, with LoRA factors.
+    """
+    if adapter.format in HOLD_OWN:
+        return ()
+    found = {m.made_from.algorithm for m in adapter.modules if m.made_from is not None}
+    names = sorted(found & WRITTEN)
+    return (f"{MADE_PLAIN}{', '.join(names)}",) if names else ()
 
 
 def over_budget(spent: float, budget: float) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.plans.companions import PlannedCompanion, left_behind
 from prolora_jax.plans.plan import MigrationPlan
-from prolora_jax.plans.report import MigrationReport
+from prolora_jax.plans.report import MigrationReport, made_plain
 from prolora_jax.plans.rules import idle_rules
 from prolora_jax.verification.budget import budget_flags
 
@@ -38,7 +38,7 @@ def flag_problems(
         return [str(error)]
     paths = {*target.modules, *(step.path for step in plan.steps)}
     idle = idle_rules(told.options.rules, paths)
-    wanted = (*wanted, *before.flags, *left_behind(beside), *idle)
+    wanted = (*wanted, *before.flags, *made_plain(before), *left_behind(beside), *idle)
     wanted += budget_flags(told, after)
     if sorted(told.flags) == sorted(wanted):
         return []
