@@ -18,6 +18,8 @@ from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.answers import answers, draw_latents, embedded
 from prolora_jax.nets.sampling import levels
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
 ROWS = 3
 SIDE = tiny_pipelines.SIZE // 2
 

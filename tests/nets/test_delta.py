@@ -23,6 +23,11 @@ pytestmark = pytest.mark.usefixtures("little_optimized")
 PROMPT, STEPS, GUIDANCE = "a drawing in ink", 3, 3.0
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back_within() -> None:
+    """Programs stay until the file is done: every test here uses the same ones."""
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Pair:
     """The source predicts noise, the target velocity."""
@@ -67,14 +72,16 @@ def torch_draws(pair: Pair, noise: np.ndarray) -> np.ndarray:
 
 
 def test_a_picture_is_torchs(pair: Pair):
-    (source, params), target = (loaded(folder) for folder in pair.folders)
-    beside = pl.attach(params, {"style": pair.given}, assume_base=spec_of(params).family)
+    (source, params), target = map(loaded, pair.folders)
+    beside = pl.attach(params, {"adapter0": pair.given}, assume_base=spec_of(params).family)
     side = tiny_pipelines.SIZE // 2
     noise = np.asarray(starting_noise(picture_keys([7]), (4, side, side)))
-    asked = {"steps": STEPS, "guidance": GUIDANCE, "size": (tiny_pipelines.SIZE,) * 2}
-    drawn = draw_delta(target, (source, beside), [PROMPT], [7], scales={"style": 1.0}, **asked)
+    size = (tiny_pipelines.SIZE, tiny_pipelines.SIZE)
+    asked: dict[str, Any] = {"steps": STEPS, "guidance": GUIDANCE, "size": size}
+    adapted = source, beside
+    drawn = draw_delta(target, adapted, [PROMPT], [7], scales={"adapter0": 1.0}, **asked)
     want = torch_draws(pair, noise)
-    without = pl.generate(*target, [PROMPT], [7], **asked)
+    without = pl.generate(target[0], target[1], [PROMPT], [7], **asked)
     assert np.abs(drawn - without).max() > 0.01
     assert_allclose(drawn[0], want, rtol=0, atol=1e-4)
 
@@ -83,7 +90,7 @@ def test_it_is_a_column_of_generate(pair: Pair, tmp_path: Path):
     source, target = pair.folders
     file = tmp_path / "ink.safetensors"
     pl.save_adapter(pair.given, file, base=pl.load_base_model(source).spec)
-    size = (tiny_pipelines.SIZE,) * 2
+    size = (tiny_pipelines.SIZE, tiny_pipelines.SIZE)
     request = Request(
         target, ("none", "delta"), (PROMPT,), (7,), (file,), (0.0,), steps=STEPS, size=size
     )

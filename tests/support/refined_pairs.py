@@ -49,9 +49,9 @@ class Pair(NamedTuple):
     copied: pl.Adapter
 
     def run(self, work: Path, recipe: RefineRecipe = RECIPE) -> RefinedAdapter:
-        loads = [partial(loaded, folder) for folder in self.folders]
+        source, target = (partial(loaded, folder) for folder in self.folders)
         todo = ToRefine(self.given, self.copied, {}, OWN, "one")
-        (done,) = PairRefinement(*loads, recipe, work, "pair").refine([todo])
+        (done,) = PairRefinement(source, target, recipe, work, "pair").refine([todo])
         return done
 
 
@@ -66,22 +66,22 @@ def made_adapter(params: Any, seed: int) -> pl.Adapter:
         ones = (1,) * len(window)
         down = rng.standard_normal((2, width, *window)) / np.sqrt(width * np.prod(window))
         up = rng.standard_normal((out, 2, *ones))
-        factors = (0.7 * x.astype(np.float32) for x in (down, up))
-        modules.append(pl.LoraModule(path, *factors, 2.0))
+        first, second = (0.7 * x.astype(np.float32) for x in (down, up))
+        modules.append(pl.LoraModule(path, first, second, 2.0))
     return pl.Adapter(tuple(modules), "diffusers")
 
 
 def made_pair(folder: Path, *kinds: str) -> Pair:
     """Two tiny pipelines of these kinds, and an adapter of the first."""
     places = folder / "source", folder / "target"
-    pipes = [
+    first, second = (
         tiny_pipelines.make_pipeline(place, base, seed=seed)
         for seed, (place, base) in enumerate(zip(places, kinds, strict=True))
-    ]
-    bases = [pl.load_base_model(place) for place in places]
+    )
+    source, target = (pl.load_base_model(place) for place in places)
     given = made_adapter(loaded(places[0])[1], 1)
-    copied, _ = pl.migrate(given, *bases, pl.MigrationOptions(method="copy"))
-    return Pair(*pipes, places, given, copied)
+    copied, _ = pl.migrate(given, source, target, pl.MigrationOptions(method="copy"))
+    return Pair(first, second, places, given, copied)
 
 
 def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
@@ -108,8 +108,8 @@ def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.Monke
     lesson, seen = effect.lesson, {}
 
     def kept(*given: Any) -> Any:
-        *most, _, recipe = given
-        seen["rows"] = lesson(*most, "refine", recipe)
+        theirs, plain, found, own, _, recipe = given
+        seen["rows"] = lesson(theirs, plain, found, own, "refine", recipe)
         raise Taught
 
     monkeypatch.setattr(effect, "lesson", kept)
@@ -117,8 +117,8 @@ def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.Monke
         pair.run(tmp_path)
     rows = seen["rows"]
     times = np.float32(999) * rows.times
-    same = [levels.variances(loaded(folder)[0].sampler) for folder in pair.folders]
-    assert_allclose(*same)  # or the source would be asked at other times
+    first, second = (levels.variances(loaded(folder)[0].sampler) for folder in pair.folders)
+    assert_allclose(first, second)  # or the source would be asked at other times
     plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
     unet = {m.path.removeprefix("unet."): m for m in pair.given.modules}
     with torch.no_grad():
