@@ -10,6 +10,7 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 # other for ever (jaxlib 0.10.2 on 2 cores).
 os.environ.setdefault("NPROC", "16")
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
@@ -25,6 +26,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def little_optimized() -> Iterator[None]:
+    """For files whose time is the compiler's: whole nets that run a few times each."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def pytest_configure(config: pytest.Config) -> None:

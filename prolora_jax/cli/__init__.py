@@ -18,6 +18,7 @@ demo.py: `prolora demo`.
 diff.py: `prolora diff`.
 inspect.py: `prolora inspect`.
 migrate.py: `prolora migrate`.
+refine.py: `prolora refine`.
 similarity.py: `prolora similarity`.
 verify.py: `prolora verify`.
 

@@ -52,8 +52,10 @@ def generate(
     """Draw with adapters, in Flax: one labelled picture, ways of using them side by side.
 
     Columns are arms: `none`, the base alone; `lora`, the adapters as they are, for this base; with
-    --source, `source`, the adapters on the base they are from, and every method of a migration,
-    after which the base draws. Rows are prompts and seeds; all columns start from the same noise.
+    --source, `source`, the adapters on the base they are from, every method of a migration, after
+    which the base draws, and `delta`, their effect on the source added at every step, without any
+    file (both bases in memory; docs/refine.md). Rows are prompts and seeds; all columns start from
+    the same noise.
     Needs the extra: pip install 'prolora_jax[pipelines]'.
 
     Args:

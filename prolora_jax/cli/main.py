@@ -40,6 +40,7 @@ for _name, _help in {
     "subspaces": "Compute subspaces ahead of time, list them, prune the store.",
     "similarity": "How close two base models are, module by module, and what to expect.",
     "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
+    "refine": "Copy adapters, then teach them by the base models' own samples: data-free.",
     "status": "How far a catalog has come: counts, refusals; all records as a table.",
     "convert": "Write an adapter in another format, or as a plain LoRA; no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",

@@ -1,13 +1,14 @@
 """`prolora similarity`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
 
 COMMON = Common()
+SAMPLES = Group("With --by-samples", sort_key=2)
 
 
 def similarity(
@@ -18,6 +19,15 @@ def similarity(
     basis_rank: str = "energy=0.9",
     pair_rank: Literal["max", "own"] = "max",
     plot: Path | None = None,
+    by_samples: Annotated[bool, Parameter(negative="", group=SAMPLES)] = False,
+    source_parts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
+    target_parts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
+    prompts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
+    pictures: Annotated[int, Parameter(group=SAMPLES)] = 128,
+    size: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    draw_steps: Annotated[int, Parameter(group=SAMPLES)] = 25,
+    seed: Annotated[int, Parameter(group=SAMPLES)] = 0,
+    at_once: Annotated[int, Parameter(group=SAMPLES)] = 4,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """How close two base models are, module by module, and what to expect.
@@ -32,7 +42,21 @@ def similarity(
         basis_rank: energy=0.9, rank=320, fraction=0.5, numerical, gap or optimal.
         pair_rank: one common k per pair (max), or each base its own.
         plot: PNG to write: a heat map by block and role.
+        by_samples: let both draw instead, and report R, how well each knows the other's samples:
+            whether `prolora refine` will help. Needs the extra pipelines.
+        source_parts: pipeline from which everything but the source's UNet is taken.
+        target_parts: pipeline from which everything but the target's UNet is taken.
+        prompts: file of what is drawn, a prompt in a line [default: 32 of many kinds].
+        pictures: that each draws.
+        size: height and width of pictures in pixels [default: what the target was trained on].
+        draw_steps: of the samplers.
+        seed: of the noise.
+        at_once: pictures drawn together.
     """
+    if by_samples:
+        pools = {"pictures": pictures, "draw_steps": draw_steps, "seed": seed, "at_once": at_once}
+        places = source, target, source_parts, target_parts
+        return _by_samples(places, prompts, size, pools, common)
     from prolora_jax.cli import tables
     from prolora_jax.io.outputs.protected import require_ending
     from prolora_jax.migration import base_similarity
@@ -67,4 +91,34 @@ def similarity(
     if plot is not None:
         out().print(f"Wrote {plot}")
     out().print(found.relation.sentence)
+    return 0
+
+
+def _by_samples(
+    places: tuple[Path, Path, Path | None, Path | None],
+    prompts: Path | None,
+    size: int | None,
+    pools: dict[str, Any],
+    common: Common,
+) -> int:
+    """Report R."""
+    from prolora_jax.evaluation.side_by_side import usual_dtype
+    from prolora_jax.io.documents import read_prompts
+    from prolora_jax.refine.job.by_samples import by_samples
+    from prolora_jax.refine.job.files import Bases
+    from prolora_jax.refine.job.prompts import GENERIC
+    from prolora_jax.refine.job.recipe import RefineRecipe
+
+    recipe = RefineRecipe(GENERIC if prompts is None else read_prompts(prompts), **pools)
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        found = by_samples(Bases(*places, usual_dtype()), recipe, size, reporter)
+    if common.json:
+        write_json(found)
+        return 0
+    named = {"L_s(T)": "source_on_target", "L_t(S)": "target_on_source"}
+    named |= {"L_t(T)": "target_own", "L_s(S)": "source_own"}
+    shown = ", ".join(f"{name} {found.losses[field]:.4g}" for name, field in named.items())
+    out().print(f"R = {found.disagreement:.3f} ({shown}; {found.pictures} pictures each)")
+    out().print(found.sentence)
     return 0

@@ -25,19 +25,22 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import matrices, spec_of
+from prolora_jax.nets.pipelines.delta import draw_delta
 from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.refine.job.files import Bases, require_one_latent_space
 from prolora_jax.subspaces.store import BasisStore
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
-NONE, AS_IT_IS, SOURCE = "none", "lora", "source"
-ARMS = (NONE, AS_IT_IS, SOURCE, *METHODS)
+NONE, AS_IT_IS, SOURCE, DELTA = "none", "lora", "source", "delta"
+ARMS = (NONE, AS_IT_IS, SOURCE, DELTA, *METHODS)
 """`none`: the base alone; `lora`: the adapters as they are; `source`: on the base they are from;
-and the arms of a migration."""
+`delta`: their effect there added to what the base predicts, without any file; and the arms of a
+migration."""
 
 _LCM_STEPS, _STEPS = 4, 25
 _GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
@@ -220,6 +223,9 @@ def draw_side_by_side(
         BaseModelError: a base model cannot be used.
     """
     _require(request, has_source=pair is not None)
+    if source is not None and DELTA in request.arms:
+        parts = None if request.parts is None else Path(request.parts)
+        require_one_latent_space(Bases(Path(source), Path(request.base), None, parts))
     # Before gigabytes are read: a wrong name should not cost minutes.
     files = [_read(file, options) for file in request.files]
     always = request.always and _read(request.always, options)
@@ -251,14 +257,20 @@ def draw_side_by_side(
             moved[arm] = [report.counts for _, report in done]
     usual = replace(options, assume_base=None)
     always = always and _factors(always, params, usual).adapter
-    here = [arm for arm in request.arms if arm != SOURCE]
+    here = [arm for arm in request.arms if arm not in {SOURCE, DELTA}]
     drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
-    if source is not None and SOURCE in request.arms:
+    if source is not None and {SOURCE, DELTA} & {*request.arms}:
+        base = (pipeline, params) if DELTA in request.arms else None
         del params
         pipeline, params = load_pipeline(source, **loading)
         own = {SOURCE: [_factors(adapter, params, options).adapter for adapter in files]}
-        kept[SOURCE] = [kept_share(adapter) for adapter in own[SOURCE]]
-        drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
+        shares = [kept_share(adapter) for adapter in own[SOURCE]]
+        kept |= {arm: shares for arm in (SOURCE, DELTA) if arm in request.arms}
+        if SOURCE in request.arms:
+            drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
+        if base is not None:
+            nets = base, (pipeline, params)
+            drawn[DELTA] = _delta(own[SOURCE], request, *nets, settings, progress)
     return SideBySide({arm: drawn[arm] for arm in request.arms}, settings, moved, kept)
 
 
@@ -290,10 +302,11 @@ def _require(request: Request, *, has_source: bool) -> None:
             f"for all, or one for each in their order",
             code=Refusal.BAD_OPTION,
         )
-    if request.always is not None and SOURCE in request.arms:
+    alone = [arm for arm in (SOURCE, DELTA) if arm in request.arms]
+    if request.always is not None and alone:
         raise UsageError(
-            f"{request.always}: an adapter of the base cannot be used by the arm {SOURCE}; "
-            f"expected one of the two; leave --lcm, --always or {SOURCE} out",
+            f"{request.always}: an adapter of the base cannot be used by the arm {alone[0]}; "
+            f"expected one of the two; leave --lcm, --always or {alone[0]} out",
             code=Refusal.BAD_OPTION,
         )
 
@@ -311,6 +324,29 @@ def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
         "size": (height, width),
         "at_once": request.at_once,
     }
+
+
+def _delta(
+    adapters: Sequence[Adapter],
+    request: Request,
+    base: tuple[Pipeline, Params],
+    source: tuple[Pipeline, Params],
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> Pictures:
+    """Draw with what adapters change on their own base model."""
+    pipeline, params = source
+    names = {f"adapter{place}": adapter for place, adapter in enumerate(adapters)}
+    pictures = draw_delta(
+        base,
+        (pipeline, attach(params, names, assume_base=spec_of(params).family)),
+        request.prompts,
+        request.seeds,
+        scales=dict(zip(names, request.scales, strict=True)),
+        progress=lambda _, done, total: progress(f"drawing: {DELTA}", done, total),
+        **settings,
+    )
+    return pictures.reshape(-1, *pictures.shape[2:])
 
 
 def _columns(

@@ -181,6 +181,28 @@ def read_lines(path: Path) -> list[Any]:
         return []
 
 
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """What is to be drawn, from a text file: a prompt in each line that is not empty.
+
+    Raises:
+        UsageError: it cannot be read, or has none.
+    """
+    try:
+        lines = read_text_document(path).splitlines()
+    except BadDocument as failure:
+        raise UsageError(
+            f"{path}: {failure}; expected a text file with a prompt in each line. Check --prompts.",
+            code=Refusal.BAD_OPTION,
+        ) from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UsageError(
+            f"{path}: found no line with words; expected a prompt in each line. Write some.",
+            code=Refusal.BAD_OPTION,
+        )
+    return tuple(dict.fromkeys(found))
+
+
 def write_lines(path: Path, records: list[Any]) -> None:
     """Write records as JSON, one a line, whole or not at all."""
     atomic.write_bytes(path, b"".join(msgspec.json.encode(record) + b"\n" for record in records))

@@ -128,6 +128,8 @@ def run_plan(
     pair: BasePair,
     plan: MigrationPlan,
     progress: Progress | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """Project or copy every step of a plan and encode the result: a batch of one.
 
@@ -136,6 +138,7 @@ def run_plan(
         pair: the pair that the plan was made for.
         plan: what to do.
         progress: called with (what, done, total).
+        may_be_empty: whether it is no mistake that no module moves.
 
     Returns:
         The migrated adapter and the report.
@@ -145,7 +148,7 @@ def run_plan(
     """
     header = AdapterHeader.of(adapter)
     (results,) = move_all([Work.of(adapter, plan)], pair, plan.options, progress)
-    return encode(header, plan, results, pair)
+    return encode(header, plan, results, pair, may_be_empty=may_be_empty)
 
 
 class AdapterHeader(NamedTuple):
@@ -169,6 +172,8 @@ def encode(
     plan: MigrationPlan,
     results: Mapping[str, Moved | AdapterRefused],
     pair: BasePair,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[Adapter, MigrationReport]:
     """New factors as an adapter in the input's format, and the report.
 
@@ -177,6 +182,7 @@ def encode(
         plan: what was done.
         results: by target path, from `execute.move_all`.
         pair: the pair that the plan was made for.
+        may_be_empty: as for `run_plan`.
 
     Returns:
         The migrated adapter and the report.
@@ -197,7 +203,7 @@ def encode(
         if step.path not in moved
     )
     skipped = plan.skipped + nothing_left
-    if not steps:
+    if not steps and not may_be_empty:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in count((), skipped).items())
         raise AdapterRefused(
             f"{adapter.origin}: no module can move from {pair.source.spec.name} to "
@@ -252,6 +258,18 @@ def target_strings(
     metadata = for_target(adapter.metadata, target, merged_from=[title])
     metadata[PROVENANCE] = _provenance(report, target.family)
     return metadata
+
+
+def with_provenance(adapter: Adapter, report: MigrationReport, target: BaseModelSpec) -> Adapter:
+    """An output whose header says what its report says now.
+
+    Args:
+        adapter: the output, with all its other header strings.
+        report: of what was done.
+        target: base model that the output is for.
+    """
+    said = {PROVENANCE: _provenance(report, target.family)}
+    return replace(adapter, metadata={**adapter.metadata, **said})
 
 
 def _encode(
@@ -317,4 +335,6 @@ def _provenance(report: MigrationReport, family: str | None) -> str:
         "architecture": family,  # of the target, for detection.check_base
         "counts": report.counts,
     }
+    if report.refined is not None:
+        facts["refined"] = report.refined.facts
     return msgspec.json.encode(facts).decode()

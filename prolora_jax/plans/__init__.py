@@ -6,6 +6,7 @@ options.py: What the user asked for: every option of a migration, checked when i
 companions.py: What becomes of biases, norms and whole layers beside an adapter's pairs.
 plan.py: What will be done with every module, decided before anything is computed on a device.
 relation.py: One sentence about a pair of base models, from the similarity of its modules.
+refined.py: What a refinement was: the record that stands in a migration's report.
 report.py: What a migration did, module by module, as JSON-able records.
 folder_report.py: Reports of a folder: what all files share stands once.
 fields.py: Fields of a report's JSON that no report has.

@@ -13,6 +13,7 @@ from prolora_jax.matching.alignment import Alignment
 from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action, ModuleSimilarity, PlanStep, SkippedModule
+from prolora_jax.plans.refined import Refined
 
 IN_FLOAT32 = "in-float32"
 """Flag of a module that is written in float32: the dtype asked for does not hold its numbers."""
@@ -23,6 +24,9 @@ DORA_KEPT = "dora-kept"
 OWN_TENSORS = "own-tensors"
 """Flag of a module of LoHa or LoKr that is written as it is; what the record says of rank, norm and
 share is that of the LoRA factors that stand for it everywhere else."""
+
+REFINED = "refined"
+"""Flag of a module that was copied and then learned from samples: its numbers are the student's."""
 
 OVER_BUDGET = "over-budget: "
 """Start of the flag of a file that one column of each module makes larger than `--rank budget=`."""
@@ -186,7 +190,8 @@ class MigrationReport:
     `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`,
     `idle-rule: N`. `parts` are what the input was put together from (`--merge`), none for a single
     file. `companions` are the tensors beside the pairs: what became of each, and its share of the
-    update. Which options a module has, `options.options_for(path)` says.
+    update. Which options a module has, `options.options_for(path)` says. `refined` says what
+    `prolora refine` did after the copy.
     """
 
     prolora_version: str
@@ -202,6 +207,7 @@ class MigrationReport:
     flags: tuple[str, ...] = ()
     parts: tuple[MergedPart, ...] = ()
     companions: tuple[PlannedCompanion, ...] = ()
+    refined: Refined | None = None
 
     def to_json(self) -> str:
         """The report as indented JSON."""

@@ -6,7 +6,8 @@ guard.py: Whether two base models draw the same kind of pictures, and what follo
 triggers.py: Which words an adapter answers to, found without data.
 rows.py: What a student is shown: noised samples, and the answers to them.
 fitting.py: The student: Adam on LoRA factors, resumable after any step, over a mesh.
+job/: A refinement on the nets of two real base models: their adapters, in phases.
 
 Never: files.
-May import: errors.
+May import: errors, engines, adapters, architectures, plans, nets, io, migration.
 """

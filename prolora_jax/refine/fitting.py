@@ -221,13 +221,29 @@ def fit(
     return state
 
 
+def require_optax() -> Any:
+    """The library of optimizers: of an extra, as who only moves adapters does without.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import optax
+    except ImportError as missing:
+        raise UsageError(
+            "refine: found no optax; expected it to be installed; "
+            "pip install 'prolora_jax[pipelines,refine]'",
+            code=Refusal.MISSING_LIBRARY,
+        ) from missing
+    return optax
+
+
 def _as_tree(predict: Predict) -> Any:
     return jax.tree_util.Partial(predict)
 
 
 def _optimizer(clip: float) -> Any:
-    import optax  # of an extra: whoever only moves adapters does without
-
+    optax = require_optax()
     return optax.chain(optax.clip_by_global_norm(clip), optax.scale_by_adam())
 
 

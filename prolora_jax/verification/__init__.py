@@ -8,6 +8,7 @@ structured.py: Factors that were made of another algorithm's update, against tha
 magnitudes.py: Magnitudes of an output's modules of DoRA, against input and both weights, dense.
 budget.py: A rank that was spread over the modules of a file, against all singular values.
 own_tensors.py: Modules of LoHa and LoKr that an output has as they were in its input.
+refined.py: A refined file as the copy it was before, and what of the student can be seen.
 factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 weights.py: A base model and an adapter's module, as far as a check needs them.
 sampling.py: Which modules are recomputed where all of them would take minutes.

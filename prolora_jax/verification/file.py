@@ -38,6 +38,7 @@ from prolora_jax.verification.own_tensors import (
     without_whole,
 )
 from prolora_jax.verification.recompute import UNASKED, Thoroughness
+from prolora_jax.verification.refined import unlearned, with_learned
 from prolora_jax.verification.result import VerifyReport, with_problems
 from prolora_jax.verification.without_input import stand_in_of_file, verify_without_input
 
@@ -121,11 +122,19 @@ def verify_file(
         unknown += tuple(f"{place.name}: {name}" for name in unknown_in(place, shared))
         like = original or stand_in_of_file(told, shared, migrated)
         told = whole_report(told, shared, like, migrated, source_model.spec, target_model.spec)
-    models, report = (source_model, target_model), told.to_dict()
-    apart = magnitude_problems(written, given, *models, told) + own_problems(migrated, given, told)
+    models, as_read = (source_model, target_model), told
+    back = unlearned(migrated, original, told, target_model.spec)
+    migrated, told = back.output, back.report
+    report = told.to_dict()
+    apart = (
+        back.problems
+        + magnitude_problems(written, given, *models, told)
+        + own_problems(migrated, given, told)
+    )
     if original is None:
         how_much = {"unknown": unknown, "thoroughness": thoroughness}
         checked = verify_without_input(migrated, *models, report, absent, progress, **how_much)
+        checked = with_learned(checked, back, as_read)
         return with_problems(checked, apart)
     own = made if parts else ()
     checked = verify_adapter(
@@ -138,6 +147,7 @@ def verify_file(
         unknown=unknown,
         thoroughness=thoroughness,
     )
+    checked = with_learned(checked, back, as_read)
     if as_they_are:
         given = tuple(without_whole(one) for one in given)
     checked = with_factors(checked, given, made, source_model, told.options)

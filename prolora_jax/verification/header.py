@@ -64,6 +64,8 @@ def provenance_problems(
         "architecture": target.architecture,
         "counts": dict(counts),
     }
+    if told.refined is not None:
+        wanted["refined"] = told.refined.facts
     return [
         f"header: its entry `{PROVENANCE}` has {name} {facts.get(name, 'missing')}; "
         f"expected {wanted.get(name, 'no such field')}"

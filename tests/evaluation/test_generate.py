@@ -30,6 +30,8 @@ from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines import diffusers_flax
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
 
 class Files(NamedTuple):
     source: Path
@@ -156,7 +158,7 @@ def test_an_adapter_in_every_column_four_steps(files, tmp_path, capsys, kind):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arms", "none,odd"], "--arms odd: expected none, lora, source, copy"),
+        (["--arms", "none,odd"], "--arms odd: expected none, lora, source, delta, copy"),
         (["--arms", "copy", "--lora", "STYLE"], "--arms copy: expected --source with it"),
         (["--arms", "lora"], "--arms lora: expected --lora with it"),
         (["--lora", "STYLE", "--scale", "1", "--scale", "2"], "--scale: found 2 for 1 adapters"),

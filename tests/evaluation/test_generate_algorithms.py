@@ -27,6 +27,8 @@ from prolora_jax.cli.generate import show_columns
 from prolora_jax.cli.main import run
 from prolora_jax.evaluation.side_by_side import SideBySide
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
 CONFIGS: dict[str, Any] = {
     "loha": LoHaConfig(r=2, alpha=2, target_modules=["to_q", "to_v", "conv1"]),
     "dora": LoraConfig(r=2, lora_alpha=3, use_dora=True, target_modules=["to_q", "to_k"]),

@@ -1,16 +1,23 @@
-"""Rules 8 to 11 of docs/evidence.md, on results made up so that the answer is known."""
+"""Rules 8 to 13 of docs/evidence.md, on results made up so that the answer is known."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from prolora_jax.evaluation.laboratory import refine_page
 from prolora_jax.evaluation.laboratory.refine_verdicts import (
     guard_failures,
     guard_limit,
     try_refine_auto,
+    try_teacher,
     try_worth,
 )
+from prolora_jax.evaluation.laboratory.sweep import Sweep
+from prolora_jax.io.documents import read_yaml
+
+SWEEP = Path(__file__).parents[2] / "configs" / "laboratory" / "refine_sweep.yaml"
 
 DISTANCE = {
     "pruned": 0.01,
@@ -109,3 +116,51 @@ def test_auto_takes_the_guard_then_the_kind_then_the_copy():
     assert auto.gain.value == pytest.approx((0.1 + 0.1 + 0 + 0.3) / 4)
     assert auto.ships
     assert not try_refine_auto(made, 2.0).ships  # a guard that lets everything pass
+
+
+def with_absolute(made: list[dict], gain: float, own: float) -> list[dict]:
+    """The same, and `refine` with the absolute teacher."""
+    more = []
+    for one in (row for row in made if row["arm"] == "refine"):
+        share = one["arrived"][0] + gain
+        changed = {"arm": "refine teacher=absolute", "arrived": [share] * 3}
+        more.append(one | changed | {"own_loss": one["own_loss"] + own})
+    return [*made, *more]
+
+
+@pytest.mark.parametrize(
+    ("gain", "own", "better"),
+    [(0.02, 0.0, True), (0.009, 0.0, False), (0.02, 0.001, False), (-0.1, -0.1, False)],
+)
+def test_the_absolute_teacher_has_to_gain_and_to_cost_nothing(gain, own, better):
+    made = with_absolute(rows({"pruned": (0.1, 0), "far": (0.1, 0)}), gain, own)
+    found = try_teacher(made, 0.3)
+    assert found.is_better == better
+    assert found.gain.value == pytest.approx(gain)
+
+
+def test_a_pair_beyond_the_limit_says_nothing_of_teachers():
+    near = with_absolute(rows({"pruned": (0.1, 0)}), 0.02, 0.0)
+    far = with_absolute(rows({"far": (0.1, 0)}), -0.5, 0.0)
+    assert try_teacher([*near, *far], 0.3).is_better
+
+
+def test_the_page_says_what_ran_and_what_the_rules_make_of_it():
+    gains = {"pruned": (0.1, 0.2), "quick": (0.1, 0.2), "stranger": (0.6, 0.7), "far": (-1, 0.5)}
+    made = with_absolute(rows(gains), 0.02, 0.0)
+    for one in made:
+        one |= {"control": one["arm"].split()[0], "phi_half": 0.9}
+    page = refine_page.refine(made)
+    assert "24 of 198 planned cells" in page
+    assert "| refine | pruned, quick | +0.100 [+0.100, +0.100] | +0.0000 | yes |" in page
+    assert "Not run yet: pruned-s1, pruned-s2." in page
+    assert "from pruned, stranger, far: 0.632" in page
+    assert "It waits." in page  # for pairs that have not run
+    assert "it is better by losses" in page
+    assert "| far | 2.500 | 0.900 |" in page
+
+
+def test_cells_are_counted_as_planned():
+    sweep = read_yaml(SWEEP, Sweep)
+    planned = len(sweep.targets) * len(sweep.adapters) * len(sweep.seeds)
+    assert planned == refine_page.PLANNED

@@ -11,6 +11,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from transformers.models.clip.configuration_clip import CLIPTextConfig
@@ -32,6 +33,7 @@ _XL = {"cross_attention_dim": 16, "projection_class_embeddings_input_dim": 32}
 # As the published pipelines of these bases are put together.
 UNETS = {
     "sd15": unets.SMALL["sd15"] | {"cross_attention_dim": 8},
+    "sd21": unets.SMALL["sd21"] | {"cross_attention_dim": 16},
     "sdxl": unets.SMALL["sdxl"] | _XL,
     "ssd-1b": unets.SMALL["ssd-1b"] | _XL,
     "vega": unets.SMALL["vega"] | _XL,
@@ -61,11 +63,11 @@ def save_tokenizer(folder: Path) -> CLIPTokenizer:
     )
 
 
-def text_encoder(seed: int, *, projected: bool, act: str) -> Any:
-    """A CLIP text encoder of width 8; norms and biases random, too."""
+def text_encoder(seed: int, *, projected: bool, act: str, width: int = 8) -> Any:
+    """A CLIP text encoder; norms and biases random, too."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(
-        hidden_size=8,
+        hidden_size=width,
         intermediate_size=16,
         num_hidden_layers=3,
         num_attention_heads=2,
@@ -101,13 +103,22 @@ def make_pipeline(folder: Path, base: str, *, seed: int = 0) -> Any:
     unet.register_to_config(sample_size=SIZE // 2)
     pndm: Any = PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1)
     euler: Any = EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1)
-    if base == "sd15":
+    if base in ("sd15", "sd21"):
+        newer = base == "sd21"
+        ddim: Any = DDIMScheduler(
+            **_BETAS,
+            prediction_type="v_prediction",
+            set_alpha_to_one=False,
+            clip_sample=False,
+            steps_offset=1,
+        )
+        act, width = ("gelu", 16) if newer else ("quick_gelu", 8)
         pipe: Any = StableDiffusionPipeline(
             vae(),
-            text_encoder(1, projected=False, act="quick_gelu"),
+            text_encoder(1, projected=False, act=act, width=width),
             tokenizer,
             unet,
-            pndm,
+            ddim if newer else pndm,
             safety_checker=None,  # pyright: ignore[reportArgumentType]
             feature_extractor=None,  # pyright: ignore[reportArgumentType]
             requires_safety_checker=False,

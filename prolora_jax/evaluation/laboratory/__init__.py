@@ -14,8 +14,9 @@ summary.py: Tables of a sweep.
 plots.py: Pictures of a sweep: what arrived, by arm, by distance, by rank of the subspaces.
 train.py: Training of whole nets and of adapters, on batches that the host draws.
 verdicts.py: The rules of docs/evidence.md that turn results into defaults.
-refine_verdicts.py: The rules about `refine`: whether it is worth its steps, its guard, `auto`.
+refine_verdicts.py: The rules about `refine`: worth its steps, its guard, its teacher, `auto`.
 evidence_page.py: What of docs/evidence.md is made from results: tables.
+refine_page.py: The same of the sweep of `refine`, with what its rules make of it.
 workshop.py: The laboratory's folder: base models and adapters.
 activations.py: What the linear modules of two nets see when both are shown the same pictures.
 exams.py: What an adapter's effect on a target is judged on: rows that no model has seen.

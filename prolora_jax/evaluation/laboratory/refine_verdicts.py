@@ -172,3 +172,42 @@ def _style_losses(rows: Sequence[Row]) -> dict[Cell, float]:
 
 def _cell(row: Mapping[str, Any]) -> Cell:
     return row["target"], row["adapter"], row["seed"]
+
+
+@dataclass(frozen=True)
+class TeacherTrial:
+    """Rule 12, as far as losses say it.
+
+    Attributes:
+        gain: share of `absolute` above that of `effect`, over cells with R below the limit.
+        own_cost: how much larger the target's own loss is, over concepts; None without any.
+    """
+
+    gain: Share
+    own_cost: Share | None
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the absolute teacher gains enough, and costs nothing beyond the interval."""
+        cheap = self.own_cost is None or self.own_cost.low <= 0
+        return self.gain.value > EQUAL and self.gain.low > 0 and cheap
+
+
+ABSOLUTE = "refine teacher=absolute"
+
+
+def try_teacher(rows: Sequence[Row], limit: float) -> TeacherTrial:
+    """Rule 12: the absolute teacher against the effect's, within a domain.
+
+    Args:
+        rows: results.
+        limit: of R.
+    """
+    found = _disagreements(rows)
+    near = on([target for target, r in found.items() if r < limit])
+    concepts = [row for row in rows if row["kind"] == "concept"]
+    some = cells(concepts, ABSOLUTE, "own_loss").keys() & cells(concepts, REFINE, "own_loss").keys()
+    cost = None
+    if any(near(cell) for cell in some):
+        cost = difference(concepts, ABSOLUTE, REFINE, "own_loss", near)
+    return TeacherTrial(difference(rows, ABSOLUTE, REFINE, where=near), cost)

@@ -187,6 +187,11 @@ def attached_names(params: Mapping[Any, Any]) -> set[str]:
     return {step.removeprefix(LORA) for step in steps if step.startswith(LORA)}
 
 
+def attached_places(params: Mapping[Any, Any], name: str) -> set[str]:
+    """Components of a tree that an adapter of this name has modules in."""
+    return {str(place[0]) for place, _ in walk(params) if LORA + name in map(str, place)}
+
+
 def attached(params: Mapping[Any, Any], spec: BaseModelSpec | None = None) -> dict[str, Adapter]:
     """The adapters in a tree, as `attach` or MaxDiffusion has put them there.
 

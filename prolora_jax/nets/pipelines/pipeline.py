@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ class Told(NamedTuple):
 class Pipeline:
     """The nets of a base model, without their parameters.
 
+    Two that compute the same from the same parameters are equal, wherever they were loaded from: a
+    program that was compiled for one serves the other.
+
     Attributes:
         unet: predicts.
         vae: diffusers' `FlaxAutoencoderKL`, float32: what half precision rounds is seen here.
@@ -50,6 +54,24 @@ class Pipeline:
     sampler: Any
     zeros_for_empty: bool
     sample_size: int
+
+    @cached_property
+    def computes(self) -> tuple[object, ...]:
+        """All that a traced function may depend on; tokenizers have done their part before."""
+        encoders = tuple(
+            (name, type(net).__name__, str(net.dtype), net.config.to_json_string())
+            for name, net in self.text_encoders.items()
+        )
+        parts = [(type(net).__name__, repr(net.config)) for net in (self.vae, self.sampler)]
+        return self.unet, encoders, *parts, self.zeros_for_empty, self.sample_size
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both compute the same."""
+        return isinstance(other, Pipeline) and self.computes == other.computes
+
+    def __hash__(self) -> int:
+        """Equal for those that are equal."""
+        return hash(self.computes)
 
     @property
     def pixels_per_latent(self) -> int:

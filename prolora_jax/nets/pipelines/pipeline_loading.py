@@ -58,6 +58,7 @@ def load_pipeline(
         UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
         BaseModelError: a part is missing, damaged, or of a kind that is not supported.
     """
+    dtype = jnp.dtype(dtype)  # in one spelling: nets of one dtype are equal, and share programs
     files = pipeline_files(path, parts)
     given = files.unet_config
     raw = read_unet_config(files.unet)[0] if given is None else given

@@ -1,5 +1,6 @@
 """From noise to latents: the loop of a sampler around the UNet, with guidance."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling.lcm import LCMScheduler
 from prolora_jax.nets.unet.loading import Params
 
+Effect = Callable[[Array, Array], Array]
 Latents = Float[Array, "batch channels height width"]
 
 
@@ -23,6 +25,7 @@ def denoise(
     keys: Array,
     steps: int,
     guidance: Any,
+    effect: Effect | None = None,
 ) -> Latents:
     """Take noise to latents that the VAE can decode; to be compiled by the caller.
 
@@ -35,6 +38,8 @@ def denoise(
         keys: one for each picture, of the noise that some samplers add on the way.
         steps: of the sampler.
         guidance: `untold + guidance (told - untold)` is predicted (arXiv 2207.12598).
+        effect: what is added to each prediction, from what the UNet was shown, row by row, and
+            the time: another net's answers (`delta`).
 
     Returns:
         Latents in float32.
@@ -43,7 +48,7 @@ def denoise(
     # Those that add noise as they go draw it from a key for each picture.
     state = sampler.create_state(*([keys] if isinstance(sampler, LCMScheduler) else []))
     state = sampler.set_timesteps(state, steps, noise.shape)
-    text, added = _conditions(pipeline, told, untold, noise.shape)
+    text, added = conditions(pipeline, told, untold, noise.shape)
 
     def step(i: Array, carried: Any) -> Any:
         latents, state = carried
@@ -54,6 +59,8 @@ def denoise(
         predicted = jnp.asarray(
             pipeline.unet.apply({"params": params["unet"]}, given, time, text, added), jnp.float32
         )
+        if effect is not None:
+            predicted = predicted + effect(given, time)
         if untold is not None:
             without, told_so = jnp.moveaxis(predicted.reshape(-1, 2, *predicted.shape[1:]), 1, 0)
             predicted = without + guidance * (told_so - without)
@@ -64,10 +71,20 @@ def denoise(
     return latents
 
 
-def _conditions(
+def conditions(
     pipeline: Pipeline, told: Told, untold: Told | None, shape: tuple[int, ...]
 ) -> tuple[Array, dict[str, Array] | None]:
-    """The text, and for SDXL's family sizes and pooled text; a row for each row of the net."""
+    """What the UNet is given beside the noisy picture and its time.
+
+    Args:
+        pipeline: of the UNet.
+        told: what the prompts say, a row for each picture.
+        untold: what the negative prompts say, likewise; their rows come first of each two.
+        shape: of the latents.
+
+    Returns:
+        The text, and for SDXL's family sizes and pooled text; a row for each row of the net.
+    """
     (text, pooled), rows = told, shape[0]
     if untold is not None:
         text, rows = _pairs(untold.text, text), 2 * rows

@@ -1,0 +1,201 @@
+"""`prolora refine`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from prolora_jax.cli.console import Common, Reporter, out, show_error, write_json
+from prolora_jax.cli.convert import Format
+from prolora_jax.errors import Refusal, UsageError
+
+if TYPE_CHECKING:
+    from prolora_jax.catalog.refined import RefinedFiles
+    from prolora_jax.plans.refined import Refined
+    from prolora_jax.refine.job.recipe import RefineRecipe
+
+COMMON = Common()
+WHAT = Group("What is refined", sort_key=1)
+HOW = Group("How", sort_key=2)
+SAMPLES = Group("What is drawn for it", sort_key=3)
+OUTPUT = Group("Output", sort_key=4)
+GENERAL = Group("General", sort_key=5)
+LIST = Parameter(negative="", group=HOW)
+
+
+def refine(
+    *inputs: Annotated[Path, Parameter(group=WHAT)],
+    source: Annotated[Path, Parameter(group=WHAT)],
+    target: Annotated[Path, Parameter(group=WHAT)],
+    out_path: Annotated[Path, Parameter(name="--out", group=OUTPUT)],
+    source_parts: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    target_parts: Annotated[Path | None, Parameter(group=WHAT)] = None,
+    kind: Annotated[Literal["auto", "style", "concept"], Parameter(group=HOW)] = "auto",
+    teacher: Annotated[Literal["effect", "absolute"], Parameter(group=HOW)] = "effect",
+    trigger: Annotated[tuple[str, ...], LIST] = (),
+    budget: Annotated[Literal["low", "normal", "high"], Parameter(group=HOW)] = "normal",
+    steps: Annotated[int | None, Parameter(group=HOW)] = None,
+    rows: Annotated[int | None, Parameter(group=HOW)] = None,
+    batch: Annotated[int, Parameter(group=HOW)] = 32,
+    micro_batch: Annotated[int, Parameter(group=HOW)] = 0,
+    seed: Annotated[int, Parameter(group=HOW)] = 0,
+    prompts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
+    pictures: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    size: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    draw_steps: Annotated[int, Parameter(group=SAMPLES)] = 25,
+    guidance: Annotated[float, Parameter(group=SAMPLES)] = 1.0,
+    at_once: Annotated[int, Parameter(group=SAMPLES)] = 4,
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=SAMPLES)] = "auto",
+    format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
+    overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
+    strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
+    assume_base: Annotated[str | None, Parameter(group=WHAT)] = None,
+    allow_pickle: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
+    ignore_license: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
+    common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
+) -> int:
+    """Copy adapters to another base model, then teach them there by the models' own samples.
+
+    Data-free, not training-free: both base models draw, and a few gradient steps bring what no
+    formula over weights does. First is measured whether both draw the same kind of pictures: where
+    they do not, a style stays a copy and a concept is taught anew, and the report says so.
+    Needs the extras: pip install 'prolora_jax[pipelines,refine]'.
+
+    Args:
+        inputs: adapter files, or folders of them: base models are loaded, and samples drawn, once
+            for all.
+        source: base model the adapters were trained on: a diffusers pipeline's folder, or a UNet
+            in any form, with --source-parts.
+        target: base model they are to work on; likewise.
+        out_path: file to write; of several adapters a folder.
+        source_parts: pipeline from which everything but the source's UNet is taken.
+        target_parts: pipeline from which everything but the target's UNet is taken.
+        kind: auto tells a style, which shows on all words, from a concept, which shows on few.
+        teacher: effect: the target's own answer and what the adapter changes on the source;
+            absolute: what the source with the adapter answers.
+        trigger: word the adapter was trained with: --trigger once for each [default: those in its
+            header].
+        budget: low, a quarter of the work; high, three times of it.
+        steps: of the student [default: 100; a concept taught anew 200; from nothing 300].
+        rows: noised samples that the student learns from [default: 512].
+        batch: rows of a step.
+        micro_batch: of them through the net at once, for small devices; 0 for all.
+        seed: of everything: the same command gives the same file.
+        prompts: file of what is drawn, a prompt in a line [default: 32 of many kinds].
+        pictures: that each model draws [default: 128].
+        size: height and width of pictures in pixels [default: what the target was trained on].
+        draw_steps: of the samplers.
+        guidance: how much prompts count while drawing.
+        at_once: pictures or rows drawn or asked together.
+        dtype: what both nets compute in [default: float32 on a CPU, else bfloat16].
+        format: key convention of the output; same: the input's, LoRA factors alone.
+        overwrite: replace an existing output.
+        strip_metadata: keep no header string but prolora, format and the licence.
+        assume_base: id of the base model that the adapters were trained on (sdxl, ssd-1b, ...).
+        allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
+        ignore_license: refine adapters whose licence or sidecar forbids derivatives, too.
+    """
+    if not inputs:
+        raise UsageError("refine needs at least one adapter", code=Refusal.BAD_OPTION)
+    from prolora_jax.catalog.refined import refine_files
+    from prolora_jax.evaluation.side_by_side import usual_dtype
+    from prolora_jax.migration.files import Writing
+    from prolora_jax.plans.options import MigrationOptions
+    from prolora_jax.refine.job.files import Bases, RefineRequest
+
+    how = {"kind": kind, "teacher": teacher, "seed": seed, "batch": batch}
+    how |= {"draw_steps": draw_steps, "guidance": guidance, "at_once": at_once}
+    counts = {"pictures": pictures, "rows": rows, "steps": steps}
+    recipe = _recipe(prompts, budget, counts, micro_batch=micro_batch, **how)
+    kept = "lora" if format == "same" else format
+    writing = Writing(kept, strip_metadata, overwrite, allow_pickle, ignore_license=ignore_license)
+    options = MigrationOptions(method="copy", assume_base=assume_base)
+    request = RefineRequest(recipe, writing, options, trigger, size)
+    computed = usual_dtype() if dtype == "auto" else dtype
+    bases = Bases(source, target, source_parts, target_parts, computed)
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        found = refine_files(
+            inputs,
+            out_path,
+            bases,
+            request,
+            store=common.basis_store(keeps=False),
+            workers=common.processes,
+            progress=reporter,
+        )
+    if common.json:
+        write_json(_document(found))
+    else:
+        _show(out(), found)
+    return 1 if found.refused else 0
+
+
+def _recipe(
+    prompts: Path | None,
+    budget: Literal["low", "normal", "high"],
+    counts: Mapping[str, int | None],
+    **how: Any,
+) -> "RefineRecipe":
+    """What is asked: numbers that were given go before those of the budget."""
+    from prolora_jax.io.documents import read_prompts
+    from prolora_jax.refine.job.prompts import GENERIC
+    from prolora_jax.refine.job.recipe import BUDGETS, RefineRecipe
+
+    asked: dict[str, Any] = dict(BUDGETS[budget])
+    asked |= {name: value for name, value in counts.items() if value is not None}
+    shown = GENERIC if prompts is None else read_prompts(prompts)
+    return RefineRecipe(prompts=shown, **asked, **how)
+
+
+def _document(found: "RefinedFiles") -> dict[str, object]:
+    files = []
+    for one in found.found:
+        record = None if one.report is None else one.report.refined
+        refusal = one.refusal
+        files.append(
+            {
+                "input": str(one.path),
+                "output": None if record is None else str(one.output),
+                "refined": record,
+                "code": None if refusal is None else refusal.code,
+                "message": None if refusal is None else str(refusal),
+            }
+        )
+    before = [str(path) for path in found.finished_before]
+    return {"files": files, "finished_before": before, "passed_over": found.passed_over}
+
+
+def _show(console: Console, found: "RefinedFiles") -> None:
+    records = [o.report.refined for o in found.found if o.report is not None and o.report.refined]
+    if records:
+        first = records[0]
+        console.print(f"R = {first.disagreement:.3f}. {first.sentence}")
+        table = Table(title="Adapters", title_justify="left")
+        for name in ("output", "way", "kind", "triggers", "loss", "effect missed"):
+            table.add_column(name)
+        for one in found.found:
+            if one.report is not None and one.report.refined is not None:
+                table.add_row(str(one.output), *_row(one.report.refined))
+        console.print(table)
+    for one in found.refused:
+        show_error(str(one.refusal))
+    if found.finished_before:
+        console.print(f"{len(found.finished_before)} outputs were there already, as asked.")
+    if found.passed_over:
+        console.print(f"{len(found.passed_over)} files were passed over: no adapters of anybody.")
+
+
+def _row(record: "Refined") -> list[str]:
+    kind = "style" if record.is_style else "concept"
+    triggers = ", ".join(record.triggers[:4]) + (" ..." if len(record.triggers) > 4 else "")
+    if record.missed is None:
+        return ["copied", kind, triggers, "", ""]
+    way = "refined" if record.way == "refine" else "taught anew"
+    curve, tenth = record.loss_curve, max(1, len(record.loss_curve) // 10)
+    first, last = (sum(part) / len(part) for part in (curve[:tenth], curve[-tenth:]))
+    before, after = record.missed
+    return [way, kind, triggers, f"{first:.4g} to {last:.4g}", f"{before:.3f} to {after:.3f}"]

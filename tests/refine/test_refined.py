@@ -1,0 +1,201 @@
+"""A refinement on two tiny pipelines: torch's teacher, falling loss, kills that lose nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from refined_pairs import (
+    OWN,
+    PROMPTS,
+    Pair,
+    loaded,
+    made_adapter,
+    made_pair,
+    require_torchs_teacher,
+)
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+import prolora_jax as pl
+from prolora_jax.cli.main import run
+from prolora_jax.io.outputs.reports import read_report, report_path
+from prolora_jax.io.outputs.work_folder import WorkFolder
+from prolora_jax.refine import guard
+from prolora_jax.refine.job import refined
+from prolora_jax.verification.file import verify_file
+
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back_within() -> None:
+    """Programs stay until the file is done: every test here uses the same ones."""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Pair:
+    return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
+
+
+def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
+    require_torchs_teacher(pair, tmp_path, monkeypatch)
+
+
+ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 -q"
+
+
+@pytest.fixture(scope="module")
+def catalog(pair: Pair, tmp_path_factory) -> Path:
+    """Two adapters of the source, and a file that is none."""
+    folder = tmp_path_factory.mktemp("catalog")
+    spec = pl.load_base_model(pair.folders[0]).spec
+    other = made_adapter(loaded(pair.folders[0])[1], 2)
+    for name, adapter in {"ink": pair.given, "stone": other}.items():
+        pl.save_adapter(adapter, folder / f"{name}.safetensors", base=spec)
+    (folder / "junk.safetensors").write_bytes(b"junk")
+    (folder.parent / "prompts.txt").write_text("\n".join(PROMPTS) + "\n\n")
+    return folder
+
+
+def refine(pair: Pair, given: Path, out: Path, *more: str, kind: str = "concept") -> int:
+    """The command."""
+    prompts = given.parent / "prompts.txt"
+    if given.is_file():
+        prompts = given.parent.parent / "prompts.txt"
+    bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
+    pools = "--prompts", str(prompts), "--trigger", OWN[0]
+    words = [
+        "refine",
+        str(given),
+        "--out",
+        str(out),
+        *bases,
+        *pools,
+        *ASKED.split(),
+        "--kind",
+        kind,
+        *more,
+    ]
+    return run(words)
+
+
+def test_a_refined_file_loads_and_is_verified_as_far_as_can_be(pair: Pair, catalog, tmp_path):
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out) == 0
+    assert not Path(f"{out}.refine-work").exists()
+    report = read_report(out)
+    record = report["refined"]
+    assert record["way"] == "refine"
+    before, after = record["missed"]
+    assert after < before
+    assert len(record["loss_curve"]) == 12
+    assert [*record["words"]] == [*PROMPTS, *OWN]
+    pair.target.load_lora_weights(tmp_path, weight_name=out.name)
+    pair.target.unload_lora_weights()
+    checked = verify_file(out)
+    assert checked.verdict == "verified", checked.problems
+    assert set(checked.counts) == {"not-recomputed"}
+    assert "learned from samples" in checked.not_checked[0]
+    tensors, header = load_file(out), safe_open(out, "np").metadata()
+    key = next(key for key in tensors if key.endswith("lora_B.weight"))
+    save_file({**tensors, key: 2 * tensors[key]}, out, header)
+    assert "has an update of norm" in " ".join(verify_file(out).problems)
+
+
+def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog, tmp_path, capsys):
+    alone, out = tmp_path / "alone.safetensors", tmp_path / "out"
+    assert refine(pair, catalog / "stone.safetensors", alone) == 0
+    capsys.readouterr()
+    assert refine(pair, catalog, out, "--json") == 1
+    found = json.loads(capsys.readouterr().out)["files"]
+    assert {Path(one["input"]).name: one["code"] for one in found} == {
+        "ink.safetensors": None,
+        "stone.safetensors": None,
+        "junk.safetensors": "truncated",
+    }
+    mine, theirs = load_file(out / "stone.safetensors"), load_file(alone)
+    assert mine.keys() == theirs.keys()
+    for key, array in mine.items():
+        assert_array_equal(array, theirs[key])
+    (out / "ink.safetensors").unlink()
+    report_path(out / "ink.safetensors").unlink()
+    assert refine(pair, catalog, out, "--json") == 1
+    again = json.loads(capsys.readouterr().out)
+    assert again["finished_before"] == [str(out / "stone.safetensors")]
+    assert sorted(Path(one["input"]).stem for one in again["files"]) == ["ink", "junk"]
+    assert refine(pair, catalog, out, "--seed", "1") == 2  # what is there is not what is asked for
+    (out / "ink.safetensors.report.json").unlink()
+    assert refine(pair, catalog, out) == 2
+    Path(f"{out}.refine-work").mkdir()  # a run that was killed between a file and its report
+    assert refine(pair, catalog, out) == 1
+    assert (out / "ink.safetensors.report.json").exists()
+
+
+def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "disagreement", lambda **losses: 3.0)
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out, kind="style") == 0
+    record = read_report(out)["refined"]
+    assert (record["way"], record["steps"]) == ("copy", 0)
+    assert "different domains" in record["sentence"]
+    checked = verify_file(out)
+    assert checked.verdict == "verified", checked.problems
+    assert set(checked.counts) == {"verified"}
+    for module in pl.load_adapter(out).modules:
+        assert module.path in {m.path for m in pair.copied.modules}
+
+
+def test_similarity_by_samples_says_what_refine_finds(pair: Pair, catalog, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    assert refine(pair, catalog / "ink.safetensors", out) == 0
+    capsys.readouterr()
+    bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
+    pools = "--prompts", str(catalog.parent / "prompts.txt"), "--pictures", "6"
+    words = ["similarity", *bases, *pools, "--draw-steps", "2", "-q", "--by-samples"]
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    record = read_report(out)["refined"]
+    assert found["losses"] == pytest.approx(record["losses"], rel=1e-6)
+    assert found["disagreement"] == pytest.approx(record["disagreement"], rel=1e-4)
+    assert run(words) == 0
+    assert record["sentence"] in capsys.readouterr().out
+
+
+def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
+    want, _ = pair.run(tmp_path / "whole")
+    save = WorkFolder.save
+    monkeypatch.setattr(refined, "KEPT_EVERY", 1)
+    for last in ("target", "source", "effect", "losses", 5):
+        steps = 0
+
+        def killed(self: WorkFolder, name: str, arrays: Any, last: Any = last) -> None:
+            nonlocal steps
+            save(self, name, arrays)
+            steps += name == "student"
+            if last in (name, steps):
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(WorkFolder, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                pair.run(tmp_path / "work")
+    found, _ = pair.run(tmp_path / "work")
+    for mine, theirs in zip(found.modules, want.modules, strict=True):
+        assert_allclose(mine.up, theirs.up, rtol=0, atol=0)
+        assert_allclose(mine.down, theirs.down, rtol=0, atol=0)
+
+
+def test_what_another_job_has_kept_is_left_alone(tmp_path):
+    WorkFolder(tmp_path, "a").save("target", {"x": np.arange(3)})
+    assert WorkFolder(tmp_path, "b").load("target") is None
+    assert WorkFolder(tmp_path, "a").load("source") is None
+    found = WorkFolder(tmp_path, "a").load("target")
+    assert found is not None
+    assert_allclose(found["x"], np.arange(3))
+    (tmp_path / "target.safetensors").write_bytes(b"torn")
+    assert WorkFolder(tmp_path, "a").load("target") is None
+    WorkFolder(tmp_path, "a").remove()
+    assert not tmp_path.exists()
