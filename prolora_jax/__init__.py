@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prolora_jax.catalog.catalog import run_catalog as run_catalog
     from prolora_jax.catalog.catalog import scan_catalog as scan_catalog
     from prolora_jax.catalog.catalog import write_page as write_page
+    from prolora_jax.catalog.refined import refine_files as refine_files
     from prolora_jax.catalog.run import CatalogJob as CatalogJob
     from prolora_jax.catalog.verify import verify_catalog as verify_catalog
     from prolora_jax.errors import AdapterRefused as AdapterRefused
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from prolora_jax.nets.adapters.lora import detach as detach
     from prolora_jax.nets.adapters.lora import merge as merge
     from prolora_jax.nets.adapters.lora import unmerge as unmerge
+    from prolora_jax.nets.pipelines.delta import draw_delta as draw_delta
     from prolora_jax.nets.pipelines.generation import generate as generate
     from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline as load_pipeline
     from prolora_jax.nets.pipelines.stock import stock_pipeline as stock_pipeline
@@ -64,6 +66,10 @@ if TYPE_CHECKING:
     from prolora_jax.plans.plan import MigrationPlan as MigrationPlan
     from prolora_jax.plans.report import MigrationReport as MigrationReport
     from prolora_jax.plans.rules import ModuleRule as ModuleRule
+    from prolora_jax.refine.job.by_samples import by_samples as by_samples
+    from prolora_jax.refine.job.files import DrawingBases as DrawingBases
+    from prolora_jax.refine.job.files import RefineRequest as RefineRequest
+    from prolora_jax.refine.job.recipe import RefineRecipe as RefineRecipe
     from prolora_jax.subspaces.compute import compute_subspaces as compute_subspaces
     from prolora_jax.subspaces.store import MemoryStore as MemoryStore
     from prolora_jax.verification.adapter import verify_adapter as verify_adapter
@@ -103,6 +109,7 @@ _HOME = {
     "unmerge": "nets.adapters.lora",
     # pictures
     "generate": "nets.pipelines.generation",
+    "draw_delta": "nets.pipelines.delta",
     "load_pipeline": "nets.pipelines.pipeline_loading",
     "stock_pipeline": "nets.pipelines.stock",
     # migration
@@ -120,6 +127,11 @@ _HOME = {
     "plan_file": "migration.one_file",
     "Writing": "migration.files",
     "verify_file": "verification.file",
+    "refine_files": "catalog.refined",
+    "DrawingBases": "refine.job.files",
+    "RefineRequest": "refine.job.files",
+    "RefineRecipe": "refine.job.recipe",
+    "by_samples": "refine.job.by_samples",
     "similarity": "migration.base_similarity",
     "build_subspaces": "migration.ahead",
     "convert_file": "io.adapters.whole_files",

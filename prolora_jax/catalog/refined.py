@@ -17,7 +17,7 @@ from prolora_jax.migration.files import refuse_outputs
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.refined import Refined
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.refine.job.files import Bases, FileRefinement, RefinedFile, RefineRequest
+from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefinedFile, RefineRequest
 from prolora_jax.subspaces.store import BasisStore
 
 WORK_ENDING = ".refine-work"
@@ -46,7 +46,7 @@ class RefinedFiles:
 def refine_files(
     inputs: Sequence[str | Path],
     out: str | Path,
-    bases: Bases,
+    bases: DrawingBases,
     request: RefineRequest,
     *,
     store: BasisStore | None = None,

@@ -104,7 +104,7 @@ def refine(
     from prolora_jax.evaluation.side_by_side import usual_dtype
     from prolora_jax.migration.files import Writing
     from prolora_jax.plans.options import MigrationOptions
-    from prolora_jax.refine.job.files import Bases, RefineRequest
+    from prolora_jax.refine.job.files import DrawingBases, RefineRequest
 
     how = {"kind": kind, "teacher": teacher, "seed": seed, "batch": batch}
     how |= {"draw_steps": draw_steps, "guidance": guidance, "at_once": at_once}
@@ -115,7 +115,7 @@ def refine(
     options = MigrationOptions(method="copy", assume_base=assume_base)
     request = RefineRequest(recipe, writing, options, trigger, size)
     computed = usual_dtype() if dtype == "auto" else dtype
-    bases = Bases(source, target, source_parts, target_parts, computed)
+    bases = DrawingBases(source, target, source_parts, target_parts, computed)
     reporter = Reporter(common.quiet)
     with reporter.shown():
         found = refine_files(

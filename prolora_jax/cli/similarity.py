@@ -105,14 +105,14 @@ def _by_samples(
     from prolora_jax.evaluation.side_by_side import usual_dtype
     from prolora_jax.io.documents import read_prompts
     from prolora_jax.refine.job.by_samples import by_samples
-    from prolora_jax.refine.job.files import Bases
+    from prolora_jax.refine.job.files import DrawingBases
     from prolora_jax.refine.job.prompts import GENERIC
     from prolora_jax.refine.job.recipe import RefineRecipe
 
     recipe = RefineRecipe(GENERIC if prompts is None else read_prompts(prompts), **pools)
     reporter = Reporter(common.quiet)
     with reporter.shown():
-        found = by_samples(Bases(*places, usual_dtype()), recipe, size, reporter)
+        found = by_samples(DrawingBases(*places, usual_dtype()), recipe, size, reporter)
     if common.json:
         write_json(found)
         return 0

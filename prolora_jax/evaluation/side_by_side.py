@@ -32,7 +32,7 @@ from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.refine.job.files import Bases, require_one_latent_space
+from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
 from prolora_jax.subspaces.store import BasisStore
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
@@ -225,7 +225,7 @@ def draw_side_by_side(
     _require(request, has_source=pair is not None)
     if source is not None and DELTA in request.arms:
         parts = None if request.parts is None else Path(request.parts)
-        require_one_latent_space(Bases(Path(source), Path(request.base), None, parts))
+        require_one_latent_space(DrawingBases(Path(source), Path(request.base), None, parts))
     # Before gigabytes are read: a wrong name should not cost minutes.
     files = [_read(file, options) for file in request.files]
     always = request.always and _read(request.always, options)

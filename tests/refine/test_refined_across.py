@@ -20,7 +20,7 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, write_report
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.refine.job.files import Bases, FileRefinement, RefineRequest
+from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -46,7 +46,9 @@ def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
     pl.save_adapter(made_adapter(loaded(pair.folders[0])[1], 1), given, base=source.spec)
     writing = Writing("lora")
     request = RefineRequest(RECIPE, writing, pl.MigrationOptions(method="copy"), OWN)
-    job = FileRefinement(Bases(*pair.folders), BasePair(source, target), request, tmp_path / "w")
+    job = FileRefinement(
+        DrawingBases(*pair.folders), BasePair(source, target), request, tmp_path / "w"
+    )
     out = tmp_path / "out.safetensors"
     ((_, _, report, refusal),) = job.refine([(given, out)])
     assert refusal is None

@@ -34,7 +34,7 @@ UNET = "unet."
 
 
 @dataclass(frozen=True)
-class Bases:
+class DrawingBases:
     """Where two base models draw from.
 
     Attributes:
@@ -64,9 +64,9 @@ class RefineRequest:
         pixels: height and width of samples; None for what the target was trained on.
     """
 
-    recipe: RefineRecipe
-    writing: Writing
-    options: MigrationOptions
+    recipe: RefineRecipe = RefineRecipe()
+    writing: Writing = Writing("lora")
+    options: MigrationOptions = MigrationOptions(method="copy")
     words: tuple[str, ...] = ()
     pixels: int | None = None
 
@@ -105,7 +105,7 @@ def latent_space(place: Path, parts: Path | None = None) -> dict[str, Any]:
     return found | {"pixels_per_latent": 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8}
 
 
-def require_one_latent_space(bases: Bases) -> int:
+def require_one_latent_space(bases: DrawingBases) -> int:
     """Refuse base models whose nets speak of different latents.
 
     Args:
@@ -141,7 +141,7 @@ class FileRefinement:
 
     def __init__(
         self,
-        bases: Bases,
+        bases: DrawingBases,
         pair: BasePair,
         request: RefineRequest,
         work: Path,

@@ -10,6 +10,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.refine import triggers
 from prolora_jax.refine.fitting import FROM_ZERO, RETEACH, RefineOptions
 from prolora_jax.refine.guard import Way
+from prolora_jax.refine.job.prompts import GENERIC
 from prolora_jax.refine.teacher import Teacher
 
 Kind = Literal["auto", "style", "concept"]
@@ -37,7 +38,7 @@ class RefineRecipe:
         micro_batch: of them through the net at once; 0 for all.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[str, ...] = GENERIC
     kind: Kind = "auto"
     teacher: Teacher = "effect"
     rows: int = 512
