@@ -29,6 +29,7 @@ COMMANDS = {
     "subspaces prune": ["subspaces", "prune"],
     "similarity": ["similarity", "--source", "a", "--target", "b"],
     "migrate": ["migrate", "a.safetensors", "--source", "a", "--target", "b", "--out", "o"],
+    "refine": ["refine", "a.safetensors", "--source", "a", "--target", "b", "--out", "o"],
     "status": ["status", "folder"],
     "convert": ["convert", "a.safetensors", "--to", "kohya", "--out", "o.safetensors"],
     "verify": ["verify", "a.safetensors"],
