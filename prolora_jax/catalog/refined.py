@@ -82,10 +82,11 @@ def refine_files(
     work = Path(f"{out}{WORK_ENDING}")
     planned = _Planned([(given[0], out)], {}, []) if one else _planned(given, out, request)
     before = {output for _, output in planned.todo if not one and _record(output) is not None}
+    # What a run that was killed has left half done is its own.
+    own = request.writing._replace(overwrite=request.writing.overwrite or work.is_dir())
     for path, output in planned.todo:
-        # What a run that was killed has left half done is its own.
-        if output not in before and not work.is_dir():
-            refuse_outputs(path, output, request.writing, read=read)
+        if output not in before:
+            refuse_outputs(path, output, own, read=read)
     pair = open_pair(bases.source, bases.target, store, workers)
     may_write = replace(request, writing=request.writing._replace(overwrite=True))
     job = FileRefinement(bases, pair, may_write, work, progress)

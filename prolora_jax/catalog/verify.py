@@ -140,5 +140,7 @@ def _recomputed(
     if checked.verdict == "not-compared":
         absent = ", ".join(checked.absent)
         return f"not compared: its input is not there: {absent}", 0.0, sample
+    if checked.verdict == "learned":
+        return f"not recomputed: {checked.learned} modules were learned from samples", worst, sample
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
     return "; ".join([*checked.problems, *bad][:3]), worst, sample

@@ -264,6 +264,11 @@ def verdict_of(checked: "VerifyReport") -> str:
             f"{', '.join(checked.absent)}. Put it back; where it is one adapter and lies "
             "elsewhere, name it with --source-lora."
         )
+    if checked.verdict == "learned":
+        return (
+            f"Not verified: nothing wrong was found, but {checked.learned} modules were learned "
+            "from samples, which no weights say. The same `prolora refine` makes the same file."
+        )
     open_ = checked.counts.get("undetermined", 0)
     verified = f"Verified, but for what {open_} modules leave open." if open_ else "Verified."
     drawn = checked.sample

@@ -73,6 +73,7 @@ def verify(
         checked = verify_file(output, source_lora, source, target, **how)
     if common.json:
         code = {"failed": "not-verified", "not-compared": Refusal.MISSING_FILE}
+        code["learned"] = "learned"
         said = {"verdict": checked.verdict, "code": code.get(checked.verdict)}
         write_json({**said, "message": tables.verdict_of(checked), **asdict(checked)})
     else:

@@ -107,6 +107,8 @@ def with_learned(checked: VerifyReport, found: Unlearned, told: MigrationReport)
     )
     return replace(
         checked,
+        ok=False,
+        learned=number,
         modules=modules,
         counts=dict(Counter(one.verdict for one in modules)),
         not_checked=(*open_, *checked.not_checked),

@@ -49,6 +49,7 @@ class VerifyReport:
         absent: adapters that the file was made from and that are not there. Its factors were
             then not compared with anything, and only the rest was checked.
         sample: how many of the projected modules were recomputed.
+        learned: modules that `prolora refine` has taught, by the report.
     """
 
     ok: bool
@@ -59,14 +60,22 @@ class VerifyReport:
     not_checked: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     sample: Sample = Sample(0, 0)
+    learned: int = 0
 
     @property
-    def verdict(self) -> Literal["verified", "failed", "not-compared"]:
-        """In one word: `not-compared` when nothing is wrong but the input is not there."""
+    def verdict(self) -> Literal["verified", "failed", "not-compared", "learned"]:
+        """In one word: `not-compared` when nothing is wrong but the input is not there.
+
+        `learned` when nothing is wrong but modules were learned from samples: a report that says so
+        is not believed, and nothing else tells what their factors should be.
+        """
         if self.ok:
             return "verified"
-        failed = self.problems or self.counts.get("failed")
-        return "failed" if failed or not self.absent else "not-compared"
+        if self.problems or self.counts.get("failed"):
+            return "failed"
+        if self.absent:
+            return "not-compared"
+        return "learned" if self.learned else "failed"
 
 
 def with_problems(checked: VerifyReport, problems: Sequence[str]) -> VerifyReport:

@@ -5,7 +5,7 @@ prompt; pictures name theirs by its place. So a row costs its latents alone, and
 texts of its own making.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,20 @@ from prolora_jax.nets.unet.loading import Params
 Latents = Float[np.ndarray, "batch channels height width"]
 Count = Callable[[int, int], None]
 """Called with how many of how many are done."""
+
+
+def filled_batches(total: int, at_once: int) -> Iterator[tuple[int, Int[np.ndarray, " at_once"]]]:
+    """Batches of one size, so that one program serves all: the last is filled up with its own rows.
+
+    Args:
+        total: rows.
+        at_once: rows of a batch.
+
+    Yields:
+        The first row, and the places of all.
+    """
+    for begin in range(0, total, at_once):
+        yield begin, np.resize(np.arange(begin, min(begin + at_once, total)), at_once)
 
 
 def embedded(
@@ -53,10 +67,8 @@ def embedded(
     tokens = pipeline.tokens(list(prompts))
     embed = partial(_embed, pipeline)
     found = []
-    for begin in range(0, len(prompts), at_once):
-        some = tokens[begin : begin + at_once]
-        filled = np.resize(some, (at_once, *some.shape[1:]))
-        told = embed(texts, filled, used)
+    for _, some in filled_batches(len(prompts), at_once):
+        told = embed(texts, tokens[some], used)
         found.append(jax.tree.map(lambda a: np.asarray(a, np.float32), told))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(prompts)], *found)
 
@@ -100,9 +112,8 @@ def draw_latents(
     draw = partial(_draw, pipeline, steps, guidance > 1)
     untold = jax.tree.map(lambda a: a[empty : empty + 1], told)
     found = []
-    for begin in range(0, len(places), at_once):
+    for begin, some in filled_batches(len(places), at_once):
         count(begin, len(places))
-        some = np.resize(np.arange(begin, min(begin + at_once, len(places))), at_once)
         keys = picture_keys([seeds[int(i)] for i in some])
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
         start = starting_noise(keys, shape)
@@ -143,9 +154,8 @@ def answers(
     ask = partial(_ask, pipeline)
     used = _on_unet(params, scales)
     found = []
-    for begin in range(0, len(noisy), at_once):
+    for begin, some in filled_batches(len(noisy), at_once):
         count(begin, len(noisy))
-        some = np.resize(np.arange(begin, min(begin + at_once, len(noisy))), at_once)
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
         times_now = np.asarray(times[some], np.float32)
         given = ask(params["unet"], noisy[some], times_now, said, used)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -91,7 +92,7 @@ class BaseNet:
     recipe: RefineRecipe
     progress: Progress
 
-    @property
+    @cached_property
     def shown(self) -> Shown:
         """The noise of its training, and what it predicts."""
         sampler = self.pipeline.sampler

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import msgspec
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
@@ -65,7 +66,7 @@ class RefineRequest:
     """
 
     recipe: RefineRecipe = RefineRecipe()
-    writing: Writing = Writing("lora")
+    writing: Writing = Writing()
     options: MigrationOptions = MigrationOptions(method="copy")
     words: tuple[str, ...] = ()
     pixels: int | None = None
@@ -152,6 +153,8 @@ class FileRefinement:
         if request.pixels is not None:
             side = max(1, request.pixels // per_latent)
             recipe = replace(recipe, size=(side, side))
+        if request.writing.format == "same":  # a student has factors, whatever the input has
+            request = replace(request, writing=request.writing._replace(format="lora"))
         self.pair, self.request, self.work = pair, request, work
         self._progress = progress
         dtype = jnp.dtype(bases.dtype)
@@ -199,10 +202,10 @@ class FileRefinement:
         if record is None:
             return False
         try:
-            ready = self._ready(path, path)
+            given = self._read(path).adapter
         except AdapterRefused:
             return False
-        return self._models.folder(ready.todo).stamp == record.stamp
+        return self._models.stamp_of(given, self._words(given)) == record.stamp
 
     def close(self) -> None:
         """All is done: nothing that was kept on the way is needed any more."""
@@ -210,7 +213,7 @@ class FileRefinement:
 
     def _ready(self, path: Path, output: Path) -> "_Ready":
         """One file copied, which a student is to start from."""
-        fitted = read_fitted(path, self.pair.source, self.request.options, self.request.writing)
+        fitted = self._read(path)
         plan = plan_fitted(fitted, self.pair, self.request.options, self._progress)
         copied, report = run_plan(fitted.adapter, self.pair, plan, may_be_empty=True)
         given, spec = fitted.adapter, self.pair.target.spec
@@ -227,10 +230,15 @@ class FileRefinement:
                 "which a student could learn; use `prolora migrate`",
                 code=Refusal.NO_MATCHING_MODULE,
             )
-        prompts = self.request.recipe.prompts
-        words = own_words(given.metadata, self.request.words, prompts)
-        todo = ToRefine(given, copied, from_zero, words, f"adapter-{given.fingerprint[:16]}")
+        name = f"adapter-{given.fingerprint[:16]}"
+        todo = ToRefine(given, copied, from_zero, self._words(given), name)
         return _Ready(path, output, todo, report)
+
+    def _read(self, path: Path) -> Fitted:
+        return read_fitted(path, self.pair.source, self.request.options, self.request.writing)
+
+    def _words(self, given: Adapter) -> tuple[str, ...]:
+        return own_words(given.metadata, self.request.words, self.request.recipe.prompts)
 
     def _written(self, one: "_Ready", done: RefinedAdapter) -> MigrationReport:
         """The output and its report, on the disk."""

@@ -122,8 +122,16 @@ class PairRefinement:
 
     def folder(self, one: ToRefine) -> WorkFolder:
         """What is kept of one adapter."""
-        stamp = self.recipe.stamp(self.stamp, one.given.fingerprint, one.words)
-        return WorkFolder(self.work / one.name, stamp)
+        return WorkFolder(self.work / one.name, self.stamp_of(one.given, one.words))
+
+    def stamp_of(self, given: Adapter, words: Sequence[str]) -> str:
+        """A digest of all that an adapter's refinement depends on.
+
+        Args:
+            given: fitted to the source.
+            words: of its own.
+        """
+        return self.recipe.stamp(self.stamp, given.fingerprint, words)
 
     def _net(self, name: str) -> BaseNet:
         if self._resident is None or self._resident.name != name:

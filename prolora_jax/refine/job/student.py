@@ -13,7 +13,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.tree import grafted, kernels, leaf_at
-from prolora_jax.nets.pipelines.answers import predicted
+from prolora_jax.nets.pipelines.answers import filled_batches, predicted
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.refine.rows import NoisyRows
@@ -89,8 +89,7 @@ def answers_of(
         at_once: rows in one batch.
     """
     found = []
-    for begin in range(0, len(rows.noisy), at_once):
-        some = np.resize(np.arange(begin, min(begin + at_once, len(rows.noisy))), at_once)
+    for begin, some in filled_batches(len(rows.noisy), at_once):
         part = rows.noisy[some], rows.times[some], rows.conditioning[some]
         found.append(np.asarray(_ask(predict, factors, part))[: len(rows.noisy) - begin])
     return np.concatenate(found)

@@ -1,9 +1,8 @@
-"""Refined where not all can be copied: a pruned target, and one with another text encoder."""
+"""Refined where not all can be copied: the target has another text encoder."""
 
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from refined_pairs import (
@@ -12,7 +11,6 @@ from refined_pairs import (
     loaded,
     made_adapter,
     made_pair,
-    require_torchs_teacher,
 )
 
 import prolora_jax as pl
@@ -24,18 +22,6 @@ from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefineReq
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
-
-
-@pytest.fixture(autouse=True)
-def small_process() -> None:
-    """Programs of the nets before, and the nets, go first."""
-    jax.clear_caches()
-    loaded.cache_clear()
-
-
-def test_teacher_of_a_pruned_target(tmp_path, monkeypatch):
-    pruned = made_pair(tmp_path, "sdxl", "ssd-1b")
-    require_torchs_teacher(pruned, tmp_path / "work", monkeypatch)
 
 
 def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
@@ -64,7 +50,7 @@ def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
     assert after < before
     pair.target.load_lora_weights(tmp_path, weight_name=out.name)
     checked = verify_file(out)
-    assert checked.verdict == "verified", checked.problems
+    assert (checked.verdict, checked.ok) == ("learned", False), checked.problems
     told = report.to_dict()
     assert read_report(out) == told
     short = report.refined.from_zero[1:]
