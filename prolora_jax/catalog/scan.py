@@ -179,7 +179,13 @@ class Scanner:
     def _judged(self, path: Path, progress: Progress | None, alone: bool) -> Outlook:
         try:
             adapter = self._adapter(path)
-            fitted = fit_to(self._pair.source, adapter, self._options, self._writing.format)
+            fitted = fit_to(
+                self._pair.source,
+                adapter,
+                self._options,
+                self._writing.format,
+                folder=path.is_dir(),
+            )
             looked = self._planned(fitted, path, progress)
             return replace(looked, header=adapter.metadata) if alone else looked
         except (AdapterRefused, UsageError) as error:
@@ -268,7 +274,9 @@ def with_energies(
             quiet=True,
             structured=True,
         )
-        fitted = fit_to(pair.source, adapter, options, writing.format)
+        fitted = fit_to(
+            pair.source, adapter, options, writing.format, folder=found.item.path.is_dir()
+        )
         plan = plan_fitted(fitted, pair, options)
         energy, moved = energy_that_moves(fitted.adapter, plan)
     except BaseModelError:

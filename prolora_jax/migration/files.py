@@ -71,6 +71,7 @@ def read_fitted(
     writing: Writing,
     *,
     licence_seen: bool = False,
+    folder: bool = False,
 ) -> Fitted:
     """Read an adapter that may be migrated, and hold it against the source.
 
@@ -81,6 +82,7 @@ def read_fitted(
         writing: what may be read.
         licence_seen: whether its licence was looked at before, as the scan of a catalog does for
             all files of a folder together.
+        folder: whether input and output are folders as peft writes them.
 
     Returns:
         The adapter with its paths in the source.
@@ -97,7 +99,7 @@ def read_fitted(
     )
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
-    return fit_to(source, adapter, options, writing.format)
+    return fit_to(source, adapter, options, writing.format, folder=folder)
 
 
 def write_migrated(

@@ -9,7 +9,12 @@ from prolora_jax.plans.options import MigrationOptions
 
 
 def fit_to(
-    source: BaseModel, adapter: Adapter, options: MigrationOptions, format: str = "kohya"
+    source: BaseModel,
+    adapter: Adapter,
+    options: MigrationOptions,
+    format: str = "kohya",
+    *,
+    folder: bool = False,
 ) -> Fitted:
     """Hold an adapter against its source, as a migration's options say; its factors are LoRA's.
 
@@ -18,6 +23,7 @@ def fit_to(
         adapter: as read.
         options: of the migration.
         format: that the output is to have, as it is asked for; by default one that holds anything.
+        folder: whether input and output are folders as peft writes them.
 
     Raises:
         AdapterRefused: see `adapters.fitting.fit`; or the format does not hold what is kept.
@@ -31,7 +37,7 @@ def fit_to(
         factor_rank=options.factors,
         keep_dora=options.dora == "keep",
         late=True,
-        keep_own=holds_own(adapter.format, format, options),
+        keep_own=holds_own(adapter, format, options, folder=folder),
         whole_own=options.copies_as_is,
     )
     require_place(found.adapter, format)

@@ -17,6 +17,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.engines.prefetch import prefetch
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import BaseModelError, ProloraError
+from prolora_jax.io.adapters.files import writes_folder
 from prolora_jax.io.adapters.inputs import likely_rank
 from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.method.encoding import rank_class
@@ -330,7 +331,10 @@ def read_job(
     started = time.perf_counter()
     refuse_outputs(job.source, job.output, for_job(job, writing))
     # The scan of a catalog has looked at the licences of its files.
-    fitted = read_fitted(job.source, pair.source, options, writing, licence_seen=True)
+    folder = job.source.is_dir() and writes_folder(job.output, "peft")
+    fitted = read_fitted(
+        job.source, pair.source, options, writing, licence_seen=True, folder=folder
+    )
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)

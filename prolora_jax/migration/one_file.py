@@ -10,6 +10,7 @@ from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.adapters.files import writes_folder
 from prolora_jax.io.adapters.peft_folder import is_adapter_folder
 from prolora_jax.io.adapters.sidecars import Folders, carry
 from prolora_jax.io.outputs.reports import read_plan
@@ -81,7 +82,8 @@ def plan_file(
     """
     paths = _paths(inputs, merge)
     pair = open_pair(source, target, store, workers)
-    given = _read(paths, pair, options, writing or Writing(), weights if merge else None)
+    folder = paths[0].is_dir()
+    given = _read(paths, pair, options, writing or Writing(), weights if merge else None, folder)
     return _planned(given, pair, plan, progress)
 
 
@@ -130,7 +132,8 @@ def migrate_file(
     places = (location_of(source), location_of(target))
     refuse_outputs(paths[0], out, writing, read=(*paths, *places))
     pair = open_pair(source, target, store, workers)
-    given = _read(paths, pair, options, writing, weights if merge else None)
+    folder = paths[0].is_dir() and writes_folder(out, "peft")
+    given = _read(paths, pair, options, writing, weights if merge else None, folder)
     todo = _planned(given, pair, plan, progress)
     migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
@@ -168,10 +171,12 @@ def _read(
     options: MigrationOptions | None,
     writing: Writing,
     weights: Sequence[float] | None,
+    folder: bool,  # noqa: FBT001 (all of them are given)
 ) -> _Given:
     """The adapter that is to be migrated; with weights it is the sum of the inputs."""
     options, spec = options or MigrationOptions(), pair.source.spec
-    given = [read_fitted(path, pair.source, options, writing) for path in paths]
+    folder = folder and weights is None
+    given = [read_fitted(path, pair.source, options, writing, folder=folder) for path in paths]
     parts = [fitted.adapter for fitted in given]
     if weights is None:
         return _Given(given[0], parts, options)

@@ -2,21 +2,32 @@
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.algorithms.table import WRITTEN
 from prolora_jax.adapters.formats.own_keys import HOLD_OWN
 from prolora_jax.method.encoding import HostFactors
 from prolora_jax.plans.options import MigrationOptions
 
 
-def holds_own(format: str, asked: str, options: MigrationOptions) -> bool:
+def holds_own(
+    adapter: Adapter, asked: str, options: MigrationOptions, *, folder: bool = False
+) -> bool:
     """Whether an output may have modules that are written as they are.
 
     Args:
-        format: of the input.
-        asked: of the output, as the user has said it.
+        adapter: the input, as read.
+        asked: format of the output, as the user has said it.
         options: of the migration.
+        folder: whether input and output are folders as peft writes them.
     """
-    return asked == "same" and format in HOLD_OWN and not options.uniform_rank
+    if asked != "same" or options.uniform_rank:
+        return False
+    if adapter.format in HOLD_OWN:
+        return True
+    # A folder of peft's holds modules of one kind alone: all are written as they are, or none.
+    own = [module for module in adapter.structured if module.algorithm in WRITTEN]
+    whole = all(module.settings and module.alpha for module in own)
+    return folder and adapter.format == "peft" and options.copies_as_is and whole
 
 
 def stays(module: LoraModule, options: MigrationOptions) -> bool:

@@ -44,8 +44,8 @@ def made_plain(adapter: Adapter) -> tuple[str, ...]:
     """
     if adapter.format in HOLD_OWN:
         return ()
-    found = {m.made_from.algorithm for m in adapter.modules if m.made_from is not None}
-    names = sorted(found & WRITTEN)
+    made = [m.made_from for m in adapter.modules if m.made_from is not None]
+    names = sorted({one.algorithm for one in made if one.own is None} & WRITTEN)
     return (f"{MADE_PLAIN}{', '.join(names)}",) if names else ()
 
 

@@ -136,7 +136,9 @@ def _lokr(module: StructuredModule, shape: Shape, _: np.ndarray) -> Matrix:
     first = first.reshape(first.shape[0], first.shape[1], 1)
     second = second.reshape(second.shape[0], shape[1] // first.shape[1], -1)
     product = np.einsum("abz,cdk->acbdk", first, second)
-    scale = 1.0 if {"w1", "w2"} <= parts.keys() else _scale(module, rank)
+    # Of peft alone full ones are scaled; alpha is then by the rank of its configuration.
+    unscaled = {"w1", "w2"} <= parts.keys() and not module.settings
+    scale = 1.0 if unscaled else _scale(module, rank)
     return scale * product.reshape(shape[0], -1)
 
 

@@ -1,8 +1,8 @@
 """LoKr: the Kronecker product of two small matrices (formats.md 2.1; LyCORIS, peft).
 
 `update = scale * kron(w1, w2)`. Each of the two is full (`w1`), or two factors (`w1_a @ w1_b`);
-w2 of a convolution may have a core, `t2`. Where both are full nothing scales them, whatever alpha
-says.
+w2 of a convolution may have a core, `t2`. Where both are full nothing scales them in LyCORIS,
+whatever alpha says; peft scales them like all others, by the rank of its configuration.
 
 The singular form of a Kronecker product is that of its halves: the products of their singular
 values, and of their vectors. So the rank is often full, and the best factors cost next to nothing.
@@ -50,9 +50,15 @@ def _rank(parts: Parts) -> int:
     return 1
 
 
+def is_full(parts: Parts) -> bool:
+    """Whether both matrices are full, so that no tensor says a rank."""
+    return {"lokr_w1", "lokr_w2"} <= parts.keys()
+
+
 def _scale(module: StructuredModule) -> float:
-    both_full = {"lokr_w1", "lokr_w2"} <= module.parts.keys()
-    return 1.0 if both_full else scale_of(module, _rank(module.parts))
+    if is_full(module.parts) and not module.settings:
+        return 1.0
+    return scale_of(module, _rank(module.parts))  # of a full one of peft's, for a rank of 1
 
 
 def _halves(parts: Parts) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,8 @@ def dump(
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
     if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
         adapter = fold_scales(adapter)
-    tensors = _tensors(adapter, format, spec) | magnitudes | own_tensors(adapter, format, spec)
+    own = own_tensors(adapter, format, spec, folded=folded)
+    tensors = _tensors(adapter, format, spec) | magnitudes | own
     header = header_strings(adapter, format)
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)

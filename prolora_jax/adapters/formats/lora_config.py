@@ -52,11 +52,15 @@ _READ = {
 }
 
 
+_Patterns = Sequence[tuple[Callable[[str], object], Any]]
+"""What a pattern says, by whether it fits a module."""
+
+
 class _Config(NamedTuple):
     """The LoraConfig of one component, with its alpha patterns ready for use."""
 
     fields: Mapping[str, Any]
-    alphas: Sequence[tuple[Callable[[str], object], Any]]
+    alphas: _Patterns
 
 
 def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: str) -> float | None:
@@ -91,6 +95,32 @@ def _require_alpha(text: str, path: str, rank: int, origin: str) -> float | None
     if alpha is not None and not math.isfinite(alpha):
         raise _unreadable(origin, f"alpha {alpha} of {path}")
     return alpha
+
+
+def rank_by_config(path: str, metadata: Mapping[str, str], origin: str) -> int:
+    """The rank that a file's configuration gives one module, whose tensors do not say one.
+
+    Args:
+        path: dotted module path with component.
+        metadata: header strings of the file, a configuration among them.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: the configuration cannot be used, or gives no rank.
+    """
+    return _require_rank(metadata[HEADER_KEY], path, origin)
+
+
+def _require_rank(text: str, path: str, origin: str) -> int:
+    component, _, module = path.partition(".")
+    try:
+        ranks, default = _ranks(text, component, origin)
+    except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
+        raise _unreadable(origin, str(failure)) from failure
+    rank = next((value for fits, value in ranks if fits(module)), default)
+    if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
+        return rank
+    raise _unreadable(origin, f"r {rank!r} of {path}")
 
 
 def settings_of(path: str, metadata: Mapping[str, str], origin: str) -> Mapping[str, Any]:
@@ -173,11 +203,21 @@ def _config(text: str, component: str, origin: str) -> _Config:
         prefix = f"{component}."
         fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
     _require_plain(fields, origin)
-    patterns = (fields.get("alpha_pattern") or {}).items()
+    return _Config(fields, _patterns(fields, "alpha_pattern"))
+
+
+@lru_cache(maxsize=8)
+def _ranks(text: str, component: str, origin: str) -> tuple[_Patterns, Any]:
+    fields = _config(text, component, origin).fields
+    return _patterns(fields, "rank_pattern"), fields.get("r")
+
+
+def _patterns(fields: Mapping[str, Any], name: str) -> _Patterns:
+    patterns = (fields.get(name) or {}).items()
     costly = sum(_REPEAT.search(pattern) is not None for pattern, _ in patterns)
     if len(patterns) > _MOST_PATTERNS or costly > _MOST_COSTLY:
         raise ValueError(f"{len(patterns)} patterns, {costly} of them with repeats")
-    return _Config(fields, [(_matcher(pattern), value) for pattern, value in patterns])
+    return [(_matcher(pattern), value) for pattern, value in patterns]
 
 
 def _matcher(pattern: str) -> Callable[[str], object]:

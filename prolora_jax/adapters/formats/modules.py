@@ -8,6 +8,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import AlphaZero, LoraModule, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import lacks_axes, shapes_of
+from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import (
     PLAIN_PARTS,
     algorithm_reading,
@@ -16,6 +17,7 @@ from prolora_jax.adapters.algorithms.table import (
 from prolora_jax.adapters.formats.keys import Part
 from prolora_jax.adapters.formats.lora_config import (
     alpha_by_config,
+    rank_by_config,
     require_same_kind,
     settings_of,
 )
@@ -134,6 +136,8 @@ def _structured(
     require_same_kind(path, algorithm.name, metadata, origin)
     settings = settings_of(path, metadata, origin)
     alpha = alpha_by_config(path, algorithm.rank(parts), metadata, origin)
+    if alpha is not None and is_full(parts):  # an alpha for a rank of 1, which it has here
+        alpha /= rank_by_config(path, metadata, origin)
     if "alpha" in group.parts:
         alpha = _scalar(*group.parts["alpha"], path, origin)
     if alpha == 0 and algorithm.zero_alpha_is_disputed:

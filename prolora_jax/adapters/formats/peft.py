@@ -7,15 +7,21 @@ with its fields prefixed by component; `io.peft_folder` makes folders of it.
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
+from prolora_jax.adapters.algorithms.algorithm import setting
+from prolora_jax.adapters.algorithms.lokr import is_full
+from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name
 
 Value = float | int
+_LAYOUT = ("use_effective_conv2d", "decompose_both", "decompose_factor")
+"""Fields of LoHa's and LoKr's configurations that decide the shapes of their tensors."""
 
 
 def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
@@ -36,7 +42,7 @@ def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
-    """The LoraConfig of each component, as JSON with the component before each field.
+    """The configuration of each component, as JSON with the component before each field.
 
     The commonest rank and alpha stand for all; modules with others are listed in `rank_pattern`
     and `alpha_pattern`, one pattern for each value, which is why peft's own loader does not take
@@ -46,14 +52,15 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
         adapter: resolved.
         dora: paths of modules that have a magnitude.
     """
-    by_component: dict[str, list[LoraModule]] = {}
-    for module in adapter.modules:
-        by_component.setdefault(module.path.partition(".")[0], []).append(module)
+    by_component = _by_component(adapter.modules)
+    own = _by_component(m for m in adapter.structured if m.algorithm in WRITTEN)
     name = base_name(adapter.metadata)
+    of_each = {component: _fields(modules) for component, modules in by_component.items()}
+    of_each |= {component: _own_fields(modules) for component, modules in own.items()}
     fields = {
         f"{component}.{field}": value
-        for component, modules in by_component.items()
-        for field, value in (_fields(modules) | {"base_model_name_or_path": name}).items()
+        for component, values in of_each.items()
+        for field, value in (values | {"base_model_name_or_path": name}).items()
     }
     with_magnitude = {path.partition(".")[0] for path in dora}
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
@@ -62,20 +69,22 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
     return json.dumps(fields)
 
 
+_M = TypeVar("_M", LoraModule, StructuredModule)
+
+
+def _by_component(modules: Iterable[_M]) -> dict[str, list[_M]]:
+    found: dict[str, list[_M]] = {}
+    for module in modules:
+        found.setdefault(module.path.partition(".")[0], []).append(module)
+    return found
+
+
 def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
     ranks = {_inner(module): module.rank for module in modules}
     alphas = {_inner(module): _plain(module.scale * module.rank) for module in modules}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
     return {
         "peft_type": "LORA",
-        "task_type": None,
-        "auto_mapping": None,
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": alpha,
-        "rank_pattern": _patterns(ranks, rank),
-        "alpha_pattern": _patterns(alphas, alpha),
-        "target_modules": sorted(ranks),
+        **_sizes(ranks, alphas, "lora_alpha"),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -85,7 +94,53 @@ def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
     }
 
 
-def _inner(module: LoraModule) -> str:
+def _own_fields(modules: Sequence[StructuredModule]) -> dict[str, object]:
+    """The configuration of modules of LoHa or LoKr: their layout is the input's."""
+    sizes = {_inner(module): _size_of(module) for module in modules}
+    ranks = {path: rank for path, (rank, _) in sizes.items()}
+    alphas = {path: _plain(alpha) for path, (_, alpha) in sizes.items()}
+    layout = {name: setting(modules[0], name) for name in _LAYOUT}
+    return {
+        "peft_type": modules[0].algorithm.upper(),
+        **_sizes(ranks, alphas, "alpha"),
+        **{name: value for name, value in layout.items() if value is not None},
+        "rank_dropout": 0.0,
+        "module_dropout": 0.0,
+        "init_weights": True,
+    }
+
+
+def _size_of(module: StructuredModule) -> tuple[int, float]:
+    """Rank and alpha of a module of LoHa or LoKr."""
+    rank = algorithm_for(module).rank(module.parts)
+    alpha = float(rank) if module.alpha is None else module.alpha
+    if not is_full(module.parts):
+        return rank, alpha
+    # Its tensors say no rank: from a large one peft makes full matrices, too. The quotient by a
+    # power of two is exact.
+    widest = max(max(part.shape[:2]) for part in module.parts.values())
+    rank = 1 << (widest - 1).bit_length()
+    return rank, alpha * rank
+
+
+def _sizes(
+    ranks: Mapping[str, Value], alphas: Mapping[str, Value], field: str
+) -> dict[str, object]:
+    """What all kinds have: ranks, alphas under the kind's own name, and the modules."""
+    rank, alpha = _commonest(ranks), _commonest(alphas)
+    return {
+        "task_type": None,
+        "auto_mapping": None,
+        "inference_mode": True,
+        "r": rank,
+        field: alpha,
+        "rank_pattern": _patterns(ranks, rank),
+        "alpha_pattern": _patterns(alphas, alpha),
+        "target_modules": sorted(ranks),
+    }
+
+
+def _inner(module: LoraModule | StructuredModule) -> str:
     return module.path.partition(".")[2]
 
 
