@@ -2,5 +2,6 @@
 
 tree.py: Which layer of a base model is where in a tree of parameters.
 lora.py: Adapters merged into a net's kernels, or put beside them.
+vectors.py: Biases and norms that an adapter adds to, too.
 adapted.py: Nets that use the adapters beside their kernels, by linen's interceptors.
 """

@@ -36,6 +36,7 @@ from prolora_jax.nets.adapters.tree import (
     spec_of,
     walk,
 )
+from prolora_jax.nets.adapters.vectors import biases, warn_of_vectors, with_vectors_added
 
 Scale = float | jax.Array
 _WHOLE = FactorRank(1.0, None)
@@ -52,7 +53,7 @@ def merge(
     assume_base: str | None = None,
     factor_rank: FactorRank = _WHOLE,
 ) -> Tree:
-    """Add an adapter's update to the kernels it is for.
+    """Add an adapter's update to the kernels it is for, and to biases and norms where it has some.
 
     The sum is formed in float32 and rounded once to the kernel's dtype. In float32 `unmerge`
     therefore gives back each kernel to 1e-6 of its largest number; in bfloat16 both roundings
@@ -77,16 +78,19 @@ def merge(
 
     Raises:
         AdapterRefused: a module is not in the tree, or has another shape there; or all fit, but
-            the adapter is another base model's, as SSD-1B's fit SDXL.
+            the adapter is another base model's, as SSD-1B's fit SDXL; or it adds to a bias or norm
+            that the tree lacks, or has whole layers of its own.
     """
     places = kernels(params)
     add = _added_in_place if donate else _added
     new = {}
-    for module in _modules_for(params, adapter, parts, assume_base, factor_rank):
+    fitted = _fitted(params, adapter, assume_base, factor_rank)
+    vectors = with_vectors_added(params, fitted, scale, parts)
+    for module in _modules_for(params, fitted, parts):
         place = places[module.path]
         down, up = _kernel_factors(module)
         new[place] = add(leaf_at(params, place), down, up, scale)
-    return grafted(params, new)
+    return grafted(params, new | vectors)
 
 
 def unmerge(
@@ -120,7 +124,8 @@ def attach(
 
     A program that was compiled for a tree is used again for any other of the same structure:
     other factors under the same name, of the same ranks. `adapter.alike` makes several adapters
-    so.
+    so. Biases and norms that an adapter adds to are left out, which is logged with their share of
+    the update.
 
     Args:
         params: as for `merge`.
@@ -149,7 +154,9 @@ def attach(
                 f"{sorted(taken)}; choose another, or detach the old one first",
                 code=Refusal.BAD_NAME,
             )
-        for module in _modules_for(params, adapter, parts, assume_base, factor_rank):
+        fitted = _fitted(params, adapter, assume_base, factor_rank)
+        warn_of_vectors(fitted, parts)
+        for module in _modules_for(params, fitted, parts):
             *layer, _ = places[module.path]
             dtype = leaf_at(params, places[module.path]).dtype
             for side, factor in zip(("down", "up"), _kernel_factors(module), strict=True):
@@ -216,18 +223,23 @@ def attached(params: Mapping[Any, Any], spec: BaseModelSpec | None = None) -> di
     return {name: from_flax(tree, spec, name=name) for name in sorted(attached_names(params))}
 
 
-def _modules_for(
+def _fitted(
     params: Mapping[Any, Any],
     adapter: Adapter,
-    parts: Collection[str],
     assume_base: str | None,
     factor_rank: FactorRank,
+) -> Adapter:
+    """An adapter with its paths in the tree, factors of LoRA alone."""
+    known: dict[str, Any] = {"matrix": matrices(params), "bias": biases(params)}
+    return fit(adapter, spec_of(params), assume_base, factor_rank=factor_rank, **known).adapter
+
+
+def _modules_for(
+    params: Mapping[Any, Any], adapter: Adapter, parts: Collection[str]
 ) -> tuple[LoraModule, ...]:
-    """The modules of an adapter that are to be put in, with their paths; all must be there."""
+    """The modules of a fitted adapter that are to be put in; all must be there."""
     spec = spec_of(params)
-    known: dict[str, Any] = {"matrix": matrices(params), "factor_rank": factor_rank}
-    fitted = fit(adapter, spec, assume_base, **known).adapter
-    kept = tuple(m for m in fitted.modules if m.path.partition(".")[0] in parts)
+    kept = tuple(m for m in adapter.modules if m.path.partition(".")[0] in parts)
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
         part = absent[0].partition(".")[0]
