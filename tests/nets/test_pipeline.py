@@ -125,6 +125,8 @@ def test_the_same_picture_without_and_with_an_adapter(both, tmp_path):
         both.torch.unload_lora_weights()
 
 
+# Its two classes; that every base model's net predicts what torch's does is asked above.
+@pytest.mark.parametrize("both", ["sd15", "sdxl"], indirect=True)
 def test_diffusers_own_flax_pipeline_with_our_unet(both):
     pipeline, torch_sampler = both.pipeline, both.torch.scheduler
     if not pipeline.is_sdxl_family:
