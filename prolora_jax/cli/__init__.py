@@ -9,6 +9,7 @@ demo_tables.py: What `prolora demo` shows.
 generate.py: `prolora generate`.
 main.py: The command line as a whole: which commands there are, exit codes, `--config`.
 migrate_options.py: The options of `prolora migrate` in groups, most used first.
+migrate_refine.py: `prolora migrate --refine`: the job of `prolora refine`, in words of `migrate`.
 migrate_many.py: `prolora migrate` with several inputs or a folder.
 status.py: `prolora status`.
 store_tables.py: What a store holds, as tables for people and as rows for JSON.

@@ -20,7 +20,7 @@ def demo(
     The nets ship with the package: one draws digits, the other is what SSD-1B is to SDXL, the same
     net with blocks removed and distilled. A style trained on the first is moved to the second with
     every arm; each output is verified, measured on held-out digits and shown beside the others.
-    No network, no GPU.
+    The arm refine learns from what both nets draw. No network, no GPU.
 
     Args:
         out_path: folder for everything the demo writes; what it wrote before is replaced.

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App, CycloptsError
-from cyclopts.config import Yaml
+from cyclopts.config import Dict, Yaml
 
 from prolora_jax.errors import ProloraError, Refusal
 
@@ -172,6 +173,17 @@ def _config(words: Sequence[str]) -> tuple[Yaml, ...]:
     return ()
 
 
+class _OptionsFile(Yaml):
+    """Options of whichever command is called; one may have the name of a command (`refine`)."""
+
+    def __call__(self, app: App, commands: tuple[str, ...], arguments: Any) -> None:
+        """Give every key to the command: read flat, those named like commands are left out."""
+        nested = self.config
+        for name in reversed(commands):
+            nested = {name: nested}
+        Dict(nested, source=self.source)(app, commands, arguments)
+
+
 def _yaml(path: str) -> Yaml:
     from prolora_jax.errors import UsageError
     from prolora_jax.io.documents import require_options_file
@@ -182,7 +194,7 @@ def _yaml(path: str) -> Yaml:
             code=Refusal.MISSING_FILE,
         )
     require_options_file(Path(path))
-    found = Yaml(path, use_commands_as_keys=False, must_exist=True)
+    found = _OptionsFile(path, must_exist=True)
     if "rules" in found.config:
         from prolora_jax.plans.rules import read_rules
 

@@ -33,6 +33,7 @@ def migrate(
     format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
     options: Annotated[GroupedOptions, Parameter(name="*")] = OPTIONS,
     preset: Annotated[Literal["paper"] | None, Parameter(group=HOW)] = None,
+    refine: Annotated[bool, Parameter(negative="", group=HOW)] = False,
     merge: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
     weight: Annotated[tuple[float, ...], Parameter(group=WHAT)] = (),
     allow_pickle: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
@@ -63,6 +64,9 @@ def migrate(
             are copied stay so; lora: the input's, LoRA factors alone; kohya: what kohya's trainer
             writes for this base.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
+        refine: copy, then teach the copies by samples of both base models, as `prolora refine`
+            does, with its usual budget: data-free, not training-free; both base models must draw.
+            Other options of How, Matching and Catalog are refused with it.
         merge: write one adapter, the sum of the inputs; its rank is the sum of theirs, which
             --rank cuts.
         weight: of an input of --merge, in their order, once for each [default: 1 for all].
@@ -80,6 +84,10 @@ def migrate(
         keep_operators: of one adapter: leave subspaces and operators in the store, gigabytes for
             a pair of SDXL's size, so that the next one is quick; catalogs always do.
     """
+    if refine:
+        from prolora_jax.cli.migrate_refine import migrate_refined
+
+        return migrate_refined(migrate, locals())
     from prolora_jax.migration.files import Writing
     from prolora_jax.migration.one_file import is_one
 

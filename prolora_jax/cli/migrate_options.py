@@ -40,13 +40,20 @@ GROUPS = {
 
 
 def _grouped() -> type:
-    """`MigrationOptions` for the command line: the same names and defaults, each in its group."""
+    """`MigrationOptions` for the command line: the same names and defaults, each in its group.
+
+    Without a method there is None: `--refine` has to know whether one was asked for.
+    """
     hints, known = get_type_hints(MigrationOptions), {f.name: f for f in fields(MigrationOptions)}
     shown: list[tuple[str, Any, Any]] = [
         (name, Annotated[hints[name], Parameter(group=group)], field(default=known[name].default))
         for group, names in GROUPS.items()
         for name in names
     ]
+    hint = hints["method"] | None
+    usual = Parameter(group=HOW, show_default=lambda _: MigrationOptions.method)
+    unsaid = ("method", Annotated[hint, usual], field(default=None))
+    shown = [unsaid if one[0] == "method" else one for one in shown]
     made = make_dataclass("GroupedOptions", shown, frozen=True)
     # What comes from the standard library, as all dataclasses made like this one, is no options.
     made.__module__, made.__doc__ = __name__, MigrationOptions.__doc__
@@ -70,6 +77,8 @@ def chosen(given: GroupedOptions, preset: str | None = None) -> MigrationOptions
         BadOption: one has a value that it cannot have.
     """
     values: dict[str, Any] = {f.name: getattr(given, f.name) for f in fields(MigrationOptions)}
+    if values["method"] is None:
+        del values["method"]
     if preset == "paper":
         values |= {"method": "prolora", "gate": "phi", "gate_sides": "left"}
     return MigrationOptions(**values)

@@ -5,6 +5,7 @@ metrics/: Measures: arrays in, one number out.
 laboratory/: Small diffusion models that anyone can train, to see which adapters survive a move.
 demo.py: The embedded demo: a small trained net, its pruned child, and a style that has to move.
 pictures.py: Heat maps: numbers by block and role.
+demo_refine.py: The demo's arm that learns: the style copied, then taught by samples of both nets.
 demo_run.py: The demo as one job: a style moved by every method, verified, judged, drawn.
 side_by_side.py: What a base model draws with an adapter, moved to it by each method.
 

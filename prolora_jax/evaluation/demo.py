@@ -29,6 +29,8 @@ FOLDER = Path(__file__).parent / "demo_lab"
 RECIPE, PICTURES = "recipe.yaml", "held_out.safetensors"
 SOURCE, TARGET, STYLE, SEED = "source", "pruned", "invert", 0
 STEPS = 30
+DRAWN = 64
+"""Pictures that each of both nets draws for the arm that learns from them."""
 DEPTH = Depth(pictures=160, repeats=4, own=False, scales=False)
 
 
@@ -42,7 +44,7 @@ def demo_contest(store: FolderStore | None = None) -> Contest:
         What moves the style and measures it.
     """
     workshop = Workshop(FOLDER, read_yaml(FOLDER / RECIPE, Recipe), pictures=_pictures())
-    return Contest(Pair(workshop, TARGET, SOURCE, store), STYLE, SEED, DEPTH)
+    return Contest(Pair(workshop, TARGET, SOURCE, store, DRAWN), STYLE, SEED, DEPTH)
 
 
 def style_file(base: str = SOURCE) -> Path:

@@ -9,9 +9,11 @@ import numpy as np
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.evaluation.demo import demo_contest, drawn, style_file
+from prolora_jax.evaluation.demo_refine import against_copy, facts_of_refine, refine_style
 from prolora_jax.evaluation.laboratory.adapters import factors_of
 from prolora_jax.evaluation.laboratory.samples import write_grid
 from prolora_jax.evaluation.laboratory.trials import Contest, Result
+from prolora_jax.evaluation.metrics.shares import Share
 from prolora_jax.evaluation.pictures import block_map, similarity_panels
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.files import load_adapter
@@ -24,9 +26,11 @@ from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.relation import relation
 from prolora_jax.plans.report import MigrationReport
 from prolora_jax.verification.adapter import verify_adapter
+from prolora_jax.verification.file import verify_file
 from prolora_jax.verification.result import VerifyReport
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
+REFINE = "refine"
 HEAT_MAP = "similarity.png"
 _STAGE = "drawing and judging"
 
@@ -63,19 +67,22 @@ def run_demo(
         OutputError: a file cannot be written.
     """
     out = Path(out)
-    progress(_STAGE, 0, len(METHODS) + 2)
+    stages = len(METHODS) + 3
+    progress(_STAGE, 0, stages)
     contest = demo_contest(FolderStore(out / "bases") if store is None else store)
     pair, base = contest.pair.bases, MigrationOptions()
     pictures = {"no LoRA: 0%": drawn(contest, {})}
     measures = _measured(pair, base, progress)
     rows: list[dict[str, Any]] = []
     for place, method in enumerate(METHODS, 1):
-        progress(_STAGE, place, len(METHODS) + 2)
+        progress(_STAGE, place, stages)
         row, pictures_of_it = _method(method, contest, out, progress)
         rows.append(row)
         pictures[f"{method}: {row['share'][0]:.0%}"] = pictures_of_it
+    progress(_STAGE, stages - 2, stages)
+    refine = _refine(contest, out, rows, pictures)
     pictures["trained on target: 100%"] = drawn(contest, contest.trained)
-    progress(_STAGE, len(METHODS) + 2, len(METHODS) + 2)
+    progress(_STAGE, stages, stages)
     write_grid(pictures, out / "pictures.png")
     title = "source -> pruned target   (red dot: below the gate)"
     sides = {path: measure.sides for path, measure in measures.items()}
@@ -83,6 +90,7 @@ def run_demo(
     verdict = relation(measures, 0, base)
     summary = {
         "arms": rows,
+        "refine": refine,
         "loss_without": float(contest.none_losses.mean()),
         "loss_trained": float(contest.trained_losses.mean()),
         "relation": verdict.word,
@@ -124,6 +132,22 @@ def _method(
     return _row(method, report, checked, contest.judge(factors)), drawn(contest, factors)
 
 
+def _refine(
+    contest: Contest, out: Path, rows: list[dict[str, Any]], pictures: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """The arm that learns, put to the others; and what else is to be said of it."""
+    path = out / f"style.{REFINE}.safetensors"
+    report = refine_style(contest, path)
+    checked = verify_file(path)
+    factors = factors_of(load_adapter(path, contest.pair.bases.target.spec))
+    row = _row(REFINE, report, checked, contest.judge(factors))
+    shares = {one["method"]: Share(*one["share"]) for one in (*rows, row)}
+    rows.append(row)
+    pictures[f"{REFINE}: {row['share'][0]:.0%}"] = drawn(contest, factors)
+    compared = against_copy(shares[REFINE], shares["copy"])
+    return facts_of_refine(contest, report) | {"against_copy": compared}
+
+
 def _row(
     method: str, report: MigrationReport, checked: VerifyReport, result: Result
 ) -> dict[str, Any]:
@@ -139,5 +163,6 @@ def _row(
         "loss": result.effect_loss,
         "share": list(result.arrived),
         "verified": checked.ok,
+        "verdict": checked.verdict,
         "worst_error": checked.worst_error,
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prolora_jax.architectures.flax_trees import unet_from_flax
-from prolora_jax.evaluation.demo import FOLDER, demo_contest
+from prolora_jax.evaluation.demo import FOLDER
 from prolora_jax.evaluation.laboratory import (
     data,
     exams,
@@ -29,9 +29,7 @@ from prolora_jax.evaluation.laboratory.distillation import (
 from prolora_jax.evaluation.laboratory.exams import Depth
 from prolora_jax.evaluation.laboratory.lessons import Split
 from prolora_jax.evaluation.laboratory.recipe import AdapterRecipe, BaseRecipe, Recipe
-from prolora_jax.evaluation.laboratory.refining import AdapterSamples, StudentSettings, fitted
 from prolora_jax.evaluation.laboratory.sweep import Arm, Sweep, results, run_sweep
-from prolora_jax.evaluation.laboratory.trials import Contest, Pair
 from prolora_jax.io.documents import read_json, read_yaml
 from prolora_jax.nets.unet.loading import initial_params
 
@@ -190,18 +188,3 @@ def test_unknown_settings_of_a_student_show_at_once():
         Arm(control="distil")
     name = Arm(control="refine", options={"teacher": "absolute", "steps": 3}).name
     assert name == "refine steps=3 teacher=absolute"
-
-
-def test_a_student_beats_the_copy_on_the_demos_pruned_net():
-    """What docs/refine.md is for, on nets that ship: 12 steps on 64 rows."""
-    contest: Contest = demo_contest()
-    shown = AdapterSamples(contest)
-    assert 0 <= contest.pair.samples.disagreement < 0.1
-    settings = StudentSettings(rows=64, steps=12, rate=4e-3)
-    refined, facts = fitted(shown, "refine", settings)
-    copied, _ = fitted(shown, "reteach", settings)  # a style: the copy stays
-    assert facts.style
-    gain = contest.effect_losses(copied).mean() - contest.effect_losses(refined).mean()
-    assert gain > 0
-    assert facts.mismatch[1] < 0.8 * facts.mismatch[0]
-    assert Pair(contest.pair.workshop, "pruned").source == contest.pair.source

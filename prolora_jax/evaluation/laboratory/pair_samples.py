@@ -31,10 +31,12 @@ class PairSamples:
         workshop: where both were trained.
         source: name of the one.
         target: name of the other.
+        pictures: that each draws; `POOL` if None.
     """
 
-    def __init__(self, workshop: Workshop, source: str, target: str):
+    def __init__(self, workshop: Workshop, source: str, target: str, pictures: int | None = None):
         self.workshop, self.source, self.target = workshop, source, target
+        self.pictures = POOL if pictures is None else pictures
         self.hastened = workshop.recipe.base(target).kind == "hasten"
 
     def of_target(self) -> Predict:
@@ -59,25 +61,30 @@ class PairSamples:
     @cached_property
     def pool_of_target(self) -> SamplePool:
         """T."""
-        return self.drawn(self.of_target(), _even_words(TARGET_SEED), TARGET_SEED)
+        return self.drawn(self.of_target(), self._even_words(TARGET_SEED), TARGET_SEED)
 
     @cached_property
     def pool_of_source(self) -> SamplePool:
         """S."""
-        return self.drawn(self.of_source(), _even_words(SOURCE_SEED), SOURCE_SEED)
+        return self.drawn(self.of_source(), self._even_words(SOURCE_SEED), SOURCE_SEED)
 
     @cached_property
-    def disagreement(self) -> float:
-        """The guard's R (docs/refine.md 4)."""
+    def losses(self) -> dict[str, float]:
+        """Of each net on samples of both, as `disagreement` names them."""
         on_target, on_source = (
             self._losses(pool) for pool in (self.pool_of_target, self.pool_of_source)
         )
-        return disagreement(
-            source_on_target=on_target[0],
-            target_on_source=on_source[1],
-            target_own=on_target[1],
-            source_own=on_source[0],
-        )
+        return {
+            "source_on_target": on_target[0],
+            "target_on_source": on_source[1],
+            "target_own": on_target[1],
+            "source_own": on_source[0],
+        }
+
+    @property
+    def disagreement(self) -> float:
+        """The guard's R (docs/refine.md 4)."""
+        return disagreement(**self.losses)
 
     def _losses(self, pool: SamplePool) -> tuple[float, float]:
         """Denoising loss of the source and of the target, on the same noised samples."""
@@ -93,10 +100,10 @@ class PairSamples:
         )
         return source, target
 
-
-def _even_words(seed: int) -> np.ndarray:
-    """Words for pools that all adapters of a pair share."""
-    return draw_words(word_shares(np.zeros(NULL)), POOL, NULL, np.random.default_rng(seed))
+    def _even_words(self, seed: int) -> np.ndarray:
+        """Words for pools that all adapters of a pair share."""
+        even, rng = word_shares(np.zeros(NULL)), np.random.default_rng(seed)
+        return draw_words(even, self.pictures, NULL, rng)
 
 
 def _levels(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

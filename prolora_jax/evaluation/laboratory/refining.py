@@ -70,6 +70,7 @@ class StudentFacts:
         steps: taken; 0 where `reteach` does not apply and the copy stays.
         from_zero: whether nothing was copied.
         loss: of the first and of the last ten steps, on rows.
+        curve: the loss of each step.
         mismatch: effect mismatch before and after, on rows that were not learned.
         triggers: words that the adapter answers to.
         style: whether they are most words.
@@ -78,6 +79,7 @@ class StudentFacts:
     steps: int
     from_zero: bool
     loss: tuple[float, float] | None
+    curve: tuple[float, ...]
     mismatch: tuple[float, float]
     triggers: list[int]
     style: bool
@@ -197,6 +199,7 @@ def fitted(
         steps=0,
         from_zero=from_zero,
         loss=None,
+        curve=(),
         mismatch=(before, before),
         triggers=np.flatnonzero(triggers).tolist(),
         style=is_style(triggers),
@@ -221,6 +224,7 @@ def fitted(
         facts,
         steps=options.steps,
         loss=(float(curve[:10].mean()), float(curve[-10:].mean())),
+        curve=tuple(curve.tolist()),
         mismatch=(before, shown.mismatch(made)),
     )
 

@@ -119,6 +119,8 @@ class Pair:
         target: name of the target.
         source: name of the source; the one that the recipe compares the target with if empty.
         store: of subspaces; in memory if None.
+        pictures: that each of both draws for what learns from samples; the laboratory's number if
+            None.
     """
 
     def __init__(
@@ -127,8 +129,9 @@ class Pair:
         target: str,
         source: str = "",
         store: FolderStore | None = None,
+        pictures: int | None = None,
     ):
-        self.workshop, self.target = workshop, target
+        self.workshop, self.target, self.pictures = workshop, target, pictures
         self.source = source or workshop.recipe.source_of(target)
         self.bases = BasePair(
             load_base_model(workshop.base_folder(self.source)),
@@ -152,7 +155,7 @@ class Pair:
     @cached_property
     def samples(self) -> PairSamples:
         """What both draw by themselves."""
-        return PairSamples(self.workshop, self.source, self.target)
+        return PairSamples(self.workshop, self.source, self.target, self.pictures)
 
     def moved(
         self, adapter: str, seed: int, options: MigrationOptions
