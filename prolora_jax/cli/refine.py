@@ -40,14 +40,14 @@ def refine(
     steps: Annotated[int | None, Parameter(group=HOW)] = None,
     rows: Annotated[int | None, Parameter(group=HOW)] = None,
     batch: Annotated[int, Parameter(group=HOW)] = 32,
-    micro_batch: Annotated[int, Parameter(group=HOW)] = 0,
+    micro_batch: Annotated[int | None, Parameter(group=HOW)] = None,
     seed: Annotated[int, Parameter(group=HOW)] = 0,
     prompts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
     pictures: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     size: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     draw_steps: Annotated[int, Parameter(group=SAMPLES)] = 25,
     guidance: Annotated[float, Parameter(group=SAMPLES)] = 1.0,
-    at_once: Annotated[int, Parameter(group=SAMPLES)] = 4,
+    at_once: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=SAMPLES)] = "auto",
     format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
@@ -62,6 +62,7 @@ def refine(
     Data-free, not training-free: both base models draw, and a few gradient steps bring what no
     formula over weights does. First is measured whether both draw the same kind of pictures: where
     they do not, a style stays a copy and a concept is taught anew, and the report says so.
+    Rows are spread over all devices of this machine, or as many as a batch can be shared out to.
     Needs the extras: pip install 'prolora_jax[pipelines,refine]'.
 
     Args:
@@ -82,14 +83,16 @@ def refine(
         steps: of the student [default: 100; a concept taught anew 200; from nothing 300].
         rows: noised samples that the student learns from [default: 512].
         batch: rows of a step.
-        micro_batch: of them through the net at once, for small devices; 0 for all.
+        micro_batch: of them through the net at once, on each device; 0 for all [default: what 16 GB
+            are sure to hold: one row at 1024 pixels, four at 512].
         seed: of everything: the same command gives the same file.
         prompts: file of what is drawn, a prompt in a line [default: 32 of many kinds].
         pictures: that each model draws [default: 128].
         size: height and width of pictures in pixels [default: what the target was trained on].
         draw_steps: of the samplers.
         guidance: how much prompts count while drawing.
-        at_once: pictures or rows drawn or asked together.
+        at_once: pictures or rows drawn or asked together, on each device [default: one at 1024
+            pixels, four at 512].
         dtype: what both nets compute in [default: float32 on a CPU, else bfloat16].
         format: key convention of the output; same: the input's, LoRA factors alone.
         overwrite: replace an existing output.

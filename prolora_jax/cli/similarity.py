@@ -27,7 +27,7 @@ def similarity(
     size: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     draw_steps: Annotated[int, Parameter(group=SAMPLES)] = 25,
     seed: Annotated[int, Parameter(group=SAMPLES)] = 0,
-    at_once: Annotated[int, Parameter(group=SAMPLES)] = 4,
+    at_once: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """How close two base models are, module by module, and what to expect.
@@ -51,7 +51,7 @@ def similarity(
         size: height and width of pictures in pixels [default: what the target was trained on].
         draw_steps: of the samplers.
         seed: of the noise.
-        at_once: pictures drawn together.
+        at_once: pictures drawn together, on each device [default: one at 1024 pixels, four at 512].
     """
     if by_samples:
         pools = {"pictures": pictures, "draw_steps": draw_steps, "seed": seed, "at_once": at_once}

@@ -37,7 +37,6 @@ class RefineOptions:
         clip: largest norm of a gradient.
         seed: of the rows that each step draws.
         micro_batch: rows that go through the net at once; all of a batch if 0.
-        remat: whether activations are computed again on the way back, to save memory.
     """
 
     steps: int = 100
@@ -47,7 +46,6 @@ class RefineOptions:
     clip: float = 1.0
     seed: int = 0
     micro_batch: int = 0
-    remat: bool = False
 
     def __post_init__(self):
         if self.steps < 1 or self.batch < 1:
@@ -212,7 +210,6 @@ def fit(
             options.rate_at(step),
             batch=options.batch,
             parts=options.parts,
-            remat=options.remat,
             clip=options.clip,
             mesh=mesh,
         )
@@ -248,7 +245,7 @@ def _optimizer(clip: float) -> Any:
 
 
 def loss_and_gradient(
-    predict: Predict, factors: Any, rows: Rows, *, parts: int = 1, remat: bool = False
+    predict: Predict, factors: Any, rows: Rows, *, parts: int = 1
 ) -> tuple[Any, Any]:
     """Mean squared error of a student, and its gradient, summed over micro-batches.
 
@@ -257,15 +254,13 @@ def loss_and_gradient(
         factors: of the student.
         rows: all are used.
         parts: micro-batches; a divisor of the number of rows.
-        remat: whether activations are computed again on the way back.
 
     Returns:
         The loss, and a tree like `factors`.
     """
-    net = jax.checkpoint(predict) if remat else predict
 
     def loss(factors: Any, part: Rows) -> Any:
-        said = net(factors, part.noisy, part.times, part.conditioning)
+        said = predict(factors, part.noisy, part.times, part.conditioning)
         return jnp.mean((said.astype(jnp.float32) - part.target.astype(jnp.float32)) ** 2)
 
     both = jax.value_and_grad(loss)
@@ -283,7 +278,7 @@ def loss_and_gradient(
 
 @partial(
     jax.jit,
-    static_argnames=("batch", "parts", "remat", "clip", "mesh"),
+    static_argnames=("batch", "parts", "clip", "mesh"),
     donate_argnames=("state",),
 )
 def _step(
@@ -294,7 +289,6 @@ def _step(
     *,
     batch: int,
     parts: int,
-    remat: bool,
     clip: float,
     mesh: Mesh | None,
 ) -> FitState:
@@ -305,7 +299,7 @@ def _step(
         # Micro-batches follow each other, so each of them is spread: rows go round the devices.
         spread = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
         drawn = jax.tree.map(lambda a: _spread(a, parts, spread), drawn)
-    loss, gradient = loss_and_gradient(net, state.factors, drawn, parts=parts, remat=remat)
+    loss, gradient = loss_and_gradient(net, state.factors, drawn, parts=parts)
     # optax raises a Python number to the power of a counter.
     with jax.numpy_dtype_promotion("standard"):
         change, moments = _optimizer(clip).update(gradient, state.moments)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.nets.adapters.adapted import adapted
@@ -86,6 +87,7 @@ def draw_latents(
     guidance: float,
     empty: int,
     at_once: int = 4,
+    mesh: Mesh | None = None,
     count: Count = lambda done, total: None,
 ) -> Latents:
     """Latents from noise, one picture for each place and seed.
@@ -101,7 +103,9 @@ def draw_latents(
         steps: of the pipeline's sampler.
         guidance: how much the prompt counts against the one at `empty`; 1 or less for not at all.
         empty: the row of `told` that says nothing.
-        at_once: pictures in one batch.
+        at_once: pictures in one batch; on a mesh for each device.
+        mesh: devices with an axis `data`, over which the pictures of a batch are spread; `params`
+            have to be on all of them.
         count: called with how many are done.
 
     Returns:
@@ -112,11 +116,11 @@ def draw_latents(
     draw = partial(_draw, pipeline, steps, guidance > 1)
     untold = jax.tree.map(lambda a: a[empty : empty + 1], told)
     found = []
-    for begin, some in filled_batches(len(places), at_once):
+    for begin, some in filled_batches(len(places), at_once * _devices_of(mesh)):
         count(begin, len(places))
         keys = picture_keys([seeds[int(i)] for i in some])
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
-        start = starting_noise(keys, shape)
+        said, start, keys = _spread((said, starting_noise(keys, shape), keys), mesh)
         drawn = draw(params["unet"], said, untold, start, keys, guidance, used)
         found.append(np.asarray(drawn, np.float32)[: len(places) - begin])
     count(len(places), len(places))
@@ -133,6 +137,7 @@ def answers(
     *,
     scales: Mapping[str, Scale],
     at_once: int = 4,
+    mesh: Mesh | None = None,
     count: Count = lambda done, total: None,
 ) -> Latents:
     """What the UNet predicts, without guidance.
@@ -145,7 +150,9 @@ def answers(
         times: of its training, one for each row.
         places: the row of `told` that each row is told.
         scales: of the adapters to be used.
-        at_once: rows in one batch.
+        at_once: rows in one batch; on a mesh for each device.
+        mesh: devices with an axis `data`, over which the rows of a batch are spread; `params` have
+            to be on all of them.
         count: called with how many are done.
 
     Returns:
@@ -154,11 +161,11 @@ def answers(
     ask = partial(_ask, pipeline)
     used = _on_unet(params, scales)
     found = []
-    for begin, some in filled_batches(len(noisy), at_once):
+    for begin, some in filled_batches(len(noisy), at_once * _devices_of(mesh)):
         count(begin, len(noisy))
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
-        times_now = np.asarray(times[some], np.float32)
-        given = ask(params["unet"], noisy[some], times_now, said, used)
+        asked = _spread((noisy[some], np.asarray(times[some], np.float32), said), mesh)
+        given = ask(params["unet"], *asked, used)
         found.append(np.asarray(given)[: len(noisy) - begin])
     count(len(noisy), len(noisy))
     return np.concatenate(found)
@@ -175,6 +182,18 @@ def predicted(
 
 def _on_unet(params: Params, scales: Mapping[str, Scale]) -> dict[str, Scale]:
     return {name: s for name, s in scales.items() if "unet" in attached_places(params, name)}
+
+
+def _devices_of(mesh: Mesh | None) -> int:
+    """How many devices rows are spread over."""
+    return 1 if mesh is None else mesh.shape["data"]
+
+
+def _spread(rows: Any, mesh: Mesh | None) -> Any:
+    """Arrays with a row for each picture, an equal share of them on each device of a mesh."""
+    if mesh is None:
+        return rows
+    return jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
 
 
 @partial(jax.jit, static_argnums=0)

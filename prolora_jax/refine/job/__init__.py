@@ -2,6 +2,7 @@
 
 recipe.py: What is asked of a refinement: all that its numbers depend on, beside models and adapter.
 prompts.py: What pools show: prompts, and the adapter's own words after them.
+devices.py: The devices that a refinement is spread over.
 base_net.py: A base model on the device: the samples that it draws, and what it says of rows.
 shared.py: What all adapters of a pair share: samples of both base models, and R.
 effect.py: What one adapter does on its source: words, samples and answers.

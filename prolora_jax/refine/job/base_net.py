@@ -1,19 +1,23 @@
 """A base model on the device: the samples that it draws, and what it says of rows."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.engines.progress import Progress
-from prolora_jax.nets.adapters.lora import Scale
+from prolora_jax.nets.adapters.lora import Scale, attach
+from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.answers import answers, draw_latents, embedded
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling import levels
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.refine.job.devices import mesh_for, on_all
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.parametrisation import Parametrisation, converted, predicted
 from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool
@@ -84,6 +88,7 @@ class BaseNet:
         params: of all components, with an adapter beside the kernels where there is one.
         recipe: how samples are drawn.
         progress: called with (what, done, total).
+        mesh: devices that rows are spread over; all have the parameters.
     """
 
     name: str
@@ -91,6 +96,41 @@ class BaseNet:
     params: Params
     recipe: RefineRecipe
     progress: Progress
+    mesh: Mesh | None
+
+    @classmethod
+    def placed(
+        cls,
+        name: str,
+        loaded: tuple[Pipeline, Params],
+        recipe: RefineRecipe,
+        progress: Progress,
+    ) -> "BaseNet":
+        """A base model on as many devices as its rows can be spread over.
+
+        Args:
+            name: `source` or `target`, for messages.
+            loaded: of `load_pipeline`; the VAE's parameters are let go, as nothing here is decoded.
+            recipe: how samples are drawn.
+            progress: called with (what, done, total).
+        """
+        pipeline, params = loaded
+        used, mesh = (
+            {part: tree for part, tree in params.items() if part != "vae"},
+            mesh_for(recipe),
+        )
+        return cls(name, pipeline, on_all(used, mesh), recipe, progress, mesh)
+
+    def beside(self, name: str, adapter: Adapter) -> "BaseNet":
+        """The same with an adapter beside its kernels.
+
+        Args:
+            name: by which scales name it.
+            adapter: for this base model.
+        """
+        family = spec_of(self.params).family
+        params = attach(self.params, {name: adapter}, assume_base=family)
+        return replace(self, params=on_all(params, self.mesh))
 
     @cached_property
     def shown(self) -> Shown:
@@ -108,7 +148,7 @@ class BaseNet:
         used = scales or {}
         some = ["", *words]
         some += [""] * (-len(some) % _ROOM)
-        told = embedded(self.pipeline, self.params, some, used, at_once=self.recipe.at_once)
+        told = embedded(self.pipeline, self.params, some, used)
         return Spoken(told, used, len(words))
 
     def pool(
@@ -140,7 +180,8 @@ class BaseNet:
             steps=recipe.draw_steps,
             guidance=recipe.guidance,
             empty=EMPTY,
-            at_once=recipe.at_once,
+            at_once=recipe.asked_at_once(size),
+            mesh=self.mesh,
             count=self._count(stage),
         )
         return SamplePool(latents, places.astype(np.int32))
@@ -164,7 +205,8 @@ class BaseNet:
             times,
             rows.conditioning,
             scales=who.scales,
-            at_once=self.recipe.at_once,
+            at_once=self.recipe.asked_at_once(rows.noisy.shape[2:]),
+            mesh=self.mesh,
             count=self._count(stage),
         )
         signal, noise = (x.reshape(-1, 1, 1, 1) for x in shown.levels(rows.times))

@@ -59,12 +59,13 @@ def by_samples(
     load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
 
     def target() -> BaseNet:
-        loaded = load(bases.target, parts=bases.target_parts)
-        return BaseNet("target", *loaded, recipe, progress)
+        return BaseNet.placed(
+            "target", load(bases.target, parts=bases.target_parts), recipe, progress
+        )
 
     theirs = shared.of_target(target(), recipe)
     ours = shared.of_source(
-        BaseNet("source", *load(bases.source, parts=bases.source_parts), recipe, progress),
+        BaseNet.placed("source", load(bases.source, parts=bases.source_parts), recipe, progress),
         theirs,
         recipe,
     )

@@ -13,6 +13,13 @@ from prolora_jax.refine.guard import Way
 from prolora_jax.refine.job.prompts import GENERIC
 from prolora_jax.refine.teacher import Teacher
 
+LATENTS_AT_ONCE = 128 * 128
+"""Places of pictures that a device takes through a net at once: of one row at 1024 pixels, of four
+at 512. What that needs is in docs/benchmarks.md."""
+USUALLY_AT_ONCE = 4
+"""Rows, at most, of small pictures that are drawn or asked at once."""
+LATENTS_KEPT = 64 * 64
+"""Above it, activations inside of blocks are computed again on the way back, not kept."""
 Kind = Literal["auto", "style", "concept"]
 Budget = Literal["low", "normal", "high"]
 
@@ -31,11 +38,13 @@ class RefineRecipe:
         guidance: of the pools; 1 for none.
         size: height and width in latents; None for what the target was trained on.
         seed: of everything.
-        at_once: pictures or rows in one batch, which changes no more than rounding does.
+        at_once: pictures or rows that a device draws or is asked at once, which changes no more
+            than rounding does; None for what 16 GB are sure to hold, four at most.
         noises: that each word is tried on.
         steps: of the student; None for what its way asks for (100; 200 retaught; 300 from zero).
         batch: rows of a step.
-        micro_batch: of them through the net at once; 0 for all.
+        micro_batch: of them that a device takes through the net at once; 0 for its whole share,
+            None for what 16 GB are sure to hold.
     """
 
     prompts: tuple[str, ...] = GENERIC
@@ -47,17 +56,17 @@ class RefineRecipe:
     guidance: float = 1.0
     size: tuple[int, int] | None = None
     seed: int = 0
-    at_once: int = 4
+    at_once: int | None = None
     noises: int = triggers.NOISES
     steps: int | None = None
     batch: int = 32
-    micro_batch: int = 0
+    micro_batch: int | None = None
 
     def __post_init__(self):
         """Refuse what cannot be followed."""
         least = {"rows": 2, "pictures": 2, "draw_steps": 1, "at_once": 1, "noises": 1, "batch": 1}
         for name, smallest in least.items():
-            if (found := getattr(self, name)) < smallest:
+            if (found := getattr(self, name)) is not None and found < smallest:
                 raise UsageError(
                     f"refine: found {name} {found}; expected {smallest} or more; nothing could be "
                     "learned from less",
@@ -69,15 +78,45 @@ class RefineRecipe:
                 "file of them, one in a line, or leave the option away",
                 code=Refusal.BAD_OPTION,
             )
-        self.fit_for("refine", from_zero=False)
+        RefineOptions(batch=self.batch, micro_batch=self.micro_batch or 0)
 
-    def fit_for(self, way: Way, *, from_zero: bool) -> RefineOptions:
+    def asked_at_once(self, size: tuple[int, int]) -> int:
+        """Pictures or rows that a device draws or is asked at once.
+
+        Args:
+            size: their height and width in latents.
+        """
+        most = max(1, LATENTS_AT_ONCE // (size[0] * size[1]))
+        return self.at_once or min(USUALLY_AT_ONCE, most)
+
+    def shares(self, devices: int) -> int:
+        """Over how many devices the rows of a step are spread: each takes as many.
+
+        Args:
+            devices: that there are.
+
+        Returns:
+            At least one, whatever the batch.
+        """
+        unit = self.micro_batch or 1
+        return max(n for n in range(1, devices + 1) if n == 1 or self.batch % (n * unit) == 0)
+
+    def fit_for(
+        self, way: Way, *, from_zero: bool, size: tuple[int, int], devices: int = 1
+    ) -> RefineOptions:
         """How the student of one way is fitted.
 
         Args:
             way: `refine` or `reteach`.
             from_zero: whether nothing at all was copied.
+            size: height and width of its rows in latents.
+            devices: of `shares`, that its rows are spread over.
         """
+        share = self.batch // devices
+        micro = self.micro_batch or share
+        if self.micro_batch is None:
+            most = max(1, LATENTS_AT_ONCE // (size[0] * size[1]))
+            micro = max(n for n in range(1, share + 1) if n <= most and share % n == 0)
         usual = RETEACH if way == "reteach" else RefineOptions()
         if from_zero:
             usual = FROM_ZERO
@@ -85,10 +124,21 @@ class RefineRecipe:
             usual,
             steps=usual.steps if self.steps is None else self.steps,
             batch=self.batch,
-            micro_batch=self.micro_batch,
-            remat=0 < self.micro_batch < self.batch,
+            micro_batch=micro * devices,
             seed=self.seed,
         )
+
+    @staticmethod
+    def computes_again(options: RefineOptions, size: tuple[int, int], devices: int) -> bool:
+        """Whether activations are computed again on the way back, to save memory.
+
+        Args:
+            options: of `fit_for`.
+            size: height and width of rows in latents.
+            devices: that they are spread over.
+        """
+        places = options.batch // options.parts // devices * size[0] * size[1]
+        return options.parts > 1 or places > LATENTS_KEPT
 
     def stamp(self, *content: object) -> str:
         """A digest of the recipe and of what it is for.

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.outputs.work_folder import WorkFolder
-from prolora_jax.nets.adapters.lora import attach, attached_places
+from prolora_jax.nets.adapters.lora import attached_places
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
@@ -28,6 +29,7 @@ from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
+from prolora_jax.refine.job.devices import devices_of, on_all
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.student import (
     answers_of,
@@ -139,7 +141,7 @@ class PairRefinement:
             self._progress(f"loading the {name}", 0, 1)
             loaded = self._loads[name]()
             self._progress(f"loading the {name}", 1, 1)
-            self._resident = BaseNet(name, *loaded, self.recipe, self._progress)
+            self._resident = BaseNet.placed(name, loaded, self.recipe, self._progress)
         return self._resident
 
     def _target(self) -> shared.OfTarget:
@@ -165,11 +167,9 @@ class PairRefinement:
         if found is not None:
             return found
         net, words = self._net("source"), (*self.recipe.prompts, *one.words)
-        family = spec_of(net.params).family
-        beside = attach(net.params, {ADAPTER: one.given}, assume_base=family)
-        adapted_net, plain = replace(net, params=beside), net.spoken(words)
+        adapted_net, plain = net.beside(ADAPTER, one.given), net.spoken(words)
         adapted = plain._replace(scales={ADAPTER: 1.0})
-        if attached_places(beside, ADAPTER) - {"unet"}:
+        if attached_places(adapted_net.params, ADAPTER) - {"unet"}:
             adapted = adapted_net.spoken(words, {ADAPTER: 1.0})
         found = effect.effect_of(
             effect.Speaker(net, plain),
@@ -222,15 +222,26 @@ class PairRefinement:
         own = net.answers(found.rows, net.spoken(words), target.shown, "target answers")
         rows = effect.lesson(target, source.plain, found, own, way, recipe)
         start = self._start(one, net)
-        options = recipe.fit_for(way, from_zero=not factors_of(one.copied))
-        told = self._told(one, net, words).told
-        predict = student_net(net.pipeline, net.params, told, start, target.shown.last)
-        state = self._fitted(one, predict, rows, new_state(start, options), options)
+        size: tuple[int, int] = rows.noisy.shape[2:]
+        devices = devices_of(net.mesh)
+        options = recipe.fit_for(
+            way,
+            from_zero=not factors_of(one.copied),
+            size=size,
+            devices=devices,
+        )
+        told = on_all(jax.tree.map(jnp.asarray, self._told(one, net, words).told), net.mesh)
+        remat = recipe.computes_again(options, size, devices)
+        predict = student_net(net.pipeline, net.params, told, start, target.shown.last, remat=remat)
+        state = self._fitted(one, predict, rows, new_state(start, options), options, net.mesh)
         every = joined([target.rows, found.rows])
         before_any = np.concatenate([target.own, own])
         wanted = np.concatenate([found.on_target - source.plain, found.adapted - found.plain])
         missed = [
-            effect_mismatch(answers_of(predict, f, every, recipe.at_once) - before_any, wanted)
+            effect_mismatch(
+                answers_of(predict, f, every, recipe.asked_at_once(size), net.mesh) - before_any,
+                wanted,
+            )
             for f in (start, state.factors)
         ]
         adapter = self._written(one, net, state)
@@ -249,9 +260,7 @@ class PairRefinement:
         """What the student is told: the copied text encoders' modules count."""
         if not any(not module.path.startswith("unet.") for module in one.copied.modules):
             return net.spoken(words)
-        family = spec_of(net.params).family
-        beside = attach(net.params, {ADAPTER: one.copied}, assume_base=family)
-        return replace(net, params=beside).spoken(words, {ADAPTER: 1.0})
+        return net.beside(ADAPTER, one.copied).spoken(words, {ADAPTER: 1.0})
 
     def _start(self, one: ToRefine, net: BaseNet) -> dict[str, Any]:
         """Factors before the first step."""
@@ -269,7 +278,13 @@ class PairRefinement:
         return replace(one.copied, modules=modules)
 
     def _fitted(
-        self, one: ToRefine, predict: Any, rows: Rows, state: FitState, options: RefineOptions
+        self,
+        one: ToRefine,
+        predict: Any,
+        rows: Rows,
+        state: FitState,
+        options: RefineOptions,
+        mesh: Mesh | None,
     ) -> FitState:
         """The fit, taken up where it was left."""
         work = self.folder(one)
@@ -286,4 +301,4 @@ class PairRefinement:
                 arrays = {f"{i:05}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(now))}
                 work.save("student", arrays)
 
-        return fit(predict, rows, state, options, progress=after)
+        return fit(predict, rows, state, options, mesh=mesh, progress=after)

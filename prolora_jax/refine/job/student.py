@@ -1,12 +1,13 @@
 """The student on a real base model: its UNet with LoRA factors as an argument of their own."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
@@ -16,6 +17,7 @@ from prolora_jax.nets.adapters.tree import grafted, kernels, leaf_at
 from prolora_jax.nets.pipelines.answers import filled_batches, predicted
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.refine.job.devices import devices_of, each_a_share
 from prolora_jax.refine.rows import NoisyRows
 
 NAME = "student"
@@ -54,16 +56,24 @@ class StudentNet:
 
 
 def student_net(
-    pipeline: Pipeline, params: Params, told: Told, factors: Mapping[str, Any], last: float
+    pipeline: Pipeline,
+    params: Params,
+    told: Told,
+    factors: Mapping[str, Any],
+    last: float,
+    *,
+    remat: bool = False,
 ) -> jax.tree_util.Partial:
     """The target's net as `fitting.fit` takes it.
 
     Args:
         pipeline: of the target.
         params: of all its components.
-        told: what its UNet is told of each prompt; rows name theirs by its place.
+        told: what its UNet is told of each prompt, on the device; rows name theirs by its place.
         factors: of the modules that are taught, by path.
         last: the last time of its training.
+        remat: whether activations inside resnets and transformer blocks are computed again on the
+            way back. Of the whole net that would save nothing: at its end all are there at once.
 
     Returns:
         `predict(factors, noisy, times, places)`.
@@ -73,12 +83,12 @@ def student_net(
         (path, tuple(places[path][1:]), tuple(leaf_at(params, places[path]).shape))
         for path in sorted(factors)
     )
-    net = StudentNet(pipeline, taught, last)
-    return jax.tree_util.Partial(net, params["unet"], jax.tree.map(jnp.asarray, told))
+    net = StudentNet(replace(pipeline, unet=pipeline.unet.clone(remat=remat)), taught, last)
+    return jax.tree_util.Partial(net, params["unet"], told)
 
 
 def answers_of(
-    predict: Any, factors: Any, rows: NoisyRows, at_once: int
+    predict: Any, factors: Any, rows: NoisyRows, at_once: int, mesh: Mesh | None = None
 ) -> Float[np.ndarray, "n channels height width"]:
     """What a student says of rows.
 
@@ -86,12 +96,15 @@ def answers_of(
         predict: of `student_net`.
         factors: of the student.
         rows: what it is asked.
-        at_once: rows in one batch.
+        at_once: rows in one batch, for each device.
+        mesh: devices that rows are spread over; all have what `predict` needs.
     """
     found = []
-    for begin, some in filled_batches(len(rows.noisy), at_once):
+    for begin, some in filled_batches(len(rows.noisy), at_once * devices_of(mesh)):
         part = rows.noisy[some], rows.times[some], rows.conditioning[some]
-        found.append(np.asarray(_ask(predict, factors, part))[: len(rows.noisy) - begin])
+        found.append(
+            np.asarray(_ask(predict, factors, each_a_share(part, mesh)))[: len(rows.noisy) - begin]
+        )
     return np.concatenate(found)
 
 

@@ -1,0 +1,95 @@
+"""A refinement over eight virtual devices is that of one, and every device has its share.
+
+XLA reads these when its first device is asked for, so nothing else may have run in this process.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["NPROC"] = "16"  # with as many threads as cores some products wait for ever
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import tiny_pipelines
+import unets
+from refined_pairs import made_pair
+
+import prolora_jax as pl
+from prolora_jax.nets.pipelines import answers
+from prolora_jax.refine.job import base_net, student
+from prolora_jax.refine.job.devices import mesh_for
+from prolora_jax.refine.job.recipe import USUALLY_AT_ONCE, RefineRecipe
+
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
+SHARE = 1e-3
+"""Of the norm of what was learned: sums in another order, that twelve steps of Adam pass on."""
+
+
+@pytest.fixture(autouse=True)
+def memory_given_back_within() -> None:
+    """Programs stay until the file is done: every test here uses the same ones."""
+
+
+def updates(adapter: pl.Adapter) -> dict[str, np.ndarray]:
+    return {
+        m.path: m.scale * m.up.reshape(len(m.up), -1) @ m.down.reshape(len(m.down), -1)
+        for m in adapter.modules
+    }
+
+
+def distance(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
+    return float(np.sqrt(sum(np.square(one[path] - other[path]).sum() for path in other)))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, which: int) -> set[int]:
+    """How many rows of an argument a device has, in every call of a compiled function."""
+    inner, seen = getattr(place, name), set()
+
+    def watching(*given: Any) -> Any:
+        rows = jax.tree.leaves(given[which])[0]
+        seen.add(rows.sharding.shard_shape(rows.shape)[0])
+        return inner(*given)
+
+    monkeypatch.setattr(place, name, watching)
+    return seen
+
+
+def test_eight_devices_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert len(jax.devices()) == 8
+    small = dict(unets.SMALLEST)  # most of the time is the compiler's
+    for name in ("cross_attention_dim", "projection_class_embeddings_input_dim"):
+        small[name] = tiny_pipelines.UNETS["ssd-1b"][name]
+    monkeypatch.setitem(tiny_pipelines.UNETS, "ssd-1b", small)
+    pair = made_pair(tmp_path, "ssd-1b", "ssd-1b")
+    with monkeypatch.context() as patch:
+        patch.setattr(base_net, "mesh_for", lambda recipe: None)
+        want, told = pair.run(tmp_path / "one")
+    # Pictures, rows that nets are asked, rows that the student is asked.
+    calls = (answers, "_draw", 6), (answers, "_ask", 2), (student, "_ask", 2)
+    seen = [watched(monkeypatch, *call) for call in calls]
+    found, also = pair.run(tmp_path / "many")
+    assert seen == [{USUALLY_AT_ONCE}] * 3
+    one, many, start = map(updates, (want, found, pair.copied))
+    learned = distance(one, start)
+    assert learned > 0.01
+    assert distance(many, one) < SHARE * learned
+    assert also.disagreement == pytest.approx(told.disagreement, rel=1e-3)
+    assert also.loss_curve == pytest.approx(told.loss_curve, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro_batch", "devices"),
+    [(32, None, 8), (32, 1, 8), (32, 8, 4), (12, 0, 6), (12, 4, 3), (11, None, 1), (4, None, 4)],
+)
+def test_a_batch_that_is_not_even_uses_fewer(batch: int, micro_batch: int | None, devices: int):
+    recipe = RefineRecipe(batch=batch, micro_batch=micro_batch)
+    mesh = mesh_for(recipe)
+    assert (1 if mesh is None else mesh.size) == devices
+    options = recipe.fit_for("refine", from_zero=False, size=(128, 128), devices=devices)
+    assert batch % options.micro_batch == options.micro_batch % devices == 0
