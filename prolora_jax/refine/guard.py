@@ -15,6 +15,9 @@ of the laboratory's pairs and tested on the others."""
 SAME, NEAR = 0.05, 1.0
 """R up to which two base models agree, and R from which they do not at all; for words alone."""
 
+_LOOK = "Where a copy brings nothing, look at what is drawn: classes may blur."
+"""What the laboratory's stranger showed, whose losses were good (docs/evidence.md, rule 14)."""
+
 Way = Literal["refine", "reteach", "copy"]
 
 
@@ -66,9 +69,9 @@ def sentence(r: float, limit: float = LIMIT) -> str:
         One sentence.
     """
     if r < min(SAME, limit):
-        return "Both draw the same kind of pictures: refine will help."
+        return f"Both draw the same kind of pictures: refine will help. {_LOOK}"
     if r < limit:
-        return "They draw nearly the same kind of pictures: refine will help."
+        return f"They draw nearly the same kind of pictures: refine will help. {_LOOK}"
     if r < max(NEAR, limit):
         return (
             "They draw different kinds of pictures: a concept can be taught anew, "

@@ -56,6 +56,7 @@ def test_a_sentence_promises_help_only_below_the_limit():
     for limit in (0.02, LIMIT, 1.7):
         for value in (0.0, 0.01, 0.04, 0.2, 0.5, 1.2, 3.0):
             promised = "refine will help" in sentence(value, limit)
+            assert promised == ("classes may blur" in sentence(value, limit))
             assert promised == (way(value, style=True, limit=limit) == "refine")
 
 
