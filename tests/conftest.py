@@ -1,8 +1,6 @@
 """How every test runs: one BLAS thread per process, strict JAX, bounded memory; which are quick."""
 
 import os
-import shutil
-import tempfile
 
 # Several BLAS threads on shared cores are many times slower. Before any import of NumPy or JAX.
 for _library in ("OPENBLAS", "OMP", "MKL"):
@@ -11,13 +9,6 @@ for _library in ("OPENBLAS", "OMP", "MKL"):
 # XLA's pool has a thread per core; with few, programs with batched LAPACK calls can wait for each
 # other for ever (jaxlib 0.10.2 on 2 cores).
 os.environ.setdefault("NPROC", "16")
-
-# What one process of this run compiles, the others read: workers, the commands that tests start,
-# and a worker that has given its memory back. The folder goes when the run ends.
-OWN_PROGRAMS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
-if OWN_PROGRAMS:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="prolora-programs-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -47,11 +38,6 @@ def little_optimized() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PeakMemory(), "peak-memory")
-
-
-def pytest_unconfigure() -> None:
-    if OWN_PROGRAMS:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -13,12 +13,11 @@ GIGABYTE = 1 << 30
 MOST = 2 * GIGABYTE
 """No process of tests may ever be larger: a laptop runs them beside its owner's work."""
 
-WORTH_CLEARING = 5 * GIGABYTE // 8
+WORTH_CLEARING = 3 * GIGABYTE // 4
 """Programs that one file compiled serve the next, too: they go when a process has become large."""
 
-TOO_MUCH_FOR_ONE = 7 * GIGABYTE // 8
-"""From here on programs go after each test. What is wanted again is read, not compiled
-(`conftest.OWN_PROGRAMS`)."""
+TOO_MUCH_FOR_ONE = 5 * GIGABYTE // 4
+"""From here on programs go after each test, though the file's next test may want them again."""
 
 
 def resident(field: str) -> int:
