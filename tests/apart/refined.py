@@ -24,8 +24,7 @@ from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard
-from prolora_jax.refine.job import prompts, refined
-from prolora_jax.refine.job.recipe import RefineRecipe
+from prolora_jax.refine.job import refined
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -133,30 +132,6 @@ def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog
     Path(f"{out}.refine-work").mkdir()  # a run that was killed between a file and its report
     assert refine(pair, catalog, out) == 1
     assert (out / "ink.safetensors.report.json").exists()
-
-
-def test_migrate_refines_a_folder_with_the_usual_budget(
-    pair: Pair, catalog, tmp_path, monkeypatch, capsys
-):
-    """Of the usual numbers those that take long are small here, and prompts as many as above."""
-    small = {"rows": 24, "pictures": 6, "steps": 12, "batch": 8, "draw_steps": 2, "noises": 2}
-    monkeypatch.setattr(RefineRecipe, "__post_init__", lambda self: vars(self).update(small))
-    monkeypatch.setattr(prompts, "GENERIC", (*PROMPTS, *OWN))
-    out = tmp_path / "out"
-    bases = "--source", str(pair.folders[0]), "--target", str(pair.folders[1])
-    words = "migrate", str(catalog), *bases, "--out", str(out), "--refine", "-q", "--json"
-    assert run(words) == 1
-    found = json.loads(capsys.readouterr().out)["files"]
-    assert {Path(each["input"]).stem: each["code"] for each in found} == {
-        "ink": None,
-        "stone": None,
-        "junk": "truncated",
-    }
-    assert not Path(f"{out}.refine-work").exists()
-    for name in ("ink", "stone"):
-        record = read_report(out / f"{name}.safetensors")["refined"]
-        assert (record["way"], len(record["loss_curve"])) == ("refine", 12)
-        assert verify_file(out / f"{name}.safetensors").verdict == "learned"
 
 
 def test_an_input_is_never_replaced(pair: Pair, catalog, tmp_path):
