@@ -259,7 +259,8 @@ def _update(module: StructuredModule, _: Shape, __: np.ndarray | None, most: int
     update = _columns(module, halves, *_order(halves, columns))
     if columns == used:
         return update
-    return update._replace(total=_scale(module) ** 2 * float(np.square(products).sum()))
+    # By NumPy, to which too large a number is infinite, and not an error.
+    return update._replace(total=float(np.square(_scale(module) * products).sum()))
 
 
 LOKR = Algorithm(
