@@ -190,6 +190,15 @@ def test_factors_that_are_not_the_updates_are_noticed(algo: str):
     assert set(found) == {module.path for module in given.structured}
 
 
+def test_a_scale_whose_square_no_float_holds_is_refused():
+    made = by_lycoris("lokr")
+    tensors = dict(made.tensors)
+    for key in (key for key in tensors if key.endswith(".alpha")):
+        tensors[key] = np.asarray(1e200, np.float64)
+    with pytest.raises(AdapterRefused, match="update of LoKr that float32 does not hold"):
+        with_factors(read(tensors), made, FactorRank(0.999, 2))
+
+
 def with_noise(adapter: Adapter) -> Adapter:
     return replace(adapter, modules=tuple(replace(m, up=m.up * 1.001) for m in adapter.modules))
 
