@@ -50,19 +50,6 @@ TEXT_ENCODERS = {"sd15": CLIP_L, "sd21": CLIP_H} | dict.fromkeys(
     ("sdxl", "ssd-1b", "vega"), CLIP_L + CLIP_BIG_G
 )
 """Parameters of the text encoders, which stay on the device beside the UNet."""
-VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-}
-SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-}
 TOKENS, WORDS, POOLED = 77, 48, 1280
 PEAKS = {"H100 SXM": 989e12, "16 GB card of 100 Tflop/s": 100e12}
 """Operations a second in bfloat16, dense, on data sheets."""
@@ -105,13 +92,13 @@ def made(config: dict[str, Any], side: int, encoders: int) -> Net:
     parsed = from_diffusers(config)
     places = flax_table(unet_table(parsed.tensors))
     with theirs():
-        vae = flax_class("FlaxAutoencoderKL")(**VAE)
+        vae = flax_class("FlaxAutoencoderKL")(**unets.PUBLISHED_VAE)
     pipeline = Pipeline(
         unet=UNet(parsed, dtype=jnp.bfloat16),
         vae=vae,
         text_encoders={},
         tokenizers={},
-        sampler=sampler_named("auto", SCHEDULER, origin="scheduler"),
+        sampler=sampler_named("auto", unets.SCHEDULER, origin="scheduler"),
         zeros_for_empty=False,
         sample_size=side,
     )

@@ -16,13 +16,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.nets.pipelines.devices import DATA_AXIS
 from prolora_jax.refine.rows import Rows
 
 Predict = Callable[[Any, Any, Any, Any], Any]
 Factors = Mapping[str, tuple[Any, Any]]
 """`(down (rank, in), up (out, rank))` by module; the scale is in them."""
-DATA_AXIS = "data"
-"""Of a mesh that the rows of a step are spread over."""
 
 
 @dataclass(frozen=True)

@@ -35,20 +35,6 @@ BIG_G = CLIP | {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
-VAE: dict[str, Any] = {
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-}
-SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "timestep_spacing": "leading",
-    "steps_offset": 1,
-}
 
 
 def encoder(kind: str, config: dict[str, Any]) -> Any:
@@ -66,7 +52,7 @@ def test_shapes_of_a_whole_drawing(name, sample_size, millions):
     if name != "sd15":
         encoders["text_encoder_2"] = encoder("FlaxCLIPTextModelWithProjection", BIG_G)
     with theirs():
-        vae = flax_class("FlaxAutoencoderKL")(**VAE)
+        vae = flax_class("FlaxAutoencoderKL")(**unets.PUBLISHED_VAE)
         params = {"vae": dict(jax.eval_shape(vae.init_weights, jax.random.key(0)))}
     table = flax_table(unet_table(CONFIGS[name]))
     params["unet"] = nested(
@@ -80,7 +66,7 @@ def test_shapes_of_a_whole_drawing(name, sample_size, millions):
         vae=vae,
         text_encoders=encoders,
         tokenizers={},
-        sampler=sampler_named("auto", SCHEDULER, origin="x"),
+        sampler=sampler_named("auto", unets.SCHEDULER, origin="x"),
         zeros_for_empty=name != "sd15",
         sample_size=sample_size,
     )

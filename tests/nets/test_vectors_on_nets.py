@@ -110,3 +110,6 @@ def test_a_width_that_is_not_the_trees_is_refused(made: Made, tmp_path: Path):
     wider = tuple(replace(one, array=np.ones(5)) for one in norm.companions)
     with pytest.raises(AdapterRefused, match=r"_norm: found .*\(5,\).*shape \(8,\); expected"):
         merge(made.params, replace(norm, companions=wider))
+    layers = tuple(replace(one, part="layer") for one in norm.companions)
+    with pytest.raises(AdapterRefused, match=r"found layer of shape .*in the parameters none"):
+        merge(made.params, replace(norm, companions=layers))

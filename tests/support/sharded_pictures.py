@@ -26,7 +26,7 @@ from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import grafted, spec_of, walk
-from prolora_jax.nets.pipelines import generation
+from prolora_jax.nets.pipelines import devices, generation
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.unet.loading import load_unet
@@ -183,7 +183,7 @@ def kept_where_they_are(mesh: Mesh) -> dict[str, Any]:
     """What `generate` does with parameters that are split over a mesh, and with those of one."""
     split = jax.device_put(jnp.ones((4, 6)), NamedSharding(mesh, PartitionSpec(None, "model")))
     params = {"split": split, "one": jnp.ones(3), "host": np.ones(3, np.float32)}
-    placed = generation._on_all(params, mesh)
+    placed = devices.on_all(params, mesh)
     return {
         "same": buffers(placed["split"]) == buffers(split),
         "specs": {name: [*leaf.sharding.spec] for name, leaf in placed.items()},

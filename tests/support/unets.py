@@ -153,6 +153,22 @@ SMALLEST = SMALL["ssd-1b"] | {
     "reverse_transformer_layers_per_block": [[2, 1], 1],
 }
 
+# Of the published pipelines, in diffusers' words.
+PUBLISHED_VAE: dict[str, Any] = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+}
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+}
+
 # For the compiler, which takes most of the time here: these cut it to a third.
 QUICK = {
     "xla_backend_optimization_level": 0,

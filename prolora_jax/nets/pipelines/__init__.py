@@ -2,6 +2,7 @@
 
 diffusers_flax.py: The one door to the Flax classes of diffusers and transformers.
 pipeline.py: Text encoders, UNet, sampler and VAE of one base model.
+devices.py: Pictures spread over devices.
 generation.py: Pictures from prompts and seeds, compiled once, over as many devices as there are.
 delta.py: Delta Sampling: an adapter's effect on its source, added to another base's answers.
 answers.py: What a base model says of given noisy pictures, and latents that it draws.

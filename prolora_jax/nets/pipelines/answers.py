@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_places
+from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
 from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling.denoising import conditions, denoise
@@ -116,11 +117,11 @@ def draw_latents(
     draw = partial(_draw, pipeline, steps, guidance > 1)
     untold = jax.tree.map(lambda a: a[empty : empty + 1], told)
     found = []
-    for begin, some in filled_batches(len(places), at_once * _devices_of(mesh)):
+    for begin, some in filled_batches(len(places), at_once * devices_of(mesh)):
         count(begin, len(places))
         keys = picture_keys([seeds[int(i)] for i in some])
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
-        said, start, keys = _spread((said, starting_noise(keys, shape), keys), mesh)
+        said, start, keys = each_a_share((said, starting_noise(keys, shape), keys), mesh)
         drawn = draw(params["unet"], said, untold, start, keys, guidance, used)
         found.append(np.asarray(drawn, np.float32)[: len(places) - begin])
     count(len(places), len(places))
@@ -161,10 +162,10 @@ def answers(
     ask = partial(_ask, pipeline)
     used = _on_unet(params, scales)
     found = []
-    for begin, some in filled_batches(len(noisy), at_once * _devices_of(mesh)):
+    for begin, some in filled_batches(len(noisy), at_once * devices_of(mesh)):
         count(begin, len(noisy))
         said = jax.tree.map(lambda a, rows=places[some]: a[rows], told)
-        asked = _spread((noisy[some], np.asarray(times[some], np.float32), said), mesh)
+        asked = each_a_share((noisy[some], np.asarray(times[some], np.float32), said), mesh)
         given = ask(params["unet"], *asked, used)
         found.append(np.asarray(given)[: len(noisy) - begin])
     count(len(noisy), len(noisy))
@@ -182,18 +183,6 @@ def predicted(
 
 def _on_unet(params: Params, scales: Mapping[str, Scale]) -> dict[str, Scale]:
     return {name: s for name, s in scales.items() if "unet" in attached_places(params, name)}
-
-
-def _devices_of(mesh: Mesh | None) -> int:
-    """How many devices rows are spread over."""
-    return 1 if mesh is None else mesh.shape["data"]
-
-
-def _spread(rows: Any, mesh: Mesh | None) -> Any:
-    """Arrays with a row for each picture, an equal share of them on each device of a mesh."""
-    if mesh is None:
-        return rows
-    return jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
 
 
 @partial(jax.jit, static_argnums=0)

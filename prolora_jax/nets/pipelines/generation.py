@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Float
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_names
+from prolora_jax.nets.pipelines.devices import DATA_AXIS, devices_of, each_a_share, on_all
 from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.sampling.denoising import denoise
@@ -86,13 +86,13 @@ def generate(
             code=Refusal.BAD_OPTION,
         )
     jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
-    devices = 1 if mesh is None else mesh.shape["data"]
+    devices = devices_of(mesh)
     batch = min(at_once, -(-len(jobs) // devices)) * devices
     if mesh is not None:
         # What goes where inside is left to XLA, also if the axes are explicit (jax.make_mesh).
         names = mesh.axis_names
         mesh = Mesh(mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
-        params = _on_all(params, mesh)
+        params = on_all(params, mesh)
     if scales is None:
         scales = dict.fromkeys(sorted(attached_names(params)), 1.0)
     drawn = []
@@ -102,9 +102,7 @@ def generate(
         some = (jobs[begin : begin + batch] * batch)[:batch]
         keys = picture_keys([seeds[seed] for _, seed in some])
         start = starting_noise(keys, shape) if noise is None else noise[*zip(*some, strict=True)]
-        given = tokens[[prompt for prompt, _ in some]], start, keys
-        if mesh is not None:
-            given = jax.device_put(given, NamedSharding(mesh, P("data")))
+        given = each_a_share((tokens[[prompt for prompt, _ in some]], start, keys), mesh)
         with nullcontext() if mesh is None else jax.set_mesh(mesh):
             pictures = draw(params, *given, negatives, guidance, dict(scales))
         drawn.append(np.asarray(pictures)[: len(jobs) - begin])
@@ -130,25 +128,11 @@ def _require(
         problem = f"size {height}x{width}, {at_once} at once: expected multiples of 8, 1 or more"
     elif not 1 <= steps <= most:
         problem = f"steps {steps}: expected 1 to {most}, the times that the net was trained for"
-    elif mesh is not None and "data" not in mesh.axis_names:
+    elif mesh is not None and DATA_AXIS not in mesh.axis_names:
         problem = f"mesh with axes {mesh.axis_names}: expected one called data"
     else:
         return
     raise UsageError(f"{problem}; correct it", code=Refusal.BAD_OPTION)
-
-
-def _on_all(params: Params, mesh: Mesh) -> Params:
-    """Parameters on every device of a mesh: split as they are there already, or a copy each."""
-    devices = set(mesh.devices.flat)
-
-    def placed(leaf: Any) -> jax.Array:
-        now, spec = getattr(leaf, "sharding", None), P()
-        if isinstance(now, NamedSharding) and now.device_set == devices:
-            spec = now.spec if set(now.mesh.axis_names) <= set(mesh.axis_names) else P()
-        # Also where nothing moves: the array's own mesh may have axes of another type.
-        return jax.device_put(leaf, NamedSharding(mesh, spec))
-
-    return jax.tree.map(placed, params)
 
 
 @lru_cache(maxsize=8)

@@ -14,10 +14,11 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.nets.adapters.lora import Scale, attach
 from prolora_jax.nets.adapters.tree import spec_of
 from prolora_jax.nets.pipelines.answers import answers, draw_latents, embedded
+from prolora_jax.nets.pipelines.devices import on_all
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling import levels
 from prolora_jax.nets.unet.loading import Params
-from prolora_jax.refine.job.devices import mesh_for, on_all
+from prolora_jax.refine.job.devices import mesh_for
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.parametrisation import Parametrisation, converted, predicted
 from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool
@@ -115,10 +116,8 @@ class BaseNet:
             progress: called with (what, done, total).
         """
         pipeline, params = loaded
-        used, mesh = (
-            {part: tree for part, tree in params.items() if part != "vae"},
-            mesh_for(recipe),
-        )
+        used = {part: tree for part, tree in params.items() if part != "vae"}
+        mesh = mesh_for(recipe)
         return cls(name, pipeline, on_all(used, mesh), recipe, progress, mesh)
 
     def beside(self, name: str, adapter: Adapter) -> "BaseNet":

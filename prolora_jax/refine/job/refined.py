@@ -22,6 +22,7 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.adapters.lora import attached_places
 from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.pipelines.devices import devices_of, on_all
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.refined import FromZero, Refined
@@ -29,7 +30,6 @@ from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
-from prolora_jax.refine.job.devices import devices_of, on_all
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.student import (
     answers_of,

@@ -15,9 +15,9 @@ from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.tree import grafted, kernels, leaf_at
 from prolora_jax.nets.pipelines.answers import filled_batches, predicted
+from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.unet.loading import Params
-from prolora_jax.refine.job.devices import devices_of, each_a_share
 from prolora_jax.refine.rows import NoisyRows
 
 NAME = "student"
