@@ -38,7 +38,7 @@ def generate(
     width: int | None = None,
     lcm: Path | None = None,
     always: Path | None = None,
-    sampler: Literal["auto", "ddim", "pndm", "euler", "dpm", "lcm"] = "auto",
+    sampler: Literal["auto", "ddim", "pndm", "euler", "euler-a", "dpm", "unipc", "lcm"] = "auto",
     spacing: Literal["leading", "linspace", "trailing"] | None = None,
     parts: Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",

@@ -133,8 +133,7 @@ def test_levels_are_torchs_and_meet_at_the_same_noise(both):
 
 def test_nets_that_predict_pictures_are_refused(both):
     _, pipeline, _ = both
-    odd = type(pipeline.sampler).from_config(
-        {"steps_offset": 0, **pipeline.sampler.config, "prediction_type": "sample"}
-    )
+    trained = replace(pipeline.sampler.config, prediction_type="sample")
+    odd = replace(pipeline.sampler, config=trained)
     with pytest.raises(BaseModelError, match=r"base: the net predicts 'sample'; expected epsilon"):
         levels.prediction_of(odd, "base")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.sampling.scheduler import TableSampler
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.unet.unet import UNet
 
@@ -42,7 +43,7 @@ class Pipeline:
         vae: diffusers' `FlaxAutoencoderKL`, float32: what half precision rounds is seen here.
         text_encoders: transformers' Flax classes, by component.
         tokenizers: by the component of the encoder they belong to.
-        sampler: takes the steps (`models.samplers`).
+        sampler: takes the steps (`sampling.samplers`).
         zeros_for_empty: whether no negative prompt is zeros, not an embedding.
         sample_size: height and width in latents that the base was trained on.
     """
@@ -51,7 +52,7 @@ class Pipeline:
     vae: Any = field(repr=False)
     text_encoders: dict[str, Any] = field(repr=False)
     tokenizers: dict[str, Any] = field(repr=False)
-    sampler: Any
+    sampler: TableSampler
     zeros_for_empty: bool
     sample_size: int
 
@@ -62,8 +63,8 @@ class Pipeline:
             (name, type(net).__name__, str(net.dtype), net.config.to_json_string())
             for name, net in self.text_encoders.items()
         )
-        parts = [(type(net).__name__, repr(net.config)) for net in (self.vae, self.sampler)]
-        return self.unet, encoders, *parts, self.zeros_for_empty, self.sample_size
+        vae = type(self.vae).__name__, repr(self.vae.config)
+        return self.unet, encoders, vae, self.sampler, self.zeros_for_empty, self.sample_size
 
     def __eq__(self, other: object) -> bool:
         """Whether both compute the same."""

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
-from prolora_jax.nets.sampling.lcm import LCMScheduler
 from prolora_jax.nets.unet.loading import Params
 
 Effect = Callable[[Array, Array], Array]
@@ -44,10 +43,8 @@ def denoise(
     Returns:
         Latents in float32.
     """
-    sampler: Any = pipeline.sampler
-    # Those that add noise as they go draw it from a key for each picture.
-    state = sampler.create_state(*([keys] if isinstance(sampler, LCMScheduler) else []))
-    state = sampler.set_timesteps(state, steps, noise.shape)
+    sampler = pipeline.sampler
+    state = sampler.set_timesteps(sampler.create_state(keys), steps, noise.shape)
     text, added = conditions(pipeline, told, untold, noise.shape)
 
     def step(i: Array, carried: Any) -> Any:

@@ -1,19 +1,17 @@
 """How much of a picture is left at each time of a net's training, and what the net predicts."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
-from prolora_jax.nets.sampling.lcm import LCMScheduler
+from prolora_jax.nets.sampling.scheduler import TableSampler
 
 PREDICTED = ("epsilon", "v_prediction")
 
 
-def variances(sampler: Any) -> Float[np.ndarray, " times"]:
+def variances(sampler: TableSampler) -> Float[np.ndarray, " times"]:
     """What is left of a picture's variance, `a^2 = 1 - s^2`, at each time of the training.
 
     Args:
@@ -22,11 +20,7 @@ def variances(sampler: Any) -> Float[np.ndarray, " times"]:
     Returns:
         Falling numbers between 1 and 0, float64.
     """
-    # Numbers, also where a function that is being traced asks.
-    with theirs(), jax.ensure_compile_time_eval():
-        state = sampler.create_state()
-    kept = state.alphas if isinstance(sampler, LCMScheduler) else state.common.alphas_cumprod
-    return np.asarray(kept, np.float64)
+    return sampler.config.kept
 
 
 def signal_and_noise(
@@ -66,7 +60,7 @@ def same_noise(
     return np.interp(-left, -other, np.arange(len(other), dtype=np.float64))
 
 
-def prediction_of(sampler: Any, origin: str) -> Literal["epsilon", "v_prediction"]:
+def prediction_of(sampler: TableSampler, origin: str) -> Literal["epsilon", "v_prediction"]:
     """What the net of a pipeline predicts: `epsilon` or `v_prediction`.
 
     Args:
@@ -76,16 +70,11 @@ def prediction_of(sampler: Any, origin: str) -> Literal["epsilon", "v_prediction
     Raises:
         BaseModelError: another kind.
     """
-    config = sampler.config
-    named = (
-        config.prediction_type
-        if isinstance(sampler, LCMScheduler)
-        else config.get("prediction_type", "epsilon")
+    named = sampler.config.prediction_type
+    if named == "epsilon" or named == "v_prediction":
+        return named
+    raise BaseModelError(
+        f"{origin}: the net predicts {named!r}; expected {' or '.join(PREDICTED)}; what it "
+        f"says cannot be compared with another net's",
+        code=Refusal.UNSUPPORTED_CONFIG,
     )
-    if named not in PREDICTED:
-        raise BaseModelError(
-            f"{origin}: the net predicts {named!r}; expected {' or '.join(PREDICTED)}; what it "
-            f"says cannot be compared with another net's",
-            code=Refusal.UNSUPPORTED_CONFIG,
-        )
-    return named

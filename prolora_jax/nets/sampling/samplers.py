@@ -1,198 +1,187 @@
-"""Which sampler draws: the one a pipeline names, or another; of diffusers' Flax classes, or LCM.
+"""Which sampler draws: the one that a pipeline names, or another.
 
-Flax's classes were compared with torch's of the same names (docs/flax.md): over a whole run they
-agree to 1e-6 where they know a configuration, but they pass over fields that they do not know, and
-some are wrong. What is wrong and needed is mended here; what is passed over is refused.
+Each is compared with torch's of the same name over whole runs (`tests/nets/test_samplers.py`).
+Fields of a configuration that a sampler does not follow are refused, never passed over.
 """
 
 import logging
 from collections.abc import Mapping
-from functools import cache
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
-import numpy as np
-
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
-from prolora_jax.nets.sampling.lcm import LCMScheduler
+from prolora_jax.nets.sampling.ddim import ddim
+from prolora_jax.nets.sampling.dpm import dpm
+from prolora_jax.nets.sampling.euler import euler, euler_ancestral
+from prolora_jax.nets.sampling.lcm import lcm
+from prolora_jax.nets.sampling.pndm import pndm
+from prolora_jax.nets.sampling.scheduler import MakeTable, TableSampler
+from prolora_jax.nets.sampling.spacing import Spacing
+from prolora_jax.nets.sampling.training_noise import read_noise
+from prolora_jax.nets.sampling.unipc import unipc
 
 _log = logging.getLogger(__name__)
 
-Sampler = Literal["auto", "ddim", "pndm", "euler", "dpm", "lcm"]
-Spacing = Literal["leading", "linspace", "trailing"]
+Sampler = Literal["auto", "ddim", "pndm", "euler", "euler-a", "dpm", "unipc", "lcm"]
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
-_BY_CLASS = {
-    "DDIMScheduler": "ddim",
-    "PNDMScheduler": "pndm",
-    "EulerDiscreteScheduler": "euler",
-    "DPMSolverMultistepScheduler": "dpm",
-    "LCMScheduler": "lcm",
-}
-_INSTEAD = "euler"  # for classes that Flax never had
-# Fields that Flax's classes pass over or get wrong, and the values at which that does not matter;
-# null counts as unset.
-_NOISE: dict[str, tuple[Any, ...]] = {"rescale_betas_zero_snr": (False,)}
-_SPACING: dict[str, tuple[Any, ...]] = {"timestep_spacing": get_args(Spacing)}
-_STEPS: dict[str, tuple[Any, ...]] = {
+_INSTEAD = "euler"  # for classes that are not here
+
+_FLAGS = (False, True)
+_ENDS = ("zero", "sigma_min")
+_ORDERS = (1, 2, 3)
+_PLACES: dict[str, tuple[Any, ...]] = {"timestep_spacing": get_args(Spacing)}
+_OTHER_STEPS: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "use_beta_sigmas": (False,),
     "use_exponential_sigmas": (False,),
-    "use_karras_sigmas": (False,),
+    "use_lu_lambdas": (False,),
 }
-_CONTINUOUS = {
-    "final_sigmas_type": ("zero",),
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-}
-_STEPS_OF: Mapping[str, dict[str, tuple[Any, ...]]] = {
-    "ddim": _STEPS,
-    "pndm": _STEPS | {"timestep_spacing": ("leading",), "set_alpha_to_one": (False,)},
-    "euler": _STEPS | _CONTINUOUS,
-    "dpm": _STEPS | {"algorithm_type": ("dpmsolver++",), "final_sigmas_type": ("zero",)},
-}
+_KARRAS: dict[str, tuple[Any, ...]] = {"use_karras_sigmas": _FLAGS, "final_sigmas_type": _ENDS}
 
 
-def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> Any:
+@dataclass(frozen=True)
+class _Kind:
+    """A sampler: torch's class of the same name, its table, and what its fields may be.
+
+    Attributes:
+        torch: name of the class.
+        make: writes the table.
+        fields: what a field may be, where it is read or would change what torch does; null counts
+            as unset.
+        reads: fields that are numbers.
+        clips: whether pictures are clipped where the configuration does not say.
+        adds_noise: whether steps add noise.
+    """
+
+    torch: str
+    make: MakeTable
+    fields: Mapping[str, tuple[Any, ...]]
+    reads: tuple[str, ...] = ()
+    clips: bool | None = None
+    adds_noise: bool = False
+
+
+_KINDS = {
+    "ddim": _Kind(
+        "DDIMScheduler",
+        ddim,
+        {"set_alpha_to_one": _FLAGS, "clip_sample": _FLAGS},
+        reads=("clip_sample_range",),
+        clips=True,
+    ),
+    "pndm": _Kind(
+        "PNDMScheduler",
+        pndm,
+        {
+            "set_alpha_to_one": _FLAGS,
+            "skip_prk_steps": _FLAGS,
+            "rescale_betas_zero_snr": (False,),
+            "prediction_type": ("epsilon", "v_prediction"),
+        },
+    ),
+    "euler": _Kind(
+        "EulerDiscreteScheduler",
+        euler,
+        _KARRAS | {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+        reads=("sigma_min", "sigma_max"),
+    ),
+    "euler-a": _Kind("EulerAncestralDiscreteScheduler", euler_ancestral, {}, adds_noise=True),
+    "dpm": _Kind(
+        "DPMSolverMultistepScheduler",
+        dpm,
+        _KARRAS
+        | {
+            "algorithm_type": ("dpmsolver++",),
+            "solver_order": _ORDERS,
+            "solver_type": ("midpoint", "heun"),
+            "lower_order_final": _FLAGS,
+            "euler_at_final": _FLAGS,
+            "lambda_min_clipped": (float("-inf"),),
+            "variance_type": (),
+        },
+    ),
+    "unipc": _Kind(
+        "UniPCMultistepScheduler",
+        unipc,
+        {
+            "use_karras_sigmas": _FLAGS,
+            # With others torch's own ends in what is no number.
+            "final_sigmas_type": ("zero",),
+            "predict_x0": (True,),
+            "solver_order": _ORDERS,
+            "solver_type": ("bh2",),
+            "lower_order_final": (True,),
+            "disable_corrector": ([],),
+            "solver_p": (),
+        },
+    ),
+    "lcm": _Kind(
+        "LCMScheduler",
+        lcm,
+        {"clip_sample": _FLAGS, "timestep_type": ("discrete",)},
+        reads=("clip_sample_range", "original_inference_steps", "timestep_scaling"),
+        clips=False,
+        adds_noise=True,
+    ),
+}
+_BY_CLASS = {kind.torch: name for name, kind in _KINDS.items()}
+
+
+def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> TableSampler:
     """A sampler for a net that was trained with the noise of this configuration.
 
     Args:
-        name: `auto` for the one that the configuration names. For another, fields that only the
-            configuration's own sampler has are left out.
+        name: `auto` for the one that the configuration names. For another, fields that it does not
+            follow are left out, as torch leaves out what a class does not have.
         config: the content of a `scheduler_config.json`.
         origin: what to call it in messages.
 
     Returns:
-        An object with `create_state`, `set_timesteps`, `scale_model_input` and `step`, as
-        diffusers' Flax schedulers are.
+        A sampler for `denoise`; also an object with `create_state`, `set_timesteps`,
+        `scale_model_input` and `step`, as diffusers' Flax schedulers were.
 
     Raises:
         BaseModelError: the noise, or the way of stepping, is of a kind that is not supported.
-        UsageError: diffusers is not there, or has no Flax.
     """
     given = str(config.get("_class_name", "")).replace("Flax", "")
     own = _BY_CLASS.get(given)
     if name == "auto" and own is None:
-        _log.warning("%s: there is no %s in Flax; %s draws instead", origin, given, _INSTEAD)
+        _log.warning("%s: there is no %s here; %s draws instead", origin, given, _INSTEAD)
     chosen = (own or _INSTEAD) if name == "auto" else name
-    if chosen == "lcm":
-        return LCMScheduler.from_diffusers(config, origin=origin)
-    fields = {key: value for key, value in config.items() if not key.startswith("_")}
-    steps = _STEPS_OF[chosen]
-    if own != chosen:
-        fields = {key: value for key, value in fields.items() if key not in steps}
-    for field, allowed in (_NOISE | _SPACING | steps).items():
-        if fields.get(field) is not None and fields[field] not in allowed:
-            others = f"choose a sampler, of {', '.join(SAMPLERS[1:])}"
+    kind = _KINDS[chosen]
+    fields = {key: value for key, value in config.items() if value is not None}
+    allowed = _PLACES | _OTHER_STEPS | dict(kind.fields)
+    for field, values in allowed.items():
+        if field not in fields or fields[field] in values:
+            continue
+        if own != chosen and field not in _PLACES:
+            del fields[field]
+            continue
+        raise BaseModelError(
+            f"{origin}: field {field} is {fields[field]!r}; expected "
+            f"{' or '.join(map(repr, values)) or 'null'}, which is all that {chosen} knows here; "
+            f"choose a sampler, of {', '.join(SAMPLERS[1:])}",
+            code=Refusal.UNSUPPORTED_CONFIG,
+        )
+    for field in ("steps_offset", *kind.reads):
+        if not isinstance(fields.get(field, 0), int | float):
             raise BaseModelError(
-                f"{origin}: field {field} is {fields[field]!r}; expected "
-                f"{' or '.join(map(repr, allowed))}, which is all that {chosen} knows in Flax; "
-                f"{'nothing here draws from this noise' if field in _NOISE else others}",
+                f"{origin}: field {field} is {fields[field]!r}; expected a number; correct it",
                 code=Refusal.UNSUPPORTED_CONFIG,
             )
-    made = {"ddim": _ddim, "pndm": _pndm, "euler": _euler, "dpm": _dpm}[chosen]()
-    with theirs():
-        # Flax's classes read an offset that not all of them have a default for.
-        sampler = made.from_config({"steps_offset": 0} | fields)
-        try:
-            sampler.create_state()
-        except NotImplementedError as failure:
-            raise BaseModelError(
-                f"{origin}: {failure}; expected a noise that diffusers' Flax classes know; choose "
-                f"another pipeline",
-                code=Refusal.UNSUPPORTED_CONFIG,
-            ) from failure
-    return sampler
-
-
-def times(
-    config: Mapping[str, Any], count: int, *, spacing: str = "leading", last: int = 0
-) -> np.ndarray:
-    """Where a run steps from, as torch's schedulers place it.
-
-    Args:
-        config: fields `num_train_timesteps`, `timestep_spacing` and `steps_offset`.
-        count: number of steps.
-        spacing: what `timestep_spacing` is where it is not given.
-        last: times after the last, which evenly spaced runs leave out.
-
-    Returns:
-        Falling times, `(count,)`, float64; of `linspace` not whole numbers.
-    """
-    trained = config["num_train_timesteps"]
-    spacing = config.get("timestep_spacing") or spacing
-    if spacing == "trailing":
-        return np.arange(trained, 0, -trained / count).round() - 1
-    if spacing == "linspace":
-        rising = np.linspace(0, trained - 1, count + last)
-    else:
-        offset = config.get("steps_offset") or 0.0
-        rising = np.arange(count + last) * (trained // (count + last)) + offset
-    return rising[::-1][:count]
-
-
-@cache
-def _pndm() -> Any:
-    return flax_class("FlaxPNDMScheduler")
-
-
-@cache
-def _ddim() -> Any:
-    stock: Any = flax_class("FlaxDDIMScheduler")
-
-    class DDIM(stock):
-        """Flax's own places all times as `leading` does."""
-
-        def set_timesteps(self, state: Any, num_inference_steps: int, shape: Any = ()) -> Any:
-            placed = times(self.config, num_inference_steps).round()
-            state = super().set_timesteps(state, num_inference_steps, shape)
-            return state.replace(timesteps=jnp.asarray(placed, jnp.int32))
-
-    return DDIM
-
-
-@cache
-def _euler() -> Any:
-    stock: Any = flax_class("FlaxEulerDiscreteScheduler")
-
-    class Euler(stock):
-        """Flax's own does not know `trailing`, and takes every offset for 1."""
-
-        def set_timesteps(self, state: Any, num_inference_steps: int, shape: Any = ()) -> Any:
-            placed = times(self.config, num_inference_steps, spacing="linspace")
-            alphas = state.common.alphas_cumprod
-            trained = jnp.arange(len(alphas), dtype=jnp.float32)
-            at = jnp.asarray(placed, jnp.float32)
-            sigmas = jnp.interp(at, trained, jnp.sqrt((1 - alphas) / alphas))
-            leading = self.config.get("timestep_spacing") == "leading"
-            return state.replace(
-                timesteps=at,
-                sigmas=jnp.append(sigmas, 0),
-                num_inference_steps=num_inference_steps,
-                init_noise_sigma=jnp.sqrt(sigmas.max() ** 2 + leading),
-            )
-
-    return Euler
-
-
-@cache
-def _dpm() -> Any:
-    stock: Any = flax_class("FlaxDPMSolverMultistepScheduler")
-
-    class DPM(stock):
-        """Flax's own ends at the noise of time 0, torch's without any; it rounds in float32."""
-
-        def set_timesteps(self, state: Any, num_inference_steps: int, shape: Any) -> Any:
-            spacing = self.config.get("timestep_spacing") or "linspace"
-            last = 0 if spacing == "trailing" else 1
-            placed = times(self.config, num_inference_steps, spacing=spacing, last=last).round()
-            state = super().set_timesteps(state, num_inference_steps, shape)
-            return state.replace(timesteps=jnp.asarray(placed, jnp.int32))
-
-        def step(self, state: Any, model_output: Any, timestep: Any, sample: Any) -> Any:
-            done = super().step(state, model_output, timestep, sample)
-            ends, clean = timestep == state.timesteps[-1], done.state.model_outputs[-1]
-            done.prev_sample = jnp.where(ends, clean, done.prev_sample)
-            return done
-
-    return DPM
+    if chosen == "pndm" and own != "pndm":
+        # What a pipeline of Stable Diffusion has, and nobody means otherwise.
+        fields.setdefault("skip_prk_steps", True)
+    clips = kind.clips is not None and fields.get("clip_sample", kind.clips)
+    chosen_from = [
+        field for field, values in (_PLACES | dict(kind.fields)).items() if len(values) > 1
+    ]
+    read = ("steps_offset", *kind.reads, *chosen_from)
+    return TableSampler(
+        name=chosen,
+        config=read_noise(fields, origin),
+        fields=tuple((key, fields[key]) for key in sorted({*read} & fields.keys())),
+        make=kind.make,
+        clip=fields.get("clip_sample_range", 1.0) if clips else None,
+        adds_noise=kind.adds_noise,
+    )
