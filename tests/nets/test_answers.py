@@ -1,5 +1,6 @@
 """What a base model says of given rows is what torch's says, with an adapter and without."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
