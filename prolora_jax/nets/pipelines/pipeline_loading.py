@@ -11,7 +11,8 @@ import numpy as np
 
 from prolora_jax.architectures.flax_trees import leaves
 from prolora_jax.errors import BaseModelError, ProloraError, Refusal
-from prolora_jax.io.base_models.pipeline_files import PipelineFiles, is_fast_only, pipeline_files
+from prolora_jax.io.base_models.pipeline_files import PipelineFiles, pipeline_files
+from prolora_jax.io.base_models.tokenizer_files import is_whole
 from prolora_jax.io.base_models.unet_files import read_unet_config
 from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline
@@ -121,7 +122,7 @@ def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Par
 def _tokenizer(folder: Path, config: Any) -> Any:
     with _read(folder):
         # The slow one where it can be: it is what torch's pipelines use.
-        kind = "CLIPTokenizerFast" if is_fast_only(folder) else "CLIPTokenizer"
+        kind = "CLIPTokenizerFast" if is_whole(folder) else "CLIPTokenizer"
         tokenizer = flax_class(kind).from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
         raise BaseModelError(

@@ -2,4 +2,5 @@
 
 config.py: What a CLIP text encoder computes, read off its `config.json`.
 clip.py: CLIP's text encoder in Flax (linen), with parameters named as transformers' are.
+tokens.py: CLIP's tokenizer: prompts as numbers.
 """
