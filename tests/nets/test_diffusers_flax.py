@@ -50,7 +50,7 @@ def test_libraries_without_flax(library, number, found, folder, monkeypatch):
 
     monkeypatch.setattr("prolora_jax.nets.pipelines.diffusers_flax.version", stand_in)
     match = rf"{library}: found {found}, the last with Flax, .*pip install 'prolora_jax\[pipelines"
-    for use in (lambda: flax_class("CLIPTokenizer"), enter):
+    for use in (lambda: flax_class("FlaxPNDMScheduler"), enter):
         with pytest.raises(UsageError, match=match) as caught:
             use()
         assert caught.value.code is Refusal.MISSING_LIBRARY
@@ -66,7 +66,8 @@ def enter() -> None:
 
 
 def test_what_broke_with_newer_jax_is_mended():
-    vae = flax_class("FlaxAutoencoderKL")
+    flax_class("FlaxPNDMScheduler")
+    vae = import_module("diffusers.models.vae_flax").FlaxAutoencoderKL
     net = {"a": {"kernel": jnp.ones(3)}, "b": jnp.zeros(2), "n": jnp.arange(2)}
     with theirs():
         half = vae().to_bf16(net)

@@ -1,8 +1,8 @@
 """The Flax classes of diffusers and transformers: loaded guarded, and mended where they break.
 
 Both dropped Flax: diffusers after 0.39, transformers after 4.57. What is left does not know newer
-versions of JAX. Here, and nowhere else in the package, these libraries are imported; the nets that
-make pictures need them for the text encoders, the VAE and the samplers.
+versions of JAX. Here, and nowhere else in the package, these libraries are imported: for the
+samplers, and for diffusers' own pipelines, which bring transformers along.
 """
 
 import os
@@ -24,7 +24,6 @@ _TOO_NEW = {"diffusers": (0, 40), "transformers": (5,)}
 _REMEDY = "pip install 'prolora_jax[pipelines]'"
 # Where each class is; taken from there, as the libraries' own top level imports much more.
 _HOMES = {
-    "FlaxAutoencoderKL": "diffusers.models.vae_flax",
     "FlaxDDIMScheduler": "diffusers.schedulers.scheduling_ddim_flax",
     "FlaxDPMSolverMultistepScheduler": "diffusers.schedulers.scheduling_dpmsolver_multistep_flax",
     "FlaxEulerDiscreteScheduler": "diffusers.schedulers.scheduling_euler_discrete_flax",
@@ -33,11 +32,6 @@ _HOMES = {
     "pipeline_flax_stable_diffusion",
     "FlaxStableDiffusionXLPipeline": "diffusers.pipelines.stable_diffusion_xl."
     "pipeline_flax_stable_diffusion_xl",
-    "FlaxCLIPTextModel": "transformers.models.clip.modeling_flax_clip",
-    "FlaxCLIPTextModelWithProjection": "transformers.models.clip.modeling_flax_clip",
-    "CLIPTextConfig": "transformers.models.clip.configuration_clip",
-    "CLIPTokenizer": "transformers.models.clip.tokenization_clip",
-    "CLIPTokenizerFast": "transformers.models.clip.tokenization_clip_fast",
 }
 
 

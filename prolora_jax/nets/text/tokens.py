@@ -76,10 +76,11 @@ class ClipTokenizer:
                 found += self._tokenizer.encode(piece, add_special_tokens=False).ids
         return found
 
-    def framed(self, ids: Sequence[int]) -> list[int]:
+    def framed(self, ids: Sequence[int], length: int | None = None) -> list[int]:
         """Numbers with a beginning and an end, cut off or filled up to `length`."""
-        framed = [self.begin, *ids[: self.length - 2], self.end]
-        return framed + [self.pad] * (self.length - len(framed))
+        length = length or self.length
+        framed = [self.begin, *ids[: length - 2], self.end]
+        return framed + [self.pad] * (length - len(framed))
 
     def __call__(self, prompts: Sequence[str]) -> Int[np.ndarray, "prompts length"]:
         """The prompts as numbers; what is too long is cut off."""
