@@ -33,12 +33,13 @@ from prolora_jax.architectures.unet.table import unet_table
 from prolora_jax.io.atomic import write_text
 from prolora_jax.nets.adapters.tree import grafted, kernels, leaf_at
 from prolora_jax.nets.pipelines import answers
-from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.sampling.noise import picture_keys
 from prolora_jax.nets.sampling.samplers import sampler_named
 from prolora_jax.nets.unet.config import from_diffusers
 from prolora_jax.nets.unet.unet import UNet
+from prolora_jax.nets.vae.config import vae_config
+from prolora_jax.nets.vae.vae import Vae
 from prolora_jax.refine import fitting
 from prolora_jax.refine.job import student
 from prolora_jax.refine.job.base_net import GUARD_ROWS
@@ -91,11 +92,9 @@ def made(config: dict[str, Any], side: int, encoders: int) -> Net:
     """
     parsed = from_diffusers(config)
     places = flax_table(unet_table(parsed.tensors))
-    with theirs():
-        vae = flax_class("FlaxAutoencoderKL")(**unets.PUBLISHED_VAE)
     pipeline = Pipeline(
         unet=UNet(parsed, dtype=jnp.bfloat16),
-        vae=vae,
+        vae=Vae(vae_config(unets.PUBLISHED_VAE)),
         text_encoders={},
         tokenizers={},
         sampler=sampler_named("auto", unets.SCHEDULER, origin="scheduler"),

@@ -1,7 +1,9 @@
 """Flax nets that run: the UNet, samplers, pipelines, and adapters on them.
 
 adapters/: Adapters on the parameters of running nets.
+text/: Text encoders: prompts become numbers, and numbers what a UNet is told.
 unet/: The UNet of the Stable Diffusion family in Flax (linen).
+vae/: The VAE of the Stable Diffusion family: pictures as latents, and back.
 pipelines/: From prompts to pictures.
 sampling/: From noise to latents: schedules, samplers, and their loop.
 

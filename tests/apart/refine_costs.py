@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import unets
 
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.promotion import numpy_promotion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "refine_costs.py"
 SIDE, RANK = 8, 2
@@ -21,7 +21,7 @@ def test_programs_of_a_small_net(script: dict):
     net = script["made"](unets.SMALLEST, SIDE, 1000)
     recipe = script["RefineRecipe"](rows=24, batch=8, micro_batch=2, at_once=2)
     names = "source-answers", "target-answers", "student"
-    with theirs():  # norms in bfloat16 leave dtypes to promotion
+    with numpy_promotion():  # norms in bfloat16 leave dtypes to promotion
         found = script["measured"](net, net, recipe, SIDE, RANK, names)
     assert [*found] == [*names]
     for one in found.values():

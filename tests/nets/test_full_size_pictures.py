@@ -7,40 +7,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import unets
+from flax import linen as nn
 
 from prolora_jax.architectures.flax_trees import flax_table, nested
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import unet_table
-from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
 from prolora_jax.nets.pipelines.generation import _compiled
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.sampling.noise import picture_keys
 from prolora_jax.nets.sampling.samplers import sampler_named
+from prolora_jax.nets.text.clip import ClipTextEncoder
+from prolora_jax.nets.text.config import ClipConfig
 from prolora_jax.nets.unet.config import from_diffusers
 from prolora_jax.nets.unet.unet import UNet
+from prolora_jax.nets.vae.config import vae_config
+from prolora_jax.nets.vae.vae import Vae
 
-CLIP = {"vocab_size": 49408, "max_position_embeddings": 77}
-CLIP_L = CLIP | {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-BIG_G = CLIP | {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
+CLIP_L = ClipConfig(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    projection_dim=768,
+)
+BIG_G = ClipConfig(
+    hidden_size=1280,
+    intermediate_size=5120,
+    num_hidden_layers=32,
+    num_attention_heads=20,
+    projection_dim=1280,
+    hidden_act="gelu",
+)
 
 
-def encoder(kind: str, config: dict[str, Any]) -> Any:
-    with theirs():
-        clip = flax_class("CLIPTextConfig")(**config)
-        return flax_class(kind)(clip, dtype=jnp.bfloat16, _do_init=False)
+def shapes_of(net: nn.Module, given: tuple[int, ...], dtype: Any) -> Any:
+    return jax.eval_shape(net.init, jax.random.key(0), jax.ShapeDtypeStruct(given, dtype))["params"]
 
 
 # UNet, text encoders and VAE together, in millions of parameters.
@@ -48,23 +49,22 @@ def encoder(kind: str, config: dict[str, Any]) -> Any:
     ("name", "sample_size", "millions"), [("sd15", 64, 1066.2), ("ssd-1b", 128, 2232.7)]
 )
 def test_shapes_of_a_whole_drawing(name, sample_size, millions):
-    encoders = {"text_encoder": encoder("FlaxCLIPTextModel", CLIP_L)}
+    encoders = {"text_encoder": ClipTextEncoder(CLIP_L)}
     if name != "sd15":
-        encoders["text_encoder_2"] = encoder("FlaxCLIPTextModelWithProjection", BIG_G)
-    with theirs():
-        vae = flax_class("FlaxAutoencoderKL")(**unets.PUBLISHED_VAE)
-        params = {"vae": dict(jax.eval_shape(vae.init_weights, jax.random.key(0)))}
+        encoders["text_encoder_2"] = ClipTextEncoder(BIG_G, projected=True)
+    vae = Vae(vae_config(unets.PUBLISHED_VAE))
+    params = {"vae": shapes_of(vae, (1, 3, 8, 8), jnp.float32)}
     table = flax_table(unet_table(CONFIGS[name]))
     params["unet"] = nested(
         {place: jax.ShapeDtypeStruct(s, jnp.bfloat16) for place, s in table.items()}
     )
-    params |= {part: dict(e.params_shape_tree) for part, e in encoders.items()}
+    params |= {part: shapes_of(net, (1, 77), jnp.int32) for part, net in encoders.items()}
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
     assert count / 1e6 == pytest.approx(millions, abs=0.05)
     pipeline = Pipeline(
         unet=UNet(from_diffusers(unets.PUBLISHED[name]), dtype=jnp.bfloat16),
         vae=vae,
-        text_encoders=encoders,
+        text_encoders={part: net.clone(dtype=jnp.bfloat16) for part, net in encoders.items()},
         tokenizers={},
         sampler=sampler_named("auto", unets.SCHEDULER, origin="x"),
         zeros_for_empty=name != "sd15",

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import unets
 
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
+from prolora_jax.nets.promotion import numpy_promotion
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "time_unet.py"
 
 
 def test_all_three_predict_the_same():
     runners = runpy.run_path(str(SCRIPT))["runners"]
-    with theirs():  # diffusers' class leaves dtypes to promotion
+    with numpy_promotion():  # diffusers' class leaves dtypes to promotion
         found = {n: run() for n, run in runners(unets.STOCK["sd15"], latents=8).items()}
     assert list(found) == ["torch", "ours", "diffusers' Flax"]
     largest = np.abs(found["torch"]).max()

@@ -11,6 +11,7 @@ from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import located
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.model_files import component_part
+from prolora_jax.io.base_models.tokenizer_files import is_whole
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
 from prolora_jax.io.containers.tensors import read_tensors
@@ -86,7 +87,7 @@ class PipelineFiles:
             BaseModelError: there is none.
         """
         folder = self.folder / encoder.replace("text_encoder", "tokenizer")
-        if is_fast_only(folder):
+        if is_whole(folder):
             return folder
         for name in ("vocab.json", "merges.txt"):
             if not (folder / name).is_file():
@@ -127,11 +128,6 @@ class PipelineFiles:
 
     def _has(self, name: str) -> bool:
         return (self.folder / name).exists()
-
-
-def is_fast_only(tokenizer: Path) -> bool:
-    """Whether a tokenizer's folder has only the one file that transformers writes since 5."""
-    return (tokenizer / "tokenizer.json").is_file() and not (tokenizer / "vocab.json").exists()
 
 
 def pipeline_files(path: str | Path, parts: str | Path | None = None) -> PipelineFiles:

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, Int
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_places
 from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
+from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling.denoising import conditions, denoise
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 from prolora_jax.nets.unet.loading import Params
@@ -187,7 +187,7 @@ def _on_unet(params: Params, scales: Mapping[str, Scale]) -> dict[str, Scale]:
 
 @partial(jax.jit, static_argnums=0)
 def _embed(pipeline: Pipeline, params: Params, tokens: Array, scales: dict[str, Any]) -> Told:
-    with theirs(), adapted(scales):
+    with numpy_promotion(), adapted(scales):
         return pipeline.embed(params, tokens)
 
 
@@ -220,7 +220,7 @@ def _draw(
     without = None
     if guided:
         without = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), untold, told)
-    with theirs(), adapted(scales):
+    with numpy_promotion(), adapted(scales):
         return denoise(
             pipeline,
             {"unet": unet},

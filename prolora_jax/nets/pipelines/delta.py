@@ -16,9 +16,9 @@ from jaxtyping import Array
 from prolora_jax.engines.progress import Progress
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_places
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.generation import Pictures
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
+from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling import levels
 from prolora_jax.nets.sampling.denoising import conditions, denoise
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
@@ -107,7 +107,7 @@ def _compiled(
             one = jax.tree.map(lambda x: jnp.zeros_like(x) if empty[place] else x, one)
             return told, jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), one, told)
 
-        with theirs():
+        with numpy_promotion():
             own, plain = told_by(0), told_by(1)
             with adapted(_of_parts(params[1], scales, ("text_encoder", "text_encoder_2"))):
                 changed = told_by(1)

@@ -1,8 +1,8 @@
 """The Flax classes of diffusers and transformers: loaded guarded, and mended where they break.
 
 Both dropped Flax: diffusers after 0.39, transformers after 4.57. What is left does not know newer
-versions of JAX. Here, and nowhere else in the package, these libraries are imported; the nets that
-make pictures need them for the text encoders, the VAE and the samplers.
+versions of JAX. Here, and nowhere else in the package, these libraries are imported: for those who
+have diffusers' own pipelines in their code (`stock_pipeline`), which bring transformers along.
 """
 
 import os
@@ -19,25 +19,16 @@ import jax
 import jax.numpy as jnp
 
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.nets.promotion import numpy_promotion
 
 _TOO_NEW = {"diffusers": (0, 40), "transformers": (5,)}
-_REMEDY = "pip install 'prolora_jax[pipelines]'"
+_REMEDY = "pip install 'diffusers<0.40' 'transformers<5'"
 # Where each class is; taken from there, as the libraries' own top level imports much more.
 _HOMES = {
-    "FlaxAutoencoderKL": "diffusers.models.vae_flax",
-    "FlaxDDIMScheduler": "diffusers.schedulers.scheduling_ddim_flax",
-    "FlaxDPMSolverMultistepScheduler": "diffusers.schedulers.scheduling_dpmsolver_multistep_flax",
-    "FlaxEulerDiscreteScheduler": "diffusers.schedulers.scheduling_euler_discrete_flax",
-    "FlaxPNDMScheduler": "diffusers.schedulers.scheduling_pndm_flax",
     "FlaxStableDiffusionPipeline": "diffusers.pipelines.stable_diffusion."
     "pipeline_flax_stable_diffusion",
     "FlaxStableDiffusionXLPipeline": "diffusers.pipelines.stable_diffusion_xl."
     "pipeline_flax_stable_diffusion_xl",
-    "FlaxCLIPTextModel": "transformers.models.clip.modeling_flax_clip",
-    "FlaxCLIPTextModelWithProjection": "transformers.models.clip.modeling_flax_clip",
-    "CLIPTextConfig": "transformers.models.clip.configuration_clip",
-    "CLIPTokenizer": "transformers.models.clip.tokenization_clip",
-    "CLIPTokenizerFast": "transformers.models.clip.tokenization_clip_fast",
 }
 
 
@@ -75,7 +66,7 @@ def theirs() -> Iterator[None]:
     try:
         for logging in levels:
             logging.set_verbosity_error()
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        with numpy_promotion():
             yield
     finally:
         for logging, level in levels.items():
@@ -106,7 +97,7 @@ def _require(library: str) -> None:
     if found is None or tuple(int(n) for n in found.split(".")[: len(limit)]) >= limit:
         raise UsageError(
             f"{library}: found {'no such library' if found is None else f'version {found}'}; "
-            f"expected {named}, the last with Flax, to make pictures; {_REMEDY}",
+            f"expected {named}, the last with Flax, for its own pipelines; {_REMEDY}",
             code=Refusal.MISSING_LIBRARY,
         )
 

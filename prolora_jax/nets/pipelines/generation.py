@@ -16,8 +16,8 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_names
 from prolora_jax.nets.pipelines.devices import DATA_AXIS, devices_of, each_a_share, on_all
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling.denoising import denoise
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 from prolora_jax.nets.unet.loading import Params
@@ -146,7 +146,7 @@ def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
         guidance: Any,
         scales: dict[str, Any],
     ) -> Array:
-        with theirs(), adapted(scales):
+        with numpy_promotion(), adapted(scales):
             told = pipeline.embed(params, tokens)
             untold = None
             if guided:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.sampling.scheduler import TableSampler
+from prolora_jax.nets.text.clip import ClipTextEncoder
+from prolora_jax.nets.text.tokens import ClipTokenizer
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.unet.unet import UNet
+from prolora_jax.nets.vae.vae import Vae
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +42,8 @@ class Pipeline:
 
     Attributes:
         unet: predicts.
-        vae: diffusers' `FlaxAutoencoderKL`, float32: what half precision rounds is seen here.
-        text_encoders: transformers' Flax classes, by component.
+        vae: makes pictures of latents, in float32: what half precision rounds is seen here.
+        text_encoders: by component.
         tokenizers: by the component of the encoder they belong to.
         sampler: takes the steps (`sampling.samplers`).
         zeros_for_empty: whether no negative prompt is zeros, not an embedding.
@@ -49,9 +51,9 @@ class Pipeline:
     """
 
     unet: UNet
-    vae: Any = field(repr=False)
-    text_encoders: dict[str, Any] = field(repr=False)
-    tokenizers: dict[str, Any] = field(repr=False)
+    vae: Vae = field(repr=False)
+    text_encoders: dict[str, ClipTextEncoder] = field(repr=False)
+    tokenizers: dict[str, ClipTokenizer] = field(repr=False)
     sampler: TableSampler
     zeros_for_empty: bool
     sample_size: int
@@ -59,12 +61,8 @@ class Pipeline:
     @cached_property
     def computes(self) -> tuple[object, ...]:
         """All that a traced function may depend on; tokenizers have done their part before."""
-        encoders = tuple(
-            (name, type(net).__name__, str(net.dtype), net.config.to_json_string())
-            for name, net in self.text_encoders.items()
-        )
-        vae = type(self.vae).__name__, repr(self.vae.config)
-        return self.unet, encoders, vae, self.sampler, self.zeros_for_empty, self.sample_size
+        encoders = tuple(self.text_encoders.items())
+        return self.unet, encoders, self.vae, self.sampler, self.zeros_for_empty, self.sample_size
 
     def __eq__(self, other: object) -> bool:
         """Whether both compute the same."""
@@ -77,7 +75,7 @@ class Pipeline:
     @property
     def pixels_per_latent(self) -> int:
         """Height and width in pixels of one latent."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.vae.config.pixels_per_latent
 
     @property
     def pixels(self) -> int:
@@ -91,23 +89,15 @@ class Pipeline:
 
     def tokens(self, prompts: list[str]) -> Tokens:
         """The prompts as numbers, `(batch, encoders, length)`; what is too long is cut off."""
-        for prompt in prompts:
-            for name, tokenizer in self.tokenizers.items():
-                with theirs():
-                    found, most = len(tokenizer(prompt).input_ids), tokenizer.model_max_length
-                if found > most:
-                    _log.warning("%r: %d tokens, of which %s sees %d", prompt, found, name, most)
-        ids = [
-            tokenizer(
-                prompts,
-                padding="max_length",
-                max_length=tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="np",
-            ).input_ids
-            for tokenizer in self.tokenizers.values()
-        ]
-        return np.stack(ids, axis=1).astype(np.int32)
+        found = []
+        for name, tokenizer in self.tokenizers.items():
+            ids = [tokenizer.ids(prompt) for prompt in prompts]
+            for prompt, own in zip(prompts, ids, strict=True):
+                needed, most = len(own) + 2, tokenizer.length
+                if needed > most:
+                    _log.warning("%r: %d tokens, of which %s sees %d", prompt, needed, name, most)
+            found.append([tokenizer.framed(own) for own in ids])
+        return np.array(found, np.int32).swapaxes(0, 1)
 
     def embed(self, params: Params, tokens: Int[Array, "batch encoders length"]) -> Told:
         """What the UNet is told of the prompts.
@@ -119,25 +109,20 @@ class Pipeline:
         Returns:
             The embedded text, and for SDXL's family the pooled text.
         """
-        told = {
-            name: encoder(
-                tokens[:, i], params=params[name], output_hidden_states=self.is_sdxl_family
-            )
+        said: dict[str, Any] = {
+            name: encoder.apply({"params": params[name]}, tokens[:, i])
             for i, (name, encoder) in enumerate(self.text_encoders.items())
         }
         if not self.is_sdxl_family:
-            return Told(told["text_encoder"].last_hidden_state, None)
+            return Told(said["text_encoder"].last, None)
         # The last layer but one, before the norm; the summary is the second encoder's.
-        hidden = [out.hidden_states[-2] for out in told.values()]
-        return Told(jnp.concatenate(hidden, axis=-1), told["text_encoder_2"].text_embeds)
+        hidden = [out.hidden[-2] for out in said.values()]
+        return Told(jnp.concatenate(hidden, axis=-1), said["text_encoder_2"].pooled)
 
     def decode(
         self, params: Params, latents: Float[Array, "batch channels height width"]
     ) -> Float[Array, "batch pixels_down pixels_across 3"]:
         """Pictures with values from 0 to 1."""
-        # Channels last: of latents as wide as they have channels Flax's VAE would not know which.
-        scaled = latents.astype(jnp.float32).transpose(0, 2, 3, 1) / self.vae.config.scaling_factor
-        with theirs():
-            found = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode)
-        decoded = found.sample
+        scaled = latents.astype(jnp.float32) / self.vae.config.scaling_factor
+        decoded: Any = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode)
         return (decoded.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)

@@ -1,35 +1,30 @@
 """Pipelines from disk: every part is read, checked against its configuration, and put together."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from prolora_jax.architectures.flax_trees import leaves
-from prolora_jax.errors import BaseModelError, ProloraError, Refusal
-from prolora_jax.io.base_models.pipeline_files import PipelineFiles, is_fast_only, pipeline_files
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.base_models.pipeline_files import PipelineFiles, pipeline_files
+from prolora_jax.io.base_models.tokenizer_files import read_tokenizer
 from prolora_jax.io.base_models.unet_files import read_unet_config
-from prolora_jax.nets.pipelines.diffusers_flax import flax_class, theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing, sampler_named
+from prolora_jax.nets.text.clip import ClipTextEncoder
+from prolora_jax.nets.text.config import ClipConfig, clip_config
+from prolora_jax.nets.text.tokens import ClipTokenizer
 from prolora_jax.nets.unet.loading import Params, load_unet
 from prolora_jax.nets.unet.unet import UNet
+from prolora_jax.nets.vae.config import vae_config
+from prolora_jax.nets.vae.vae import Vae
 
 _USUAL_SAMPLE = 64
-# Fields of a VAE's configuration that Flax's class does not know, and what it then has in effect.
-_VAE_FIXED = {
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "shift_factor": (None, 0),
-    "use_quant_conv": (None, True),
-    "use_post_quant_conv": (None, True),
-    "mid_block_add_attention": (None, True),
-    "act_fn": (None, "silu", "swish"),
-}
 
 
 def load_pipeline(
@@ -62,8 +57,7 @@ def load_pipeline(
     files = pipeline_files(path, parts)
     given = files.unet_config
     raw = read_unet_config(files.unet)[0] if given is None else given
-    # Before gigabytes are read: whether the libraries are there, and the sampler is one of theirs.
-    flax_class("FlaxAutoencoderKL")
+    # Before gigabytes are read: whether the sampler is one of ours.
     scheduler = files.config("scheduler", "scheduler_config.json")
     if spacing is not None:
         scheduler["timestep_spacing"] = spacing
@@ -104,33 +98,26 @@ def _text_encoders(files: PipelineFiles, unet: UNet) -> tuple[str, ...]:
     return needed
 
 
-def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[Any, Params]:
-    projected = "WithProjection" if name == "text_encoder_2" else ""
-    raw = files.config(name)
-    with _read(files.folder / name / "config.json"):
-        config = flax_class("CLIPTextConfig")(**raw)
-        # Nothing is initialised: the parameters are handed over at every call.
-        encoder = flax_class(f"FlaxCLIPTextModel{projected}")(config, dtype=dtype, _do_init=False)
+def _text_encoder(files: PipelineFiles, name: str, dtype: Any) -> tuple[ClipTextEncoder, Params]:
+    folder = files.folder / name
+    config = clip_config(files.config(name), origin=str(folder / "config.json"))
+    encoder = ClipTextEncoder(config, projected=name == "text_encoder_2")
     tree = files.parameters(name)
-    if not projected:
+    if not encoder.projected:
         tree.pop("text_projection", None)
-    _require_same(tree, encoder.params_shape_tree, f"{files.folder / name}")
-    return encoder, _on_device(tree, dtype)
+    _require_same(tree, encoder, jax.ShapeDtypeStruct((1, 1), jnp.int32), str(folder))
+    return encoder.clone(dtype=dtype), _on_device(tree, dtype)
 
 
-def _tokenizer(folder: Path, config: Any) -> Any:
-    with _read(folder):
-        # The slow one where it can be: it is what torch's pipelines use.
-        kind = "CLIPTokenizerFast" if is_fast_only(folder) else "CLIPTokenizer"
-        tokenizer = flax_class(kind).from_pretrained(folder)
-    if len(tokenizer) > config.vocab_size:
+def _tokenizer(folder: Path, config: ClipConfig) -> ClipTokenizer:
+    # Where no length is given: as many as there are places.
+    tokenizer = ClipTokenizer(read_tokenizer(folder), config.max_position_embeddings)
+    if tokenizer.size > config.vocab_size:
         raise BaseModelError(
-            f"{folder}: found {len(tokenizer)} tokens; expected at most {config.vocab_size}, which "
+            f"{folder}: found {tokenizer.size} tokens; expected at most {config.vocab_size}, which "
             f"the text encoder knows; give the tokenizer that belongs to it",
             code=Refusal.SHAPE_MISMATCH,
         )
-    # Where no length is given it is 1e30; and Flax says nothing of a place that it has not.
-    tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
     return tokenizer
 
 
@@ -145,46 +132,20 @@ def _sample_size(config: Mapping[str, Any], origin: str) -> int:
     return found
 
 
-@contextmanager
-def _read(origin: Path) -> Iterator[None]:
-    """Within this context the libraries take in a file; what they stumble over is refused."""
-    try:
-        with theirs():
-            yield
-    except ProloraError:
-        raise
-    except Exception as failure:  # noqa: BLE001 (they check little: it may be any)
-        reason = " ".join(str(failure).split())[:200]
-        raise BaseModelError(
-            f"{origin}: cannot be used ({type(failure).__name__}: {reason}); expected a part of a "
-            f"Stable Diffusion pipeline; fetch it again",
-            code=Refusal.UNREADABLE_BASE,
-        ) from failure
-
-
-def _vae(files: PipelineFiles) -> tuple[Any, Params]:
-    raw, origin = files.config("vae"), str(files.folder / "vae")
-    for name, allowed in _VAE_FIXED.items():
-        if raw.get(name) not in allowed:
-            raise BaseModelError(
-                f"{origin}/config.json: field {name} is {raw[name]!r}; expected "
-                f"{' or '.join(map(repr, allowed))}; only VAEs of the Stable Diffusion family are "
-                f"supported",
-                code=Refusal.UNSUPPORTED_CONFIG,
-            )
-    with _read(files.folder / "vae" / "config.json"):
-        fields = {key: value for key, value in raw.items() if not key.startswith("_")}
-        vae = flax_class("FlaxAutoencoderKL").from_config(fields)
-        shapes = jax.eval_shape(vae.init_weights, jax.random.key(0))
-    tree = files.parameters("vae")
-    _require_same(tree, shapes, origin)
+def _vae(files: PipelineFiles) -> tuple[Vae, Params]:
+    folder = files.folder / "vae"
+    vae = Vae(vae_config(files.config("vae"), origin=str(folder / "config.json")))
+    tree, side = files.parameters("vae"), vae.config.pixels_per_latent
+    picture = jax.ShapeDtypeStruct((1, vae.config.in_channels, side, side), jnp.float32)
+    _require_same(tree, vae, picture, str(folder))
     return vae, _on_device(tree, jnp.float32)
 
 
-def _require_same(tree: Params, expected: Any, origin: str) -> None:
-    """Refuse parameters that are not, one for one, those of the net."""
+def _require_same(tree: Params, net: nn.Module, given: jax.ShapeDtypeStruct, origin: str) -> None:
+    """Refuse parameters that are not, one for one, those that a net makes for itself."""
+    made: Any = jax.eval_shape(net.init, jax.random.key(0), given)
     found = {key: leaf.shape for key, leaf in leaves(tree)}
-    want = {key: leaf.shape for key, leaf in leaves(expected)}
+    want = {key: leaf.shape for key, leaf in leaves(made["params"])}
     for key in sorted(found.keys() | want.keys()):
         if found.get(key) != want.get(key):
             raise BaseModelError(

@@ -34,15 +34,34 @@ class Style:
             width, use_bias=bias, dtype=self.dtype, param_dtype=self.param_dtype, name=name
         )
 
-    def conv(self, width: int, name: str, *, kernel: int = 3, stride: int = 1) -> nn.Conv:
-        """A convolution of NHWC pictures, padded by half its kernel on every side."""
-        # Not "SAME", which pads a strided convolution on one side only, unlike torch.
-        pad = kernel // 2
+    def conv(
+        self,
+        width: int,
+        name: str | None,
+        *,
+        kernel: int = 3,
+        stride: int = 1,
+        pad: tuple[int, int] | None = None,
+    ) -> nn.Conv:
+        """A convolution of NHWC pictures.
+
+        Args:
+            width: channels that come out.
+            name: of its parameters; None for that of the attribute it is put into (`setup`).
+            kernel: height and width of its window.
+            stride: pixels from one window to the next.
+            pad: before and behind each side; None for half the kernel. Not "SAME", which pads a
+                strided convolution on one side only, unlike torch.
+
+        Returns:
+            The layer.
+        """
+        sides = (kernel // 2, kernel // 2) if pad is None else pad
         return nn.Conv(
             width,
             (kernel, kernel),
             (stride, stride),
-            padding=((pad, pad), (pad, pad)),
+            padding=(sides, sides),
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name=name,

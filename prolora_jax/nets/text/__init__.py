@@ -1,0 +1,6 @@
+"""Text encoders: prompts become numbers, and numbers what a UNet is told.
+
+config.py: What a CLIP text encoder computes, read off its `config.json`.
+clip.py: CLIP's text encoder in Flax (linen), with parameters named as transformers' are.
+tokens.py: CLIP's tokenizer: prompts as numbers.
+"""
