@@ -29,7 +29,7 @@ ORACLES = {"torch", "diffusers", "transformers", "peft", "lycoris"}
 # The one reads pickles, in a process of its own; the other is measured beside ours, never used.
 PICKLE_CHILD = Path("io/containers/pickle_child.py")
 MAY_KNOW_TORCH = {PICKLE_CHILD, Path("benchmarks/baselines.py")}
-# Flax's text encoders, VAE and samplers are theirs: the extra `pipelines`.
+# Flax's samplers and stock pipelines are theirs: the extra `pipelines`.
 FLAX_OF_OTHERS = {Path("nets/pipelines/diffusers_flax.py")}
 EXEMPT = {
     "torch": MAY_KNOW_TORCH,
