@@ -32,6 +32,7 @@ def generate(
     arms: str | None = None,
     seeds: str = "0",
     negative: str | None = None,
+    weighting: Literal["off", "numbers", "all"] = "numbers",
     steps: int | None = None,
     guidance: float | None = None,
     height: int | None = None,
@@ -71,6 +72,8 @@ def generate(
             --migrate.method].
         seeds: of the noise, such as 0,1,5 or 0-3.
         negative: what not to draw.
+        weighting: which brackets in prompts weigh: numbers, such as (ink:1.2); all, (ink) and
+            [ink], too; off, none.
         steps: of the sampler [default: 25; with LCM 4].
         guidance: how much the prompt counts [default: 7.5, for SDXL's family 5; with LCM 1].
         height: in pixels [default: what the base was trained on].
@@ -107,6 +110,7 @@ def generate(
         spacing=spacing,
         dtype=usual_dtype() if dtype == "auto" else dtype,
         negative=negative,
+        weighting=weighting,
         steps=steps,
         guidance=guidance,
         size=(height, width),

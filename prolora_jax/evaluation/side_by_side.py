@@ -30,6 +30,7 @@ from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
+from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
@@ -65,6 +66,7 @@ class Request:
         spacing: where the steps are; None for what the pipeline says.
         dtype: what is computed in.
         negative: what not to draw.
+        weighting: which brackets in prompts weigh what they hold.
         steps: of the sampler: 25, with LCM 4.
         guidance: how much the prompt counts: 7.5, for SDXL's family 5, with LCM 1.
         size: height and width in pixels: what the base was trained on.
@@ -83,6 +85,7 @@ class Request:
     spacing: Spacing | None = None
     dtype: str = "float32"
     negative: str | None = None
+    weighting: Weighting = "numbers"
     steps: int | None = None
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
@@ -319,6 +322,7 @@ def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
     height, width = (pipeline.pixels if side is None else side for side in request.size)
     return {
         "negative": request.negative,
+        "weighting": request.weighting,
         "steps": steps if request.steps is None else request.steps,
         "guidance": guidance if request.guidance is None else request.guidance,
         "size": (height, width),

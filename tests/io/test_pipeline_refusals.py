@@ -92,6 +92,11 @@ BROKEN: list[tuple[Callable[[Path], None], str, Refusal]] = [
     (gone("tokenizer_2"), "tokenizer_2/vocab.json: no such file; .* of text_encoder_2", MISSING),
     (gone("tokenizer/merges.txt"), "tokenizer/merges.txt: no such file; .* text_encoder;", MISSING),
     (holds("tokenizer/vocab.json", "{"), "vocab.json: found no JSON .*; fetch the", UNREADABLE),
+    (
+        says("tokenizer_2/tokenizer_config.json", model_max_length=8),
+        "found prompts of .*'text_encoder': 16, 'text_encoder_2': 8.* tokens; expected one length",
+        CONFIGURED,
+    ),
     (more_tokens, "tokenizer: found 515 tokens; expected at most 514, which the text", SHAPE),
     (gone(f"text_encoder/{TEXT}"), "text_encoder: found no weights; expected them as", MISSING),
     (pickled, "vae: found no weights; .*or convert what is there", MISSING),

@@ -18,6 +18,7 @@ from prolora_jax.nets.sampling.noise import picture_keys
 from prolora_jax.nets.sampling.samplers import sampler_named
 from prolora_jax.nets.text.clip import ClipTextEncoder
 from prolora_jax.nets.text.config import ClipConfig
+from prolora_jax.nets.text.prompts import Prompts
 from prolora_jax.nets.unet.config import from_diffusers
 from prolora_jax.nets.unet.unet import UNet
 from prolora_jax.nets.vae.config import vae_config
@@ -70,8 +71,10 @@ def test_shapes_of_a_whole_drawing(name, sample_size, millions):
         zeros_for_empty=name != "sd15",
         sample_size=sample_size,
     )
-    tokens = jax.ShapeDtypeStruct((2, len(encoders), 77), jnp.int32)
-    negative = jax.ShapeDtypeStruct((1, len(encoders), 77), jnp.int32)
+    tokens, negative = (
+        Prompts(jax.ShapeDtypeStruct((rows, len(encoders), 1, 77), jnp.int32), None)
+        for rows in (2, 1)
+    )
     noise = jax.ShapeDtypeStruct((2, 4, sample_size, sample_size), jnp.float32)
     draw = _compiled(pipeline, 25, True, pipeline.zeros_for_empty)
     drawn = jax.eval_shape(draw, params, tokens, noise, picture_keys([0, 1]), negative, 5.0, {})

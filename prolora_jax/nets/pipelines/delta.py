@@ -22,6 +22,8 @@ from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling import levels
 from prolora_jax.nets.sampling.denoising import conditions, denoise
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
+from prolora_jax.nets.text.prompts import Prompts, by_chunks
+from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 
 Nets = tuple[Pipeline, Params]
@@ -38,6 +40,7 @@ def draw_delta(
     guidance: float,
     size: tuple[int, int],
     negative: str | None = None,
+    weighting: Weighting = "numbers",
     at_once: int = 1,
     progress: Progress = lambda stage, done, total: None,
 ) -> Pictures:
@@ -53,6 +56,7 @@ def draw_delta(
         guidance: how much the prompt counts against the negative one; 1 or less for not at all.
         size: height and width in pixels, multiples of 8.
         negative: what not to draw.
+        weighting: which brackets in prompts weigh what they hold, as for `generate`.
         at_once: pictures in one batch.
         progress: called with the stage, and how many pictures of how many are done.
 
@@ -68,20 +72,28 @@ def draw_delta(
     nets = (pipeline, source[0])
     empty = tuple(negative is None and net.zeros_for_empty for net in nets)
     draw = _compiled(nets, steps, guidance > 1, empty)
-    tokens = [net.tokens(list(prompts)) for net in nets]
-    negatives = tuple(net.tokens([negative or ""]) for net in nets)
-    jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
-    drawn = []
-    for begin in range(0, len(jobs), at_once):
-        progress("drawing", begin, len(jobs))
-        some = (jobs[begin : begin + at_once] * at_once)[:at_once]
-        keys = picture_keys([seeds[seed] for _, seed in some])
-        rows = [prompt for prompt, _ in some]
-        given = tuple(one[rows] for one in tokens), negatives, starting_noise(keys, shape), keys
-        pictures = draw((target[1], source[1]), *given, guidance, dict(scales))
-        drawn.append(np.asarray(pictures)[: len(jobs) - begin])
-    progress("drawing", len(jobs), len(jobs))
-    return np.concatenate(drawn).reshape(len(prompts), len(seeds), *size, 3)
+    against = negative or "" if guidance > 1 else ""
+    total, done = len(prompts) * len(seeds), 0
+    found = np.empty((len(prompts), len(seeds), *size, 3), np.float32)
+    models = [net.tokenizers for net in nets]
+    for chunks, places in by_chunks(models, prompts, against, weighting).items():
+        asked = {"weighting": weighting, "chunks": chunks}
+        told = [net.prompts([prompts[place] for place in places], **asked) for net in nets]
+        untold = tuple(net.prompts([against], **asked) for net in nets)
+        jobs = [(row, seed) for row in range(len(places)) for seed in range(len(seeds))]
+        drawn = []
+        for begin in range(0, len(jobs), at_once):
+            progress("drawing", done + begin, total)
+            some = (jobs[begin : begin + at_once] * at_once)[:at_once]
+            keys = picture_keys([seeds[seed] for _, seed in some])
+            rows = tuple(one.rows([row for row, _ in some]) for one in told)
+            given = rows, untold, starting_noise(keys, shape), keys
+            pictures = draw((target[1], source[1]), *given, guidance, dict(scales))
+            drawn.append(np.asarray(pictures)[: len(jobs) - begin])
+        found[places] = np.concatenate(drawn).reshape(-1, *found.shape[1:])
+        done += len(jobs)
+    progress("drawing", total, total)
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -92,18 +104,18 @@ def _compiled(
 
     def draw(
         params: tuple[Params, Params],
-        tokens: tuple[Array, Array],
-        negatives: tuple[Array, Array],
+        prompts: tuple[Prompts, Prompts],
+        negatives: tuple[Prompts, Prompts],
         noise: Array,
         keys: Array,
         guidance: Any,
         scales: dict[str, Any],
     ) -> Array:
         def told_by(place: int) -> tuple[Told, Told | None]:
-            told = nets[place].embed(params[place], tokens[place])
+            told = nets[place].embed(params[place], *prompts[place])
             if not guided:
                 return told, None
-            one = nets[place].embed(params[place], negatives[place])
+            one = nets[place].embed(params[place], *negatives[place])
             one = jax.tree.map(lambda x: jnp.zeros_like(x) if empty[place] else x, one)
             return told, jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), one, told)
 

@@ -20,6 +20,8 @@ from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling.denoising import denoise
 from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
+from prolora_jax.nets.text.prompts import Prompts, by_chunks
+from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
@@ -32,6 +34,7 @@ def generate(
     seeds: Sequence[int],
     *,
     negative: str | None = None,
+    weighting: Weighting = "numbers",
     steps: int = 25,
     guidance: float = 7.5,
     size: tuple[int, int] | None = None,
@@ -49,9 +52,11 @@ def generate(
     Args:
         pipeline: of `load_pipeline`.
         params: of all components; with adapters beside the kernels (`attach`) or merged.
-        prompts: what to draw.
+        prompts: what to draw, of any length: more than one encoder can take is told in chunks.
         seeds: of the noise that each picture starts from; other noise than torch's of that seed.
         negative: what not to draw.
+        weighting: which brackets in prompts weigh what they hold: `numbers`, such as `(ink:1.2)`;
+            `all`, `(ink)` by 1.1 and `[ink]` by 1 / 1.1, too; `off`, none.
         steps: of the sampler.
         guidance: how much the prompt counts against the negative one; 1 or less for not at all,
             which is half the work.
@@ -73,7 +78,7 @@ def generate(
     """
     height, width = size or (pipeline.pixels,) * 2
     _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
-    tokens, negatives = pipeline.tokens(list(prompts)), pipeline.tokens([negative or ""])
+    against = negative or "" if guidance > 1 else ""
     empty = negative is None and pipeline.zeros_for_empty
     draw = _compiled(pipeline, steps, guidance > 1, empty)
     side = pipeline.pixels_per_latent
@@ -85,9 +90,7 @@ def generate(
             f"and seed; correct it",
             code=Refusal.BAD_OPTION,
         )
-    jobs = [(prompt, seed) for prompt in range(len(prompts)) for seed in range(len(seeds))]
     devices = devices_of(mesh)
-    batch = min(at_once, -(-len(jobs) // devices)) * devices
     if mesh is not None:
         # What goes where inside is left to XLA, also if the axes are explicit (jax.make_mesh).
         names = mesh.axis_names
@@ -95,19 +98,33 @@ def generate(
         params = on_all(params, mesh)
     if scales is None:
         scales = dict.fromkeys(sorted(attached_names(params)), 1.0)
-    drawn = []
-    for begin in range(0, len(jobs), batch):
-        progress("drawing", begin, len(jobs))
-        # The last batch is filled up: another size would be compiled again.
-        some = (jobs[begin : begin + batch] * batch)[:batch]
-        keys = picture_keys([seeds[seed] for _, seed in some])
-        start = starting_noise(keys, shape) if noise is None else noise[*zip(*some, strict=True)]
-        given = each_a_share((tokens[[prompt for prompt, _ in some]], start, keys), mesh)
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
-            pictures = draw(params, *given, negatives, guidance, dict(scales))
-        drawn.append(np.asarray(pictures)[: len(jobs) - begin])
-    progress("drawing", len(jobs), len(jobs))
-    return np.concatenate(drawn).reshape(len(prompts), len(seeds), height, width, 3)
+    total, done = len(prompts) * len(seeds), 0
+    found = np.empty((len(prompts), len(seeds), height, width, 3), np.float32)
+    for chunks, places in by_chunks([pipeline.tokenizers], prompts, against, weighting).items():
+        given = {"weighting": weighting, "chunks": chunks}
+        told = pipeline.prompts([prompts[place] for place in places], **given)
+        untold = pipeline.prompts([against], **given)
+        jobs = [(row, seed) for row in range(len(places)) for seed in range(len(seeds))]
+        batch = min(at_once, -(-len(jobs) // devices)) * devices
+        drawn = []
+        for begin in range(0, len(jobs), batch):
+            progress("drawing", done + begin, total)
+            # The last batch is filled up: another size would be compiled again.
+            some = (jobs[begin : begin + batch] * batch)[:batch]
+            rows, columns = map(list, zip(*some, strict=True))
+            keys = picture_keys([seeds[seed] for seed in columns])
+            if noise is None:
+                start = starting_noise(keys, shape)
+            else:
+                start = noise[[places[row] for row in rows], columns]
+            shares = each_a_share((told.rows(rows), start, keys), mesh)
+            with nullcontext() if mesh is None else jax.set_mesh(mesh):
+                pictures = draw(params, *shares, untold, guidance, dict(scales))
+            drawn.append(np.asarray(pictures)[: len(jobs) - begin])
+        found[places] = np.concatenate(drawn).reshape(-1, *found.shape[1:])
+        done += len(jobs)
+    progress("drawing", total, total)
+    return found
 
 
 def _require(
@@ -139,18 +156,18 @@ def _require(
 def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
     def draw(
         params: Params,
-        tokens: Array,
+        prompts: Prompts,
         noise: Array,
         keys: Array,
-        negatives: Array,
+        negatives: Prompts,
         guidance: Any,
         scales: dict[str, Any],
     ) -> Array:
         with numpy_promotion(), adapted(scales):
-            told = pipeline.embed(params, tokens)
+            told = pipeline.embed(params, *prompts)
             untold = None
             if guided:
-                one = pipeline.embed(params, negatives)
+                one = pipeline.embed(params, *negatives)
                 untold = jax.tree.map(lambda x: jnp.zeros_like(x) if empty else x, one)
                 untold = jax.tree.map(lambda x, y: jnp.broadcast_to(x, y.shape), untold, told)
             latents = denoise(

@@ -1,6 +1,7 @@
 """From prompts to pictures: text encoders, UNet, sampler and VAE of one base model."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from prolora_jax.nets.sampling.scheduler import TableSampler
 from prolora_jax.nets.text.clip import ClipTextEncoder
+from prolora_jax.nets.text.prompts import Prompts, chunked, reweighted
 from prolora_jax.nets.text.tokens import ClipTokenizer
+from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.unet.unet import UNet
 from prolora_jax.nets.vae.vae import Vae
@@ -99,25 +102,45 @@ class Pipeline:
             found.append([tokenizer.framed(own) for own in ids])
         return np.array(found, np.int32).swapaxes(0, 1)
 
-    def embed(self, params: Params, tokens: Int[Array, "batch encoders length"]) -> Told:
+    def prompts(self, texts: Sequence[str], *, weighting: Weighting, chunks: int = 1) -> Prompts:
+        """The prompts as numbers and weights, in chunks: of `by_chunks`, none is cut off."""
+        return chunked(self.tokenizers, texts, weighting=weighting, chunks=chunks)
+
+    def embed(
+        self,
+        params: Params,
+        tokens: Int[Array, "batch encoders *chunks length"],
+        weights: Float[Array, "batch encoders *chunks length"] | None = None,
+    ) -> Told:
         """What the UNet is told of the prompts.
 
         Args:
             params: of all components.
-            tokens: of `tokens`.
+            tokens: of `tokens`, or of `prompts`: each chunk is embedded for itself.
+            weights: of each token; the summary knows nothing of them.
 
         Returns:
-            The embedded text, and for SDXL's family the pooled text.
+            The embedded text, chunk behind chunk, and for SDXL's family the pooled text of the
+            first chunk.
         """
+        batch, length = len(tokens), tokens.shape[-1]
+
+        def rows(array: Array, encoder: int) -> Array:
+            return array[:, encoder].reshape(-1, length)
+
         said: dict[str, Any] = {
-            name: encoder.apply({"params": params[name]}, tokens[:, i])
+            name: encoder.apply({"params": params[name]}, rows(tokens, i))
             for i, (name, encoder) in enumerate(self.text_encoders.items())
         }
+        # Of SDXL's family the last layer but one, before the norm.
+        used = [out.hidden[-2] if self.is_sdxl_family else out.last for out in said.values()]
+        if weights is not None:
+            used = [reweighted(hidden, rows(weights, i)) for i, hidden in enumerate(used)]
+        text = jnp.concatenate([h.reshape(batch, -1, h.shape[-1]) for h in used], axis=-1)
         if not self.is_sdxl_family:
-            return Told(said["text_encoder"].last, None)
-        # The last layer but one, before the norm; the summary is the second encoder's.
-        hidden = [out.hidden[-2] for out in said.values()]
-        return Told(jnp.concatenate(hidden, axis=-1), said["text_encoder_2"].pooled)
+            return Told(text, None)
+        pooled = said["text_encoder_2"].pooled  # the summary is the second encoder's
+        return Told(text, pooled.reshape(batch, -1, pooled.shape[-1])[:, 0])
 
     def decode(
         self, params: Params, latents: Float[Array, "batch channels height width"]

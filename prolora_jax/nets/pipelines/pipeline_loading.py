@@ -68,6 +68,13 @@ def load_pipeline(
     for name in _text_encoders(files, unet):
         encoders[name], params[name] = _text_encoder(files, name, dtype)
         tokenizers[name] = _tokenizer(files.tokenizer(name), encoders[name].config)
+    lengths = {name: tokenizer.length for name, tokenizer in tokenizers.items()}
+    if len(set(lengths.values())) > 1:
+        raise BaseModelError(
+            f"{files.folder}: found prompts of {lengths} tokens; expected one length for all, as "
+            f"what encoders say is put side by side; correct model_max_length",
+            code=Refusal.UNSUPPORTED_CONFIG,
+        )
     vae, params["vae"] = _vae(files)
     is_sdxl = unet.config.time_ids_dim is not None
     pipeline = Pipeline(
