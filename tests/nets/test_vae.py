@@ -139,6 +139,20 @@ def test_memory_of_attention_grows_with_the_tokens():
     assert large < 0.25 * 4 * 128**4
 
 
+def test_memory_of_a_picture_of_1024_pixels():
+    vae = Vae(vae_config(unets.PUBLISHED_VAE))
+    picture = jax.ShapeDtypeStruct((1, 3, 8, 8), jnp.float32)
+    params = jax.eval_shape(vae.init, jax.random.key(0), picture)
+    decode = jax.jit(
+        lambda params, latents: vae.apply(params, latents, method=vae.decode),
+        compiler_options={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
+    )
+    latents = jax.ShapeDtypeStruct((1, 4, 128, 128), jnp.float32)
+    compiled: Any = decode.lower(params, latents).compile()
+    # Two and a half of the largest activations, 256 channels of each pixel.
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.6 * 2**30
+
+
 def test_attention_in_blocks_equals_torch(tiny):
     net, vae, params = tiny
     attention: Any = net.decoder.mid_block.attentions[0]

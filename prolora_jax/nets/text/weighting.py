@@ -15,7 +15,7 @@ _MARKS = re.compile(
 )
 
 
-class Piece(NamedTuple):
+class PromptPiece(NamedTuple):
     """A part of a prompt.
 
     Attributes:
@@ -27,7 +27,7 @@ class Piece(NamedTuple):
     weight: float
 
 
-def weighed(prompt: str, weighting: Weighting) -> tuple[Piece, ...]:
+def weighed(prompt: str, weighting: Weighting) -> tuple[PromptPiece, ...]:
     r"""The parts of a prompt, each with its weight.
 
     Weights of brackets in brackets multiply. A backslash before a bracket or a backslash makes it
@@ -43,7 +43,7 @@ def weighed(prompt: str, weighting: Weighting) -> tuple[Piece, ...]:
         Parts of the same weight together, none of them empty; () for an empty prompt.
     """
     if weighting == "off":
-        return (Piece(prompt, 1.0),) if prompt else ()
+        return (PromptPiece(prompt, 1.0),) if prompt else ()
     pieces: list[list] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
@@ -83,12 +83,12 @@ def weighed(prompt: str, weighting: Weighting) -> tuple[Piece, ...]:
     return _joined(pieces)
 
 
-def _joined(pieces: list[list]) -> tuple[Piece, ...]:
+def _joined(pieces: list[list]) -> tuple[PromptPiece, ...]:
     """Neighbours of one weight as one: words at a border are then those of the whole text."""
-    found: list[Piece] = []
+    found: list[PromptPiece] = []
     for text, weight in pieces:
         if found and found[-1].weight == weight:
-            found[-1] = Piece(found[-1].text + text, weight)
+            found[-1] = PromptPiece(found[-1].text + text, weight)
         elif text:
-            found.append(Piece(text, weight))
+            found.append(PromptPiece(text, weight))
     return tuple(found)
