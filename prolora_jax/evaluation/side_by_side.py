@@ -8,14 +8,14 @@ from typing import Any, get_args, get_type_hints
 import jax
 import msgspec
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
-from prolora_jax.adapters.adapter import Adapter, alike
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.algorithms.factoring import kept_share
 from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.evaluation.drawer import NONE, Drawer, usual_guidance, usual_steps
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing
 from prolora_jax.io.outputs.protected import require_ending
@@ -26,7 +26,6 @@ from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import matrices, spec_of
 from prolora_jax.nets.pipelines.delta import draw_delta
-from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
@@ -37,14 +36,11 @@ from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
 from prolora_jax.subspaces.store import BasisStore
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
-NONE, AS_IT_IS, SOURCE, DELTA = "none", "lora", "source", "delta"
+AS_IT_IS, SOURCE, DELTA = "lora", "source", "delta"
 ARMS = (NONE, AS_IT_IS, SOURCE, DELTA, *METHODS)
 """`none`: the base alone; `lora`: the adapters as they are; `source`: on the base they are from;
 `delta`: their effect there added to what the base predicts, without any file; and the arms of a
 migration."""
-
-_LCM_STEPS, _STEPS = 4, 25
-_GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
 
 Pictures = Float[np.ndarray, "rows height width 3"]
 
@@ -261,7 +257,8 @@ def draw_side_by_side(
     usual = replace(options, assume_base=None)
     always = always and _factors(always, params, usual).adapter
     here = [arm for arm in request.arms if arm not in {SOURCE, DELTA}]
-    drawn = _columns(here, given, request, pipeline, params, settings, progress, always)
+    drawer = Drawer(pipeline, params, given, request.scales, settings, always)
+    drawn = _columns(here, drawer, request, progress)
     if source is not None and {SOURCE, DELTA} & {*request.arms}:
         base = (pipeline, params) if DELTA in request.arms else None
         del params
@@ -270,7 +267,8 @@ def draw_side_by_side(
         shares = [kept_share(adapter) for adapter in own[SOURCE]]
         kept |= {arm: shares for arm in (SOURCE, DELTA) if arm in request.arms}
         if SOURCE in request.arms:
-            drawn |= _columns([SOURCE], own, request, pipeline, params, settings, progress)
+            drawer = Drawer(pipeline, params, own, request.scales, settings)
+            drawn |= _columns([SOURCE], drawer, request, progress)
         if base is not None:
             nets = base, (pipeline, params)
             drawn[DELTA] = _delta(own[SOURCE], request, *nets, settings, progress)
@@ -316,18 +314,27 @@ def _require(request: Request, *, has_source: bool) -> None:
 
 def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
     """The arguments of `generate` that all columns share."""
-    steps, guidance = _STEPS, _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
-    if request.sampler == "lcm":
-        steps, guidance = _LCM_STEPS, 1.0
+    steps, guidance = request.steps, request.guidance
+    if steps is None:
+        steps = usual_steps(request.sampler)
+    if guidance is None:
+        guidance = usual_guidance(request.sampler, pipeline)
     height, width = (pipeline.pixels if side is None else side for side in request.size)
     return {
         "negative": request.negative,
         "weighting": request.weighting,
-        "steps": steps if request.steps is None else request.steps,
-        "guidance": guidance if request.guidance is None else request.guidance,
+        "steps": steps,
+        "guidance": guidance,
         "size": (height, width),
         "at_once": request.at_once,
     }
+
+
+def _columns(
+    arms: Sequence[str], drawer: Drawer, request: Request, progress: Progress
+) -> dict[str, Pictures]:
+    found = {arm: drawer.draw(arm, request.prompts, request.seeds, progress) for arm in arms}
+    return {arm: pictures.reshape(-1, *pictures.shape[2:]) for arm, pictures in found.items()}
 
 
 def _delta(
@@ -351,41 +358,3 @@ def _delta(
         **settings,
     )
     return pictures.reshape(-1, *pictures.shape[2:])
-
-
-def _columns(
-    arms: Sequence[str],
-    adapters: Mapping[str, list[Adapter]],
-    request: Request,
-    pipeline: Pipeline,
-    params: Params,
-    settings: Mapping[str, Any],
-    progress: Progress,
-    always: Adapter | None = None,
-) -> dict[str, Pictures]:
-    """Draw with every arm's adapters in turn, by one program for all; `none` has strength 0."""
-    names = [f"adapter{place}" for place in range(len(request.scales))]
-    # Of one structure, so that the next arm's are put in where the last one's were.
-    same = [alike(row) for row in zip(*adapters.values(), strict=True)]
-    by_arm = {arm: [row[place] for row in same] for place, arm in enumerate(adapters)}
-    any_arm = next(iter(by_arm.values()), [])
-    fixed = {} if always is None else {"always": always}
-    devices = jax.devices()
-    mesh = Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
-    drawn = {}
-    for arm in arms:
-        some = dict(zip(names, by_arm.get(arm, any_arm), strict=False))
-        used = {n: 0.0 if arm == NONE else s for n, s in zip(names, request.scales, strict=True)}
-        pictures = generate(
-            pipeline,
-            # Each was looked at when it was loaded.
-            attach(params, some | fixed, assume_base=spec_of(params).family),
-            request.prompts,
-            request.seeds,
-            scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),
-            mesh=mesh,
-            progress=lambda _, done, total, arm=arm: progress(f"drawing: {arm}", done, total),
-            **settings,
-        )
-        drawn[arm] = pictures.reshape(-1, *pictures.shape[2:])
-    return drawn

@@ -1,0 +1,106 @@
+"""A base model that draws with one adapter or another, by one program for all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from prolora_jax.adapters.adapter import Adapter, alike
+from prolora_jax.engines.progress import Progress
+from prolora_jax.nets.adapters.lora import attach
+from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.pipelines.generation import generate
+from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.unet.loading import Params
+
+NONE = "none"
+"""The arm without adapters."""
+
+Pictures = Float[np.ndarray, "prompts seeds height width 3"]
+
+_LCM_STEPS, _STEPS = 4, 25
+_GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
+
+
+def usual_steps(sampler: str) -> int:
+    """Steps of a sampler where nobody says how many."""
+    return _LCM_STEPS if sampler == "lcm" else _STEPS
+
+
+def usual_guidance(sampler: str, pipeline: Pipeline) -> float:
+    """How much the prompt counts where nobody says how much."""
+    if sampler == "lcm":
+        return 1.0
+    return _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """What a base model draws for each arm, from the same noise.
+
+    Attributes:
+        pipeline: of the base model.
+        params: of all its components.
+        adapters: by arm, those that are used together, as LoRA factors; each arm has as many.
+        scales: their strengths.
+        settings: the other arguments of `generate`.
+        always: an adapter that every arm has.
+    """
+
+    pipeline: Pipeline
+    params: Params
+    adapters: Mapping[str, Sequence[Adapter]]
+    scales: Sequence[float]
+    settings: Mapping[str, Any]
+    always: Adapter | None = None
+
+    @cached_property
+    def _alike(self) -> dict[str, list[Adapter]]:
+        """The adapters in one structure: the next arm's are put where the last one's were."""
+        same = [alike(row) for row in zip(*self.adapters.values(), strict=True)]
+        return {arm: [row[place] for row in same] for place, arm in enumerate(self.adapters)}
+
+    def draw(
+        self,
+        arm: str,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        progress: Progress = lambda stage, done, total: None,
+    ) -> Pictures:
+        """Every prompt with every seed.
+
+        Args:
+            arm: of `adapters`, or `none`: the same program with strength 0.
+            prompts: what to draw.
+            seeds: of the noise.
+            progress: called with the stage, and how many pictures of how many are done.
+
+        Returns:
+            Pictures with values from 0 to 1.
+
+        Raises:
+            UsageError: as `generate`.
+        """
+        of_any = next(iter(self._alike.values()), [])
+        names = [f"adapter{place}" for place in range(len(self.scales))]
+        some = dict(zip(names, self._alike.get(arm, of_any), strict=False))
+        used = {n: 0.0 if arm == NONE else s for n, s in zip(names, self.scales, strict=True)}
+        fixed = {} if self.always is None else {"always": self.always}
+        devices = jax.devices()
+        mesh = Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
+        return generate(
+            self.pipeline,
+            # Each was looked at when it was loaded.
+            attach(self.params, some | fixed, assume_base=spec_of(self.params).family),
+            prompts,
+            seeds,
+            scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),
+            mesh=mesh,
+            progress=lambda _, done, total: progress(f"drawing: {arm}", done, total),
+            **self.settings,
+        )
