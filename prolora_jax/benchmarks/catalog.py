@@ -12,21 +12,17 @@ The bound is the larger of two times per file: the arithmetic that the plans nee
 float32 matmul peak, ranks not padded, and reading the input's and writing the output's bytes at
 the rates of this folder's disk, measured in the same run, the page cache warm.
 
-Memory is that of the process without mapped files: while the files are migrated once, and while
-they are migrated over and over until there were `most` of them. Outputs are deleted as they come
-then.
+Memory is measured by `prolora benchmark memory`, in a process that has held nothing else before.
 """
 
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from prolora_jax.benchmarks import environment, peaks
-from prolora_jax.benchmarks.anonymous_memory import AnonymousPeak
 from prolora_jax.benchmarks.cores import progress
 from prolora_jax.benchmarks.made_catalog import write_catalog
 from prolora_jax.benchmarks.made_models import tiny_pair, write_models
@@ -45,9 +41,9 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Action
 
-FILES, MOST = 64, 1024
-QUICK_FILES, QUICK_MOST = 4, 12
-LEAST_SHARE, MOST_IO, MOST_GIB, MOST_GROWTH = 0.60, 0.15, 4.0, 0.05
+FILES = 64
+QUICK_FILES = 4
+LEAST_SHARE, MOST_IO = 0.60, 0.15
 WRITING = Writing(overwrite=True)
 OPTIONS = MigrationOptions(method="prolora", rank="source", dtype="float16")
 
@@ -57,7 +53,6 @@ def measure(
     folder: str | None = None,
     store: str | None = None,
     files: int = FILES,
-    most: int = MOST,
     rounds: int = ROUNDS,
     quick: bool = False,
 ) -> dict[str, Any]:
@@ -68,7 +63,6 @@ def measure(
             without it, for a quick run.
         store: of subspaces and operators.
         files: of the catalog, how many; in the order of their names.
-        most: adapters of the memory test.
         rounds: samples of each part.
         quick: few tiny files; the figures say nothing.
 
@@ -77,7 +71,7 @@ def measure(
     """
     with TemporaryDirectory(prefix="prolora-", dir=folder) as scratch:
         if quick:
-            files, most = QUICK_FILES, QUICK_MOST
+            files = QUICK_FILES
             folder = str(_made(Path(scratch)))
         elif folder is None:
             raise UsageError(
@@ -86,7 +80,7 @@ def measure(
                 code=Refusal.MISSING_FILE,
             )
         place = store if store and not quick else str(Path(scratch) / "store")
-        return _measured(Path(folder), Path(scratch), Path(place), files, most, rounds, quick)
+        return _measured(Path(folder), Path(scratch), Path(place), files, rounds, quick)
 
 
 def _made(scratch: Path) -> Path:
@@ -97,7 +91,7 @@ def _made(scratch: Path) -> Path:
 
 
 def _measured(
-    folder: Path, scratch: Path, store: Path, files: int, most: int, rounds: int, quick: bool
+    folder: Path, scratch: Path, store: Path, files: int, rounds: int, quick: bool
 ) -> dict[str, Any]:
     about = environment.describe()
     progress("peaks")
@@ -130,8 +124,6 @@ def _measured(
     size_in, size_out = (sum(map(_size, paths)) for paths in (inputs, [j.output for j in jobs]))
     disk = found["disk_bytes"]
     io = size_in / disk["read_from_page_cache"] + size_out / disk["write"]
-    finished.clear()
-    del prepared, results
     whole = samples["whole"].median
     parts = (samples["read"].median + samples["write"].median) / whole
     document = {
@@ -143,7 +135,6 @@ def _measured(
         "floor_s": {"compute": floor, "read_and_write": io},
         "share_of_bound": max(floor, io) / whole,
         "io_share": parts,
-        "memory": _memory(jobs, pair, most),
     }
     return {
         "benchmark": "catalog",
@@ -157,18 +148,11 @@ def _measured(
 
 def judged(found: dict[str, Any]) -> list[Verdict]:
     """Targets, what was found, met or not."""
-    memory, case = found["memory"], f"{found['files']} files"
-    verdicts = [
+    case = f"{found['files']} files"
+    return [
         at_least(case, "share of the bound", LEAST_SHARE, found["share_of_bound"]),
         at_most(case, "share of reading and writing", MOST_IO, found["io_share"]),
     ]
-    if memory["once_bytes"] is not None:
-        gib = memory["once_bytes"] / 2**30
-        verdicts += [
-            at_most(case, "anonymous memory, GiB", MOST_GIB, gib),
-            at_most(f"{memory['most']} files", "growth of it", MOST_GROWTH, memory["growth"]),
-        ]
-    return verdicts
 
 
 def _migrate(jobs: Sequence[FileJob], pair: BasePair) -> int:
@@ -201,34 +185,6 @@ def _floor_flops(prepared: Sequence[Prepared], pair: BasePair) -> float:
                 )
             total += 2.0 * item.work.modules[step.source_path].rank * matrices[key]
     return total
-
-
-def _memory(jobs: Sequence[FileJob], pair: BasePair, most: int) -> dict[str, Any]:
-    """Largest anonymous memory while some files are migrated, and while many are."""
-    progress(f"memory: {len(jobs)} files, then {most}")
-    with AnonymousPeak() as once:
-        _migrate(jobs, pair)
-    with AnonymousPeak() as often:
-        for turn in _turns(jobs, most):
-            _migrate(turn, pair)
-            shutil.rmtree(turn[0].output.parent)
-    growth = None if once.bytes is None else (often.bytes or 0) / once.bytes - 1.0
-    return {
-        "files": len(jobs),
-        "most": most,
-        "once_bytes": once.bytes,
-        "often_bytes": often.bytes,
-        "growth": growth,
-    }
-
-
-def _turns(jobs: Sequence[FileJob], most: int) -> Iterator[list[FileJob]]:
-    for start in range(0, most, len(jobs)):
-        turn = [
-            FileJob(job.source, job.output.parent.with_name("again") / job.output.name)
-            for job in jobs
-        ]
-        yield turn[: most - start]
 
 
 def _size(path: Path) -> int:

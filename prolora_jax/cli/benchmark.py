@@ -64,23 +64,21 @@ def catalog(
     *,
     pair: Path | None = None,
     files: int = 64,
-    most: int = 1024,
     rounds: int = 5,
     quick: Quick = False,
     out_path: OutPath = None,
     common: Shared = COMMON,
 ) -> int:
-    """Files to files, and memory, on one core; at real size it takes about half an hour.
+    """Files to files, on one core; at real size it takes about half an hour.
 
     Args:
         pair: folder that scripts/make_checkpoint_pair.py made; outputs go there, too, and away.
         files: of its catalog, how many.
-        most: adapters of the memory test.
         rounds: samples of each part, 5 or more.
         quick: tiny files, made on the spot: shows that everything runs; its figures say nothing.
         out_path: JSON file with every sample, the environment and the peaks of this machine.
     """
-    more = {"files": files, "most": most, "store": str(common.basis_store().folder)}
+    more = {"files": files, "store": str(common.basis_store().folder)}
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
 

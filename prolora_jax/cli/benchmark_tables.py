@@ -95,7 +95,7 @@ def show_migrate(console: Console, found: dict[str, Any]) -> None:
 
 
 def show_catalog(console: Console, found: dict[str, Any]) -> None:
-    """Times of a file, bound, memory, targets."""
+    """Times of a file, bound, targets."""
     show_environment(console, found)
     results = found["results"]
     files = results["files"]
@@ -107,16 +107,10 @@ def show_catalog(console: Console, found: dict[str, Any]) -> None:
     for name, seconds in results["floor_s"].items():
         table.add_row(f"floor: {name}", f"{seconds / files:.3g}", f"{seconds / whole:.0%}")
     console.print(table)
-    first, memory = results["first_pass"], results["memory"]
+    first = results["first_pass"]
     console.print(
         f"First pass, with what was not stored yet and compilation: {first['wall_s']:.0f} s"
     )
-    if memory["once_bytes"] is not None:
-        once, often = (memory[name] / 2**30 for name in ("once_bytes", "often_bytes"))
-        console.print(
-            f"Anonymous memory: {once:.2f} GiB with {memory['files']} files, {often:.2f} GiB with "
-            f"{memory['most']}"
-        )
     show_targets(console, found)
 
 
