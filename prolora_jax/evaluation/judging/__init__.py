@@ -1,0 +1,13 @@
+"""What adapters are worth on a base model, on pictures: drawn, measured, shown.
+
+request.py: What is to be judged, and where its pictures are.
+protocols.py: How the paper measured, and what it found.
+arms.py: The arms of an adapter: what each draws with.
+drawing.py: The pictures of every arm, one file each: what was drawn before is kept.
+texts.py: Prompts as an encoder of pictures was taught them.
+metrics.py: Which metrics there are, and what each compares.
+judge.py: Scores of every arm: means with intervals, and paired differences to a copy.
+tables.py: Scores as tables for spreadsheets.
+page.py: The page about an evaluation.
+run.py: All of it as one job.
+"""

@@ -1,0 +1,149 @@
+"""`prolora evaluate` as one job: draw what is missing, judge all, write what came out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prolora_jax.engines.progress import Progress
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.evaluation.judging.arms import HowToDraw, drawer_for, drawn_set
+from prolora_jax.evaluation.judging.drawing import draw_missing, missing
+from prolora_jax.evaluation.judging.judge import Judging, check_metrics, judge
+from prolora_jax.evaluation.judging.page import write_page
+from prolora_jax.evaluation.judging.protocols import PLANS, Protocol
+from prolora_jax.evaluation.judging.request import DrawnSet, Subject
+from prolora_jax.evaluation.judging.tables import write_tables
+from prolora_jax.io.documents import read_json, write_json
+from prolora_jax.io.outputs.lock import locked
+from prolora_jax.migration.opening import open_pair
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.subspaces.store import BasisStore
+
+PICTURES, DOCUMENT, _MOVED = "pictures", "evaluation.json", "moved.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be drawn and judged.
+
+    Attributes:
+        subjects: the adapters, each by itself.
+        source: base model that they were trained on.
+        how: the target draws.
+        arms: ways to have an adapter there.
+        prompts: what is drawn.
+        seeds: of the noise; each prompt with each, the same noise for all arms.
+        judging: by what.
+        options: of the migrations.
+        protocol: whose published numbers stand beside ours.
+    """
+
+    subjects: tuple[Subject, ...]
+    source: str
+    how: HowToDraw
+    arms: tuple[str, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    judging: Judging
+    options: MigrationOptions
+    protocol: Protocol | None = None
+
+
+def evaluate(
+    asked: Evaluation,
+    out: Path,
+    *,
+    store: BasisStore | None = None,
+    workers: int = 1,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Draw, judge, and write `evaluation.json`, tables, plots and `index.html`.
+
+    Args:
+        asked: what.
+        out: folder; the same command again draws and judges only what is missing.
+        store: where subspaces are found and kept; memory when None.
+        workers: processes for what has to be computed.
+        progress: called with (what, done, total).
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        ProloraError: a file cannot be used, an arm not drawn, a metric not measured; or another
+            command is at work in `out`.
+    """
+    if not asked.prompts or not asked.seeds:
+        raise UsageError(
+            f"{len(asked.prompts)} prompts, {len(asked.seeds)} seeds: expected at least one of "
+            f"each; give --prompts FILE",
+            code=Refusal.BAD_OPTION,
+        )
+    check_metrics(asked.judging, asked.arms, len(asked.seeds))
+    shared = asked.arms, asked.prompts, asked.seeds, asked.how, asked.source, asked.options
+    sets = [drawn_set(subject, *shared, out / PICTURES) for subject in asked.subjects]
+    with locked(out):
+        _draw(asked, sets, store, workers, progress)
+        subjects = []
+        for subject, found in zip(asked.subjects, sets, strict=True):
+            judged = judge(found, asked.judging, progress)
+            subjects.append(
+                {
+                    "name": subject.name,
+                    "file": str(subject.file),
+                    "own": {arm: str(path) for arm, path in subject.own.items()},
+                    "scale": subject.scale,
+                    "moved": read_json(found.folder / _MOVED) or {},
+                    "references": judged.references,
+                    "scores": {
+                        metric: {arm: score._asdict() for arm, score in by_arm.items()}
+                        for metric, by_arm in judged.scores.items()
+                    },
+                }
+            )
+        plan = None if asked.protocol is None else PLANS[asked.protocol]
+        document: dict[str, Any] = {
+            "source": asked.source,
+            "target": asked.how.target,
+            "protocol": asked.protocol,
+            "published": [] if plan is None else list(plan.published),
+            "arms": asked.arms,
+            "metrics": asked.judging.metrics,
+            "prompts": asked.prompts,
+            "seeds": asked.seeds,
+            "settings": asked.how.told(),
+            "subjects": subjects,
+        }
+        write_json(out / DOCUMENT, document)
+        write_tables(document, sets, out)
+        write_page(document, sets, out)
+    return document
+
+
+def _draw(
+    asked: Evaluation,
+    sets: Sequence[DrawnSet],
+    store: BasisStore | None,
+    workers: int,
+    progress: Progress,
+) -> None:
+    """Everything that is missing; base models are loaded only if something is."""
+    if not any(missing(found, asked.arms) for found in sets):
+        return
+    how = asked.how
+    pair = open_pair(asked.source, how.target, store, workers)
+    base = load_pipeline(
+        how.target, parts=how.parts, sampler=how.sampler, spacing=how.spacing, dtype=how.dtype
+    )
+    for subject, found in zip(asked.subjects, sets, strict=True):
+        left = missing(found, asked.arms)  # of `none` the first subject has drawn all
+        if not left:
+            continue
+        drawer, counts = drawer_for(
+            subject, asked.arms, pair, base, how, asked.options, progress
+        )
+        found.folder.mkdir(parents=True, exist_ok=True)
+        write_json(found.folder / _MOVED, counts)
+        draw_missing(found, drawer, left, progress)
