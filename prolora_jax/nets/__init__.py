@@ -1,8 +1,9 @@
-"""Flax nets that run: the UNet, samplers, pipelines, and adapters on them.
+"""Flax nets that run: the UNet, samplers, pipelines, adapters on them, encoders of pictures.
 
 adapters/: Adapters on the parameters of running nets.
 unet/: The UNet of the Stable Diffusion family in Flax (linen).
 pipelines/: From prompts to pictures.
+vision/: Encoders that judge pictures: CLIP's, DINOv2, and LPIPS.
 sampling/: From noise to latents: schedules, samplers, and their loop.
 
 Never: files.
