@@ -42,7 +42,7 @@ def test_dinov2_is_transformers_bit_for_bit(photographs):
     processor = BitImageProcessor(
         size={"shortest_edge": 256},
         crop_size={"height": 224, "width": 224},
-        resample=3,
+        resample=Image.Resampling.BICUBIC,
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
     )
