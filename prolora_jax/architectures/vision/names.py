@@ -9,7 +9,8 @@ from prolora_jax.layout import weight_to_kernel
 
 # Old files have the numbers 0 to 256 as a tensor.
 _BUFFERS = ("position_ids",)
-_CLIP_PARTS = ("vision_model.", "visual_projection.")
+# Of a whole CLIP: its text tower, and numbers of the loss.
+_NOT_VISION = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
 
 
 def clip_vision_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
@@ -21,7 +22,7 @@ def clip_vision_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
     Returns:
         Nested dictionaries of the same numbers in Flax layout; views, nothing is copied.
     """
-    kept = {key: tensor for key, tensor in tensors.items() if key.startswith(_CLIP_PARTS)}
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith(_NOT_VISION)}
     return _flax(kept)
 
 

@@ -36,7 +36,10 @@ _TEXT = {
     **{f"ln_final.{leaf}": f"text_model.final_layer_norm.{leaf}" for leaf in ("weight", "bias")},
 }
 _BLOCKS = "transformer.resblocks."
-_CSD_TRUNK, _CSD_STYLE = "backbone.", "last_layer_style"
+CSD_STYLE = "last_layer_style"
+"""The matrix that makes a CLIP's features CSD's descriptor of style."""
+
+_CSD_TRUNK = "backbone."
 
 
 def unwrapped(tensors: Mapping[str, np.ndarray]) -> Tensors:
@@ -90,8 +93,8 @@ def vision_from_csd(tensors: Mapping[str, np.ndarray]) -> Tensors:
     Returns:
         The same numbers; views, nothing is copied.
     """
-    found = vision_from_open_clip(unwrapped(tensors), _CSD_TRUNK)
-    style = unwrapped(tensors).get(_CSD_STYLE)
+    plain = unwrapped(tensors)
+    found, style = vision_from_open_clip(plain, _CSD_TRUNK), plain.get(CSD_STYLE)
     return found if style is None else {**found, "visual_projection.weight": style.T}
 
 
