@@ -9,6 +9,7 @@ norms.py: Norm layers of a base model: each by the layer that it feeds, which kn
 placement.py: Where a file has the weight of each module, whatever naming its keys follow.
 recognition.py: A base model's modules, read off the tensor names and shapes of its checkpoint.
 spec.py: A base model as data: which modules it has, under which names, in which shapes.
+vision/: Encoders that judge pictures: their layouts in files, and their Flax trees.
 unet/: UNets of the Stable Diffusion family: their tensors, their places, their spellings.
 
 Never: jax, files.

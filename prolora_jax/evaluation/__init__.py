@@ -1,7 +1,9 @@
 """What a migration is worth: pictures side by side, the demo, the laboratory.
 
 grid.py: Pictures side by side: a column for each way of making them.
-metrics/: Measures: arrays in, one number out.
+metrics/: Measures: arrays in, numbers out.
+encoders.py: Encoders that judge pictures, by name.
+scoring.py: Folders of pictures, embedded in batches over devices.
 laboratory/: Small diffusion models that anyone can train, to see which adapters survive a move.
 demo.py: The embedded demo: a small trained net, its pruned child, and a style that has to move.
 pictures.py: Heat maps: numbers by block and role.

@@ -7,6 +7,7 @@ containers/: Files that hold tensors, whatever the tensors are.
 adapters/: Adapters on disk: files, folders, and what stands beside them.
 base_models/: Base models on disk and from the hub.
 documents.py: Small documents: YAML that people write, JSON of programs, both with budgets.
+judging/: What judging pictures reads and keeps.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
 process_memory.py: Memory of this process: what no file backs, and the most that was resident.
 stores/: Singular vectors and operators, kept between runs.

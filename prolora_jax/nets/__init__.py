@@ -1,10 +1,11 @@
-"""Flax nets that run: the UNet, samplers, pipelines, and adapters on them.
+"""Flax nets that run: the UNet, samplers, pipelines, adapters on them, encoders of pictures.
 
 adapters/: Adapters on the parameters of running nets.
 text/: Text encoders: prompts become numbers, and numbers what a UNet is told.
 unet/: The UNet of the Stable Diffusion family in Flax (linen).
 vae/: The VAE of the Stable Diffusion family: pictures as latents, and back.
 pipelines/: From prompts to pictures.
+vision/: Encoders that judge pictures: CLIP's, DINOv2, and LPIPS.
 sampling/: From noise to latents: schedules, samplers, and their loop.
 
 Never: files.

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from prolora_jax.evaluation.metrics.mmd import mmd
+
 RESAMPLES = 1000
 
 
@@ -68,12 +70,7 @@ def squared_mmd(x: np.ndarray, y: np.ndarray, scale: float | None = None) -> flo
     if scale is None:
         distances = np.sqrt(_squared_distances(y, y))
         scale = float(np.median(distances[np.triu_indices(len(y), 1)]))
-    xx, yy, xy = (
-        np.exp(-_squared_distances(a, b) / (2 * scale**2)) for a, b in ((x, x), (y, y), (x, y))
-    )
-    n, m = len(x), len(y)
-    within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(within - 2 * xy.mean())
+    return mmd(x, y, sigma=scale, scale=1).value
 
 
 def diversity(x: np.ndarray) -> float:
