@@ -110,8 +110,13 @@ def bars(by_arm: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
         if score["against_copy"]:
             value, least, most = score["against_copy"]
             beside = f"{value:+.4g} [{least:+.4g}, {most:+.4g}] beside copy"
-        details = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in score["details"].items())
-        found.append(Bar(arm, text, beside, details, share(score["value"]), share(low), share(high)))
+        details = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+            for k, v in score["details"].items()
+        )
+        found.append(
+            Bar(arm, text, beside, details, share(score["value"]), share(low), share(high))
+        )
     return found
 
 

@@ -60,7 +60,9 @@ PLANS: dict[Protocol, Plan] = {
             Published("Paintings, SDXL to SSD-1B", "trained", {"hps": 0.328}),
             Published("Paintings, SDXL to SSD-1B", "prolora", {"hps": 0.318, "csd-mmd": 0.013}),
             Published("Origami, SD 1.5 to SD Eff-v1.0", "trained", {"hps": 0.253}),
-            Published("Origami, SD 1.5 to SD Eff-v1.0", "prolora", {"hps": 0.257, "csd-mmd": 0.003}),
+            Published(
+                "Origami, SD 1.5 to SD Eff-v1.0", "prolora", {"hps": 0.257, "csd-mmd": 0.003}
+            ),
         ),
     ),
     "paper-concept": Plan(
@@ -69,7 +71,11 @@ PLANS: dict[Protocol, Plan] = {
         arms=_ARMS,
         metrics=("clip-t", "clip-i", "dino"),
         published=tuple(
-            Published("DreamBooth, SDXL to SSD-1B", arm, dict(zip(("clip-t", "clip-i", "dino"), found, strict=True)))
+            Published(
+                "DreamBooth, SDXL to SSD-1B",
+                arm,
+                dict(zip(("clip-t", "clip-i", "dino"), found, strict=True)),
+            )
             for arm, found in (
                 ("none", (0.251, 0.521, 0.352)),
                 ("copy", (0.300, 0.719, 0.475)),

@@ -141,9 +141,7 @@ def _draw(
         left = missing(found, asked.arms)  # of `none` the first subject has drawn all
         if not left:
             continue
-        drawer, counts = drawer_for(
-            subject, asked.arms, pair, base, how, asked.options, progress
-        )
+        drawer, counts = drawer_for(subject, asked.arms, pair, base, how, asked.options, progress)
         found.folder.mkdir(parents=True, exist_ok=True)
         write_json(found.folder / _MOVED, counts)
         draw_missing(found, drawer, left, progress)
