@@ -46,6 +46,7 @@ for _name, _help in {
     "convert": "Write an adapter in another format, or as a plain LoRA; no device.",
     "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
     "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
+    "evaluate": "What adapters are worth on pictures: drawn by every arm, measured, on a page.",
     "diff": "Two adapters module by module: norms, cosine, retained energy.",
     "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
 }.items():

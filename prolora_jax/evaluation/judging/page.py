@@ -1,4 +1,4 @@
-"""The page about an evaluation: tables, bars, and pictures side by side. Nothing from the network."""
+"""The page about an evaluation: tables, bars, pictures side by side; nothing from the network."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +79,7 @@ def write_page(document: Mapping[str, Any], sets: Sequence[DrawnSet], out: Path)
 
 
 def table_rows(subject: Mapping[str, Any], document: Mapping[str, Any]) -> list[list[str]]:
-    """Our numbers, an arm a row, then the published ones of the protocol: name first, then cells."""
+    """Our numbers, an arm a row, then the published ones of the protocol; a name comes first."""
     names = list(subject["scores"])
     rows = []
     for arm in document["arms"]:
@@ -110,14 +110,14 @@ def bars(by_arm: Mapping[str, Mapping[str, Any]]) -> list[Bar]:
         if score["against_copy"]:
             value, least, most = score["against_copy"]
             beside = f"{value:+.4g} [{least:+.4g}, {most:+.4g}] beside copy"
-        details = ", ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-            for k, v in score["details"].items()
-        )
-        found.append(
-            Bar(arm, text, beside, details, share(score["value"]), share(low), share(high))
-        )
+        details = ", ".join(f"{name} {_short(value)}" for name, value in score["details"].items())
+        places = share(score["value"]), share(low), share(high)
+        found.append(Bar(arm, text, beside, details, *places))
     return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _better(name: str) -> str:
@@ -130,7 +130,7 @@ def _number(value: float | None) -> str:
 
 
 def _groups(subject: Mapping[str, Any], found: DrawnSet, out: Path) -> dict[str, list[Row]]:
-    """Pictures of the prompts where the arms gain most over a copy, and of those where they lose."""
+    """Pictures of the prompts where an arm gains most over a copy, and of those where it loses."""
     order = _order(subject, found)
     if len(order) <= 2 * _SHOWN:
         return {"All prompts": _rows(order, found, out)}

@@ -1,8 +1,8 @@
 """How the paper measured, and what it found.
 
 Source: ProLoRA (ICML 2025), section 4 and its tables; DreamBooth (arXiv 2208.12242), section 4, has
-the prompts of the second. The adapters of the paper are published; the numbers beside ours are those
-of its base models and adapters, not of other ones.
+the prompts of the second. The numbers are those of the paper's own base models, adapters and
+prompts.
 """
 
 from dataclasses import dataclass, field

@@ -72,8 +72,8 @@ def evaluate(
         The content of `evaluation.json`.
 
     Raises:
-        ProloraError: a file cannot be used, an arm not drawn, a metric not measured; or another
-            command is at work in `out`.
+        UsageError: no prompts or seeds; an arm that cannot be drawn, or a metric measured.
+        ProloraError: a file cannot be used; another command is at work in `out`.
     """
     if not asked.prompts or not asked.seeds:
         raise UsageError(

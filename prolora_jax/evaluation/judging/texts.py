@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,11 +43,11 @@ def embed_prompts(
     folder = own if own is not None and is_whole(own) else tokenizer
     ids = ClipTokenizer(read_tokenizer(folder), encoder.config.max_position_embeddings)(prompts)
     params = {"params": text_encoder_to_flax(tensors)}
-    said = [
-        np.asarray(encoder.apply(params, jnp.asarray(ids[i : i + _AT_ONCE])).pooled)
-        for i in range(0, len(ids), _AT_ONCE)
-    ]
-    return np.concatenate(said).astype(np.float32)
+    said = []
+    for begin in range(0, len(ids), _AT_ONCE):
+        text: Any = encoder.apply(params, jnp.asarray(ids[begin : begin + _AT_ONCE]))
+        said.append(np.asarray(text.pooled, np.float32))
+    return np.concatenate(said)
 
 
 def _config(name: str, tensors: Mapping[str, np.ndarray]) -> ClipConfig:

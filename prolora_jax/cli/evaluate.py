@@ -1,0 +1,191 @@
+"""`prolora evaluate`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from prolora_jax.cli.console import Common, Reporter, out, write_json
+from prolora_jax.cli.generate import seeds_of
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.plans.options import MigrationOptions
+
+if TYPE_CHECKING:
+    from prolora_jax.evaluation.judging.protocols import Plan
+
+COMMON = Common()
+OPTIONS = MigrationOptions()
+LIST = Parameter(negative="")
+
+
+def evaluate(
+    *,
+    source: Path,
+    target: Path,
+    lora: Annotated[tuple[Path, ...], LIST],
+    out_path: Annotated[Path, Parameter(name="--out")],
+    prompts: Path,
+    trained: Annotated[tuple[Path, ...], LIST] = (),
+    refined: Annotated[tuple[Path, ...], LIST] = (),
+    scale: Annotated[tuple[float, ...], LIST] = (),
+    arms: str | None = None,
+    seeds: str | None = None,
+    metrics: str | None = None,
+    protocol: Literal["paper-style", "paper-concept"] | None = None,
+    references: Path | None = None,
+    weights_dir: Path | None = None,
+    parts: Path | None = None,
+    negative: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+    sampler: Literal["auto", "ddim", "pndm", "euler", "euler-a", "dpm", "unipc", "lcm"] = "auto",
+    spacing: Literal["leading", "linspace", "trailing"] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    at_once: int = 4,
+    migrate: Annotated[MigrationOptions, Parameter(name="migrate", group="Migration")] = OPTIONS,
+    common: Annotated[Common, Parameter(name="*")] = COMMON,
+) -> int:
+    """What adapters are worth on a base model: drawn by every arm, measured, shown on a page.
+
+    Every arm draws the same prompts from the same noise: none (the target alone), every method of
+    a migration, trained and refine (files of the target). Pictures are files of their own, and what
+    was drawn before is kept: the same command again does what is missing. OUT gets pictures/,
+    evaluation.json, table.csv, pictures.csv and index.html.
+    Needs the extra: pip install 'prolora_jax[pipelines]'.
+
+    Args:
+        source: base model the adapters were trained on.
+        target: base model that draws: a diffusers pipeline's folder, or a UNet with --parts.
+        lora: adapter of the source, judged by itself; several: --lora once for each.
+        out_path: folder.
+        prompts: file with a prompt in each line.
+        trained: adapter of the target for the same as each --lora, in their order.
+        refined: what `prolora refine` made of each --lora, in their order.
+        scale: strength of each --lora, in their order [default: 1].
+        arms: with commas between [default: none,copy,prolora,prolora-full, and refine and trained
+            where files are given].
+        seeds: of the noise, such as 0,1,5 or 0-3 [default: 0-3, or the protocol's].
+        metrics: with commas between: hps, hps-v2.0, clip-t, clip-i, dino, csd, csd-mmd, fd-dino,
+            lpips-diversity [default: clip-t, or the protocol's].
+        protocol: the paper's seeds and metrics; its published numbers stand beside ours.
+        references: folder of pictures of the subject, for clip-i, dino, csd, csd-mmd and fd-dino
+            [default: the pictures of the arm trained].
+        weights_dir: folder of encoders: NAME.safetensors or NAME/model.safetensors [default: the
+            hub].
+        parts: pipeline from which everything but the target's UNet is taken.
+        negative: what not to draw.
+        steps: of the sampler [default: 25; with lcm 4].
+        guidance: how much the prompt counts [default: 7.5, for SDXL's family 5; with lcm 1].
+        size: height and width in pixels [default: what the target was trained on].
+        sampler: auto: the one that the pipeline names.
+        spacing: where its steps are [default: as in the pipeline].
+        dtype: what is computed in [default: float32 on a CPU, else bfloat16].
+        at_once: pictures drawn or looked at together, on each device.
+    """
+    from prolora_jax.evaluation.judging.arms import HowToDraw
+    from prolora_jax.evaluation.judging.judge import Judging
+    from prolora_jax.evaluation.judging.protocols import PLANS
+    from prolora_jax.evaluation.judging.request import REFINE, TRAINED, subjects_of
+    from prolora_jax.evaluation.judging.run import Evaluation
+    from prolora_jax.evaluation.judging.run import evaluate as run
+    from prolora_jax.evaluation.side_by_side import usual_dtype
+    from prolora_jax.io.documents import read_prompts
+
+    plan = PLANS[protocol] if protocol is not None else None
+    own = {REFINE: refined, TRAINED: trained}
+    chosen = _listed(arms) or _usual_arms(own)
+    pipeline = target if parts is None else parts
+    asked = Evaluation(
+        subjects=tuple(subjects_of(lora, own, scale)),
+        source=str(source),
+        how=HowToDraw(
+            target=str(target),
+            parts=None if parts is None else str(parts),
+            sampler=sampler,
+            spacing=spacing,
+            dtype=usual_dtype() if dtype == "auto" else dtype,
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            at_once=at_once,
+        ),
+        arms=chosen,
+        prompts=read_prompts(prompts),
+        seeds=_seeds(seeds, plan),
+        judging=Judging(
+            metrics=_listed(metrics) or (("clip-t",) if plan is None else plan.metrics),
+            tokenizer=pipeline / "tokenizer",
+            weights_dir=weights_dir,
+            references=references,
+            at_once=at_once,
+            keep=out_path / "embeddings",
+        ),
+        options=migrate,
+        protocol=protocol,
+    )
+    if not size_fits(size):
+        raise UsageError(
+            f"--size {size}: expected a multiple of 8, in pixels; correct it",
+            code=Refusal.BAD_OPTION,
+        )
+    reporter = Reporter(common.quiet)
+    with reporter.shown():
+        found = run(
+            asked,
+            out_path,
+            store=common.basis_store(),
+            workers=common.processes,
+            progress=reporter,
+        )
+    if common.json:
+        write_json(found)
+        return 0
+    for subject in found["subjects"]:
+        _show(out(), subject)
+    out().print(f"Wrote {out_path / 'index.html'}")
+    return 0
+
+
+def size_fits(size: int | None) -> bool:
+    """Whether latents have whole numbers of pixels in it."""
+    return size is None or (size >= 8 and size % 8 == 0)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    parts = [] if text is None else [part.strip() for part in text.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def _usual_arms(own: Mapping[str, tuple[Path, ...]]) -> tuple[str, ...]:
+    return ("none", "copy", "prolora", "prolora-full", *(arm for arm in own if own[arm]))
+
+
+def _seeds(text: str | None, plan: "Plan | None") -> tuple[int, ...]:
+    if text is not None:
+        return seeds_of(text)
+    return (0, 1, 2, 3) if plan is None else plan.seeds
+
+
+def _show(console: Console, subject: Mapping[str, Any]) -> None:
+    """A line for each arm: what moved, and its scores, with intervals where there are any."""
+    table = Table(title=subject["name"], title_justify="left")
+    for name in ("arm", *subject["scores"], "modules"):
+        table.add_column(name)
+    arms = list(next(iter(subject["scores"].values())))
+    for arm in arms:
+        cells = []
+        for by_arm in subject["scores"].values():
+            score = by_arm[arm]
+            cell = f"{score['value']:.4g}"
+            if score["interval"]:
+                low, high = score["interval"]
+                cell += f" [{low:.4g}, {high:.4g}]"
+            cells.append(cell)
+        moved = subject["moved"].get(arm, {})
+        table.add_row(arm, *cells, ", ".join(f"{n} {what}" for what, n in moved.items()))
+    console.print(table)

@@ -1,0 +1,216 @@
+"""`prolora evaluate`: pictures drawn once, judged as torch's encoders judge them, on a page."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import builders
+import encoder_files
+import jax
+import numpy as np
+import pytest
+import tiny_pipelines
+import torch
+import unets
+from numpy.testing import assert_allclose
+from PIL import Image
+from safetensors.numpy import save_file
+from tiny_pipelines import PROMPTS, UNETS
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from vision_nets import CONFIGS, arrays, torch_encoder
+
+from prolora_jax.cli.main import run
+from prolora_jax.errors import UsageError
+from prolora_jax.evaluation.judging.page import bars
+from prolora_jax.evaluation.judging.request import DrawnSet, Picture, subjects_of
+
+pytestmark = pytest.mark.usefixtures("little_optimized")
+ARMS = ("none", "copy", "trained")
+SEEDS = (0, 1)
+
+
+class Files(NamedTuple):
+    source: Path
+    target: Path
+    style: Path
+    trained: Path
+    prompts: Path
+    weights: Path
+    clip: Any
+
+
+def clip_model() -> Any:
+    """A CLIP of both towers whose text tower knows the tiny pipelines' tokens."""
+    torch.manual_seed(3)
+    text = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1}
+    text |= {"num_attention_heads": 1, "vocab_size": 514, "max_position_embeddings": 16}
+    text |= {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
+    vision = CONFIGS["quick_gelu"] | {"patch_size": 28, "image_size": 56}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)
+    return CLIPModel(config).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Files:
+    folder = tmp_path_factory.mktemp("evaluate")
+    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega")
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for weight in (p for p in pipe.unet.parameters() if p.ndim > 1):
+            weight += 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+    pipe.save_pretrained(folder / "target")
+    written = []
+    for rank in (4, 2):
+        net = unets.torch_net(UNETS["vega"])
+        builders.add_lora(net, targets=builders.ATTENTION, rank=rank, alpha=8 * rank, seed=rank)
+        written.append(builders.save_by_diffusers(net, folder / f"rank {rank}"))
+    prompts = folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n\n")
+    weights = folder / "weights"
+    model = clip_model()
+    model.save_pretrained(weights / "clip")
+    net = torch_encoder(CONFIGS["dinov2"] | {"patch_size": 28, "image_size": 56}, 4)
+    (weights / "dinov2-base").mkdir()
+    (weights / "dinov2-base" / "config.json").write_text(net.config.to_json_string())
+    tensors = {k: np.ascontiguousarray(v) for k, v in arrays(net).items()}
+    save_file(tensors, weights / "dinov2-base" / "model.safetensors")
+    return Files(folder / "source", folder / "target", *written, prompts, weights, model)
+
+
+@pytest.fixture(autouse=True)
+def _here(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=unets.QUICK))
+    monkeypatch.setenv("PROLORA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PROLORA_TRACEBACK", "1")
+
+
+def evaluate(files: Files, out: Path, *words: str) -> int:
+    given = ["--source", files.source, "--target", files.target, "--lora", files.style]
+    given += ["--trained", files.trained, "--prompts", files.prompts, "--out", out]
+    given += ["--weights-dir", files.weights, "--arms", ",".join(ARMS), "--seeds", "0-1"]
+    return run(["evaluate", *map(str, given), "--steps", "2", "-q", *words])
+
+
+def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--metrics", "clip-t,dino"]
+    assert evaluate(files, out, *words, "--json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((out / "evaluation.json").read_text())
+    (subject,) = printed["subjects"]
+    pictures = sorted((out / "pictures").rglob("*.png"))
+    assert len(pictures) == len(ARMS) * len(PROMPTS) * len(SEEDS)
+    assert sum(subject["moved"]["copy"].values()) > 0
+    # As torch's own CLIP and its own preparation judge the files.
+    order = [(p, s) for p in range(len(PROMPTS)) for s in SEEDS]
+    tokenizer = CLIPTokenizer.from_pretrained(files.target / "tokenizer")
+    told = tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
+    for arm in ARMS:
+        folder = out / "pictures" / ("none" if arm == "none" else f"{subject['name']}/{arm}")
+        opened = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
+        pixels = CLIPImageProcessor()(images=opened, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            seen = files.clip(
+                input_ids=told.input_ids, pixel_values=pixels, interpolate_pos_encoding=True
+            )
+        text = seen.text_embeds[[p for p, _ in order]]
+        want = torch.nn.functional.cosine_similarity(seen.image_embeds, text).numpy()
+        score = subject["scores"]["clip-t"][arm]
+        assert_allclose(score["pictures"], want, rtol=0, atol=2e-5)
+        assert score["value"] == pytest.approx(want.mean(), abs=2e-5)
+        low, high = score["interval"]
+        assert low <= score["value"] <= high
+        assert (score["against_copy"] is None) == (arm == "copy")
+    # The references are the pictures of `trained`, each compared with all of them.
+    assert subject["references"] == "trained"
+    dino = subject["scores"]["dino"]
+    assert all(len(dino[arm]["pictures"]) == len(order) for arm in ARMS)
+    assert 0.99 < dino["trained"]["value"] <= 1 + 1e-9
+    # What is there stays; what is damaged, missing or of something else is drawn again.
+    before = {path: path.stat().st_mtime_ns for path in pictures}
+    contents = {path: path.read_bytes() for path in pictures}
+    pictures[0].write_bytes(contents[pictures[0]][:200])
+    pictures[3].unlink()
+    assert evaluate(files, out, *words) == 0
+    again = {path: path.stat().st_mtime_ns for path in sorted((out / "pictures").rglob("*.png"))}
+    assert {p for p in again if again[p] != before[p]} == {pictures[0], pictures[3]}
+    assert {path: path.read_bytes() for path in again} == contents
+    assert json.loads((out / "evaluation.json").read_text()) == printed
+    _is_written(out, subject)
+
+
+def _is_written(out: Path, subject: dict[str, Any]) -> None:
+    with (out / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["arm"], row["metric"]) for row in rows} == {
+        (arm, name) for arm in ARMS for name in ("clip-t", "dino")
+    }
+    with (out / "pictures.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(ARMS) * len(PROMPTS) * len(SEEDS)
+    for row in rows:
+        assert (out / row["file"]).is_file()
+    found = [float(row["clip-t"]) for row in rows if row["arm"] == "copy"]
+    assert_allclose(found, subject["scores"]["clip-t"]["copy"]["pictures"])
+    page = (out / "index.html").read_text()
+    for place in {row["file"] for row in rows}:
+        assert f'src="{place}"' in page
+    assert "http" not in page
+
+
+def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
+    words = ["--protocol", "paper-concept", "--references", str(tmp_path / "photos")]
+    encoder_files.write_pictures(tmp_path / "photos", 3)
+    assert evaluate(files, tmp_path / "out", *words, "--arms", "none,copy") == 0
+    assert "clip-i" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert found["metrics"] == ["clip-t", "clip-i", "dino"]
+    assert found["subjects"][0]["references"] == str(tmp_path / "photos")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "paper: DreamBooth, SDXL to SSD-1B, prolora" in page
+    assert "0.737" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "beauty"], "--metrics beauty: expected one of hps"),
+        (["--metrics", "dino", "--arms", "none"], "expected --references DIR or --trained"),
+        (["--metrics", "lpips-diversity", "--seeds", "3"], "expected two seeds or more"),
+        (["--arms", "none,magic"], "--arms magic: expected none"),
+        (["--arms", "refine"], "--arms refine: found no adapter of the target"),
+        (["--size", "20"], "--size 20: expected a multiple of 8"),
+        (["--scale", "1", "--scale", "2"], "--scale: found 2 for 1 adapters"),
+        (["--prompts", "/nowhere"], "nowhere: "),
+        (["--metrics", "csd"], "csd"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_anything_is_drawn(
+    files, tmp_path, capsys, monkeypatch, words, message
+):
+    monkeypatch.delenv("PROLORA_TRACEBACK")
+    out = tmp_path / "out"
+    assert evaluate(files, out, *words) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
+def test_names_keys_and_bars(tmp_path):
+    one, two = subjects_of((Path("a/x y.safetensors"), Path("b/x y.safetensors")), {})
+    assert (one.name, two.name) == ("x-y", "x-y-2")
+    with pytest.raises(UsageError, match="--lora: found none"):
+        subjects_of((), {})
+    made = DrawnSet(
+        tmp_path / "s", ("none", "copy"), ("a",), (0,), {"steps": 2}, {"copy": {"file": "h"}}
+    )
+    other = DrawnSet(
+        tmp_path / "s", ("none", "copy"), ("a",), (0,), {"steps": 2}, {"copy": {"file": "i"}}
+    )
+    none, copy = Picture("none", 0, 0), Picture("copy", 0, 0)
+    assert made.key(none) == other.key(none)
+    assert made.key(copy) != other.key(copy)
+    score = {"value": 0.5, "interval": (0.25, 1.0), "against_copy": None, "details": {"n": 2}}
+    (bar,) = bars({"copy": score})
+    assert (bar.width, bar.low, bar.high, bar.details) == (50.0, 25.0, 100.0, "n 2")
