@@ -208,8 +208,9 @@ def test_lpips_of_all_pairs_is_that_of_each(lpips, pictures):
 
 
 def test_pictures_that_lpips_needs(lpips, pictures, tmp_path):
+    net, params = lpips
     with pytest.raises(UsageError, match="LPIPS: found 1 pictures; expected at least 2"):
-        lpips_distances(*lpips, pictures[:1])
+        lpips_distances(net, params, pictures[:1])
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(UsageError, match="empty.png: cannot be read as a picture"):
-        lpips_distances(*lpips, [pictures[0], tmp_path / "empty.png"])
+        lpips_distances(net, params, [pictures[0], tmp_path / "empty.png"])
