@@ -161,6 +161,14 @@ def test_files_of_another_encoder(weights, tmp_path):
     save_file(style, tmp_path / "clip.safetensors")
     with pytest.raises(BaseModelError, match="found a tensor last_layer_style, .* no such for"):
         load_encoder("clip", tmp_path)
+    dino = load_file(folder / "dinov2-small" / "model.safetensors")
+    (tmp_path / "dinov2-small").mkdir()
+    config = (folder / "dinov2-small" / "config.json").read_bytes()
+    (tmp_path / "dinov2-small" / "config.json").write_bytes(config)
+    dino["layernorm.bias"][3] = np.nan
+    save_file(dino, tmp_path / "dinov2-small" / "model.safetensors")
+    with pytest.raises(BaseModelError, match="not finite in 1 tensors, the first layernorm/bias"):
+        load_encoder("dinov2-small", tmp_path)
 
 
 def test_text_towers_come_in_transformers_names(weights, tmp_path):
@@ -208,8 +216,9 @@ def test_lpips_of_all_pairs_is_that_of_each(lpips, pictures):
 
 
 def test_pictures_that_lpips_needs(lpips, pictures, tmp_path):
+    net, params = lpips
     with pytest.raises(UsageError, match="LPIPS: found 1 pictures; expected at least 2"):
-        lpips_distances(*lpips, pictures[:1])
+        lpips_distances(net, params, pictures[:1])
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(UsageError, match="empty.png: cannot be read as a picture"):
-        lpips_distances(*lpips, [pictures[0], tmp_path / "empty.png"])
+        lpips_distances(net, params, [pictures[0], tmp_path / "empty.png"])

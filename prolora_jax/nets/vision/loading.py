@@ -32,8 +32,8 @@ def vision_params(
         The same tree of JAX arrays.
 
     Raises:
-        BaseModelError: the arrays are not, one for one, those of the net; all wrong ones are named
-            in one message, at most five in full.
+        BaseModelError: the arrays are not, one for one, those of the net (all wrong ones are
+            counted in one message, five are named), or a number is not finite.
     """
     made: Any = jax.eval_shape(net.init, jax.random.key(0), *sample)
     want = {place: leaf.shape for place, leaf in leaves(made["params"])}
@@ -52,6 +52,13 @@ def vision_params(
             f"{origin}: {len(wrong)} of {len(want)} tensors are not those of this encoder "
             f"({lines}); give the file that was published for it",
             code=Refusal.SHAPE_MISMATCH,
+        )
+    broken = [place for place, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise BaseModelError(
+            f"{origin}: found numbers that are not finite in {len(broken)} tensors, the first "
+            f"{broken[0]}; expected finite weights; fetch the file again",
+            code=Refusal.NON_FINITE,
         )
     # Copied in its final layout first: a device takes no strided views.
     return jax.tree.map(lambda a: jnp.asarray(np.ascontiguousarray(a), jnp.float32), nested(arrays))
