@@ -87,10 +87,20 @@ def _here(monkeypatch, tmp_path):
 
 
 def evaluate(files: Files, out: Path, *words: str) -> int:
-    given = ["--source", files.source, "--target", files.target, "--lora", files.style]
-    given += ["--trained", files.trained, "--prompts", files.prompts, "--out", out]
-    given += ["--weights-dir", files.weights, "--arms", ",".join(ARMS), "--seeds", "0-1"]
-    return run(["evaluate", *map(str, given), "--steps", "2", "-q", *words])
+    usual: dict[str, Any] = {
+        "--source": files.source,
+        "--target": files.target,
+        "--lora": files.style,
+        "--trained": files.trained,
+        "--prompts": files.prompts,
+        "--out": out,
+        "--weights-dir": files.weights,
+        "--arms": ",".join(ARMS),
+        "--seeds": "0-1",
+        "--steps": 2,
+    }
+    given = [str(w) for name, value in usual.items() if name not in words for w in (name, value)]
+    return run(["evaluate", *given, "-q", *words])
 
 
 def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):

@@ -28,7 +28,7 @@ def is_drawn(found: DrawnSet, picture: Picture) -> bool:
     """Whether a picture is there, whole, and drawn as it is to be drawn now."""
     try:
         with Image.open(found.path(picture)) as image:
-            note = image.info.get(_NOTE, "")
+            note = str(image.info.get(_NOTE, ""))
             image.load()
         return msgspec.json.decode(note)["key"] == found.key(picture)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, msgspec.DecodeError):

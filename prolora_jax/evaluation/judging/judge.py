@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.evaluation.encoders import load_encoder, load_lpips
+from prolora_jax.evaluation.encoders import load_encoder, load_lpips, require_weights
 from prolora_jax.evaluation.judging.metrics import METRICS, Metric
 from prolora_jax.evaluation.judging.request import TRAINED, DrawnSet
 from prolora_jax.evaluation.judging.texts import embed_prompts
@@ -79,7 +79,7 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
     """Refuse metrics that these arms cannot be judged by, before anything is drawn.
 
     Raises:
-        UsageError: a metric is not known, or what it compares with is not there.
+        UsageError: a metric is not known; what it compares with, or its encoder, is not there.
     """
     for name in judging.metrics:
         expected = None
@@ -92,6 +92,8 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
             expected = "two seeds or more with it"
         if expected is not None:
             raise UsageError(f"--metrics {name}: expected {expected}", code=Refusal.BAD_OPTION)
+    for encoder in dict.fromkeys(METRICS[name].encoder for name in judging.metrics):
+        require_weights(encoder, judging.weights_dir)
 
 
 def judge(
