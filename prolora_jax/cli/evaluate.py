@@ -23,11 +23,12 @@ LIST = Parameter(negative="")
 
 def evaluate(
     *,
-    source: Path,
-    target: Path,
-    lora: Annotated[tuple[Path, ...], LIST],
     out_path: Annotated[Path, Parameter(name="--out")],
-    prompts: Path,
+    source: Path | None = None,
+    target: Path | None = None,
+    lora: Annotated[tuple[Path, ...], LIST] = (),
+    prompts: Path | None = None,
+    pictures: Annotated[tuple[Path, ...], LIST] = (),
     trained: Annotated[tuple[Path, ...], LIST] = (),
     refined: Annotated[tuple[Path, ...], LIST] = (),
     scale: Annotated[tuple[float, ...], LIST] = (),
@@ -37,6 +38,7 @@ def evaluate(
     protocol: Literal["paper-style", "paper-concept"] | None = None,
     references: Path | None = None,
     weights_dir: Path | None = None,
+    tokenizer: Path | None = None,
     parts: Path | None = None,
     negative: str | None = None,
     steps: int | None = None,
@@ -63,6 +65,9 @@ def evaluate(
         lora: adapter of the source, judged by itself; several: --lora once for each.
         out_path: folder.
         prompts: file with a prompt in each line.
+        pictures: instead of source, target and lora: folder of pictures that another program drew,
+            an arm by its name; several: --pictures once for each. Sorted by name, those of the
+            first prompt first.
         trained: adapter of the target for the same as each --lora, in their order.
         refined: what `prolora refine` made of each --lora, in their order.
         scale: strength of each --lora, in their order [default: 1].
@@ -76,6 +81,8 @@ def evaluate(
             [default: the pictures of the arm trained].
         weights_dir: folder of encoders: NAME.safetensors or NAME/model.safetensors [default: the
             hub].
+        tokenizer: folder of CLIP's tokenizer, for metrics that read prompts [default: beside the
+            weights in NAME/, else the target's].
         parts: pipeline from which everything but the target's UNet is taken.
         negative: what not to draw.
         steps: of the sampler [default: 25; with lcm 4].
@@ -87,18 +94,40 @@ def evaluate(
         at_once: pictures drawn or looked at together, on each device.
     """
     from prolora_jax.evaluation.judging.arms import HowToDraw
+    from prolora_jax.evaluation.judging.given import given_set
     from prolora_jax.evaluation.judging.judge import Judging
     from prolora_jax.evaluation.judging.protocols import PLANS
     from prolora_jax.evaluation.judging.request import REFINE, TRAINED, subjects_of
-    from prolora_jax.evaluation.judging.run import Evaluation
+    from prolora_jax.evaluation.judging.run import Evaluation, evaluate_given
     from prolora_jax.evaluation.judging.run import evaluate as run
     from prolora_jax.evaluation.side_by_side import usual_dtype
     from prolora_jax.io.documents import read_prompts
 
     plan = PLANS[protocol] if protocol is not None else None
     own = {REFINE: refined, TRAINED: trained}
+    judging = Judging(
+        metrics=_listed(metrics) or (("clip-t",) if plan is None else plan.metrics),
+        tokenizer=tokenizer,
+        weights_dir=weights_dir,
+        references=references,
+        at_once=at_once,
+        keep=out_path / "embeddings",
+    )
+    reporter = Reporter(common.quiet)
+    if pictures:
+        _refuse_beside(source=source, target=target, lora=lora, trained=trained, refined=refined)
+        shown = () if prompts is None else read_prompts(prompts)
+        with reporter.shown():
+            found = evaluate_given(given_set(pictures, shown), judging, out_path, progress=reporter)
+        return _told(found, out_path, json=common.json)
+    if source is None or target is None or prompts is None:
+        missing = {"--source": source, "--target": target, "--prompts": prompts}
+        name = next(name for name, value in missing.items() if value is None)
+        raise UsageError(
+            f"{name}: found none; expected one, or --pictures DIR to judge what is there",
+            code=Refusal.BAD_OPTION,
+        )
     chosen = _listed(arms) or _usual_arms(own)
-    pipeline = target if parts is None else parts
     asked = Evaluation(
         subjects=tuple(subjects_of(lora, own, scale)),
         source=str(source),
@@ -117,14 +146,7 @@ def evaluate(
         arms=chosen,
         prompts=read_prompts(prompts),
         seeds=_seeds(seeds, plan),
-        judging=Judging(
-            metrics=_listed(metrics) or (("clip-t",) if plan is None else plan.metrics),
-            tokenizer=pipeline / "tokenizer",
-            weights_dir=weights_dir,
-            references=references,
-            at_once=at_once,
-            keep=out_path / "embeddings",
-        ),
+        judging=judging,
         options=migrate,
         protocol=protocol,
     )
@@ -133,7 +155,6 @@ def evaluate(
             f"--size {size}: expected a multiple of 8, in pixels; correct it",
             code=Refusal.BAD_OPTION,
         )
-    reporter = Reporter(common.quiet)
     with reporter.shown():
         found = run(
             asked,
@@ -142,13 +163,28 @@ def evaluate(
             workers=common.processes,
             progress=reporter,
         )
-    if common.json:
+    return _told(found, out_path, json=common.json)
+
+
+def _told(found: Mapping[str, Any], out_path: Path, *, json: bool) -> int:
+    if json:
         write_json(found)
         return 0
     for subject in found["subjects"]:
         _show(out(), subject)
     out().print(f"Wrote {out_path / 'index.html'}")
     return 0
+
+
+def _refuse_beside(**given: object) -> None:
+    """Refuse what says how to draw beside pictures that are there."""
+    for name, value in given.items():
+        if value:
+            raise UsageError(
+                f"--{name}: found it beside --pictures, which are judged as they are; expected one "
+                f"of the two; leave one out",
+                code=Refusal.BAD_OPTION,
+            )
 
 
 def size_fits(size: int | None) -> bool:

@@ -76,7 +76,9 @@ def files(tmp_path_factory) -> Files:
     (weights / "dinov2-base" / "config.json").write_text(net.config.to_json_string())
     tensors = {k: np.ascontiguousarray(v) for k, v in arrays(net).items()}
     save_file(tensors, weights / "dinov2-base" / "model.safetensors")
-    return Files(folder / "source", folder / "target", *written, prompts, weights, model)
+    style, trained = written
+    target = folder / "target"
+    return Files(folder / "source", target, style, trained, prompts, weights, model)
 
 
 @pytest.fixture(autouse=True)
@@ -168,6 +170,31 @@ def _is_written(out: Path, subject: dict[str, Any]) -> None:
     for place in {row["file"] for row in rows}:
         assert f'src="{place}"' in page
     assert "http" not in page
+
+
+def test_pictures_of_another_program(files, tmp_path, capsys):
+    for seed, name in enumerate(("ours", "theirs")):
+        encoder_files.write_pictures(tmp_path / name, 4 + seed)
+    (tmp_path / "theirs" / "004.png").unlink()
+    given = [w for name in ("ours", "theirs") for w in ("--pictures", str(tmp_path / name))]
+    judged = ["--weights-dir", str(files.weights), "--out", str(tmp_path / "out"), "-q"]
+    told = ["--prompts", str(files.prompts), "--tokenizer", str(files.target / "tokenizer")]
+    references = ["--metrics", "clip-t,clip-i", "--references", str(tmp_path / "ours")]
+    assert run(["evaluate", *given, *judged, *told, *references, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["arms"], found["seeds"]) == (["ours", "theirs"], [0, 1])
+    scores = found["subjects"][0]["scores"]
+    assert scores["clip-t"]["ours"] == scores["clip-t"]["theirs"]  # the same pictures
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert 'src="../theirs/003.png"' in page
+    assert run(["evaluate", *given, *judged, *told[:2], *references]) == 2
+    assert "clip: found no tokenizer" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "theirs" / "003.png").unlink()
+    assert run(["evaluate", *given, *judged, *told, *references]) == 2
+    assert run(["evaluate", *given, *judged, *told, "--lora", str(files.style)]) == 2
+    errors = " ".join(capsys.readouterr().err.split())
+    assert "--pictures theirs: found 3 pictures; expected 4" in errors
+    assert "--lora: found it beside --pictures" in errors
 
 
 def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):

@@ -3,6 +3,7 @@
 request.py: What is to be judged, and where its pictures are.
 protocols.py: How the paper measured, and what it found.
 arms.py: The arms of an adapter: what each draws with.
+given.py: Folders of pictures that another program drew, as arms.
 drawing.py: The pictures of every arm, one file each: what was drawn before is kept.
 texts.py: Prompts as an encoder of pictures was taught them.
 metrics.py: Which metrics there are, and what each compares.

@@ -30,7 +30,7 @@ class Judging:
 
     Attributes:
         metrics: names of `METRICS`.
-        tokenizer: folder of CLIP's tokenizer.
+        tokenizer: folder of CLIP's tokenizer, where none stands beside the weights.
         weights_dir: folder of encoders; None for the hub.
         references: folder of pictures of the subject; None for the pictures of the arm `trained`.
         at_once: pictures embedded together on each device.
@@ -38,8 +38,8 @@ class Judging:
     """
 
     metrics: tuple[str, ...]
-    tokenizer: Path
     weights_dir: Path | None = None
+    tokenizer: Path | None = None
     references: Path | None = None
     at_once: int = 8
     keep: Path | None = None

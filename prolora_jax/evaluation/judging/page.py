@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader
 from prolora_jax.evaluation.judging.judge import COPY
 from prolora_jax.evaluation.judging.metrics import METRICS
 from prolora_jax.evaluation.judging.request import DrawnSet, Picture
+from prolora_jax.evaluation.judging.tables import place_from
 from prolora_jax.io import atomic
 
 _SHOWN, _SEEDS = 3, 3
@@ -86,9 +87,8 @@ def table_rows(subject: Mapping[str, Any], document: Mapping[str, Any]) -> list[
         cells = [f"{subject['scores'][name][arm]['value']:.4g}" for name in names]
         rows.append([arm, *cells])
     for one in document["published"]:
-        told = one if isinstance(one, Mapping) else one.__dict__
-        cells = [_number(told["values"].get(name)) for name in names]
-        rows.append([f"paper: {told['case']}, {told['arm']}", *cells])
+        cells = [_number(one["values"].get(name)) for name in names]
+        rows.append([f"paper: {one['case']}, {one['arm']}", *cells])
     return rows
 
 
@@ -159,7 +159,7 @@ def _rows(places: Sequence[int], found: DrawnSet, out: Path) -> list[Row]:
     for place in places:
         for seed in found.seeds[:_SEEDS]:
             links = [
-                (arm, quote(found.path(Picture(arm, place, seed)).relative_to(out).as_posix()))
+                (arm, quote(place_from(found.path(Picture(arm, place, seed)), out)))
                 for arm in found.arms
             ]
             rows.append(Row(f"{found.prompts[place]} (seed {seed})", links))

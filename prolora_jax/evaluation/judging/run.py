@@ -1,7 +1,7 @@
 """`prolora evaluate` as one job: draw what is missing, judge all, write what came out."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.judging.arms import HowToDraw, drawer_for, drawn_set
 from prolora_jax.evaluation.judging.drawing import draw_missing, missing
+from prolora_jax.evaluation.judging.given import GivenSet
 from prolora_jax.evaluation.judging.judge import Judging, check_metrics, judge
 from prolora_jax.evaluation.judging.page import write_page
 from prolora_jax.evaluation.judging.protocols import PLANS, Protocol
 from prolora_jax.evaluation.judging.request import DrawnSet, Subject
 from prolora_jax.evaluation.judging.tables import write_tables
+from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.documents import read_json, write_json
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.migration.opening import open_pair
@@ -84,41 +86,96 @@ def evaluate(
     check_metrics(asked.judging, asked.arms, len(asked.seeds))
     shared = asked.arms, asked.prompts, asked.seeds, asked.how, asked.source, asked.options
     sets = [drawn_set(subject, *shared, out / PICTURES) for subject in asked.subjects]
+    judging = asked.judging
+    if judging.tokenizer is None:
+        files = pipeline_files(asked.how.target, asked.how.parts)
+        judging = replace(judging, tokenizer=files.tokenizer("text_encoder"))
     with locked(out):
         _draw(asked, sets, store, workers, progress)
-        subjects = []
-        for subject, found in zip(asked.subjects, sets, strict=True):
-            judged = judge(found, asked.judging, progress)
-            subjects.append(
-                {
-                    "name": subject.name,
-                    "file": str(subject.file),
-                    "own": {arm: str(path) for arm, path in subject.own.items()},
-                    "scale": subject.scale,
-                    "moved": read_json(found.folder / _MOVED) or {},
-                    "references": judged.references,
-                    "scores": {
-                        metric: {arm: score._asdict() for arm, score in by_arm.items()}
-                        for metric, by_arm in judged.scores.items()
-                    },
-                }
-            )
+        subjects = [
+            {
+                "name": subject.name,
+                "file": str(subject.file),
+                "own": {arm: str(path) for arm, path in subject.own.items()},
+                "scale": subject.scale,
+                "moved": read_json(found.folder / _MOVED) or {},
+                **_judged(found, judging, progress),
+            }
+            for subject, found in zip(asked.subjects, sets, strict=True)
+        ]
         plan = None if asked.protocol is None else PLANS[asked.protocol]
-        document: dict[str, Any] = {
+        document = {
             "source": asked.source,
             "target": asked.how.target,
             "protocol": asked.protocol,
-            "published": [] if plan is None else list(plan.published),
-            "arms": asked.arms,
-            "metrics": asked.judging.metrics,
-            "prompts": asked.prompts,
-            "seeds": asked.seeds,
+            "published": [] if plan is None else [asdict(row) for row in plan.published],
             "settings": asked.how.told(),
             "subjects": subjects,
         }
-        write_json(out / DOCUMENT, document)
-        write_tables(document, sets, out)
-        write_page(document, sets, out)
+        return _written(document, judging, sets, out)
+
+
+def evaluate_given(
+    found: GivenSet,
+    judging: Judging,
+    out: Path,
+    *,
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Judge pictures that another program drew, and write what `evaluate` writes.
+
+    Args:
+        found: the pictures, a folder for each arm.
+        judging: by what.
+        out: folder for what is written.
+        progress: called with (what, done, total).
+
+    Returns:
+        The content of `evaluation.json`.
+
+    Raises:
+        UsageError: a picture cannot be read, or a metric not measured.
+        ProloraError: an encoder cannot be used; another command is at work in `out`.
+    """
+    check_metrics(judging, found.arms, len(found.seeds))
+    with locked(out):
+        folders = ", ".join(str(files[0].parent) for files in found.files.values())
+        subject = {"name": "pictures", "file": folders, "own": {}, "scale": 1.0, "moved": {}}
+        document = {
+            "source": None,
+            "target": None,
+            "protocol": None,
+            "published": [],
+            "settings": {},
+            "subjects": [subject | _judged(found, judging, progress)],
+        }
+        return _written(document, judging, [found], out)
+
+
+def _judged(found: DrawnSet, judging: Judging, progress: Progress) -> dict[str, Any]:
+    judged = judge(found, judging, progress)
+    scores = {
+        metric: {arm: score._asdict() for arm, score in by_arm.items()}
+        for metric, by_arm in judged.scores.items()
+    }
+    return {"references": judged.references, "scores": scores}
+
+
+def _written(
+    found: Mapping[str, Any], judging: Judging, sets: Sequence[DrawnSet], out: Path
+) -> dict[str, Any]:
+    """Write everything but the pictures; the document last, which says that all is there."""
+    first = sets[0]
+    document = {
+        **found,
+        "arms": first.arms,
+        "metrics": judging.metrics,
+        "prompts": first.prompts,
+        "seeds": first.seeds,
+    }
+    write_tables(document, sets, out)
+    write_page(document, sets, out)
+    write_json(out / DOCUMENT, document)
     return document
 
 

@@ -1,6 +1,7 @@
 """Scores as tables for spreadsheets: an arm a line, and a picture a line."""
 
 import csv
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
@@ -55,9 +56,14 @@ def _pictures(
         for arm in found.arms:
             for place, picture in enumerate(found.pictures(arm)):
                 scores = [subject["scores"][name][arm]["pictures"][place] for name in names]
-                path = found.path(picture).relative_to(out).as_posix()
+                path = place_from(found.path(picture), out)
                 prompt = found.prompts[picture.prompt]
                 yield [subject["name"], arm, prompt, picture.seed, path, *scores]
+
+
+def place_from(path: Path, folder: Path) -> str:
+    """Where a file is, seen from a folder; with slashes."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def _csv(head: Sequence[str], rows: Iterator[list[Any]]) -> str:

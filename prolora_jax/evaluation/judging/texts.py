@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.architectures.flax_parts import text_encoder_to_flax
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.encoders import load_text_tensors
 from prolora_jax.io.base_models.tokenizer_files import is_whole, read_tokenizer
 from prolora_jax.nets.text.clip import ClipTextEncoder
@@ -22,7 +23,7 @@ _AT_ONCE = 32
 
 
 def embed_prompts(
-    name: str, prompts: Sequence[str], weights_dir: Path | None, tokenizer: Path
+    name: str, prompts: Sequence[str], weights_dir: Path | None, tokenizer: Path | None
 ) -> Float[np.ndarray, "prompts width"]:
     """Projected embeddings of prompts by the text tower that belongs to an encoder.
 
@@ -34,13 +35,19 @@ def embed_prompts(
             the Stable Diffusion family has the same.
 
     Raises:
-        UsageError: a file is not there.
+        UsageError: a file, or a tokenizer, is not there.
         BaseModelError: a file is another net's, or damaged.
     """
     tensors = load_text_tensors(name, weights_dir)
     encoder = ClipTextEncoder(_config(name, tensors), projected=True)
     own = None if weights_dir is None else weights_dir / name
     folder = own if own is not None and is_whole(own) else tokenizer
+    if folder is None:
+        raise UsageError(
+            f"{name}: found no tokenizer to read prompts with; expected CLIP's beside the weights "
+            f"(vocab.json and merges.txt, or tokenizer.json), or give --tokenizer DIR",
+            code=Refusal.MISSING_FILE,
+        )
     ids = ClipTokenizer(read_tokenizer(folder), encoder.config.max_position_embeddings)(prompts)
     params = {"params": text_encoder_to_flax(tensors)}
     said = []
