@@ -75,7 +75,10 @@ def write_page(document: Mapping[str, Any], sets: Sequence[DrawnSet], out: Path)
         }
         for subject, found in zip(document["subjects"], sets, strict=True)
     ]
-    text = environment.get_template("page.html").render(document=document, subjects=subjects)
+    names = [document[side] and Path(document[side]).name for side in ("source", "target")]
+    text = environment.get_template("page.html").render(
+        document=document, subjects=subjects, source=names[0], target=names[1]
+    )
     atomic.write_text(out / "index.html", text)
 
 

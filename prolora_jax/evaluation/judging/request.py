@@ -16,6 +16,9 @@ TRAINED, REFINE = "trained", "refine"
 """Arms with an adapter of the target for the same: trained there; made by `prolora refine`."""
 
 _OPTIONS = {TRAINED: "--trained", REFINE: "--refined"}
+_NAMELESS = {"pytorch_lora_weights", "adapter_model"}
+"""What libraries call every adapter: its folder has the name."""
+
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -116,7 +119,10 @@ def subjects_of(
             )
     names: dict[str, None] = {}
     for file in files:
-        stem = _PLAIN.sub("-", file.name.removesuffix(".safetensors")).strip("-.") or "adapter"
+        said = file.name.removesuffix(".safetensors")
+        if said in _NAMELESS:
+            said = file.absolute().parent.name
+        stem = _PLAIN.sub("-", said).strip("-.") or "adapter"
         name, number = stem, 2
         while name in names or name == NONE:
             name, number = f"{stem}-{number}", number + 1
