@@ -10,6 +10,7 @@ pictures.py: Heat maps: numbers by block and role.
 demo_refine.py: The demo's arm that learns: the style copied, then taught by samples of both nets.
 demo_run.py: The demo as one job: a style moved by every method, verified, judged, drawn.
 drawer.py: A base model that draws with one adapter or another, by one program for all.
+judging/: What adapters are worth on a base model, on pictures.
 side_by_side.py: What a base model draws with an adapter, moved to it by each method.
 
 Never: files.

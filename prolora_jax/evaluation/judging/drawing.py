@@ -20,6 +20,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.drawer import Drawer
 from prolora_jax.evaluation.judging.request import DrawnSet, Picture
 from prolora_jax.io import atomic
+from prolora_jax.io.judging.pictures import note_of
 
 _NOTE = "prolora"
 
@@ -27,12 +28,10 @@ _NOTE = "prolora"
 def is_drawn(found: DrawnSet, picture: Picture) -> bool:
     """Whether a picture is there, whole, and drawn as it is to be drawn now."""
     try:
-        with Image.open(found.path(picture)) as image:
-            note = str(image.info.get(_NOTE, ""))
-            image.load()
-        return msgspec.json.decode(note)["key"] == found.key(picture)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, msgspec.DecodeError):
+        said = msgspec.json.decode(note_of(found.path(picture), _NOTE))
+    except msgspec.DecodeError:
         return False
+    return isinstance(said, dict) and said.get("key") == found.key(picture)
 
 
 def missing(found: DrawnSet, arms: Sequence[str]) -> dict[str, list[Picture]]:

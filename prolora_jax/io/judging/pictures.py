@@ -83,3 +83,14 @@ def read_picture(path: Path) -> ReadPicture | Rejected:
         reason = " ".join(str(failure).split()).replace(f"'{path}'", "").strip()[:200]
         return Rejected(path, f"cannot be read as a picture ({type(failure).__name__}: {reason})")
     return ReadPicture(path, hashlib.sha256(content).hexdigest(), picture)
+
+
+def note_of(path: Path, key: str) -> str:
+    """A text that a PNG has under a key; empty where the picture is not there, whole, or has none.
+
+    Args:
+        path: of a file.
+        key: of the text.
+    """
+    read = read_picture(path)
+    return "" if isinstance(read, Rejected) else str(read.picture.info.get(key, ""))

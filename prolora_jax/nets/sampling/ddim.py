@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.nets.sampling.spacing import times
-from prolora_jax.nets.sampling.table import Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 
-def ddim(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def ddim(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.nets.sampling.spacing import karras, sigmas, sigmas_at, times, times_at
-from prolora_jax.nets.sampling.table import Form, Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import Form, StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 _FEW = 15  # runs below that end in steps of lower order, if `lower_order_final`
@@ -57,7 +57,7 @@ def levels(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Level
     return Levels(at, signal, ratios * signal, half_log)
 
 
-def dpm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def dpm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run.
 
     Args:

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.nets.sampling.spacing import karras, sigmas, sigmas_at, times, times_at
-from prolora_jax.nets.sampling.table import Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 
-def euler(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def euler(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run that adds nothing.
 
     Args:
@@ -34,7 +34,7 @@ def euler(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
     return _table(noise, config, at, np.append(found, end), np.zeros(count))
 
 
-def euler_ancestral(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def euler_ancestral(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run that adds noise at each step but the last.
 
     Args:
@@ -55,7 +55,7 @@ def _table(
     at: Float[np.ndarray, " n"],
     levels: Float[np.ndarray, " n_and_end"],
     added: Float[np.ndarray, " n"],
-) -> Table:
+) -> StepTable:
     begin, end = levels[:-1], levels[1:]
     kept = np.sqrt(end**2 - added**2)
     x, _, picture = forms(1)

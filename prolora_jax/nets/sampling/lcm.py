@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.nets.sampling.table import Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 _SIGMA_DATA = 0.5  # standard deviation of the data, as the distillation takes it
 _DISTILLED = 50
 
 
-def lcm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def lcm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run.
 
     Args:

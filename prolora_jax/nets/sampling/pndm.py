@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.sampling.spacing import times
-from prolora_jax.nets.sampling.table import Form, Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import Form, StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 _ORDER = 4
@@ -25,7 +25,7 @@ _WEIGHTS = (
 )
 
 
-def pndm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def pndm(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run, longer than `count`: the first steps ask the net twice or more.
 
     Args:

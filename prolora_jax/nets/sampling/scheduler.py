@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, Num
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.sampling.noise import Key, check_pictures, fresh_noise, typed_key
-from prolora_jax.nets.sampling.table import Table
+from prolora_jax.nets.sampling.table import StepTable
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 from prolora_jax.nets.unet.unet import Anywhere
 
 _USUAL_STEPS = 25
-MakeTable = Callable[[TrainingNoise, Mapping[str, Any], int], Table]
+MakeTable = Callable[[TrainingNoise, Mapping[str, Any], int], StepTable]
 
 
 class SamplerState(struct.PyTreeNode):
@@ -30,7 +30,7 @@ class SamplerState(struct.PyTreeNode):
     Attributes:
         timesteps: falling times of this run, none before `set_timesteps`.
         init_noise_sigma: standard deviation of the noise to start from.
-        table: the numbers of the run, float32, by the names of `Table`.
+        table: the numbers of the run, float32, by the names of `StepTable`.
         key: one random key for each picture; before `set_timesteps` it may be one for all.
         taken: steps that were taken.
         carried: what is remembered beside the latents, `(k - 1, batch, channels, height, width)`.
@@ -76,7 +76,7 @@ class TableSampler:
     clip: float | None = None
     adds_noise: bool = False
 
-    def table(self, count: int) -> Table:
+    def table(self, count: int) -> StepTable:
         """The numbers of a run.
 
         Args:

@@ -23,7 +23,7 @@ Form = Float[np.ndarray, " terms"]
 
 
 @dataclass(frozen=True)
-class Table:
+class StepTable:
     """The numbers of a run of `n` steps that carries `k` arrays.
 
     Attributes:
@@ -84,19 +84,19 @@ def as_table(
     start: float = 1.0,
     shown: Float[np.ndarray, " n"] | None = None,
     noise: Float[np.ndarray, " n"] | None = None,
-) -> Table:
+) -> StepTable:
     """A table of steps, each given as the forms of what is carried after it.
 
     Args:
         rows: for each step a form for each array that is carried, the latents first.
-        times: of `Table`, as are the others; without `shown` the net sees the latents as they are.
-        picture: of `Table`.
-        start: of `Table`.
-        shown: of `Table`.
-        noise: of `Table`; None for none.
+        times: of `StepTable`, as are the others; without `shown` the net sees the latents whole.
+        picture: of `StepTable`.
+        start: of `StepTable`.
+        shown: of `StepTable`.
+        noise: of `StepTable`; None for none.
     """
     count = len(rows)
-    return Table(
+    return StepTable(
         times=np.asarray(times, np.float64),
         start=float(start),
         shown=np.ones(count) if shown is None else shown,

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Float
 
 from prolora_jax.nets.sampling.dpm import Levels, levels
-from prolora_jax.nets.sampling.table import Form, Table, as_table, forms, picture_weights
+from prolora_jax.nets.sampling.table import Form, StepTable, as_table, forms, picture_weights
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 
-def unipc(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> Table:
+def unipc(noise: TrainingNoise, config: Mapping[str, Any], count: int) -> StepTable:
     """The table of a run.
 
     Args:
