@@ -10,15 +10,21 @@ from rich.table import Table
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
 from prolora_jax.cli.generate import seeds_of
+from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
 
 if TYPE_CHECKING:
-    from prolora_jax.evaluation.judging.protocols import Plan
+    from prolora_jax.evaluation.judging.arms import HowToDraw
+    from prolora_jax.evaluation.judging.judge import Judging
+    from prolora_jax.evaluation.judging.protocols import Plan, Protocol
+    from prolora_jax.evaluation.judging.run import Evaluation
 
 COMMON = Common()
 OPTIONS = MigrationOptions()
 LIST = Parameter(negative="")
+KEPT = "embeddings"
+"""Folder of the output where embeddings stay."""
 
 
 def evaluate(
@@ -94,76 +100,112 @@ def evaluate(
         at_once: pictures drawn or looked at together, on each device.
     """
     from prolora_jax.evaluation.judging.arms import HowToDraw
-    from prolora_jax.evaluation.judging.given import given_set
     from prolora_jax.evaluation.judging.judge import Judging
     from prolora_jax.evaluation.judging.protocols import PLANS
-    from prolora_jax.evaluation.judging.request import REFINE, TRAINED, subjects_of
-    from prolora_jax.evaluation.judging.run import Evaluation, evaluate_given
-    from prolora_jax.evaluation.judging.run import evaluate as run
     from prolora_jax.evaluation.side_by_side import usual_dtype
-    from prolora_jax.io.documents import read_prompts
 
     plan = PLANS[protocol] if protocol is not None else None
-    own = {REFINE: refined, TRAINED: trained}
-    judging = Judging(
-        metrics=_listed(metrics) or (("clip-t",) if plan is None else plan.metrics),
-        tokenizer=tokenizer,
-        weights_dir=weights_dir,
-        references=references,
-        at_once=at_once,
-        keep=out_path / "embeddings",
-    )
+    usual = ("clip-t",) if plan is None else plan.metrics
+    by = {"weights_dir": weights_dir, "tokenizer": tokenizer, "references": references}
+    judging = Judging(_listed(metrics) or usual, **by, at_once=at_once, keep=out_path / KEPT)
     reporter = Reporter(common.quiet)
     if pictures:
         _refuse_beside(source=source, target=target, lora=lora, trained=trained, refined=refined)
-        shown = () if prompts is None else read_prompts(prompts)
         with reporter.shown():
-            found = evaluate_given(given_set(pictures, shown), judging, out_path, progress=reporter)
+            found = _of_pictures(pictures, prompts, judging, out_path, reporter)
         return _told(found, out_path, json=common.json)
-    if source is None or target is None or prompts is None:
-        missing = {"--source": source, "--target": target, "--prompts": prompts}
-        name = next(name for name, value in missing.items() if value is None)
+    told: dict[str, Any] = {
+        "target": _required("--target", target),
+        "parts": None if parts is None else str(parts),
+        "sampler": sampler,
+        "spacing": spacing,
+        "dtype": usual_dtype() if dtype == "auto" else dtype,
+        "negative": negative,
+        "steps": steps,
+        "guidance": guidance,
+        "size": size,
+        "at_once": at_once,
+    }
+    asked = _asked(
+        (lora, trained, refined, scale),
+        _required("--source", source),
+        HowToDraw(**told),
+        (arms, _required("--prompts", prompts), seeds),
+        judging,
+        migrate,
+        protocol,
+    )
+    kept = {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
+    with reporter.shown():
+        found = _drawn(asked, out_path, **kept)
+    return _told(found, out_path, json=common.json)
+
+
+def _of_pictures(
+    pictures: tuple[Path, ...],
+    prompts: Path | None,
+    judging: "Judging",
+    out_path: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    from prolora_jax.evaluation.judging.given import given_set
+    from prolora_jax.evaluation.judging.run import evaluate_given
+    from prolora_jax.io.documents import read_prompts
+
+    shown = () if prompts is None else read_prompts(prompts)
+    return evaluate_given(given_set(pictures, shown), judging, out_path, progress=progress)
+
+
+def _drawn(asked: "Evaluation", out_path: Path, **kept: Any) -> dict[str, Any]:
+    from prolora_jax.evaluation.judging.run import evaluate as run
+
+    return run(asked, out_path, **kept)
+
+
+def _asked(
+    files: tuple[tuple[Path, ...], tuple[Path, ...], tuple[Path, ...], tuple[float, ...]],
+    source: str,
+    how: "HowToDraw",
+    drawn: tuple[str | None, str, str | None],
+    judging: "Judging",
+    options: MigrationOptions,
+    protocol: "Protocol | None",
+) -> "Evaluation":
+    """What is to be drawn and judged, from the words of the command line."""
+    from prolora_jax.evaluation.judging.protocols import PLANS
+    from prolora_jax.evaluation.judging.request import REFINE, TRAINED, subjects_of
+    from prolora_jax.evaluation.judging.run import Evaluation
+    from prolora_jax.io.documents import read_prompts
+
+    lora, trained, refined, scale = files
+    arms, prompts, seeds = drawn
+    own = {REFINE: refined, TRAINED: trained}
+    plan = PLANS[protocol] if protocol is not None else None
+    if how.size is not None and (how.size < 8 or how.size % 8):
         raise UsageError(
-            f"{name}: found none; expected one, or --pictures DIR to judge what is there",
+            f"--size {how.size}: expected a multiple of 8, in pixels; correct it",
             code=Refusal.BAD_OPTION,
         )
-    chosen = _listed(arms) or _usual_arms(own)
-    asked = Evaluation(
+    return Evaluation(
         subjects=tuple(subjects_of(lora, own, scale)),
-        source=str(source),
-        how=HowToDraw(
-            target=str(target),
-            parts=None if parts is None else str(parts),
-            sampler=sampler,
-            spacing=spacing,
-            dtype=usual_dtype() if dtype == "auto" else dtype,
-            negative=negative,
-            steps=steps,
-            guidance=guidance,
-            size=size,
-            at_once=at_once,
-        ),
-        arms=chosen,
-        prompts=read_prompts(prompts),
+        source=source,
+        how=how,
+        arms=_listed(arms) or _usual_arms(own),
+        prompts=read_prompts(Path(prompts)),
         seeds=_seeds(seeds, plan),
         judging=judging,
-        options=migrate,
+        options=options,
         protocol=protocol,
     )
-    if not size_fits(size):
+
+
+def _required(option: str, value: Path | None) -> str:
+    if value is None:
         raise UsageError(
-            f"--size {size}: expected a multiple of 8, in pixels; correct it",
+            f"{option}: found none; expected one, or --pictures DIR to judge what is there",
             code=Refusal.BAD_OPTION,
         )
-    with reporter.shown():
-        found = run(
-            asked,
-            out_path,
-            store=common.basis_store(),
-            workers=common.processes,
-            progress=reporter,
-        )
-    return _told(found, out_path, json=common.json)
+    return str(value)
 
 
 def _told(found: Mapping[str, Any], out_path: Path, *, json: bool) -> int:
@@ -185,11 +227,6 @@ def _refuse_beside(**given: object) -> None:
                 f"of the two; leave one out",
                 code=Refusal.BAD_OPTION,
             )
-
-
-def size_fits(size: int | None) -> bool:
-    """Whether latents have whole numbers of pixels in it."""
-    return size is None or (size >= 8 and size % 8 == 0)
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ COMMANDS = {
     "convert": ["convert", "a.safetensors", "--to", "kohya", "--out", "o.safetensors"],
     "verify": ["verify", "a.safetensors"],
     "generate": ["generate", "--base", "b", "--prompt", "p"],
+    "evaluate": ["evaluate", "--source", "a", "--target", "b", "--lora", "c", "--out", "o"],
     "diff": ["diff", "a.safetensors", "b.safetensors"],
     "benchmark bases": ["benchmark", "bases"],
     "benchmark migrate": ["benchmark", "migrate"],

@@ -64,8 +64,8 @@ class ClipTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """The numbers of a text, however many, without a beginning and an end."""
-        # A half of a character, which no file can hold, would stop the library.
-        text = text.encode("utf-8", "replace").decode()
+        # Halves of a character, which no file can hold, would stop the library.
+        text = text.encode("utf-8", "ignore").decode()
         found: list[int] = []
         # Before anything is cleaned, as transformers does it: these may have capitals.
         for piece in self._borders.split(text):
