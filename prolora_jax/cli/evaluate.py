@@ -111,8 +111,11 @@ def evaluate(
     reporter = Reporter(common.quiet)
     if pictures:
         _refuse_beside(source=source, target=target, lora=lora, trained=trained, refined=refined)
+        _refuse_beside(arms=arms, seeds=seeds, scale=scale, parts=parts, negative=negative)
+        _refuse_beside(steps=steps, guidance=guidance, size=size, spacing=spacing)
+        _refuse_beside(sampler=sampler != "auto", dtype=dtype != "auto", migrate=migrate != OPTIONS)
         with reporter.shown():
-            found = _of_pictures(pictures, prompts, judging, out_path, reporter)
+            found = _of_pictures(pictures, prompts, judging, out_path, protocol, reporter)
         return _told(found, out_path, json=common.json)
     told: dict[str, Any] = {
         "target": _required("--target", target),
@@ -146,14 +149,17 @@ def _of_pictures(
     prompts: Path | None,
     judging: "Judging",
     out_path: Path,
+    protocol: "Protocol | None",
     progress: Progress,
 ) -> dict[str, Any]:
     from prolora_jax.evaluation.judging.given import given_set
     from prolora_jax.evaluation.judging.run import evaluate_given
     from prolora_jax.io.documents import read_prompts
 
-    shown = () if prompts is None else read_prompts(prompts)
-    return evaluate_given(given_set(pictures, shown), judging, out_path, progress=progress)
+    # Two lines alike are two prompts here: pictures are told by their places.
+    shown = () if prompts is None else read_prompts(prompts, each_once=False)
+    more: dict[str, Any] = {"protocol": protocol, "progress": progress}
+    return evaluate_given(given_set(pictures, shown), judging, out_path, **more)
 
 
 def _drawn(asked: "Evaluation", out_path: Path, **kept: Any) -> dict[str, Any]:
@@ -221,7 +227,7 @@ def _told(found: Mapping[str, Any], out_path: Path, *, json: bool) -> int:
 def _refuse_beside(**given: object) -> None:
     """Refuse what says how to draw beside pictures that are there."""
     for name, value in given.items():
-        if value:
+        if value not in {None, (), False}:
             raise UsageError(
                 f"--{name}: found it beside --pictures, which are judged as they are; expected one "
                 f"of the two; leave one out",
@@ -249,11 +255,14 @@ def _show(console: Console, subject: Mapping[str, Any]) -> None:
     table = Table(title=subject["name"], title_justify="left")
     for name in ("arm", *subject["scores"], "modules"):
         table.add_column(name)
-    arms = list(next(iter(subject["scores"].values())))
-    for arm in arms:
+    arms = [arm for by_arm in subject["scores"].values() for arm in by_arm]
+    for arm in dict.fromkeys(arms):
         cells = []
         for by_arm in subject["scores"].values():
-            score = by_arm[arm]
+            score = by_arm.get(arm)
+            if score is None:
+                cells.append("")
+                continue
             cell = f"{score['value']:.4g}"
             if score["interval"]:
                 low, high = score["interval"]

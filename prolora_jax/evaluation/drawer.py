@@ -27,14 +27,14 @@ _LCM_STEPS, _STEPS = 4, 25
 _GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
 
 
-def usual_steps(sampler: str) -> int:
-    """Steps of a sampler where nobody says how many."""
-    return _LCM_STEPS if sampler == "lcm" else _STEPS
+def usual_steps(pipeline: Pipeline) -> int:
+    """Steps of its sampler where nobody says how many."""
+    return _LCM_STEPS if pipeline.sampler.name == "lcm" else _STEPS
 
 
-def usual_guidance(sampler: str, pipeline: Pipeline) -> float:
+def usual_guidance(pipeline: Pipeline) -> float:
     """How much the prompt counts where nobody says how much."""
-    if sampler == "lcm":
+    if pipeline.sampler.name == "lcm":
         return 1.0
     return _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
 

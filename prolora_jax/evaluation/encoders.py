@@ -185,21 +185,6 @@ def load_lpips(
     return net, vision_params(net, tree, (pictures, pictures), f"{trunk}, {heads}")
 
 
-def require_weights(name: str, weights_dir: Path | None = None) -> None:
-    """Refuse an encoder whose files are not there, before anything is computed for it.
-
-    Args:
-        name: of `ENCODERS`, or `lpips`.
-        weights_dir: as `load_encoder`; from the hub the files are fetched now.
-
-    Raises:
-        UsageError: there is no encoder of this name, or a file is not there.
-    """
-    parts = (_LPIPS_HEADS, _LPIPS_TRUNK) if name == "lpips" else (_require_known(name).weights,)
-    for part in parts:
-        find_weights(part, weights_dir)
-
-
 def _require_known(name: str) -> KnownEncoder:
     if name not in ENCODERS:
         raise UsageError(

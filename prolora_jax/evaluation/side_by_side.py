@@ -316,9 +316,9 @@ def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
     """The arguments of `generate` that all columns share."""
     steps, guidance = request.steps, request.guidance
     if steps is None:
-        steps = usual_steps(request.sampler)
+        steps = usual_steps(pipeline)
     if guidance is None:
-        guidance = usual_guidance(request.sampler, pipeline)
+        guidance = usual_guidance(pipeline)
     height, width = (pipeline.pixels if side is None else side for side in request.size)
     return {
         "negative": request.negative,

@@ -181,8 +181,12 @@ def read_lines(path: Path) -> list[Any]:
         return []
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
+def read_prompts(path: Path, *, each_once: bool = True) -> tuple[str, ...]:
     """What is to be drawn, from a text file: a prompt in each line that is not empty.
+
+    Args:
+        path: of the file.
+        each_once: whether a line that came before is left out.
 
     Raises:
         UsageError: it cannot be read, or has none.
@@ -200,7 +204,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
             f"{path}: found no line with words; expected a prompt in each line. Write some.",
             code=Refusal.BAD_OPTION,
         )
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(found)) if each_once else found
 
 
 def write_lines(path: Path, records: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +24,10 @@ from vision_nets import CONFIGS, arrays, torch_encoder
 
 from prolora_jax.cli.main import run
 from prolora_jax.errors import UsageError
+from prolora_jax.evaluation.judging.arms import HowToDraw, drawn_set
 from prolora_jax.evaluation.judging.page import bars
 from prolora_jax.evaluation.judging.request import DrawnSet, Picture, subjects_of
+from prolora_jax.plans.options import MigrationOptions
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
 ARMS = ("none", "copy", "trained")
@@ -135,11 +138,11 @@ def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):
         low, high = score["interval"]
         assert low <= score["value"] <= high
         assert (score["against_copy"] is None) == (arm == "copy")
-    # The references are the pictures of `trained`, each compared with all of them.
+    # The references are the pictures of `trained`, which is not compared with itself.
     assert subject["references"] == "trained"
     dino = subject["scores"]["dino"]
-    assert all(len(dino[arm]["pictures"]) == len(order) for arm in ARMS)
-    assert 0.99 < dino["trained"]["value"] <= 1 + 1e-9
+    assert {arm: len(dino[arm]["pictures"]) for arm in dino} == {"none": 4, "copy": 4}
+    assert 0.99 < dino["copy"]["value"] <= 1 + 1e-9
     # What is there stays; what is damaged, missing or of something else is drawn again.
     before = {path: path.stat().st_mtime_ns for path in pictures}
     contents = {path: path.read_bytes() for path in pictures}
@@ -158,7 +161,7 @@ def _is_written(out: Path, subject: dict[str, Any]) -> None:
         rows = list(csv.DictReader(file))
     assert {(row["arm"], row["metric"]) for row in rows} == {
         (arm, name) for arm in ARMS for name in ("clip-t", "dino")
-    }
+    } - {("trained", "dino")}
     with (out / "pictures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(ARMS) * len(PROMPTS) * len(SEEDS)
@@ -189,6 +192,19 @@ def test_pictures_of_another_program(files, tmp_path, capsys):
     assert 'src="../theirs/003.png"' in page
     assert run(["evaluate", *given, *judged, *told[:2], *references]) == 2
     assert "clip: found no tokenizer" in " ".join(capsys.readouterr().err.split())
+    assert run(["evaluate", *given, *judged, *told[2:], *references]) == 2
+    assert "--metrics clip-t: expected --prompts FILE" in capsys.readouterr().err
+    twice = tmp_path / "twice.txt"
+    twice.write_text("ink\npaper\nink\npaper\n")
+    lines = ["--prompts", str(twice), *told[2:], *references, "--json"]
+    assert run(["evaluate", *given, *judged, *lines, "--protocol", "paper-concept"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["prompts"], found["seeds"]) == (["ink", "paper", "ink", "paper"], [0])
+    assert found["published"][1]["values"]["clip-i"] == 0.719
+    for words in (["--steps", "3"], ["--scale", "1"], ["--migrate.rank", "4"]):
+        assert run(["evaluate", *given, *judged, *lines, *words]) == 2
+        name = words[0].partition(".")[0]
+        assert f"{name}: found it beside --pictures" in capsys.readouterr().out
     (tmp_path / "theirs" / "003.png").unlink()
     assert run(["evaluate", *given, *judged, *told, *references]) == 2
     assert run(["evaluate", *given, *judged, *told, "--lora", str(files.style)]) == 2
@@ -222,6 +238,9 @@ def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
         (["--scale", "1", "--scale", "2"], "--scale: found 2 for 1 adapters"),
         (["--prompts", "/nowhere"], "nowhere: "),
         (["--metrics", "csd"], "csd"),
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
+        (["--references", "nowhere"], "nowhere: no such folder"),
+        (["--metrics", "hps-v2.0"], "hps-v2.0"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_drawn(
@@ -251,3 +270,25 @@ def test_names_keys_and_bars(tmp_path):
     score = {"value": 0.5, "interval": (0.25, 1.0), "against_copy": None, "details": {"n": 2}}
     (bar,) = bars({"copy": score})
     assert (bar.width, bar.low, bar.high, bar.details) == (50.0, 25.0, 100.0, "n 2")
+
+
+def test_what_a_picture_depends_on_is_in_its_key(files, tmp_path):
+    (subject,) = subjects_of((files.style,), {"trained": (files.trained,)})
+    how = HowToDraw(str(files.target), steps=2)
+
+    def keys(**changes: Any) -> dict[str, str]:
+        given = {"how": how, "source": str(files.source), "options": MigrationOptions()} | changes
+        made = drawn_set(subject, ARMS, ("a",), (0,), **given, out=tmp_path)
+        return {arm: made.key(Picture(arm, 0, 0)) for arm in ARMS}
+
+    usual = keys()
+    assert keys(how=replace(how, at_once=1)) == usual
+    (files.target / "note.png").write_bytes(b"no part of a base model")
+    assert keys() == usual
+    for changes, same in (
+        ({"how": replace(how, steps=3)}, set()),
+        ({"options": MigrationOptions(alpha_zero="rank")}, {"none"}),
+        ({"options": MigrationOptions(rescale="norm")}, {"none", "trained"}),
+        ({"source": str(files.target)}, {"none", "trained"}),
+    ):
+        assert {arm for arm, key in keys(**changes).items() if key == usual[arm]} == same

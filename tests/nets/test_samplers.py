@@ -221,6 +221,12 @@ def test_what_only_a_run_shows_is_refused():
     long = SD15 | {"_class_name": "LCMScheduler", "original_inference_steps": 2000}
     with pytest.raises(BaseModelError, match="original_inference_steps is 2000; expected 1 to 100"):
         sampler_named("auto", long, origin="x").table(5)
+    for name in ("ddim", "pndm"):
+        with pytest.raises(UsageError, match="found 1000; expected fewer"):
+            sampler_named(name, SD15, origin="x").table(1000)
+    sample = SD15 | {"_class_name": "EulerDiscreteScheduler", "prediction_type": "sample"}
+    with pytest.raises(BaseModelError, match="prediction_type is 'sample'"):
+        sampler_named("pndm", sample, origin="x")
     begins = SD15 | {"_class_name": "PNDMScheduler", "skip_prk_steps": False}
     with pytest.raises(UsageError, match="found 3; expected 4 or more"):
         sampler_named("auto", begins, origin="x").table(3)

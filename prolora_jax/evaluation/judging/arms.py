@@ -12,6 +12,8 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.drawer import NONE, Drawer, usual_guidance, usual_steps
 from prolora_jax.evaluation.judging.request import REFINE, TRAINED, DrawnSet, Subject
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import located
+from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.outputs.catalog_files import file_hash
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.pair import BasePair
@@ -22,6 +24,9 @@ from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.options import MigrationOptions
 
+_COMPONENTS = {"scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet"}
+_COMPONENTS |= {"vae"}
+_ENDINGS = {".safetensors", ".msgpack", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt"}
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
 ARMS = (NONE, *METHODS, REFINE, TRAINED)
 """`none`: the target alone; arms of a migration; `refine` and `trained`: files of the target."""
@@ -60,8 +65,9 @@ class HowToDraw:
         steps, guidance, side = self.steps, self.guidance, self.size or pipeline.pixels
         return {
             "negative": self.negative,
-            "steps": usual_steps(self.sampler) if steps is None else steps,
-            "guidance": usual_guidance(self.sampler, pipeline) if guidance is None else guidance,
+            "weighting": "off",  # encoders are told the prompt as it stands, and so is the net
+            "steps": usual_steps(pipeline) if steps is None else steps,
+            "guidance": usual_guidance(pipeline) if guidance is None else guidance,
             "size": (side, side),
             "at_once": self.at_once,
         }
@@ -70,16 +76,29 @@ class HowToDraw:
         """What a picture depends on, with which files the base model has, for its key."""
         found = {name: getattr(self, name) for name in self.__dataclass_fields__}
         del found["at_once"]
-        places = (self.target, self.parts)
-        return found | {"files": [_files(place) for place in places if place is not None]}
+        places = pipeline_files(self.target, self.parts)
+        return found | {"files": [_files(place) for place in (places.folder, places.unet)]}
 
 
-def _files(place: str) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a base model's files; of a hub id none."""
-    path = Path(place)
-    paths = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    stats = [(p.name, p.stat()) for p in paths if p.exists()]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+def _files(place: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of a base model's files; what else is in its folder does not count."""
+    paths = [place]
+    if place.is_dir():
+        folders = [place, *(p for p in sorted(place.iterdir()) if p.name in _COMPONENTS)]
+        paths = [p for folder in folders for p in sorted(folder.iterdir()) if p.is_file()]
+    found = [(p, p.stat()) for p in paths if p == place or p.suffix in _ENDINGS]
+    return [(p.name, stat.st_size, stat.st_mtime_ns) for p, stat in found]
+
+
+def _hash(file: Path) -> str:
+    try:
+        return file_hash(file)
+    except OSError as failure:
+        raise UsageError(
+            f"{file}: cannot be read ({failure.strerror or failure}); expected an adapter; name "
+            f"another",
+            code=Refusal.MISSING_FILE,
+        ) from None
 
 
 def drawn_set(
@@ -105,8 +124,8 @@ def drawn_set(
         out: folder of all pictures.
 
     Raises:
-        UsageError: an arm is not known, or no file is there for it.
-        AdapterRefused: a file cannot be read.
+        UsageError: an arm is not known, or its file is not there or cannot be read.
+        BaseModelError: a base model is not there.
     """
     for arm in arms:
         if arm not in ARMS:
@@ -121,14 +140,15 @@ def drawn_set(
                 f"{option} FILE, or leave the arm out",
                 code=Refusal.BAD_OPTION,
             )
-    moved: dict[str, Any] = {"file": file_hash(subject.file), "source": [source, _files(source)]}
+    moved: dict[str, Any] = {"file": _hash(subject.file), "source": _files(located(source))}
     moved["scale"] = subject.scale
     given: dict[str, Any] = {}
     for arm in arms:
         if arm in METHODS:
             given[arm] = moved | {"options": asdict(replace(options, method=arm))}
         elif arm != NONE:
-            given[arm] = {"file": file_hash(subject.own[arm]), "scale": subject.scale}
+            read = {"alpha_zero": options.alpha_zero, "factor_rank": options.factor_rank}
+            given[arm] = {"file": _hash(subject.own[arm]), "scale": subject.scale} | read
     return DrawnSet(out / subject.name, arms, prompts, seeds, how.told(), given)
 
 

@@ -16,8 +16,10 @@ class GivenSet(DrawnSet):
 
     Attributes:
         files: by arm, prompt by prompt.
+        told: whether prompts were given.
     """
 
+    told: bool = True
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def path(self, picture: Picture) -> Path:
@@ -58,4 +60,4 @@ def given_set(folders: tuple[Path, ...], prompts: tuple[str, ...]) -> GivenSet:
             )
     seeds = tuple(range(most // len(shown)))
     first = folders[0] if folders else Path()
-    return GivenSet(first, tuple(files), shown, seeds, files=files)
+    return GivenSet(first, tuple(files), shown, seeds, told=bool(prompts), files=files)

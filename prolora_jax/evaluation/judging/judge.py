@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.evaluation.encoders import load_encoder, load_lpips, require_weights
+from prolora_jax.evaluation.encoders import load_encoder, load_lpips
 from prolora_jax.evaluation.judging.metrics import METRICS, Metric
 from prolora_jax.evaluation.judging.request import TRAINED, DrawnSet
 from prolora_jax.evaluation.judging.texts import embed_prompts
@@ -67,7 +67,7 @@ class Judged(NamedTuple):
     """All scores of a subject.
 
     Attributes:
-        scores: by metric and arm.
+        scores: by metric and arm; without the arm that the metric compares with.
         references: what the metrics that need references compared with; None where none does.
     """
 
@@ -80,6 +80,7 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
 
     Raises:
         UsageError: a metric is not known; what it compares with, or its encoder, is not there.
+        BaseModelError: an encoder's file is another net's, or damaged.
     """
     for name in judging.metrics:
         expected = None
@@ -92,8 +93,19 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
             expected = "two seeds or more with it"
         if expected is not None:
             raise UsageError(f"--metrics {name}: expected {expected}", code=Refusal.BAD_OPTION)
-    for encoder in dict.fromkeys(METRICS[name].encoder for name in judging.metrics):
-        require_weights(encoder, judging.weights_dir)
+    if judging.references is not None:
+        picture_files(judging.references)
+    for name in dict.fromkeys(METRICS[name].encoder for name in judging.metrics):
+        if name == "lpips":
+            load_lpips(judging.weights_dir)
+            continue
+        load_encoder(name, judging.weights_dir)
+        asks = any(
+            METRICS[other].encoder == name and METRICS[other].beside == "prompts"
+            for other in judging.metrics
+        )
+        if asks:
+            embed_prompts(name, ("a",), judging.weights_dir, judging.tokenizer)
 
 
 def judge(
@@ -121,13 +133,18 @@ def judge(
             scores[name] = _diversity(found, judging, progress)
             continue
         if metric.encoder not in looked:  # an encoder is let go before the next is loaded
-            looked[metric.encoder] = _look(metric.encoder, files, judging, progress)
+            compares = any(
+                METRICS[other].encoder == metric.encoder and METRICS[other].beside == "references"
+                for other in judging.metrics
+            )
+            looked[metric.encoder] = _look(metric.encoder, files, judging, compares, progress)
         seen = looked[metric.encoder]
         others = seen.references
         if metric.beside == "prompts":
             where = judging.weights_dir, judging.tokenizer
             others = embed_prompts(metric.encoder, found.prompts, *where)[prompts]
-        scores[name] = _scores(metric, seen, others, prompts)
+        of_itself = metric.beside == "references" and judging.references is None
+        scores[name] = _scores(metric, seen, others, prompts, TRAINED if of_itself else None)
     said = None
     if needs:
         said = str(judging.references) if judging.references is not None else TRAINED
@@ -142,7 +159,11 @@ class _Looked(NamedTuple):
 
 
 def _look(
-    name: str, files: Mapping[str, list[Path]], judging: Judging, progress: Progress
+    name: str,
+    files: Mapping[str, list[Path]],
+    judging: Judging,
+    compares: bool,
+    progress: Progress,
 ) -> _Looked:
     encoder = load_encoder(name, judging.weights_dir)
 
@@ -159,22 +180,28 @@ def _look(
         return np.stack(rows)
 
     arms = {arm: seen(paths, arm) for arm, paths in files.items()}
-    if judging.references is not None:
+    if compares and judging.references is not None:
         return _Looked(arms, seen(picture_files(judging.references), "references"))
     return _Looked(arms, arms.get(TRAINED, np.zeros((0, encoder.width), np.float32)))
 
 
 def _scores(
-    metric: Metric, seen: _Looked, others: np.ndarray, prompts: Sequence[int]
+    metric: Metric,
+    seen: _Looked,
+    others: np.ndarray,
+    prompts: Sequence[int],
+    left_out: str | None,
 ) -> dict[str, ArmScore]:
+    """Scores by arm; an arm that the others are compared with has none beside itself."""
+    arms = {arm: rows for arm, rows in seen.arms.items() if arm != left_out}
     if metric.of_sets is not None:
-        found = {arm: metric.of_sets(rows, others) for arm, rows in seen.arms.items()}
+        found = {arm: metric.of_sets(rows, others) for arm, rows in arms.items()}
         return {
             arm: ArmScore(told.pop("value"), None, None, told, []) for arm, told in found.items()
         }
     if metric.of_pictures is None:
         raise ValueError("a metric has scores of pictures or of sets")
-    scores = {arm: metric.of_pictures(rows, others) for arm, rows in seen.arms.items()}
+    scores = {arm: metric.of_pictures(rows, others) for arm, rows in arms.items()}
     return {arm: _score(arm, scores, prompts) for arm in scores}
 
 

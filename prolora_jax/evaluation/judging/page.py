@@ -8,11 +8,15 @@ from urllib.parse import quote
 import numpy as np
 from jinja2 import Environment, PackageLoader
 
+from prolora_jax.evaluation.drawer import NONE
 from prolora_jax.evaluation.judging.judge import COPY
 from prolora_jax.evaluation.judging.metrics import METRICS
-from prolora_jax.evaluation.judging.request import DrawnSet, Picture
+from prolora_jax.evaluation.judging.request import TRAINED, DrawnSet, Picture
 from prolora_jax.evaluation.judging.tables import place_from
 from prolora_jax.io import atomic
+
+_GIVEN = {NONE, COPY, TRAINED}
+"""Arms that are not looked at for what they gain over a copy."""
 
 _SHOWN, _SEEDS = 3, 3
 """Prompts from either end, and seeds of each, whose pictures stand on the page."""
@@ -87,8 +91,8 @@ def table_rows(subject: Mapping[str, Any], document: Mapping[str, Any]) -> list[
     names = list(subject["scores"])
     rows = []
     for arm in document["arms"]:
-        cells = [f"{subject['scores'][name][arm]['value']:.4g}" for name in names]
-        rows.append([arm, *cells])
+        scores = [subject["scores"][name].get(arm) for name in names]
+        rows.append([arm, *("" if one is None else f"{one['value']:.4g}" for one in scores)])
     for one in document["published"]:
         cells = [_number(one["values"].get(name)) for name in names]
         rows.append([f"paper: {one['case']}, {one['arm']}", *cells])
@@ -147,7 +151,7 @@ def _order(subject: Mapping[str, Any], found: DrawnSet) -> list[int]:
     """Prompts by what the last moved arm gains over `copy`, by the first metric of pictures."""
     places = list(range(len(found.prompts)))
     for name, by_arm in subject["scores"].items():
-        moved = [arm for arm in by_arm if by_arm[arm]["pictures"] and arm not in {COPY, "none"}]
+        moved = [arm for arm in by_arm if by_arm[arm]["pictures"] and arm not in _GIVEN]
         if not moved or not by_arm.get(COPY, {}).get("pictures"):
             continue
         one, other = (np.array(by_arm[arm]["pictures"]) for arm in (moved[-1], COPY))

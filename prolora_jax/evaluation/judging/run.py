@@ -11,6 +11,7 @@ from prolora_jax.evaluation.judging.arms import HowToDraw, drawer_for, drawn_set
 from prolora_jax.evaluation.judging.drawing import draw_missing, missing
 from prolora_jax.evaluation.judging.given import GivenSet
 from prolora_jax.evaluation.judging.judge import Judging, check_metrics, judge
+from prolora_jax.evaluation.judging.metrics import METRICS, Metric
 from prolora_jax.evaluation.judging.page import write_page
 from prolora_jax.evaluation.judging.protocols import PLANS, Protocol
 from prolora_jax.evaluation.judging.request import DrawnSet, Subject
@@ -23,6 +24,7 @@ from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces.store import BasisStore
 
+_NO = Metric("", "itself", None)
 PICTURES, DOCUMENT, _MOVED = "pictures", "evaluation.json", "moved.json"
 
 
@@ -83,13 +85,10 @@ def evaluate(
             f"each; give --prompts FILE",
             code=Refusal.BAD_OPTION,
         )
-    check_metrics(asked.judging, asked.arms, len(asked.seeds))
+    judging = _with_tokenizer(asked)
+    check_metrics(judging, asked.arms, len(asked.seeds))
     shared = asked.arms, asked.prompts, asked.seeds, asked.how, asked.source, asked.options
     sets = [drawn_set(subject, *shared, out / PICTURES) for subject in asked.subjects]
-    judging = asked.judging
-    if judging.tokenizer is None:
-        files = pipeline_files(asked.how.target, asked.how.parts)
-        judging = replace(judging, tokenizer=files.tokenizer("text_encoder"))
     with locked(out):
         _draw(asked, sets, store, workers, progress)
         subjects = [
@@ -103,12 +102,11 @@ def evaluate(
             }
             for subject, found in zip(asked.subjects, sets, strict=True)
         ]
-        plan = None if asked.protocol is None else PLANS[asked.protocol]
         document = {
             "source": asked.source,
             "target": asked.how.target,
             "protocol": asked.protocol,
-            "published": [] if plan is None else [asdict(row) for row in plan.published],
+            "published": _published(asked.protocol),
             "settings": asked.how.told(),
             "subjects": subjects,
         }
@@ -120,6 +118,7 @@ def evaluate_given(
     judging: Judging,
     out: Path,
     *,
+    protocol: Protocol | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Judge pictures that another program drew, and write what `evaluate` writes.
@@ -128,6 +127,7 @@ def evaluate_given(
         found: the pictures, a folder for each arm.
         judging: by what.
         out: folder for what is written.
+        protocol: whose published numbers stand beside ours.
         progress: called with (what, done, total).
 
     Returns:
@@ -137,6 +137,13 @@ def evaluate_given(
         UsageError: a picture cannot be read, or a metric not measured.
         ProloraError: an encoder cannot be used; another command is at work in `out`.
     """
+    asks = [name for name in judging.metrics if METRICS.get(name, _NO).beside == "prompts"]
+    if asks and not found.told:
+        raise UsageError(
+            f"--metrics {asks[0]}: expected --prompts FILE with it, what the pictures show: a line "
+            f"for each prompt, in the order of the pictures",
+            code=Refusal.BAD_OPTION,
+        )
     check_metrics(judging, found.arms, len(found.seeds))
     with locked(out):
         folders = ", ".join(str(files[0].parent) for files in found.files.values())
@@ -144,12 +151,24 @@ def evaluate_given(
         document = {
             "source": None,
             "target": None,
-            "protocol": None,
-            "published": [],
+            "protocol": protocol,
+            "published": _published(protocol),
             "settings": {},
             "subjects": [subject | _judged(found, judging, progress)],
         }
         return _written(document, judging, [found], out)
+
+
+def _with_tokenizer(asked: Evaluation) -> Judging:
+    """Where nobody names a tokenizer, the target's own reads prompts for the encoders, too."""
+    if asked.judging.tokenizer is not None:
+        return asked.judging
+    files = pipeline_files(asked.how.target, asked.how.parts)
+    return replace(asked.judging, tokenizer=files.tokenizer("text_encoder"))
+
+
+def _published(protocol: Protocol | None) -> list[dict[str, Any]]:
+    return [] if protocol is None else [asdict(row) for row in PLANS[protocol].published]
 
 
 def _judged(found: DrawnSet, judging: Judging, progress: Progress) -> dict[str, Any]:

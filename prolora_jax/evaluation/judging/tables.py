@@ -55,7 +55,8 @@ def _pictures(
     for subject, found in zip(document["subjects"], sets, strict=True):
         for arm in found.arms:
             for place, picture in enumerate(found.pictures(arm)):
-                scores = [subject["scores"][name][arm]["pictures"][place] for name in names]
+                by_arm = [subject["scores"][name].get(arm) for name in names]
+                scores = ["" if one is None else one["pictures"][place] for one in by_arm]
                 path = place_from(found.path(picture), out)
                 prompt = found.prompts[picture.prompt]
                 yield [subject["name"], arm, prompt, picture.seed, path, *scores]

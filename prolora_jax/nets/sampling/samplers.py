@@ -30,6 +30,9 @@ _FLAGS = (False, True)
 _ENDS = ("zero", "sigma_min")
 _ORDERS = (1, 2, 3)
 _PLACES: dict[str, tuple[Any, ...]] = {"timestep_spacing": get_args(Spacing)}
+_NEVER_LEFT_OUT = {*_PLACES, "prediction_type", "rescale_betas_zero_snr"}
+"""What they say is true of the net, whoever steps."""
+
 _OTHER_STEPS: dict[str, tuple[Any, ...]] = {
     "thresholding": (False,),
     "use_beta_sigmas": (False,),
@@ -154,7 +157,7 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> T
     for field, values in allowed.items():
         if field not in fields or fields[field] in values:
             continue
-        if own != chosen and field not in _PLACES:
+        if own != chosen and field not in _NEVER_LEFT_OUT:
             del fields[field]
             continue
         raise BaseModelError(

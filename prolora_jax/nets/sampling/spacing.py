@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.sampling.training_noise import TrainingNoise
 
 Spacing = Literal["leading", "linspace", "trailing"]
@@ -26,6 +27,9 @@ def times(
 
     Returns:
         Falling times, `(count,)`, float64; of `linspace` not whole numbers.
+
+    Raises:
+        UsageError: more steps than there are times for.
     """
     trained = config["num_train_timesteps"]
     spacing = config.get("timestep_spacing") or spacing
@@ -35,6 +39,15 @@ def times(
         rising = np.linspace(0, trained - 1, count + last)
     else:
         offset = config.get("steps_offset") or 0.0
+        if (
+            count + last > trained
+            or (count + last - 1) * (trained // (count + last)) + offset >= trained
+        ):
+            raise UsageError(
+                f"steps: found {count}; expected fewer: placed as this pipeline has it, the first "
+                f"would be later than the last of the {trained} times of the training; take fewer",
+                code=Refusal.BAD_OPTION,
+            )
         rising = np.arange(count + last, dtype=np.float64) * (trained // (count + last)) + offset
     return rising[::-1][:count]
 
