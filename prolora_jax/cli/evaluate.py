@@ -117,22 +117,13 @@ def evaluate(
         with reporter.shown():
             found = _of_pictures(pictures, prompts, judging, out_path, protocol, reporter)
         return _told(found, out_path, json=common.json)
-    told: dict[str, Any] = {
-        "target": _required("--target", target),
-        "parts": None if parts is None else str(parts),
-        "sampler": sampler,
-        "spacing": spacing,
-        "dtype": usual_dtype() if dtype == "auto" else dtype,
-        "negative": negative,
-        "steps": steps,
-        "guidance": guidance,
-        "size": size,
-        "at_once": at_once,
-    }
+    told: dict[str, Any] = {"sampler": sampler, "spacing": spacing, "negative": negative}
+    told |= {"steps": steps, "guidance": guidance, "size": size, "at_once": at_once}
+    told |= {"dtype": usual_dtype() if dtype == "auto" else dtype, "parts": parts and str(parts)}
     asked = _asked(
         (lora, trained, refined, scale),
         _required("--source", source),
-        HowToDraw(**told),
+        HowToDraw(_required("--target", target), **told),
         (arms, _required("--prompts", prompts), seeds),
         judging,
         migrate,
