@@ -216,8 +216,14 @@ def test_pictures_of_another_program(files, tmp_path, capsys):
 def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
     words = ["--protocol", "paper-concept", "--references", str(tmp_path / "photos")]
     encoder_files.write_pictures(tmp_path / "photos", 3)
+    # Of two adapters: what has none is drawn once, for the first.
+    words += [w for file in (files.style, files.trained) for w in ("--lora", str(file))]
+    words += ["--trained", str(files.trained)] * 2
     assert evaluate(files, tmp_path / "out", *words, "--arms", "none,copy") == 0
     assert "clip-i" in capsys.readouterr().out
+    drawn = sorted(p.parent.relative_to(tmp_path) for p in (tmp_path / "out").rglob("*.png"))
+    assert {len([p for p in drawn if p == folder]) for folder in drawn} == {4}
+    assert [p.name for p in dict.fromkeys(drawn)] == ["none", "copy", "copy"]
     found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert found["metrics"] == ["clip-t", "clip-i", "dino"]
     assert found["subjects"][0]["references"] == str(tmp_path / "photos")

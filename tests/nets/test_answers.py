@@ -119,7 +119,7 @@ def test_latents_are_those_of_a_picture(both):
 
 def test_levels_are_torchs_and_meet_at_the_same_noise(both):
     pipe, pipeline, _ = both
-    kept = levels.variances(pipeline.sampler)
+    kept = pipeline.sampler.config.kept
     assert_allclose(kept, pipe.scheduler.alphas_cumprod.numpy(), rtol=1e-5, atol=0)
     signal, noise = levels.signal_and_noise(kept, np.array([0.0, 999.0]))
     assert_allclose(signal**2 + noise**2, 1, atol=1e-6)

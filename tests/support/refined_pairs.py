@@ -12,7 +12,6 @@ from numpy.testing import assert_allclose
 
 import prolora_jax as pl
 from prolora_jax.nets.adapters.tree import spec_of
-from prolora_jax.nets.sampling import levels
 from prolora_jax.refine.job import effect
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
@@ -117,7 +116,7 @@ def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.Monke
         pair.run(tmp_path)
     rows = seen["rows"]
     times = np.float32(999) * rows.times
-    first, second = (levels.variances(loaded(folder)[0].sampler) for folder in pair.folders)
+    first, second = (loaded(folder)[0].sampler.config.kept for folder in pair.folders)
     assert_allclose(first, second)  # or the source would be asked at other times
     plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
     unet = {m.path.removeprefix("unet."): m for m in pair.given.modules}

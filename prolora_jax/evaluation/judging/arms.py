@@ -115,7 +115,7 @@ def drawn_set(
 
     Args:
         subject: the adapter.
-        arms: of `ARMS`; those of a file that the adapter lacks are left out.
+        arms: of `ARMS`.
         prompts: what to draw.
         seeds: of the noise.
         how: all arms share.

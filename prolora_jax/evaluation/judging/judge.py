@@ -79,8 +79,7 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
     """Refuse metrics that these arms cannot be judged by, before anything is drawn.
 
     Raises:
-        UsageError: a metric is not known; what it compares with, or its encoder, is not there.
-        BaseModelError: an encoder's file is another net's, or damaged.
+        UsageError: a metric is not known, or what it compares with is not there.
     """
     for name in judging.metrics:
         expected = None
@@ -95,6 +94,15 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
             raise UsageError(f"--metrics {name}: expected {expected}", code=Refusal.BAD_OPTION)
     if judging.references is not None:
         picture_files(judging.references)
+
+
+def check_encoders(judging: Judging) -> None:
+    """Refuse encoders that cannot judge, before hours of drawing: each is loaded once to see.
+
+    Raises:
+        UsageError: an encoder's file, or a tokenizer, is not there.
+        BaseModelError: an encoder's file is another net's, or damaged.
+    """
     for name in dict.fromkeys(METRICS[name].encoder for name in judging.metrics):
         if name == "lpips":
             load_lpips(judging.weights_dir)

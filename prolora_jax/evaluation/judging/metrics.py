@@ -45,11 +45,8 @@ def _mmd_of_styles(one: Rows, other: Rows) -> dict[str, Any]:
 
 
 METRICS: Mapping[str, Metric] = {
-    # The paper's tables have the cosine itself.
-    "hps": Metric("hps-v2.1", "prompts", True, lambda x, y: hps(x, y).scores / 100),
-    "hps-v2.0": Metric(
-        "hps-v2.0", "prompts", True, lambda x, y: hps(x, y, version="v2.0").scores / 100
-    ),
+    "hps": Metric("hps-v2.1", "prompts", True, hps),
+    "hps-v2.0": Metric("hps-v2.0", "prompts", True, hps),
     "clip-t": Metric("clip", "prompts", True, clip_t),
     "clip-i": Metric("clip", "references", True, clip_i),
     "dino": Metric("dinov2-base", "references", True, dino),

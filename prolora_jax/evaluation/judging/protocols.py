@@ -32,27 +32,18 @@ class Plan:
 
     Attributes:
         seeds: of each prompt.
-        prompts: how many the paper had.
-        arms: to be drawn.
         metrics: to be measured.
-        steps: None where the paper does not say.
         published: rows of the paper.
     """
 
     seeds: tuple[int, ...]
-    prompts: int
-    arms: tuple[str, ...]
     metrics: tuple[str, ...]
     published: tuple[Published, ...] = field(default_factory=tuple)
 
 
-_ARMS = ("none", "copy", "prolora", "prolora-full")
-
 PLANS: dict[Protocol, Plan] = {
     "paper-style": Plan(
         seeds=tuple(range(30)),
-        prompts=30,
-        arms=_ARMS,
         metrics=("hps", "csd-mmd"),
         published=(
             Published("BlueFire, SDXL to SSD-1B", "trained", {"hps": 0.323}),
@@ -67,8 +58,6 @@ PLANS: dict[Protocol, Plan] = {
     ),
     "paper-concept": Plan(
         seeds=tuple(range(4)),
-        prompts=25,
-        arms=_ARMS,
         metrics=("clip-t", "clip-i", "dino"),
         published=tuple(
             Published(
@@ -85,4 +74,4 @@ PLANS: dict[Protocol, Plan] = {
         ),
     ),
 }
-"""Paintings was drawn from 21 prompts. With `trained` where there is such an adapter."""
+"""BlueFire was drawn from 30 prompts, Paintings from 21, concepts from 25: users bring theirs."""

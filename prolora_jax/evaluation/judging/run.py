@@ -7,14 +7,15 @@ from typing import Any
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.evaluation.drawer import NONE
 from prolora_jax.evaluation.judging.arms import HowToDraw, drawer_for, drawn_set
 from prolora_jax.evaluation.judging.drawing import draw_missing, missing
 from prolora_jax.evaluation.judging.given import GivenSet
-from prolora_jax.evaluation.judging.judge import Judging, check_metrics, judge
+from prolora_jax.evaluation.judging.judge import Judging, check_encoders, check_metrics, judge
 from prolora_jax.evaluation.judging.metrics import METRICS, Metric
 from prolora_jax.evaluation.judging.page import write_page
 from prolora_jax.evaluation.judging.protocols import PLANS, Protocol
-from prolora_jax.evaluation.judging.request import DrawnSet, Subject
+from prolora_jax.evaluation.judging.request import DrawnSet, Picture, Subject
 from prolora_jax.evaluation.judging.tables import write_tables
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.documents import read_json, write_json
@@ -89,8 +90,11 @@ def evaluate(
     check_metrics(judging, asked.arms, len(asked.seeds))
     shared = asked.arms, asked.prompts, asked.seeds, asked.how, asked.source, asked.options
     sets = [drawn_set(subject, *shared, out / PICTURES) for subject in asked.subjects]
+    left = [missing(found, asked.arms) for found in sets]
+    if any(left):
+        check_encoders(judging)
     with locked(out):
-        _draw(asked, sets, store, workers, progress)
+        _draw(asked, sets, left, store, workers, progress)
         subjects = [
             {
                 "name": subject.name,
@@ -201,23 +205,25 @@ def _written(
 def _draw(
     asked: Evaluation,
     sets: Sequence[DrawnSet],
+    left: Sequence[dict[str, list[Picture]]],
     store: BasisStore | None,
     workers: int,
     progress: Progress,
 ) -> None:
     """Everything that is missing; base models are loaded only if something is."""
-    if not any(missing(found, asked.arms) for found in sets):
-        return
-    how = asked.how
-    pair = open_pair(asked.source, how.target, store, workers)
-    base = load_pipeline(
-        how.target, parts=how.parts, sampler=how.sampler, spacing=how.spacing, dtype=how.dtype
-    )
-    for subject, found in zip(asked.subjects, sets, strict=True):
-        left = missing(found, asked.arms)  # of `none` the first subject has drawn all
-        if not left:
+    how, loaded = asked.how, None
+    shared: dict[str, list[Picture]] = {}
+    for subject, found, own in zip(asked.subjects, sets, left, strict=True):
+        # What is drawn without an adapter the first subject has drawn for all.
+        todo = {arm: pictures for arm, pictures in own.items() if arm not in shared}
+        shared |= {arm: pictures for arm, pictures in todo.items() if arm == NONE}
+        if not todo:
             continue
-        drawer, counts = drawer_for(subject, asked.arms, pair, base, how, asked.options, progress)
+        if loaded is None:
+            like: dict[str, Any] = {"sampler": how.sampler, "spacing": how.spacing}
+            base = load_pipeline(how.target, parts=how.parts, dtype=how.dtype, **like)
+            loaded = open_pair(asked.source, how.target, store, workers), base
+        drawer, counts = drawer_for(subject, asked.arms, *loaded, how, asked.options, progress)
         found.folder.mkdir(parents=True, exist_ok=True)
         write_json(found.folder / _MOVED, counts)
-        draw_missing(found, drawer, left, progress)
+        draw_missing(found, drawer, todo, progress)

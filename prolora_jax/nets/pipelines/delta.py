@@ -156,7 +156,7 @@ def _effect_of(
 ) -> Any:
     """What adapters change on the source, as the target would have said it."""
     target, source = nets
-    kept, other = (levels.variances(net.sampler) for net in nets)
+    kept, other = (net.sampler.config.kept for net in nets)
     of, to = (levels.prediction_of(nets[i].sampler, ("target", "source")[i]) for i in (1, 0))
     whole = np.arange(len(kept), dtype=np.float64)
     times = jnp.asarray(levels.same_noise(kept, other, whole), jnp.float32)

@@ -11,25 +11,13 @@ from prolora_jax.nets.sampling.scheduler import TableSampler
 PREDICTED = ("epsilon", "v_prediction")
 
 
-def variances(sampler: TableSampler) -> Float[np.ndarray, " times"]:
-    """What is left of a picture's variance, `a^2 = 1 - s^2`, at each time of the training.
-
-    Args:
-        sampler: of a pipeline (`samplers.sampler_named`).
-
-    Returns:
-        Falling numbers between 1 and 0, float64.
-    """
-    return sampler.config.kept
-
-
 def signal_and_noise(
     kept: Float[np.ndarray, " times"], times: Float[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """`a` and `s` at times of the training, between two whole ones by the line between both.
 
     Args:
-        kept: of `variances`.
+        kept: of the net, `TrainingNoise.kept`.
         times: from 0 to the last of the training.
 
     Returns:
@@ -47,7 +35,7 @@ def same_noise(
     """The times at which another net's training had the same ratio of signal to noise.
 
     Args:
-        kept: of `variances`, of the net that `times` are of.
+        kept: of the net that `times` are of, `TrainingNoise.kept`.
         other: of the other net.
         times: of the first.
 

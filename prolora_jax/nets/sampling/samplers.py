@@ -29,7 +29,10 @@ _INSTEAD = "euler"  # for classes that are not here
 _FLAGS = (False, True)
 _ENDS = ("zero", "sigma_min")
 _ORDERS = (1, 2, 3)
-_PLACES: dict[str, tuple[Any, ...]] = {"timestep_spacing": get_args(Spacing)}
+_PLACES: dict[str, tuple[Any, ...]] = {
+    "timestep_spacing": get_args(Spacing),
+    "timestep_type": ("discrete",),
+}
 _NEVER_LEFT_OUT = {*_PLACES, "prediction_type", "rescale_betas_zero_snr"}
 """What they say is true of the net, whoever steps."""
 
@@ -85,7 +88,7 @@ _KINDS = {
     "euler": _Kind(
         "EulerDiscreteScheduler",
         euler,
-        _KARRAS | {"interpolation_type": ("linear",), "timestep_type": ("discrete",)},
+        _KARRAS | {"interpolation_type": ("linear",)},
         reads=("sigma_min", "sigma_max"),
     ),
     "euler-a": _Kind("EulerAncestralDiscreteScheduler", euler_ancestral, {}, adds_noise=True),
@@ -121,7 +124,7 @@ _KINDS = {
     "lcm": _Kind(
         "LCMScheduler",
         lcm,
-        {"clip_sample": _FLAGS, "timestep_type": ("discrete",)},
+        {"clip_sample": _FLAGS},
         reads=("clip_sample_range", "original_inference_steps", "timestep_scaling"),
         clips=False,
         adds_noise=True,

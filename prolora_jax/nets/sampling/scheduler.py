@@ -109,7 +109,8 @@ class TableSampler:
         Raises:
             UsageError: `key` is none of these.
         """
-        table = self.table(min(_USUAL_STEPS, self.config.num_train_timesteps))
+        # Half of the times always have room, however a pipeline places its steps.
+        table = self.table(min(_USUAL_STEPS, self.config.num_train_timesteps // 2))
         return SamplerState(
             timesteps=jnp.zeros(0, jnp.float32),
             init_noise_sigma=jnp.float32(table.start),

@@ -11,7 +11,7 @@ NewPicture = Float[Array, "batch new_height new_width new_channels"]
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions with the time's embedding added between them, beside a shortcut.
+    """Two convolutions beside a shortcut; between them a UNet adds the time's embedding.
 
     Attributes:
         channels: channels that come out.
@@ -22,12 +22,15 @@ class ResnetBlock(nn.Module):
     style: Style
 
     @nn.compact
-    def __call__(self, hidden: Picture, time: Float[Array, "batch time"]) -> NewPicture:
+    def __call__(
+        self, hidden: Picture, time: Float[Array, "batch time"] | None = None
+    ) -> NewPicture:
         """`(batch, height, width, in)` -> `(batch, height, width, channels)`."""
         style, skip = self.style, hidden
         hidden = nn.silu(style.group_norm("norm1")(hidden))
         hidden = style.conv(self.channels, "conv1")(hidden)
-        hidden += style.dense(self.channels, "time_emb_proj")(nn.silu(time))[:, None, None, :]
+        if time is not None:
+            hidden += style.dense(self.channels, "time_emb_proj")(nn.silu(time))[:, None, None, :]
         hidden = nn.silu(style.group_norm("norm2")(hidden))
         hidden = style.conv(self.channels, "conv2")(hidden)
         if skip.shape[-1] != self.channels:

@@ -1,6 +1,6 @@
-"""Parts of a VAE: residual convolutions, attention in blocks, blocks that change resolution.
+"""Parts of a VAE: attention in blocks, blocks that change resolution.
 
-Pictures are NHWC. Layers are those of the UNet, and so are their names.
+Pictures are NHWC. Layers and residual convolutions are those of the UNet, and so are their names.
 """
 
 import jax
@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from prolora_jax.nets.unet.layers import Style
-from prolora_jax.nets.unet.resnet import NewPicture, Picture, Upsample
+from prolora_jax.nets.unet.resnet import NewPicture, Picture, ResnetBlock, Upsample
 
 Tokens = Float[Array, "batch tokens width"]
 
@@ -45,28 +45,6 @@ def attend(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
     return found.reshape(batch, blocks * AT_ONCE, width)[:, :tokens]
 
 
-class VaeResnet(nn.Module):
-    """Two convolutions beside a shortcut.
-
-    Attributes:
-        channels: channels that come out.
-        style: what all layers share.
-    """
-
-    channels: int
-    style: Style
-
-    @nn.compact
-    def __call__(self, hidden: Picture) -> NewPicture:
-        """`(batch, height, width, in)` -> `(batch, height, width, channels)`."""
-        style, skip = self.style, hidden
-        hidden = style.conv(self.channels, "conv1")(nn.silu(style.group_norm("norm1")(hidden)))
-        hidden = style.conv(self.channels, "conv2")(nn.silu(style.group_norm("norm2")(hidden)))
-        if skip.shape[-1] != self.channels:
-            skip = style.conv(self.channels, "conv_shortcut", kernel=1)(skip)
-        return skip + hidden
-
-
 class VaeAttention(nn.Module):
     """Attention of all pixels to all, beside a shortcut.
 
@@ -99,9 +77,9 @@ class VaeMiddle(nn.Module):
     def __call__(self, hidden: Picture) -> Picture:
         """`(batch, height, width, channels)` -> the same."""
         channels = hidden.shape[-1]
-        hidden = VaeResnet(channels, self.style, name="resnets_0")(hidden)
+        hidden = ResnetBlock(channels, self.style, name="resnets_0")(hidden)
         hidden = VaeAttention(self.style, name="attentions_0")(hidden)
-        return VaeResnet(channels, self.style, name="resnets_1")(hidden)
+        return ResnetBlock(channels, self.style, name="resnets_1")(hidden)
 
 
 class VaeBlock(nn.Module):
@@ -123,7 +101,7 @@ class VaeBlock(nn.Module):
     def __call__(self, hidden: Picture) -> NewPicture:
         """`(batch, height, width, in)` -> `(batch, new_height, new_width, channels)`."""
         for j in range(self.layers):
-            hidden = VaeResnet(self.channels, self.style, name=f"resnets_{j}")(hidden)
+            hidden = ResnetBlock(self.channels, self.style, name=f"resnets_{j}")(hidden)
         if self.then == "up":
             _, height, width, _ = hidden.shape
             return Upsample(self.style, name="upsamplers_0")(hidden, (2 * height, 2 * width))

@@ -135,7 +135,7 @@ class BaseNet:
     def shown(self) -> Shown:
         """The noise of its training, and what it predicts."""
         sampler = self.pipeline.sampler
-        return Shown(levels.variances(sampler), levels.prediction_of(sampler, self.name))
+        return Shown(sampler.config.kept, levels.prediction_of(sampler, self.name))
 
     def spoken(self, words: Sequence[str], scales: dict[str, Scale] | None = None) -> Spoken:
         """Who answers, with each prompt as the base model's own text encoders see it.
