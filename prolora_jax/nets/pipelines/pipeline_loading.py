@@ -50,7 +50,8 @@ def load_pipeline(
         The pipeline, and its parameters by component.
 
     Raises:
-        UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
+        UsageError: there is nothing at a path, the extra `pipelines` is not installed, or the
+            sampler does not ask for a spacing.
         BaseModelError: a part is missing, damaged, or of a kind that is not supported.
     """
     dtype = jnp.dtype(dtype)  # in one spelling: nets of one dtype are equal, and share programs
@@ -59,9 +60,8 @@ def load_pipeline(
     raw = read_unet_config(files.unet)[0] if given is None else given
     # Before gigabytes are read: whether the sampler is one of ours.
     scheduler = files.config("scheduler", "scheduler_config.json")
-    if spacing is not None:
-        scheduler["timestep_spacing"] = spacing
-    made_sampler = sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler")
+    where: dict[str, Any] = {"origin": f"{files.folder}/scheduler", "spacing": spacing}
+    made_sampler = sampler_named(sampler, scheduler, **where)
     unet, unet_params = load_unet(files.unet, dtype=dtype, config=given)
     params: Params = {"unet": unet_params}
     encoders, tokenizers = {}, {}
