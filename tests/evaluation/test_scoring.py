@@ -97,7 +97,10 @@ def test_one_program_for_every_batch(weights, pictures):
 
 def test_pictures_over_eight_devices(weights, pictures):
     found = found_by(Path(sharded_scoring.__file__), str(weights[0]), str(pictures[0].parent))
-    assert found == {"devices": 8, "rows": PICTURES, "error": pytest.approx(0, abs=RTOL)}
+    close = pytest.approx(0, abs=RTOL)
+    # Pictures and references over all devices, then on one.
+    over = {"judged over": [8, 8, 1, 1], "apart": close}
+    assert found == {"devices": 8, "rows": PICTURES, "error": close} | over
 
 
 def test_bad_pictures_are_listed_and_others_judged(weights, pictures, tmp_path):

@@ -12,9 +12,10 @@ import msgspec
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
+from prolora_jax.errors import AdapterRefused, BaseModelError, ProloraError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
+from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.migration.files import Writing, read_fitted, write_migrated
 from prolora_jax.migration.pair import BasePair
@@ -276,6 +277,20 @@ def refined_report(report: MigrationReport, adapter: Adapter, record: Refined) -
         return replace(module, rank_out=made.rank, norm_out=made.norm, flags=(*flags, REFINED))
 
     return replace(report, modules=tuple(map(taught, report.modules)), refined=record)
+
+
+def record_of(output: Path) -> Refined | None:
+    """What an output's report says of its refinement, if both are there.
+
+    Args:
+        output: what may have been written before.
+    """
+    if not output.exists() or not report_path(output).exists():
+        return None
+    try:
+        return msgspec.convert(read_report(output), MigrationReport).refined
+    except ProloraError:
+        return None
 
 
 def _identity(model: BaseModel) -> str:
