@@ -10,7 +10,7 @@ from rich.table import Table
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
 from prolora_jax.cli.generate import seeds_of
-from prolora_jax.cli.unused import refuse_idle, refuse_idle_migration, refuse_unheard
+from prolora_jax.cli.unused import refuse_idle, refuse_idle_migration
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
@@ -133,7 +133,6 @@ def evaluate(
         with reporter.shown():
             found = _of_pictures(pictures, shown, judging, out_path, protocol, reporter)
         return _told(found, out_path, json=common.json)
-    refuse_unheard(negative, guidance, sampler)
     told: dict[str, Any] = {"sampler": sampler, "spacing": spacing, "negative": negative}
     told |= {"steps": steps, "guidance": guidance, "size": size, "at_once": at_once}
     told |= {"dtype": usual_dtype() if dtype == "auto" else dtype, "parts": parts and str(parts)}

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
-from prolora_jax.cli.unused import refuse_idle, refuse_idle_migration, refuse_unheard
+from prolora_jax.cli.unused import refuse_idle, refuse_idle_migration
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
 
@@ -144,7 +144,9 @@ def _require_used(
 ) -> None:
     """Refuse what would do nothing to any column."""
     here = {"none", "lora"}
-    refuse_unheard(request.negative, request.guidance, request.sampler)
+    usual = 1.0 if request.sampler == "lcm" else 2.0  # of other samplers it is more than 1
+    unheard = (usual if request.guidance is None else request.guidance) <= 1
+    refuse_idle("--negative", request.negative is not None and unheard, "without guidance above 1")
     refuse_idle("--scale", given_scale and not request.files, "without --lora")
     refuse_idle("--source", source and not request.files, "without --lora")
     if source is None:

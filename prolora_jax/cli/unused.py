@@ -39,19 +39,3 @@ def refuse_idle_migration(options: MigrationOptions, beside: str) -> None:
     for name in options.changed():
         if name not in READING:
             refuse_idle(f"--migrate.{name.replace('_', '-')}", True, beside)
-
-
-def refuse_unheard(negative: str | None, guidance: float | None, sampler: str) -> None:
-    """Refuse a negative prompt that nothing asks for, before anything is loaded.
-
-    Args:
-        negative: what not to draw.
-        guidance: how much prompts count; None for what is usual.
-        sampler: by name.
-
-    Raises:
-        UsageError: there is one, and no guidance.
-    """
-    usual = 1.0 if sampler == "lcm" else 2.0  # of other samplers it is more than 1
-    unheard = (usual if guidance is None else guidance) <= 1
-    refuse_idle("--negative", negative is not None and unheard, "without guidance above 1")

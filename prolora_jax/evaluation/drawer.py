@@ -24,7 +24,7 @@ NONE = "none"
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
 
 _LCM_STEPS, _STEPS = 4, 25
-_GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
+GUIDANCE_LCM, GUIDANCE_XL, _GUIDANCE = 1.0, 5.0, 7.5
 
 
 def usual_steps(pipeline: Pipeline) -> int:
@@ -35,8 +35,8 @@ def usual_steps(pipeline: Pipeline) -> int:
 def usual_guidance(pipeline: Pipeline) -> float:
     """How much the prompt counts where nobody says how much."""
     if pipeline.sampler.name == "lcm":
-        return 1.0
-    return _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+        return GUIDANCE_LCM
+    return GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
 
 
 def require_heard(negative: str | None, guidance: float) -> None:

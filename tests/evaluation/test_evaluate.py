@@ -272,7 +272,12 @@ def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
         (["--arms", "copy", "--trained", "x"], "--trained: found it beside --arms copy, where"),
         (["--source-parts", "x"], "--source-parts: found it where nothing is refined here"),
         (["--arms", "none,trained", "--migrate.rank", "4"], "--migrate.rank: found it beside"),
-        (["--negative", "ink", "--guidance", "1"], "--negative: found it without guidance above"),
+        (["--negative", "ink", "--guidance", "1"], "--negative 'ink': found guidance 1, by which"),
+        (["--negative", "ink", "--sampler", "lcm"], "--negative 'ink': found guidance 1, by which"),
+        (
+            ["--sampler", "lcm", "--spacing", "linspace"],
+            "--spacing linspace: found the sampler lcm",
+        ),
         (["--metrics", "dino", "--tokenizer", "x"], "--tokenizer: found it beside --metrics dino"),
         (["--metrics", "clip-t", "--references", "x"], "--references: found it beside --metrics"),
         (["--subject", "a dog"], "--subject: found it beside --prompts"),

@@ -10,6 +10,8 @@ from prolora_jax.adapters.fitting import fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.evaluation.drawer import (
+    GUIDANCE_LCM,
+    GUIDANCE_XL,
     NONE,
     Drawer,
     require_heard,
@@ -27,6 +29,7 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.tree import matrices, spec_of
 from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline, load_sampler
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.vae.tiles import VaeTile
@@ -70,15 +73,32 @@ class HowToDraw:
     at_once: int = 4
     vae_tile: VaeTile = "auto"
 
-    def settings(self, pipeline: Pipeline) -> dict[str, Any]:
-        """The arguments of `generate`.
+    def check(self) -> None:
+        """Refuse what would do nothing, before anything is loaded.
 
         Raises:
-            UsageError: there is a negative prompt and nothing that asks for it.
+            UsageError: the sampler does not ask for a spacing, or nothing for the negative prompt.
+            BaseModelError: the target has no sampler that is supported.
         """
+        made = load_sampler(
+            self.target, parts=self.parts, sampler=self.sampler, spacing=self.spacing
+        )
+        least = GUIDANCE_LCM if made.name == "lcm" else GUIDANCE_XL
+        require_heard(self.negative, least if self.guidance is None else self.guidance)
+
+    def loaded(self) -> tuple[Pipeline, Params]:
+        """The target, ready to draw.
+
+        Raises:
+            BaseModelError: it cannot be used.
+        """
+        like: dict[str, Any] = {"sampler": self.sampler, "spacing": self.spacing}
+        return load_pipeline(self.target, parts=self.parts, dtype=self.dtype, **like)
+
+    def settings(self, pipeline: Pipeline) -> dict[str, Any]:
+        """The arguments of `generate`."""
         steps, side = self.steps, self.size or pipeline.pixels
         guidance = usual_guidance(pipeline) if self.guidance is None else self.guidance
-        require_heard(self.negative, guidance)
         return {
             "negative": self.negative,
             "weighting": "off",  # encoders are told the prompt as it stands, and so is the net

@@ -27,7 +27,6 @@ from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.documents import read_json, write_json
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.migration.opening import open_pair
-from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.files import DrawingBases
 from prolora_jax.subspaces.store import BasisStore
@@ -68,8 +67,13 @@ class Evaluation:
     @property
     def bases(self) -> DrawingBases:
         """Where both base models draw from."""
-        parts = [part and Path(part) for part in (self.source_parts, self.how.parts)]
-        return DrawingBases(Path(self.source), Path(self.how.target), *parts, self.how.dtype)
+        return DrawingBases(
+            source=Path(self.source),
+            target=Path(self.how.target),
+            source_parts=None if self.source_parts is None else Path(self.source_parts),
+            target_parts=None if self.how.parts is None else Path(self.how.parts),
+            dtype=self.how.dtype,
+        )
 
 
 def evaluate(
@@ -103,6 +107,7 @@ def evaluate(
             code=Refusal.BAD_OPTION,
         )
     check_metrics(asked.judging, asked.arms, len(asked.seeds))
+    asked.how.check()
     judging = _with_tokenizer(asked)
     subjects = [refined_here(subject, asked.arms, out) for subject in asked.subjects]
     asked = replace(asked, subjects=tuple(subjects))
@@ -246,8 +251,7 @@ def _draw(
         return
     pair = open_pair(asked.source, how.target, store, workers)
     refine_missing([job[0] for job in jobs], asked.bases, pair, asked.options, progress)
-    like: dict[str, Any] = {"sampler": how.sampler, "spacing": how.spacing}
-    base = load_pipeline(how.target, parts=how.parts, dtype=how.dtype, **like)
+    base = how.loaded()
     for subject, found, todo in jobs:
         drawer, counts = drawer_for(subject, asked.arms, pair, base, how, asked.options, progress)
         found.folder.mkdir(parents=True, exist_ok=True)
