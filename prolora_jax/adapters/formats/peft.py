@@ -18,6 +18,7 @@ from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name
+from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
 _LAYOUT = ("use_effective_conv2d", "decompose_both", "decompose_factor")
@@ -62,6 +63,8 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
         for component, values in of_each.items()
         for field, value in (values | {"base_model_name_or_path": name}).items()
     }
+    if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
+        fields[f"{LM}task_type"] = "CAUSAL_LM"
     with_magnitude = {path.partition(".")[0] for path in dora}
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
