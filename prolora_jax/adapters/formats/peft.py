@@ -18,6 +18,7 @@ from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name
+from prolora_jax.architectures.llm.layouts import stored_in_out
 from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
@@ -82,7 +83,7 @@ def _by_component(modules: Iterable[_M]) -> dict[str, list[_M]]:
     return found
 
 
-def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
+def _fields(modules: Sequence[LoraModule]) -> dict[str, object]:
     ranks = {_inner(module): module.rank for module in modules}
     alphas = {_inner(module): _plain(module.scale * module.rank) for module in modules}
     return {
@@ -90,7 +91,7 @@ def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
         **_sizes(ranks, alphas, "lora_alpha"),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": all(stored_in_out(module.path) for module in modules),
         "init_lora_weights": True,
         "use_dora": False,
         "use_rslora": False,

@@ -53,7 +53,7 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         return
     for name, key in names.items():
         if in_layer(name) and len(shapes[key]) == 2:
-            turned = name.startswith("transformer.") and name.endswith(_STORED_IN_OUT)
+            turned = stored_in_out(LM + name)
             shape = shapes[key][::-1] if turned else shapes[key]
             yield LmLayer(LM + name, key, shape, turned)
     for head, embeddings in _HEADS.items():
@@ -61,6 +61,11 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         stored = next((names[place] for place in places if place in names), None)
         if stored is not None and len(shapes[stored]) == 2:
             yield LmLayer(LM + head, stored, shapes[stored], False)
+
+
+def stored_in_out(path: str) -> bool:
+    """Whether a layer, by its path, is one whose weight its model stores as `(in, out)`."""
+    return path.startswith(f"{LM}transformer.") and path.endswith(_STORED_IN_OUT)
 
 
 def _weight_name(key: str) -> str | None:

@@ -1,0 +1,104 @@
+"""Adapters of language models: transformers builds, peft adapts and merges, ours moves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import transformers
+from language_models import FAMILIES, LanguagePair, make_language_pair, merged
+
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.migration.files import Writing
+from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.file import verify_file
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguagePair:
+    return make_language_pair(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def updates(net: Any, adapter: Path) -> dict[str, np.ndarray]:
+    """What an adapter adds to each weight of a net, by peft; only what is not nothing."""
+    before, after = net.state_dict(), merged(net, adapter).state_dict()
+    found = {key: (after[key] - before[key]).numpy() for key in before}
+    return {key: delta for key, delta in found.items() if delta.any()}
+
+
+def test_a_copy_adds_to_the_target_what_peft_adds_to_the_source(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    migrate_file(pair.adapter, pair.source, pair.target, out, MigrationOptions(method="copy"))
+    given, found = updates(pair.source_net, pair.adapter), updates(pair.target_net, out)
+    weights = {key for key in pair.target_net.state_dict() if pair.source_name(key) in given}
+    assert found.keys() == weights
+    for name, delta in found.items():
+        np.testing.assert_allclose(delta, given[pair.source_name(name)], atol=2e-7)
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        pair.target
+    )
+
+
+# One stored `(out, in)`, one stored the other way round.
+@pytest.mark.parametrize("pair", ["llama", "gpt2"], indirect=True)
+@pytest.mark.parametrize("method", ["prolora", "prolora-full"])
+def test_a_projection_is_that_of_the_dense_formulas(
+    pair: LanguagePair, tmp_path: Path, method: Any
+) -> None:
+    out = tmp_path / "out"
+    options = MigrationOptions(method=method, min_similarity=-1.0)
+    migrate_file(pair.adapter, pair.source, pair.target, out, options)
+    given, found = updates(pair.source_net, pair.adapter), updates(pair.target_net, out)
+    assert found
+    turned = isinstance(pair.source_net, transformers.GPT2LMHeadModel)
+    for name, delta in found.items():
+        origin = pair.source_name(name)
+        weights = (pair.source_net.state_dict()[origin], pair.target_net.state_dict()[name])
+        source, target = (w.double().numpy() for w in weights)
+        update = given[origin].astype(np.float64)
+        if turned:
+            source, target, update, delta = source.T, target.T, update.T, delta.T
+        ranks = reference.pair_ranks(
+            *(np.linalg.svd(w, compute_uv=False) for w in (source, target)), ("energy", 0.9)
+        )
+        bases = reference.pair_of_weights(source, target, *ranks)
+        expected = reference.project(method, bases, update)
+        error = np.linalg.norm(delta - expected) / np.linalg.norm(update)
+        assert error < 1e-5, (name, error)
+    assert verify_file(out).ok
+
+
+@pytest.mark.parametrize("pair", ["llama"], indirect=True)
+def test_no_other_format_is_written_for_a_language_model(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterRefused, match="expected peft") as refused:
+        migrate_file(
+            pair.adapter,
+            pair.source,
+            pair.target,
+            tmp_path / "out.safetensors",
+            MigrationOptions(method="copy"),
+            Writing(format="kohya"),
+        )
+    assert refused.value.code is Refusal.UNMATCHED_MODULES
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("pair", ["gpt2", "llama"], indirect=True)
+def test_a_model_saved_without_its_head_has_the_same_layers(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    whole = load_base_model(pair.source)
+    pair.source_net.base_model.save_pretrained(tmp_path / "bare")
+    bare = load_base_model(tmp_path / "bare")
+    layers = {path for path in whole.spec.modules if ".0." in path}
+    assert layers
+    for path in layers:
+        np.testing.assert_array_equal(bare.weight(path), whole.weight(path))
