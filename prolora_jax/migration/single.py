@@ -111,10 +111,15 @@ def plan_fitted(
 
     Returns:
         The plan.
+
+    Raises:
+        Strangers: the base models are language models without anything in common.
     """
     adapter = fitted.adapter
     matching = pair.matching(options.match, options)
-    measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
+    wanted = wanted_pairs(adapter, matching, options)
+    pair.require_kinship(wanted, options)
+    measures = pair.measure(wanted, options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
     moved = {(step.path, step.source_path) for step in plan.steps}

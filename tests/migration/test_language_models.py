@@ -11,8 +11,10 @@ import transformers
 from language_models import FAMILIES, LanguagePair, make_language_pair, merged
 
 from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
+from prolora_jax.migration.kinship import Strangers
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
@@ -64,9 +66,8 @@ def test_a_projection_is_that_of_the_dense_formulas(
         update = given[origin].astype(np.float64)
         if turned:
             source, target, update, delta = source.T, target.T, update.T, delta.T
-        ranks = reference.pair_ranks(
-            *(np.linalg.svd(w, compute_uv=False) for w in (source, target)), ("energy", 0.9)
-        )
+        spectra = [np.linalg.svd(weight, compute_uv=False) for weight in (source, target)]
+        ranks = reference.pair_ranks(spectra[0], spectra[1], ("energy", 0.9))
         bases = reference.pair_of_weights(source, target, *ranks)
         expected = reference.project(method, bases, update)
         error = np.linalg.norm(delta - expected) / np.linalg.norm(update)
@@ -102,3 +103,31 @@ def test_a_model_saved_without_its_head_has_the_same_layers(
     assert layers
     for path in layers:
         np.testing.assert_array_equal(bare.weight(path), whole.weight(path))
+
+
+@pytest.mark.parametrize("pair", ["mistral"], indirect=True)
+@pytest.mark.parametrize("method", ["copy", "prolora-full"])
+def test_equal_shapes_are_not_kinship(pair: LanguagePair, tmp_path: Path, method: Any) -> None:
+    stranger, out = tmp_path / "stranger", tmp_path / "out"
+    FAMILIES["llama"].build(4, seed=9).save_pretrained(stranger)
+    with pytest.raises(Strangers, match="nothing in common") as refused:
+        migrate_file(pair.adapter, pair.source, stranger, out, MigrationOptions(method=method))
+    assert refused.value.code is Refusal.UNRELATED
+    assert not out.exists()
+    forced = MigrationOptions(method=method, min_similarity=-1.0)
+    assert migrate_file(pair.adapter, pair.source, stranger, out, forced).report.modules
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # that is the point
+def test_the_head_is_a_layer_whether_it_is_tied_or_not(tmp_path: Path) -> None:
+    pair = make_language_pair(tmp_path, "llama", target_modules=["q_proj", "lm_head"])
+    assert pair.source_net.config.tie_word_embeddings
+    out = tmp_path / "out"
+    migrate_file(pair.adapter, pair.source, pair.target, out, MigrationOptions(method="copy"))
+    given, found = load_adapter(pair.adapter), load_adapter(out)
+    heads = [next(m for m in a.modules if m.path == "lm.lm_head") for a in (given, found)]
+    np.testing.assert_allclose(
+        heads[1].scale * heads[1].up @ heads[1].down,
+        heads[0].scale * heads[0].up @ heads[0].down,
+        atol=1e-7,
+    )

@@ -66,7 +66,7 @@ def lm_name(key: str) -> str | None:
     for first, level in _WITHOUT_HEAD.items():
         if key.startswith(first):
             key = level + key
-    return key if key.startswith(_ROOTS) else None
+    return key if f"{key}.".startswith(_ROOTS) else None
 
 
 def in_layer(name: str) -> bool:
