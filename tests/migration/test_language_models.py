@@ -118,7 +118,7 @@ def test_equal_shapes_are_not_kinship(pair: LanguagePair, tmp_path: Path, method
     assert migrate_file(pair.adapter, pair.source, stranger, out, forced).report.modules
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # that is the point
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # what is asked here
 def test_the_head_is_a_layer_whether_it_is_tied_or_not(tmp_path: Path) -> None:
     pair = make_language_pair(tmp_path, "llama", target_modules=["q_proj", "lm_head"])
     assert pair.source_net.config.tie_word_embeddings

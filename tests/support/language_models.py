@@ -135,7 +135,8 @@ def write_lora(model: Any, folder: Path, layers: tuple[str, ...], **fields: Any)
     with of_newer_transformers():
         adapted: Any = get_peft_model(model, LoraConfig(**(usual | fields)))
     randomised(adapted)
-    adapted.save_pretrained(str(folder))
+    # Else copies of the base model's own embedding and head are in the file, too.
+    adapted.save_pretrained(str(folder), save_embedding_layers=False)
     return adapted
 
 
