@@ -66,3 +66,58 @@ def lm_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         else:
             file.require_weight(stored)
             yield name, file.tensor(stored)
+
+
+def require_one_tokenizer(source: Path, target: Path, sizes: tuple[int, int]) -> int:
+    """Refuse two models that number tokens otherwise.
+
+    Args:
+        source: its folder.
+        target: likewise.
+        sizes: of both vocabularies, padding included.
+
+    Returns:
+        Number of tokens that both know.
+
+    Raises:
+        BaseModelError: a token has two numbers, or nothing says that it has one.
+    """
+    ours, theirs = _numbers(source), _numbers(target)
+    if ours is None or theirs is None:
+        if sizes[0] == sizes[1]:
+            return sizes[0]
+        lacking = source if ours is None else target
+        found = f"{sizes[0]} and {sizes[1]} tokens"
+        raise BaseModelError(_unlike(source, target, found, lacking), code=Refusal.WRONG_BASE)
+    other = next((t for t, n in ours.items() if theirs.get(t, n) != n), None)
+    if other is not None:
+        found = f"token {other!r} as {ours[other]} and as {theirs[other]}"
+        raise BaseModelError(_unlike(source, target, found, None), code=Refusal.WRONG_BASE)
+    shared = max((n for t, n in ours.items() if t in theirs), default=-1) + 1
+    return min(shared, *sizes)
+
+
+def _numbers(folder: Path) -> Mapping[str, int] | None:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        whole = read_json_document(file)
+        model = whole["model"]["vocab"]
+        added = {one["content"]: int(one["id"]) for one in whole.get("added_tokens", ())}
+        plain = model if isinstance(model, dict) else {t: n for n, (t, _) in enumerate(model)}
+    except (BadDocument, KeyError, TypeError, ValueError) as failure:
+        raise BaseModelError(
+            f"{file}: found no vocabulary ({failure}); expected a tokenizer of transformers; "
+            f"fetch it again, or take it away",
+            code=Refusal.UNREADABLE_BASE,
+        ) from failure
+    return {str(token): int(number) for token, number in plain.items()} | added
+
+
+def _unlike(source: Path, target: Path, found: str, lacking: Path | None) -> str:
+    remedy = f"put tokenizer.json into {lacking}" if lacking else "use `prolora migrate`"
+    return (
+        f"{source} and {target}: found {found}; expected one tokenizer for both: what one writes "
+        f"is nothing to the other, so nothing can be learned from it; {remedy}"
+    )

@@ -5,5 +5,6 @@ rope.py: Rotary positions: angles of pairs of channels, and their scaling for lo
 layers.py: Attention, feed-forward nets, norms, and the layers made of them.
 causal.py: The causal language model.
 loading.py: Language models from disk, without torch.
+adapting.py: LoRA factors beside a language model's kernels.
 writing.py: Text that a model writes, token by token.
 """

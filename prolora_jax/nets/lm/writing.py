@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.lm.causal import CausalLm, empty_caches
 
 
-@partial(jax.jit, static_argnames=("model", "length"))
+@partial(jax.jit, static_argnames=("model", "length", "vocabulary", "adapter"))
 def written(
     model: CausalLm,
     params: Any,
@@ -20,6 +21,8 @@ def written(
     *,
     length: int,
     temperature: Any = 1.0,
+    vocabulary: int | None = None,
+    adapter: str | None = None,
 ) -> Int[Array, "batch whole"]:
     """Continue prompts.
 
@@ -31,6 +34,8 @@ def written(
         key: of the draws.
         length: tokens to write.
         temperature: that logits are divided by; 0 takes the likeliest token.
+        vocabulary: tokens from this one on are not written; all may be where None.
+        adapter: one beside the kernels that writes with them.
 
     Returns:
         Prompts and what was written, `(batch, given + length)`. Ends of texts are no ends here:
@@ -40,21 +45,24 @@ def written(
     room = given + length
     caches = empty_caches(model.config, batch, room, model.dtype)
     whole_real = jnp.concatenate([real, jnp.ones((batch, length), bool)], axis=1)
-    first = model.apply({"params": params}, prompts, whole_real, caches, 0)
+
+    def told(ids: Any, caches: Any, start: Any) -> Any:
+        with adapted({} if adapter is None else {adapter: 1.0}):
+            return model.apply({"params": params}, ids, whole_real, caches, start)
+
+    first = told(prompts, caches, 0)
 
     def drawn(logits: Any, step: Any) -> Any:
+        logits = logits[:, :vocabulary]
         hot = logits / jnp.maximum(temperature, 1e-6)
         chosen = jax.random.categorical(jax.random.fold_in(key, step), hot)
         return jnp.where(temperature > 0, chosen, jnp.argmax(logits, axis=-1))
 
     def step(carry: Any, number: Any) -> Any:
         token, caches = carry
-        said: Any = model.apply(
-            {"params": params}, token[:, None], whole_real, caches, given + number
-        )
+        said = told(token[:, None], caches, given + number)
         return (drawn(said.logits[:, -1], number + 1), said.caches), token
 
-    begun: Any = first
-    start = (drawn(begun.logits[:, -1], 0), begun.caches)
+    start = (drawn(first.logits[:, -1], 0), first.caches)
     _, tokens = jax.lax.scan(step, start, jnp.arange(length))
     return jnp.concatenate([prompts, tokens.T], axis=1)
