@@ -14,6 +14,7 @@ import torch
 from language_models import FAMILIES, LanguagePair, make_language_pair, merged
 
 from prolora_jax.catalog.refined import RefinedFiles, refine_files
+from prolora_jax.cli.main import run
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.outputs.reports import read_report, report_path
@@ -210,3 +211,25 @@ def test_models_of_different_texts_keep_the_copy(pair: LanguagePair, tmp_path: P
     assert record.way == "copy"
     assert record.disagreement > 0.3
     assert "different kinds of text" in record.sentence
+
+
+def test_the_command_refuses_options_about_pictures(
+    pair: LanguagePair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["refine", str(pair.adapter), "--source", str(pair.source), "--target"]
+    asked += [str(pair.target), "--out", str(tmp_path / "out"), "--budget", "low"]
+    assert run([*asked, "--guidance", "2"]) == 2
+    assert "--guidance: found it for language models" in capfd.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_command_refines(
+    pair: LanguagePair, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = ["refine", str(pair.adapter), "--source", str(pair.source), "--target"]
+    asked += [str(pair.target), "--out", str(out), "--json", "--steps", "3", "--texts", "4"]
+    assert run([*asked, "--tokens", "8", "--batch", "2"]) == 0
+    told = json.loads(capfd.readouterr().out)["files"][0]["refined"]
+    assert (told["way"], told["steps"]) == ("refine", 3)
+    assert load_adapter(out).modules

@@ -12,7 +12,7 @@ import msgspec
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
+from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.outputs.work_folder import WorkFolder
@@ -67,6 +67,8 @@ class RefineRequest:
         words: that adapters were trained with, instead of those in their headers.
         pixels: height and width of samples; None for what the target was trained on.
         texts: of the refinement, where both base models are language models.
+        only_drawn: options that were given and say nothing to models that write.
+        only_written: options that were given and say nothing to models that draw.
     """
 
     recipe: RefineRecipe = RefineRecipe()
@@ -75,6 +77,8 @@ class RefineRequest:
     words: tuple[str, ...] = ()
     pixels: int | None = None
     texts: LmRecipe = LmRecipe()
+    only_drawn: tuple[str, ...] = ()
+    only_written: tuple[str, ...] = ()
 
 
 class RefinedFile(NamedTuple):
@@ -159,6 +163,7 @@ class FileRefinement:
         self.pair, self.request, self.work = pair, request, work
         self._progress = progress
         self._writes = is_language_model(pair.target)
+        _refuse_idle(request, writes=self._writes)
         make = self._writers if self._writes else self._drawers
         self._models: TextPairRefinement | PairRefinement = make(bases)
 
@@ -264,6 +269,18 @@ class FileRefinement:
         adapter = with_provenance(done.adapter, report, self.pair.target.spec)
         write_migrated(adapter, report, one.output, self.pair.target.spec, self.request.writing)
         return report
+
+
+def _refuse_idle(request: RefineRequest, *, writes: bool) -> None:
+    """Refuse options that the base models of a pair have no use for."""
+    idle = request.only_drawn if writes else request.only_written
+    if idle:
+        kind, doing = ("language models", "draw") if writes else ("models that draw", "write")
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')}: found it for {kind}; expected options that count for "
+            f"them: they do not {doing}; leave it away",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 class _Ready(NamedTuple):

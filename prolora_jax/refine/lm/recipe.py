@@ -75,3 +75,11 @@ class LmRecipe:
         """
         asked = {name: value for name, value in asdict(self).items() if name != "at_once"}
         return hashlib.sha256(msgspec.json.encode([asked, *content])).hexdigest()
+
+
+LM_BUDGETS: dict[str, dict[str, int]] = {
+    "low": {"texts": 24, "steps": 50},
+    "normal": {},
+    "high": {"texts": 192, "steps": 200},
+}
+"""Texts that each model writes, and steps."""
