@@ -29,6 +29,7 @@ class Refusal(StrEnum):
     UNMATCHED_MODULES = "unmatched-modules"
     NEEDS_SOURCE_WEIGHTS = "needs-source-weights"
     WRONG_BASE = "wrong-base"
+    UNRELATED = "unrelated-models"
     BAD_PLAN = "bad-plan"
     NO_MATCHING_MODULE = "no-matching-module"
     UNREADABLE_BASE = "unreadable-base"

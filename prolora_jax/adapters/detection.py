@@ -22,8 +22,8 @@ from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.naming import UNET, flat
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.architectures.stacks import place_of
 from prolora_jax.architectures.unet.family import ADDED
-from prolora_jax.architectures.unet.places import place_of
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -238,13 +238,13 @@ def _candidates(held: Mapping[str, Mapping[str, str]], total: int) -> list[Candi
     return sorted((c for c in found if c.matched), key=lambda c: (-c.share, not c.complete))
 
 
-def _role(path: str) -> tuple[str, str]:
+def _role(path: str) -> tuple[tuple[str, ...], str]:
     place = place_of(path)
-    return ("", path) if place is None else (place.kind, place.role)
+    return ((), path) if place is None else (place.kind, place.role)
 
 
 @cache
-def _role_counts(architecture: str) -> Counter[tuple[str, str]]:
+def _role_counts(architecture: str) -> Counter[tuple[tuple[str, ...], str]]:
     return Counter(map(_role, _spec(architecture).modules))
 
 

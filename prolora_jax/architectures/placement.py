@@ -1,7 +1,7 @@
 """Where a file has the weight of each module, whatever naming its keys follow.
 
 Names in, names out: the tensors themselves stay on disk. One file may hold a UNet and text
-encoders; of every other component (VAE, schedules) nothing is said.
+encoders, or a language model; of every other component (VAE, schedules) nothing is said.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +14,7 @@ from prolora_jax.architectures.clip.single_files import (
     open_clip_layers,
     plain_layers,
 )
+from prolora_jax.architectures.llm.layouts import lm_layers
 from prolora_jax.architectures.naming import UNET, without_wrappers
 from prolora_jax.architectures.unet.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
 
@@ -39,11 +40,12 @@ class Placement:
 
 
 def placements(shapes: Shapes) -> dict[str, Placement]:
-    """Every linear layer and convolution of the UNet and the text encoders in a file.
+    """Every linear layer and convolution of the UNet, text encoders or language model in a file.
 
     Args:
         shapes: shape by tensor key: diffusers names, bare (`conv_in.weight`) or with component
-            (`unet.conv_in.weight`, `text_encoder.…`), or LDM names, bare or as in checkpoints.
+            (`unet.conv_in.weight`, `text_encoder.…`), or LDM names, bare or as in checkpoints;
+            a language model's as transformers has them.
 
     Returns:
         Placement by module path, sorted by path.
@@ -55,6 +57,9 @@ def placements(shapes: Shapes) -> dict[str, Placement]:
         found += _clip(plain, prefix, component)
     for prefix in OPEN_CLIP_PREFIXES:
         found += _open_clip(plain, prefix)
+    for layer in lm_layers(plain):
+        place = Placement(layer.key, layer.shape, transposed=layer.transposed)
+        found.append((layer.path, place))
     return {path: replace(place, key=stored[place.key]) for path, place in sorted(found)}
 
 

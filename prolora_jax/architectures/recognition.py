@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.placement import Placement, Shapes, placements
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
@@ -22,7 +23,7 @@ _SOMETHING_ELSE = (
     (
         ("double_blocks.", "joint_blocks.", "transformer_blocks.0.attn.add_k_proj"),
         "a transformer model, not a UNet",
-        "only UNet models of the Stable Diffusion family are supported",
+        "only UNets of the Stable Diffusion family and language models are supported",
     ),
     (
         ("text_model.", "encoder.conv_in", "decoder.conv_in"),
@@ -37,7 +38,7 @@ def spec_from_shapes(shapes: Shapes, *, name: str, origin: str | None = None) ->
 
     Args:
         shapes: shape by tensor key, in any naming that `placement` knows; tensors of components
-            other than the UNet and the text encoders are passed over.
+            other than the UNet, the text encoders and the language model are passed over.
         name: what to call the model.
         origin: what to call the checkpoint in messages; `name` if None.
 
@@ -45,7 +46,7 @@ def spec_from_shapes(shapes: Shapes, *, name: str, origin: str | None = None) ->
         Every linear layer and convolution, sorted by path.
 
     Raises:
-        BaseModelError: the keys are not those of a UNet.
+        BaseModelError: the keys are neither those of a UNet nor of a language model.
     """
     return spec_from_placements(placements(shapes), shapes, name=name, origin=origin)
 
@@ -56,12 +57,13 @@ def spec_from_placements(
     """The modules that `placed` has found among `keys`; see `spec_from_shapes`.
 
     Raises:
-        BaseModelError: there is no UNet among them.
+        BaseModelError: there is neither a UNet nor a language model among them.
     """
-    if not any(path.startswith(UNET) for path in placed):
+    if not any(path.startswith((UNET, LM)) for path in placed):
         raise BaseModelError(
             f"{origin or name}: {_found(keys)}. Expected a UNet in diffusers naming "
-            f"(conv_in.weight, down_blocks.*) or in LDM naming (input_blocks.*)",
+            f"(conv_in.weight, down_blocks.*) or in LDM naming (input_blocks.*), or a language "
+            f"model in transformers' naming (model.layers.*)",
             code=Refusal.UNREADABLE_BASE,
         )
     return BaseModelSpec(name, modules_of(placed))

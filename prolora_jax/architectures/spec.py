@@ -4,8 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
+
+# Of the UNet and of language models; text encoders have none that is counted as such.
+_ATTENTION = (".attn1.", ".attn2."), (".self_attn.", ".attn.", ".attention.")
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,8 @@ class ModuleSpec:
     """One layer with a weight matrix or convolution kernel.
 
     Attributes:
-        path: dotted diffusers path with component, `unet.mid_block.resnets.0.conv1` or
-            `text_encoder.text_model.encoder.layers.0.mlp.fc1`.
+        path: dotted path with component, `unet.mid_block.resnets.0.conv1`,
+            `text_encoder.text_model.encoder.layers.0.mlp.fc1` or `lm.model.layers.0.mlp.up_proj`.
         shape: shape of the torch weight, `(out, in)` or `(out, in, kh, kw)`.
     """
 
@@ -22,10 +26,10 @@ class ModuleSpec:
     shape: tuple[int, ...]
 
     def kind_is(self, kind: str) -> bool:
-        """Whether it belongs to `attn` (the UNet's attention projections), `linear` or `all`."""
+        """Whether it belongs to `attn` (projections of attention), `linear` or `all`."""
         if kind == "all":
             return True
-        attention = ".attn1." in self.path or ".attn2." in self.path
+        attention = any(name in self.path for name in _ATTENTION[self.path.startswith(LM)])
         return len(self.shape) == 2 and (kind == "linear" or attention)
 
     @property
@@ -78,7 +82,7 @@ class BaseModelSpec:
         return "unet.add_embedding.linear_1" in self.modules
 
     def component(self, component: str) -> tuple[str, ...]:
-        """Paths of one component: `unet`, `text_encoder` or `text_encoder_2`."""
+        """Paths of one component: `unet`, `text_encoder`, `text_encoder_2` or `lm`."""
         return tuple(path for path in self.modules if path.startswith(f"{component}."))
 
     @cached_property

@@ -35,8 +35,8 @@ import numpy as np
 from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.places import BLOCK, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.stacks import BLOCK, split_block
 from prolora_jax.architectures.unet.table import Shape, UNetTensors, unet_table
 from prolora_jax.benchmarks.diffusers_config import diffusers_config
 from prolora_jax.errors import Refusal, UsageError

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from prolora_jax.adapters.comparison import AdapterComparison
 from prolora_jax.adapters.inspection import Inspection
-from prolora_jax.architectures.unet.places import split_block
+from prolora_jax.architectures.stacks import place_of
 from prolora_jax.cli.console import printable
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.plans.plan import Measure, MigrationPlan, ModuleSimilarity, SkippedModule
@@ -78,11 +78,13 @@ def show_similarity(console: Console, measures: Mapping[str, Measure]) -> None:
 
 def _stage_and_layer(path: str) -> tuple[str, str]:
     """(`down_blocks.1`, `attn2`) of a module path."""
-    _, stage, *rest = path.split(".")
-    if stage in ("down_blocks", "up_blocks"):
-        stage = f"{stage}.{rest.pop(0)}"
-    split = split_block(path)
-    return stage, (split[2] if split else ".".join(rest)).split(".")[0]
+    place = place_of(path)
+    if place is None:
+        _, stage, *rest = path.split(".")
+        return stage, rest[0] if rest else ""
+    outer, inner = place.steps[0], place.steps[-1].stack
+    stage = outer.stack.name if outer.stack.deep else outer.under("").removeprefix(".")
+    return stage, place.role.split(".")[0] if inner.deep else inner.name
 
 
 def show_alignments(console: Console, alignments: tuple[Alignment, ...]) -> None:

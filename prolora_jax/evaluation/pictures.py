@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from prolora_jax.architectures.unet.places import split_block
+from prolora_jax.architectures.stacks import place_of
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.whole_files import ComparedFiles
@@ -111,12 +111,14 @@ def block_map(panels: Sequence[Panel], title: str, path: Path) -> None:
 
 def _cell(path: str) -> tuple[str, str]:
     """(row, column) of a module: its block, and its role inside."""
-    split = split_block(path)
-    if split is None:
-        slot, _, role = path.removeprefix("unet.").rpartition(".")
-        return slot or "(top)", role
-    slot, index, role = split
-    return f"{slot.removeprefix('unet.')}.block {index}", role
+    place = place_of(path)
+    if place is None or place.deep is None:
+        _, _, inner = path.partition(".")
+        part, _, role = inner.rpartition(".")
+        return part or "(top)", role
+    _, _, home = place.home.partition(".")
+    block = f"{place.deep.stack.level.removesuffix('s')} {place.deep.number}"
+    return f"{home}.{block}".removeprefix("."), place.role
 
 
 def _natural(text: str) -> list[tuple[int, int | str]]:

@@ -2,7 +2,7 @@
 
 pairs.py: A source module and the target module that it feeds.
 alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (docs/method.md 8).
-levels.py: Alignment of two UNets, level by level: stages, the slots of a stage.
+levels.py: Alignment of two base models, stack by stack.
 matching.py: Which source module feeds which target module (docs/method.md 8).
 
 Never: jax, files.

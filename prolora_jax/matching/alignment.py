@@ -1,7 +1,7 @@
 """Monotone one-to-one alignment of two lists by dynamic programming (docs/method.md 8).
 
 Pure arithmetic on given tables: what fits (shapes, a hard constraint) and how alike things are
-(scores). Who is aligned, and with which scores, is the business of `matching`.
+(scores). Who is aligned, and with which scores, is the business of `levels`.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ WEAK_MARGIN = 0.05
 """Below this margin an alignment is flagged `weak-match`: the runner-up is almost as good."""
 
 Pairs = tuple[tuple[int, int], ...]
-Level = Literal["stages", "slots", "blocks", "module"]
+Level = Literal["stages", "slots", "blocks", "layers", "module"]
 Value = tuple[int, int, float]
 """What an alignment is worth: number of pairs, modules that fit, summed score; in that order."""
 
@@ -27,15 +27,15 @@ class Alignment:
 
     Attributes:
         slot: where, as a path of the target: `unet.up_blocks` (level `stages`),
-            `unet.up_blocks.1.resnets` (`slots`), `unet.up_blocks.1.attentions.0` (`blocks`), or a
-            module's path (`module`).
+            `unet.up_blocks.1.resnets` (`slots`), `unet.up_blocks.1.attentions.0` (`blocks`),
+            `lm.model.layers` (`layers`), or a module's path (`module`).
         source_blocks: number of members in the source.
         target_blocks: number of members in the target.
         pairs: (source index, target index), ascending in both.
         margin: summed score of the best alignment minus that of the runner-up; None when shapes
             and order leave one alignment only.
         level: what was aligned: stages of a direction, slots of a stage, transformer blocks of a
-            slot, or one module with all of its role and shape.
+            slot, layers, or one module with all of its role and shape.
         source_slot: the same place in the source when it has another path, else None.
     """
 

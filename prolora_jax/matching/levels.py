@@ -1,17 +1,17 @@
-"""Alignment of two UNets, level by level: stages, the slots of a stage, the blocks of a slot.
+"""Alignment of two base models, stack by stack: the parts of a stack, then the stacks inside.
 
 Scores are asked for only where shapes and order leave a choice: between SDXL and its children
-that is inside few slots, between SD 1.5 and BK-SDM inside stages.
+that is inside few slots, between SD 1.5 and BK-SDM inside stages, between a language model and one
+with fewer layers everywhere.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.places import DIRECTIONS, Roles, Slot, Stage, place_of, tree
+from prolora_jax.architectures.stack import Stack
+from prolora_jax.architectures.stacks import Part, Roles, place_of, tree
 from prolora_jax.matching.alignment import Alignment, Pairs, align, fitting_modules, only_alignment
 
 Evidence = Callable[[Sequence[str], Sequence[str]], np.ndarray]
@@ -20,70 +20,40 @@ Evidence = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 is the first sum over the root of the product of the others: (dot, norm^2, norm^2) makes it the
 cosine of the concatenated weights, (value, 1, 1) the mean of the values."""
 
-RoleKey = tuple[str, str, tuple[int, ...]]
+RoleKey = tuple[tuple[str, ...], str, tuple[int, ...]]
 """Kind, role and shape: modules that have them in common could stand for each other."""
-
-_T = TypeVar("_T")
 
 
 class Aligner:
-    """Alignment of two UNets from the stages down; collects the alignments it decides on."""
+    """Alignment of two base models from the outermost stacks down; collects what it decides on."""
 
     def __init__(self, source: BaseModelSpec, target: BaseModelSpec, evidence: Evidence):
         self._shapes = (
             {path: module.shape for path, module in source.modules.items()},
             {path: module.shape for path, module in target.modules.items()},
         )
-        self._trees = tree(source), tree(target)
+        self._trees = tree(source.modules), tree(target.modules)
         self._evidence = evidence
         self._known: dict[tuple[str, str], np.ndarray] = {}
         self.alignments: list[Alignment] = []
 
     def pairs(self) -> dict[str, str]:
-        """Source path by target path for everything that stands in a stage."""
+        """Source path by target path for everything that stands in a stack."""
+        sources, targets = self._trees
         found: dict[str, str] = {}
-        for direction in DIRECTIONS:
-            found |= self._direction(direction)
+        for component in (name for name in sources if name in targets):
+            found |= self._part_pairs(sources[component], targets[component], keep=True)
         return found
 
-    def _direction(self, direction: str) -> dict[str, str]:
-        sources, targets = (t.get(direction, {}) for t in self._trees)
-        s, t = list(sources.values()), list(targets.values())
-        if not s or not t:
-            return {}
-        fitting = _table(s, t, self._stage_fit)
-        pairs, margin = self._choose(fitting, s, t, self._stage_pairs)
-        self._note("stages", f"{UNET}{direction}", (list(sources), list(targets)), pairs, margin)
-        found: dict[str, str] = {}
-        for i, j in pairs:
-            found |= self._stage_pairs(s[i], t[j], keep=True)
-        return found
-
-    def _stage_pairs(self, source: Stage, target: Stage, keep: bool = False) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for kind in sorted(source.kinds.keys() & target.kinds.keys()):
-            s, t = list(source.kinds[kind].values()), list(target.kinds[kind].values())
-            fitting = _table(s, t, self._slot_fit)
-            pairs, margin = self._choose(fitting, s, t, self._slot_pairs)
-            if keep:
-                places = f"{target.path}.{kind}", f"{source.path}.{kind}"
-                numbers = list(source.kinds[kind]), list(target.kinds[kind])
-                self._note("slots", places[0], numbers, pairs, margin, places[1])
-            for i, j in pairs:
-                found |= self._slot_pairs(s[i], t[j], keep=keep)
-        return found
-
-    def _slot_pairs(self, source: Slot, target: Slot, keep: bool = False) -> dict[str, str]:
+    def _part_pairs(self, source: Part, target: Part, keep: bool = False) -> dict[str, str]:
         found = self._role_pairs(source.own, target.own)
-        s, t = list(source.blocks.values()), list(target.blocks.values())
-        if s and t:
-            fitting = _table(s, t, self._fit)
-            pairs, margin = self._choose(fitting, s, t, self._role_pairs)
+        for stack in (stack for stack in source.stacks if stack in target.stacks):
+            s, t = list(source.stacks[stack].values()), list(target.stacks[stack].values())
+            pairs, margin = self._choose(s, t)
             if keep:
-                numbers = list(source.blocks), list(target.blocks)
-                self._note("blocks", target.path, numbers, pairs, margin, source.path)
+                self._note(stack, source, target, pairs, margin)
             for i, j in pairs:
-                found |= self._role_pairs(s[i], t[j])
+                found |= self._part_pairs(s[i], t[j], keep=keep)
         return found
 
     def _role_pairs(self, source: Roles, target: Roles) -> dict[str, str]:
@@ -94,41 +64,38 @@ class Aligner:
             if role in source and self._shapes[0][source[role]] == self._shapes[1][path]
         }
 
-    def _fit(self, source: Roles, target: Roles) -> int:
-        return len(self._role_pairs(source, target))
+    def _fit(self, source: Part, target: Part) -> int:
+        """Number of modules of two parts that fit by role and shape."""
+        count = len(self._role_pairs(source.own, target.own))
+        for stack in (stack for stack in source.stacks if stack in target.stacks):
+            s, t = list(source.stacks[stack].values()), list(target.stacks[stack].values())
+            if stack.deep:  # counts once: how many there are is a matter of depth, not of shape
+                count += self._fit(s[0], t[0])
+            else:
+                count += fitting_modules(self._fits(s, t))
+        return count
 
-    def _slot_fit(self, source: Slot, target: Slot) -> int:
-        # Blocks count once: how many there are is a matter of depth, not of shape.
-        s, t = list(source.blocks.values())[:1], list(target.blocks.values())[:1]
-        own = self._fit(source.own, target.own)
-        return own + sum(self._fit(a, b) for a, b in zip(s, t, strict=False))
-
-    def _stage_fit(self, source: Stage, target: Stage) -> int:
-        kinds = source.kinds.keys() & target.kinds.keys()
-        slots = ((source.kinds[k].values(), target.kinds[k].values()) for k in kinds)
-        return sum(fitting_modules(_table(list(s), list(t), self._slot_fit)) for s, t in slots)
+    def _fits(self, sources: Sequence[Part], targets: Sequence[Part]) -> np.ndarray:
+        return np.array([[self._fit(s, t) for t in targets] for s in sources], dtype=np.int64)
 
     def _choose(
-        self,
-        fitting: np.ndarray,
-        sources: list[_T],
-        targets: list[_T],
-        pairs_of: Callable[[_T, _T], dict[str, str]],
+        self, sources: Sequence[Part], targets: Sequence[Part]
     ) -> tuple[Pairs, float | None]:
+        fitting = self._fits(sources, targets)
         only = only_alignment(fitting)
         if only is not None:
             return only, None
         self._gather(sources, targets)
         scores = np.zeros(fitting.shape)
         for i, j in zip(*np.nonzero(fitting), strict=True):
-            scores[i, j] = self._score(pairs_of(sources[i], targets[j]))
+            scores[i, j] = self._score(self._part_pairs(sources[i], targets[j]))
         return align(scores, fitting)
 
-    def _gather(self, sources: Sequence[object], targets: Sequence[object]) -> None:
+    def _gather(self, sources: Sequence[Part], targets: Sequence[Part]) -> None:
         """Ask for all evidence between two lists at once, role by role: weights are read once."""
         groups: dict[RoleKey, tuple[list[str], list[str]]] = {}
-        for side, members in enumerate((sources, targets)):
-            for path in (path for member in members for path in _paths_of(member)):
+        for side, parts in enumerate((sources, targets)):
+            for path in (path for part in parts for path in part.paths()):
                 key = role_key(path, self._shapes[side][path])
                 groups.setdefault(key, ([], []))[side].append(path)
         for s, t in groups.values():
@@ -142,20 +109,17 @@ class Aligner:
         return score(total)
 
     def _note(
-        self,
-        level: Literal["stages", "slots", "blocks"],
-        slot: str,
-        numbers: tuple[list[int], list[int]],
-        pairs: Pairs,
-        margin: float | None,
-        source_slot: str | None = None,
+        self, stack: Stack, source: Part, target: Part, pairs: Pairs, margin: float | None
     ) -> None:
-        s, t = numbers
-        if level != "blocks" and s == t and margin is None:
+        s, t = list(source.stacks[stack]), list(target.stacks[stack])
+        if not stack.deep and s == t and margin is None:
             return  # nothing to tell: every stage, every slot keeps its place
         found = tuple((s[i], t[j]) for i, j in pairs)
-        origin = None if source_slot == slot else source_slot
-        self.alignments.append(Alignment(slot, len(s), len(t), found, margin, level, origin))
+        # A slot has blocks of one kind, and is known by its own name.
+        inside = "" if stack.level == "blocks" else f".{stack.name}"
+        origin = None if source.path == target.path else source.path + inside
+        slot = target.path + inside
+        self.alignments.append(Alignment(slot, len(s), len(t), found, margin, stack.level, origin))
 
 
 def score(evidence: np.ndarray) -> float:
@@ -165,26 +129,8 @@ def score(evidence: np.ndarray) -> float:
 
 
 def role_key(path: str, shape: tuple[int, ...]) -> RoleKey:
-    """What a module in a stage has in common with those that could stand for it."""
+    """What a module in a stack has in common with those that could stand for it."""
     place = place_of(path)
     if place is None:
-        raise AssertionError(f"{path}: not in a stage")
+        raise AssertionError(f"{path}: not in a stack")
     return place.kind, place.role, shape
-
-
-def _paths_of(member: object) -> Iterator[str]:
-    """Every module path in a block (`Roles`), a slot or a stage."""
-    if isinstance(member, Stage):
-        for slots in member.kinds.values():
-            for slot in slots.values():
-                yield from _paths_of(slot)
-    elif isinstance(member, Slot):
-        yield from member.own.values()
-        for block in member.blocks.values():
-            yield from block.values()
-    elif isinstance(member, dict):
-        yield from member.values()
-
-
-def _table(sources: list[_T], targets: list[_T], fit: Callable[[_T, _T], int]) -> np.ndarray:
-    return np.array([[fit(s, t) for t in targets] for s in sources], dtype=np.int64)

@@ -1,8 +1,9 @@
 """Which source module feeds which target module (docs/method.md 8).
 
-Equal structure: names. A published correspondence: as published. Otherwise stages, their slots
-and the slots' transformer blocks are aligned, each level one-to-one and in order: as many pairs
-as possible, then as many modules that fit by shape as possible, then the best score. Scores are
+Equal structure: names. A published correspondence: as published. Otherwise the stacks of a base
+model are aligned from the outermost in (a UNet's stages, their slots, the slots' transformer
+blocks; a language model's layers), each one-to-one and in order: as many pairs as possible, then as
+many modules that fit by shape as possible, then the best score. Scores are
 asked for only where shapes and order leave a choice. Pure: names, shapes and given evidence in, a
 table of names out.
 """
@@ -13,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.places import BLOCK, place_of
+from prolora_jax.architectures.stacks import has_stacks, place_of
+from prolora_jax.architectures.unet.stacks import BLOCK
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.levels import Aligner, Evidence, RoleKey, role_key, score
 
@@ -42,9 +43,9 @@ def _hangs_on(path: str, alignment: Alignment) -> bool:
 
 
 def same_structure(source: BaseModelSpec, target: BaseModelSpec) -> bool:
-    """Whether both UNets have the same modules with the same shapes."""
+    """Whether both have the same modules with the same shapes, text encoders left aside."""
     a, b = (
-        {path: module.shape for path, module in spec.modules.items() if path.startswith(UNET)}
+        {path: module.shape for path, module in spec.modules.items() if has_stacks(path)}
         for spec in (source, target)
     )
     return a == b
@@ -65,12 +66,12 @@ def match_modules(
         evidence: how alike modules are; asked only where shapes and order leave a choice.
         mode: `name`; `block` (alignment); `module` (for each target module the source module of
             its role and shape with the best score, not one-to-one); or `auto`: `name` when both
-            UNets have the same structure, else what is published, else `block`.
+            base models have the same structure, else what is published, else `block`.
         published: source path by target path, where it is known how the target was made.
 
     Returns:
         The matching, in the order of the target's modules; only modules of equal shape are
-        paired. Modules outside of stages (`conv_in`, text encoders) keep their names.
+        paired. Modules outside of stacks (`conv_in`, text encoders) keep their names.
     """
     by_name = {path: path for path in target.modules if _fits(source, target, path, path)}
     if mode == "name" or (mode == "auto" and same_structure(source, target)):
@@ -104,7 +105,7 @@ def _fits(source: BaseModelSpec, target: BaseModelSpec, source_path: str, path: 
 def _match_each(
     source: BaseModelSpec, target: BaseModelSpec, evidence: Evidence, by_name: Mapping[str, str]
 ) -> Matching:
-    """For each module inside a slot the best-scored source module of its role and shape."""
+    """For each module inside a stack the best-scored source module of its role and shape."""
     groups: dict[RoleKey, tuple[list[str], list[str]]] = {}
     for side, spec in enumerate((source, target)):
         for path, module in spec.modules.items():

@@ -14,6 +14,7 @@ from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.migration.evidence import cosines, distances, similarities
+from prolora_jax.migration.kinship import LEAST_COSINE, Strangers, median_cosine
 from prolora_jax.migration.pair_work import (
     OperatorsAhead,
     WeightPair,
@@ -74,6 +75,7 @@ class BasePair:
         self._near: dict[ModulePair, bool] = {}
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
+        self._cosine: tuple[float, int] | None = None
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
@@ -134,6 +136,24 @@ class BasePair:
             else:
                 found[pair.target] = known[pair].measure
         return found
+
+    def require_kinship(self, pairs: Mapping[str, str], options: MigrationOptions) -> None:
+        """Refuse two language models whose weights have nothing in common.
+
+        Args:
+            pairs: source path by target path, of the first adapter that is asked for.
+            options: a `min_similarity` of -1 takes strangers, too.
+
+        Raises:
+            Strangers: they have not.
+        """
+        if options.min_similarity <= -1.0:
+            return
+        if self._cosine is None:
+            found = median_cosine(self.source, self.target, pairs, self.store.tables)
+            self._cosine = (1.0, 0) if found is None else found
+        if self._cosine[0] < LEAST_COSINE:
+            raise Strangers(self.source, self.target, *self._cosine)
 
     def _close(self, pairs: Iterable[ModulePair], options: MigrationOptions) -> set[ModulePair]:
         """Pairs that pass the gate by their weights alone."""

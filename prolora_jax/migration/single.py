@@ -1,5 +1,6 @@
 """One adapter from a source to a target: match, measure, plan, run the plan, report."""
 
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -13,6 +14,8 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, as_plain_lora, for_target
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -108,10 +111,15 @@ def plan_fitted(
 
     Returns:
         The plan.
+
+    Raises:
+        Strangers: the base models are language models without anything in common.
     """
     adapter = fitted.adapter
     matching = pair.matching(options.match, options)
-    measures = pair.measure(wanted_pairs(adapter, matching, options), options, progress)
+    wanted = wanted_pairs(adapter, matching, options)
+    pair.require_kinship(wanted, options)
+    measures = pair.measure(wanted, options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
     moved = {(step.path, step.source_path) for step in plan.steps}
@@ -257,6 +265,9 @@ def target_strings(
     title = adapter.metadata.get("modelspec.title") or PurePath(adapter.origin).stem
     metadata = for_target(adapter.metadata, target, merged_from=[title])
     metadata[PROVENANCE] = _provenance(report, target.family)
+    if any(path.startswith(LM) for path in target.modules):
+        # peft loads the base model by what its configuration calls it.
+        metadata[HEADER_KEY] = json.dumps({"base_model_name_or_path": report.target.location})
     return metadata
 
 

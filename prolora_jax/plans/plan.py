@@ -17,7 +17,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.late import LateModule
 from prolora_jax.architectures.clip.table import encoder_of, is_text_encoder
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.places import place_of
+from prolora_jax.architectures.stacks import place_of
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
 from prolora_jax.plans.companions import PlannedCompanion
@@ -267,17 +267,17 @@ def _without_source(
     matching: Matching,
     options: MigrationOptions,
 ) -> list[SkippedModule]:
-    """Modules of the target's stages without a source, where the adapter trains their like.
+    """Modules in the target's stacks without a source, where the adapter trains their like.
 
     Their like: the same role of the other blocks of their slot, or, where the whole slot has no
-    source, the same role of any slot of that kind.
+    source, the same role of any part of that kind.
     """
     trained = {module.path for module in adapter.modules}
     kinds = {(p.kind, p.role) for path in trained if (p := place_of(path)) is not None}
     slots: dict[tuple[str, str], list[str]] = {}
     for path, source_path in matching.pairs.items():
         if (place := place_of(path)) is not None:
-            slots.setdefault((place.slot_path, place.role), []).append(source_path)
+            slots.setdefault((place.home, place.role), []).append(source_path)
     found = []
     for path, module in target.modules.items():
         place = place_of(path)
@@ -286,7 +286,7 @@ def _without_source(
         named = source.modules.get(path)
         if named is not None and named.shape != module.shape:
             continue  # the adapter's module of this name is skipped for its shape
-        siblings = slots.get((place.slot_path, place.role))
+        siblings = slots.get((place.home, place.role))
         like = (place.kind, place.role) in kinds if siblings is None else trained & {*siblings}
         if like:
             found.append(SkippedModule(Skip.NO_SOURCE_BLOCK, None, path))

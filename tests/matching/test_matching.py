@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from unet_places import unet_place
 
 from prolora_jax.architectures.identify import spec_from_config
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.architectures.unet.places import BLOCK, place_of, split_block
 from prolora_jax.architectures.unet.published import CONFIGS
+from prolora_jax.architectures.unet.stacks import BLOCK, split_block
 from prolora_jax.matching.matching import match_modules, same_structure
 
 SLOT = "unet.down_blocks.1.attentions.0"
@@ -67,7 +68,7 @@ def block_scores(table: list[list[float]]):
 
 def moved(path: str, stages: Mapping[str, str], slots: Mapping[int, int], blocks) -> str:
     """Where a target module came from: stage by path, slot by index, block by (depth, index)."""
-    place = place_of(path)
+    place = unet_place(path)
     if place is None:
         return path
     slot = slots.get(place.slot, place.slot) if place.kind in ("resnets", "attentions") else 0
@@ -185,7 +186,7 @@ def test_bk_sdm_slots_and_stages_are_found(target: str, kept: dict[int, int]):
     stages = SHIFTED if target == "bk-sdm-tiny" else {}
 
     def came_from(path: str) -> str:
-        place = place_of(path)
+        place = unet_place(path)
         if place is None or place.direction != "up_blocks":
             return path
         first = f"{place.slot_path}.conv1"
@@ -212,7 +213,7 @@ def test_koala_keeps_the_blocks_with_the_best_scores():
     kept = {5: (1, 2, 5, 6, 9), 2: (0, 1)}
 
     def came_from(path: str) -> str:
-        place = place_of(path)
+        place = unet_place(path)
         up = place is not None and place.direction == "up_blocks"
         return moved(
             path,

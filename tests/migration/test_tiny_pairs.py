@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from unet_places import unet_place
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.placement import Placement
 from prolora_jax.architectures.spec import ModuleSpec
-from prolora_jax.architectures.unet.places import BLOCK, Place, place_of
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.base_models.weight_source import Source
@@ -38,35 +38,30 @@ def bk_origin(shift: int) -> Callable[[str], str]:
     """BK-SDM: the second layer of an up block is the teacher's third; tiny starts one later."""
 
     def origin(path: str) -> str:
-        place = place_of(path)
+        place = unet_place(path)
         if place is None or place.direction != "up_blocks":
             return path
         second = place.slot == 1 and place.kind in ("resnets", "attentions")
         place = replace(place, stage=place.stage + shift, slot=2 if second else place.slot)
-        return join(place)
+        return place.path
 
     return origin
 
 
 def ssd_origin(path: str) -> str:
     """SSD-1B: chosen blocks of shallower slots, and the second resnet in the middle."""
-    place = place_of(path)
+    place = unet_place(path)
     if place is None:
         return path
     if place.direction == "mid_block":
-        return join(replace(place, slot=1))
+        return replace(place, slot=1).path
     depths = {"down_blocks": SSD.down_depths, "up_blocks": SSD.up_depths}[place.direction]
     depth = depths[place.stage]
     depth = depth[place.slot] if isinstance(depth, tuple) else depth
     source = {"down_blocks": XL.down_depths, "up_blocks": XL.up_depths}[place.direction]
     if place.block is None or depth == source[place.stage]:
         return path
-    return join(replace(place, block=KEPT[depth][place.block]))
-
-
-def join(place: Place) -> str:
-    inner = "" if place.block is None else f"{BLOCK}{place.block}"
-    return f"{place.slot_path}{inner}.{place.role}"
+    return replace(place, block=KEPT[depth][place.block]).path
 
 
 def save(folder: Path, tensors: dict[str, np.ndarray]) -> BaseModel:

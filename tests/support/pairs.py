@@ -8,7 +8,7 @@ import torch
 from builders import TINY_SSD, TINY_XL, add_lora, build_unet, save_by_diffusers, save_folder
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from prolora_jax.architectures.unet.places import BLOCK, split_block
+from prolora_jax.architectures.unet.stacks import BLOCK, split_block
 
 LINEAR = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "ff.net.0.proj", "ff.net.2"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.architectures.identify import spec_from_config
-from prolora_jax.architectures.unet.places import BLOCK, split_block
+from prolora_jax.architectures.unet.stacks import BLOCK, split_block
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 from prolora_jax.io.adapters.files import save_adapter
 from prolora_jax.io.containers.tensors import write_tensors

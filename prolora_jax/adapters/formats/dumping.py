@@ -17,9 +17,10 @@ from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, witho
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
 Tensors = dict[str, np.ndarray]
 SAME = ("same", "lora")
@@ -46,10 +47,12 @@ def dump(
 
     Raises:
         UsageError: there is no such format.
-        AdapterRefused: a module is not in `spec`, or its scale does not fit its dtype.
+        AdapterRefused: a module is not in `spec`, its scale does not fit its dtype, or nobody
+            reads language models' adapters in this format.
     """
     require_format(format)
     given = resolve(adapter, spec)
+    _require_reader(given, format)
     magnitudes = magnitude_tensors(given, format, spec)
     adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
@@ -156,6 +159,16 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     if chosen in {"kohya-ldm", "comfyui"} and any(spec.ldm_name(path) is None for path in unet):
         return "kohya-diffusers"
     return chosen
+
+
+def _require_reader(adapter: Adapter, format: str) -> None:
+    path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
+    if path.startswith(LM) and format != "peft":
+        raise AdapterRefused(
+            f"{adapter.origin}: {path}: found an adapter of a language model, to be written as "
+            f"{format}; expected peft, which its readers take; leave the format away or name peft",
+            code=Refusal.UNMATCHED_MODULES,
+        )
 
 
 def _shaped(module: LoraModule, spec: BaseModelSpec) -> LoraModule:

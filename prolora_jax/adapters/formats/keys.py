@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prolora_jax.adapters.algorithms.table import PART_BY_END
 from prolora_jax.adapters.formats.components import COMFYUI_UNET, is_comfyui, text_encoder_path
 from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.architectures.llm.names import LM, lm_name
 from prolora_jax.architectures.naming import UNET, flat, without_wrappers
 
 FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyui", "peft") + (
@@ -150,7 +151,8 @@ def _canonical(name: str) -> str:
         return UNET + name
     if root in _LDM_ROOTS:
         return KOHYA_UNET + flat(name)
-    return name
+    in_model = lm_name(name)
+    return name if in_model is None else LM + in_model
 
 
 def _format(name: str) -> str:

@@ -18,6 +18,8 @@ from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name
+from prolora_jax.architectures.llm.layouts import stored_in_out
+from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
 _LAYOUT = ("use_effective_conv2d", "decompose_both", "decompose_factor")
@@ -62,6 +64,8 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
         for component, values in of_each.items()
         for field, value in (values | {"base_model_name_or_path": name}).items()
     }
+    if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
+        fields[f"{LM}task_type"] = "CAUSAL_LM"
     with_magnitude = {path.partition(".")[0] for path in dora}
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
@@ -79,7 +83,7 @@ def _by_component(modules: Iterable[_M]) -> dict[str, list[_M]]:
     return found
 
 
-def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
+def _fields(modules: Sequence[LoraModule]) -> dict[str, object]:
     ranks = {_inner(module): module.rank for module in modules}
     alphas = {_inner(module): _plain(module.scale * module.rank) for module in modules}
     return {
@@ -87,7 +91,7 @@ def _fields(modules: Iterable[LoraModule]) -> dict[str, object]:
         **_sizes(ranks, alphas, "lora_alpha"),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": all(stored_in_out(module.path) for module in modules),
         "init_lora_weights": True,
         "use_dora": False,
         "use_rslora": False,

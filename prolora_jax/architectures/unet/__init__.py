@@ -1,7 +1,7 @@
 """UNets of the Stable Diffusion family: their tensors, their places, their spellings.
 
 correspondence.py: Which layer of its teacher each layer of a pruned model comes from.
-places.py: A UNet as stages, slots and transformer blocks, read off its module paths.
+stacks.py: What a UNet numbers: stages, the slots of a stage, the transformer blocks.
 spellings.py: The LDM names of a UNet's modules: `input_blocks.4.1.proj_in`.
 ldm.py: LDM names of a UNet read back: which module a key of such a file means.
 table.py: Every tensor of a diffusers UNet, generated from a few numbers.

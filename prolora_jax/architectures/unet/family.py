@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
-from prolora_jax.architectures.unet.places import DIRECTIONS
+from prolora_jax.architectures.unet.stacks import DIRECTIONS
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape by path without component (`down_blocks.0.resnets.0.conv1`) of a UNet's modules."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prolora_jax.architectures.unet.places import BLOCK, place_of
+from prolora_jax.architectures.stacks import place_of
 
 CELL, GAP, LABEL, HEAD = 14, 2, 235, 60
 BINS = 20
@@ -116,17 +116,25 @@ def _block_and_role(path: str) -> tuple[str, str]:
     if place is None:
         block, _, role = path.rpartition(".")
         return block, role
-    return path.removesuffix(f".{place.role}"), place.role
+    return place.part, place.role
 
 
 def _network_order(block: str) -> tuple[object, ...]:
     place = place_of(f"{block}.x")
     if place is None:
-        return (9, block, 0, 0, 0)
-    order = ("down_blocks", "mid_block", "up_blocks").index(place.direction)
-    inner = -1 if place.block is None else place.block
-    return (order, place.kind, place.stage, place.slot, inner)
+        return (1, block)
+    (direction, _), *inside = place.order
+    kinds = [stack for stack, _ in inside[:1]]  # all resnets of a direction stand together
+    return (0, place.component, direction, kinds, place.order)
 
 
 def _short(block: str) -> str:
-    return block.removeprefix("unet.").replace(BLOCK, ".").replace("_blocks", "")
+    place = place_of(f"{block}.x")
+    if place is None:
+        return block
+    words = []
+    for step in place.steps:
+        if not (words and step.stack.deep):  # a slot has blocks of one kind
+            words.append(step.stack.name.removesuffix("_blocks"))
+        words += [] if step.stack.single else [str(step.number)]
+    return ".".join(words)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from prolora_jax.architectures.unet.places import split_block
+from prolora_jax.architectures.unet.stacks import split_block
 from prolora_jax.evaluation.laboratory.activations import Activations, recorded_inputs
 from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
 from prolora_jax.evaluation.laboratory.trials import Contest

@@ -15,6 +15,7 @@ from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
@@ -274,9 +275,10 @@ def _is_large(path: Path) -> bool:
 
 def _without_component(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """PEFT's keys as its own files of one network have them; several networks stay apart."""
-    if any(PEFT_WRAPPER in key and not key.startswith("unet.") for key in tensors):
-        return dict(tensors)
-    return {key.removeprefix("unet."): array for key, array in tensors.items()}
+    for alone in ("unet.", LM):
+        if all(key.startswith(alone) for key in tensors if PEFT_WRAPPER in key):
+            return {key.removeprefix(alone): array for key, array in tensors.items()}
+    return dict(tensors)
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, str]) -> None:

@@ -29,6 +29,8 @@ _WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST_CONFIG = 2**21
 """Bytes. One that names every module of a large net with a rank of its own has 200 KB."""
 _COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_ALONE = frozenset({"unet", "lm"})
+"""Networks whose adapter is the folder itself, where it has no other."""
 # The network in a folder of its own, where peft's configuration names its class.
 _COMPONENT_BY_CLASS = {
     "UNet2DConditionModel": "unet",
@@ -131,7 +133,7 @@ def _others(folder: Path, beside: Path | None = None) -> bool:
 def write_folder(
     folder: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], write: Write
 ) -> None:
-    """Write a PEFT folder; for networks other than the UNet, a folder of PEFT folders.
+    """Write a PEFT folder; for text encoders, a folder of PEFT folders.
 
     A new folder appears whole or not at all. In one that exists, each file does.
 
@@ -162,7 +164,8 @@ def _write_files(
     # What belongs to no network goes with the first.
     rest = {key: array for key, array in tensors.items() if PEFT_WRAPPER not in key}
     for component in components:
-        place = folder if components == ["unet"] else folder / component
+        alone = components == [component] and component in _ALONE
+        place = folder if alone else folder / component
         prefix = f"{component}."
         own = {
             key.removeprefix(prefix): array

@@ -16,6 +16,8 @@ _STEMS = {
     "text_encoder/": "model",
     "text_encoder_2/": "model",
 }
+_LANGUAGE_MODEL = "model"  # of transformers: where neither a UNet nor its folder is
+
 _UNETS = ("", "unet/")
 _VAE = {"vae/": "diffusion_pytorch_model"}
 # Half the precision, in addition: fetched only where nothing else is.

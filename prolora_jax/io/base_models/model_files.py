@@ -1,4 +1,4 @@
-"""Which files hold a base model's weights: in a folder of diffusers, of Flax, or of orbax."""
+"""Which files hold a base model's weights: diffusers', transformers', Flax' or orbax' ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,8 +41,10 @@ class ModelPart:
 def model_parts(path: Path) -> list[ModelPart]:
     """The files of a base model: the UNet's first, then those of text encoders beside it.
 
+    In a folder without a UNet, transformers' own: those of a language model.
+
     Args:
-        path: a file; a pipeline's folder, its `unet/`, or a folder of orbax.
+        path: a file; a pipeline's folder, its `unet/`, a language model's, or one of orbax.
 
     Returns:
         At least one part.
@@ -56,6 +58,9 @@ def model_parts(path: Path) -> list[ModelPart]:
     is_pipeline = (path / "unet").is_dir()
     folder = path / "unet" if is_pipeline else path
     unet = _component(folder, "unet.", _UNET_STEM, _UNET_FLAX)
+    model = _safetensors(path, _TEXT_STEM) if unet is None and not is_pipeline else None
+    if model is not None:
+        return [ModelPart("", "safetensors", model)]
     if unet is None:
         code, message = _no_weights(path, folder)
         raise BaseModelError(message, code=code)
@@ -112,14 +117,16 @@ def _first(folder: Path, exact: str, variants: str) -> Path | None:
 def _no_weights(path: Path, folder: Path) -> tuple[Refusal, str]:
     """What is in a folder instead of a UNet's weights, and what to do."""
     expected = f"expected {_UNET_STEM}.safetensors, or its index, in {folder}"
-    pickles = sorted(folder.glob(f"{_UNET_STEM}*.bin"))
+    names = (f"{_UNET_STEM}*.bin", "pytorch_model*.bin")
+    pickles = sorted(file for name in names for file in folder.glob(name))
     if pickles:
         return Refusal.PICKLE, (
             f"{path}: found only {pickles[0].name}, a pickle, which may run code when opened; "
             f"{expected}; convert it to safetensors in a sandbox"
         )
-    names = sorted(entry.name for entry in folder.iterdir())
+    held = sorted(entry.name for entry in folder.iterdir())
     return Refusal.UNREADABLE_BASE, (
-        f"{path}: found {', '.join(names[:5]) or 'an empty folder'}; {expected}; give a "
-        f"diffusers pipeline's folder or its unet/ folder, or a Flax or orbax one"
+        f"{path}: found {', '.join(held[:5]) or 'an empty folder'}; {expected}; give a "
+        f"diffusers pipeline's folder or its unet/ folder, a Flax or orbax one, or a language "
+        f"model's with {_TEXT_STEM}.safetensors"
     )

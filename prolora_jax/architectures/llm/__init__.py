@@ -1,0 +1,5 @@
+"""Language models: what their layers are called, and where their weights are.
+
+names.py: Names of a language model's tensors, whatever a program has put before them.
+layouts.py: Which tensors are layers, and which of them are stored the other way round.
+"""

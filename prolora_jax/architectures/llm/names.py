@@ -1,0 +1,78 @@
+"""Names of a language model's tensors, whatever a program has put before them.
+
+The names are those of transformers' causal models: `model.layers.0.self_attn.q_proj` of Llama and
+of most, `transformer.h.0.attn.c_attn` of GPT-2, `gpt_neox.layers.0.attention.dense` of NeoX. A
+model without its head is saved without the first level, one that also sees has a level more.
+"""
+
+from prolora_jax.architectures.stack import Stack
+
+LM = "lm."
+"""Component of the paths of a language model's modules: `lm.model.layers.0.mlp.up_proj`."""
+
+LLM_STACKS = (
+    Stack("model.layers", "layers", deep=True),
+    Stack("transformer.h", "layers", deep=True),
+    Stack("gpt_neox.layers", "layers", deep=True),
+)
+
+# What stands before the model's own names, longest first: models that also see, and their writers.
+_AROUND = (
+    "model.language_model.model.",
+    "language_model.model.",
+    "model.language_model.",
+    "language_model.",
+    "model.text_model.",
+)
+# First levels of a model that was saved without its head, and the level that they lack.
+_WITHOUT_HEAD = {
+    "layers.": "model.",
+    "embed_tokens.": "model.",
+    "norm.": "model.",
+    "h.": "transformer.",
+    "wte.": "transformer.",
+    "wpe.": "transformer.",
+    "ln_f.": "transformer.",
+    "embed_in.": "gpt_neox.",
+    "final_layer_norm.": "gpt_neox.",
+}
+_ROOTS = ("model.layers.", "transformer.h.", "gpt_neox.layers.", "lm_head.", "embed_out.") + (
+    "model.embed_tokens.",
+    "transformer.wte.",
+    "gpt_neox.embed_in.",
+    "model.norm.",
+    "transformer.ln_f.",
+    "transformer.wpe.",
+    "gpt_neox.final_layer_norm.",
+)
+_LAYERS = tuple(f"{stack.name}." for stack in LLM_STACKS)
+
+
+def lm_name(key: str) -> str | None:
+    """Name of a tensor or module as a causal model of transformers has it; None of others.
+
+    Args:
+        key: `layers.0.mlp.up_proj.weight`, `language_model.model.layers.0.mlp.up_proj`, ...
+
+    Returns:
+        `model.layers.0.mlp.up_proj.weight`, without a component.
+    """
+    for prefix in _AROUND:
+        if key.startswith(prefix):
+            inner = key.removeprefix(prefix)
+            # The head of a model that also sees stands beside the model, or inside of it.
+            key = inner if inner.startswith(("lm_head.", "model.")) else f"model.{inner}"
+            break
+    for first, level in _WITHOUT_HEAD.items():
+        if key.startswith(first):
+            key = level + key
+    return key if f"{key}.".startswith(_ROOTS) else None
+
+
+def in_layer(name: str) -> bool:
+    """Whether a tensor or module, by its name here, is in one of the numbered layers."""
+    for layers in _LAYERS:
+        number, _, rest = name.removeprefix(layers).partition(".")
+        if name.startswith(layers) and number.isdecimal() and rest:
+            return True
+    return False

@@ -1,0 +1,66 @@
+"""Whether two language models are relatives at all: shapes do not tell.
+
+Llama 3 8B and Mistral 7B have the same layers in the same shapes and nothing else in common.
+Weights of relatives point the same way, those of strangers are at right angles.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.stacks import place_of
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.stores.weight_tables import WeightTables
+from prolora_jax.matching.levels import score
+from prolora_jax.migration.evidence import cosines
+
+LEAST_COSINE = 0.1
+"""Median cosine of some weights below which two models are strangers.
+
+Between unrelated encoders with equal shapes all cosines are below .007 (MiniLM L6 and L3), between
+two fine-tunes of one model above .99; of a million numbers, chance gives .001.
+"""
+
+LOOKED_AT = 5
+"""Pairs of weights that are read, spread over the layers."""
+
+
+class Strangers(AdapterRefused):
+    """Raised when the weights of two language models have nothing in common."""
+
+    def __init__(self, source: BaseModel, target: BaseModel, cosine: float, count: int):
+        super().__init__(
+            f"{source.location} and {target.location}: found layers of equal shapes whose weights "
+            f"have nothing in common (median cosine {cosine:.3f} of {count} of them); expected "
+            f"relatives, such as a fine-tune, a pruned or a packed one; give the base model that "
+            f"descends from the adapter's, or move it all the same with --min-similarity -1",
+            code=Refusal.UNRELATED,
+        )
+
+
+def median_cosine(
+    source: BaseModel,
+    target: BaseModel,
+    pairs: Mapping[str, str],
+    tables: WeightTables | None = None,
+) -> tuple[float, int] | None:
+    """Median cosine of some of the weights that are paired, and of how many.
+
+    Args:
+        source: the source base model.
+        target: the target base model.
+        pairs: source path by target path.
+        tables: where dot products are looked up and kept.
+
+    Returns:
+        None where no pair stands in a layer of a language model.
+    """
+    paths = [path for path in pairs if path.startswith(LM) and place_of(path) is not None]
+    if not paths:
+        return None
+    places = np.unique(np.linspace(0, len(paths) - 1, LOOKED_AT).round().astype(int))
+    asked = [(pairs[paths[place]], paths[place]) for place in places]
+    found = [score(cosines(source, target, [s], [t], tables)[0, 0]) for s, t in asked]
+    return float(np.median(found)), len(found)
