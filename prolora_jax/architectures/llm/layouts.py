@@ -53,7 +53,7 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         return
     for name, key in names.items():
         if in_layer(name) and len(shapes[key]) == 2:
-            turned = name.startswith("transformer.") and name.endswith(_STORED_IN_OUT)
+            turned = _is_stored_in_out(name)
             shape = shapes[key][::-1] if turned else shapes[key]
             yield LmLayer(LM + name, key, shape, turned)
     for head, embeddings in _HEADS.items():
@@ -61,6 +61,19 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         stored = next((names[place] for place in places if place in names), None)
         if stored is not None and len(shapes[stored]) == 2:
             yield LmLayer(LM + head, stored, shapes[stored], False)
+
+
+def is_stored_in_out(key: str) -> bool:
+    """Whether transformers stores a tensor of this key as `(in, out)`.
+
+    Whoever packs such a layer makes it a linear one first, and stores `(out, in)`.
+    """
+    name = _weight_name(key)
+    return name is not None and in_layer(name) and _is_stored_in_out(name)
+
+
+def _is_stored_in_out(name: str) -> bool:
+    return name.startswith("transformer.") and name.endswith(_STORED_IN_OUT)
 
 
 def _weight_name(key: str) -> str | None:

@@ -28,6 +28,7 @@ class StreamedFile:
     Attributes:
         path: the file.
         keys: names of its tensors, sorted.
+        metadata: header strings.
         state: which file was opened, and when it was last changed.
     """
 
@@ -39,8 +40,9 @@ class StreamedFile:
             BaseModelError: it is no intact safetensors file, or changed while it was opened.
         """
         self.path = path
-        self._header = TensorFile(path, error=BaseModelError)
+        self._header = TensorFile(path, error=BaseModelError, packed=True)
         self.keys = self._header.keys
+        self.metadata = self._header.metadata
         with open_regular(path) as file:
             descriptor = os.dup(file.fileno())
             status = os.fstat(descriptor)

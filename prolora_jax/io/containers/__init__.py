@@ -7,6 +7,7 @@ flax_checkpoint.py: Flax parameter trees on disk, presented as torch tensors.
 pickle_child.py: The program that opens pickles, run by `pickles` in a process of its own.
 safetensors_header.py: A safetensors header, read before anything believes what it says.
 header_tables.py: What a file says of its tensors, as a digest; most files share few of them.
+packed/: Weights in few bits: which tensors belong to one, and the floats that they stand for.
 signatures.py: What people hold for a safetensors file, told by its first bytes.
 streamed.py: The one writer of safetensors files, tensor by tensor.
 tensors.py: Reading and writing safetensors files, as NumPy arrays.
