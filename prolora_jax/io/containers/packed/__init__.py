@@ -3,5 +3,6 @@
 packed_weight.py: A packed weight as its packing presents it, and a packing as data.
 recognition.py: Which modules of a file are packed, and how, from names and dtypes alone.
 refusals.py: Packings that are not read, by a name that only they have.
+bitsandbytes.py: nf4, fp4 and int8 of bitsandbytes.
 fp8.py: Floats of 8 bits with scales: per tensor, per row, per block.
 """

@@ -13,7 +13,6 @@ import numpy as np
 from prolora_jax.errors import Refusal
 from prolora_jax.io.containers.packed.packed_weight import (
     FLOATS,
-    SMALL_TENSOR,
     PackedModule,
     PackedWeight,
     Packing,
@@ -110,19 +109,13 @@ def _block(module: PackedModule) -> tuple[int, int]:
 
 def _require_plain_marker(module: PackedModule) -> None:
     """ComfyUI's marker names the format, and whatever else was done to the weight."""
-    marker = module.parts.get(_MARKER)
-    if marker is None:
+    if _MARKER not in module.parts:
         return
-    said = {}
-    if marker.size * marker.dtype.itemsize <= SMALL_TENSOR:
-        try:
-            said = json.loads(marker.read().tobytes())
-        except ValueError:
-            said = {}
+    said = module.said(_MARKER)
     done = said if isinstance(said, dict) else {}
     if done.get("format") not in FLOAT8 or done.keys() - {"format"} - _OF_COMPUTING:
         shown = " ".join(json.dumps(said).split())[:200]
-        module.refuse(
+        raise module.refusal(
             f"{_MARKER} {shown}",
             f"a format of {', '.join(FLOAT8)} and no more",
             "give a model in one of these, or one whose weights are not packed",

@@ -5,11 +5,12 @@ Names, shapes and dtypes come from headers; of the tensors themselves only the s
 how to read the others are read before a weight is asked for.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -151,15 +152,21 @@ class PackedModule:
         """Its first tensor with one of these ends."""
         return next((self.parts[end] for end in ends if end in self.parts), None)
 
-    def refuse(
-        self, found: str, expected: str, remedy: str, code: Refusal = Refusal.UNREADABLE_BASE
-    ) -> NoReturn:
-        """Raise what is wrong with it.
+    def said(self, end: str) -> Any:
+        """What the JSON in one of its tensors says; None where it is none, or too long for any."""
+        part = self.parts[end]
+        if part.size * part.dtype.itemsize > SMALL_TENSOR:
+            return None
+        try:
+            return json.loads(part.read().tobytes())
+        except ValueError:
+            return None
 
-        Raises:
-            BaseModelError: always.
-        """
-        raise BaseModelError(
+    def refusal(
+        self, found: str, expected: str, remedy: str, code: Refusal = Refusal.UNREADABLE_BASE
+    ) -> BaseModelError:
+        """What is wrong with it, as an error."""
+        return BaseModelError(
             f"{self.origin}: {self.name}: found {found}; expected {expected}; {remedy}", code=code
         )
 
@@ -170,7 +177,7 @@ class PackedModule:
             BaseModelError: they do not.
         """
         if not right:
-            self.refuse(found, expected, REMEDY)
+            raise self.refusal(found, expected, REMEDY)
 
 
 REMEDY = "fetch the model again, or give one whose weights are not packed"

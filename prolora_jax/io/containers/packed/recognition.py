@@ -6,11 +6,12 @@ Wherever there is doubt a model is refused: numbers without their scales look li
 from collections.abc import Iterable
 
 from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.containers.packed.bitsandbytes import BITSANDBYTES
 from prolora_jax.io.containers.packed.fp8 import FP8_SCALED
 from prolora_jax.io.containers.packed.packed_weight import REMEDY, PackedModule, Packing
 from prolora_jax.io.containers.packed.refusals import REFUSED
 
-PACKINGS = (FP8_SCALED,)
+PACKINGS = (*BITSANDBYTES, FP8_SCALED)
 """Every packing that is read; the first one whose mark is there, in the right dtype, it is."""
 
 _ENDS = frozenset({"weight"}).union(*REFUSED, *(packing.ends for packing in PACKINGS))
@@ -51,7 +52,7 @@ def packing_of(module: PackedModule) -> Packing | None:
     """
     for ends, who in REFUSED.items():
         if module.parts.keys() >= {*ends}:
-            module.refuse(
+            raise module.refusal(
                 f"{ends[0]}, a packing of {who}",
                 f"one of {', '.join(p.name for p in PACKINGS)}",
                 "give the model in one of these, or one whose weights are not packed",
@@ -68,11 +69,11 @@ def packing_of(module: PackedModule) -> Packing | None:
         names = " or ".join(sorted({dtype for p in marked for dtype in p.dtypes}))
         found = "no numbers" if weight is None else f"{weight.dtype.name} numbers"
         beside = sorted(module.parts.keys() - {"weight"})
-        module.refuse(
+        raise module.refusal(
             f"{found} beside {', '.join(beside)}", f"{marked[0].numbers} of {names}", REMEDY
         )
     if weight is not None and weight.dtype.kind in "iu" and len(weight.shape) > 1:
-        module.refuse(
+        raise module.refusal(
             f"{weight.dtype.name} numbers and nothing that says what they stand for",
             "scales beside them",
             REMEDY,
@@ -104,7 +105,7 @@ def require_scales(origin: str, scaled: str | None, unscaled: Iterable[str]) -> 
 def _require_all(module: PackedModule, packing: Packing) -> None:
     for group in packing.needs:
         if module.one_of(group) is None:
-            module.refuse(
+            raise module.refusal(
                 f"{', '.join(sorted(module.parts))} and no {' or '.join(group)}",
                 f"all tensors of a weight packed as {packing.name}",
                 REMEDY,
