@@ -14,6 +14,7 @@ from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.io.base_models.gguf_model import open_gguf
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
 from prolora_jax.io.base_models.packed_weights import unpacked
@@ -213,8 +214,9 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     Args:
         path: a single safetensors file in diffusers or LDM naming; a diffusers folder (the
             pipeline's, with its text encoders, or its `unet/`; one file or shards with an index);
-            a Flax msgpack file or a folder with one; a folder that orbax wrote; or, where no such
-            path exists, the id of a model on the hub, `org/name`.
+            a Flax msgpack file or a folder with one; a folder that orbax wrote; a GGUF file; or,
+            where no such path exists, the id of a model on the hub, `org/name`. Weights may be
+            packed into 8 bits or fewer.
         known: fingerprints of earlier runs; without them every weight that is asked for is read.
 
     Returns:
@@ -275,6 +277,8 @@ def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
     for path in part.files:
         if part.kind == "safetensors":
             opened[path] = StreamedFile(path)
+        elif part.kind == "gguf":
+            opened[path] = open_gguf(path)
         else:
             opened[path] = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
     taken = part.shards.taken({path: file.keys for path, file in opened.items()})

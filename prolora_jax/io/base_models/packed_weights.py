@@ -11,6 +11,7 @@ from prolora_jax.architectures.llm.layouts import is_stored_in_out
 from prolora_jax.io.base_models.streamed_file import StreamedFile
 from prolora_jax.io.base_models.weight_file import WeightFile
 from prolora_jax.io.containers.packed.fp8 import FILE_MARK, FLOAT8, FP8_SCALED
+from prolora_jax.io.containers.packed.gguf_file import GgufFile
 from prolora_jax.io.containers.packed.packed_weight import (
     PackedModule,
     PackedWeight,
@@ -140,7 +141,7 @@ def unpacked(tensors: Tensors, origin: str) -> dict[str, tuple[WeightFile, str]]
 
 
 def _state(part: StoredTensor) -> FileState | None:
-    return part.store.state if isinstance(part.store, StreamedFile) else None
+    return part.store.state if isinstance(part.store, StreamedFile | GgufFile) else None
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -5,4 +5,6 @@ recognition.py: Which modules of a file are packed, and how, from names and dtyp
 refusals.py: Packings that are not read, by a name that only they have.
 bitsandbytes.py: nf4, fp4 and int8 of bitsandbytes.
 fp8.py: Floats of 8 bits with scales: per tensor, per row, per block.
+gguf_header.py: The header of a GGUF file: its values, and which tensors are where.
+gguf_file.py: GGUF files: tensors in blocks, unpacked by the `gguf` package.
 """

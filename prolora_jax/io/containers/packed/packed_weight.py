@@ -23,6 +23,9 @@ FLOATS = {
 }
 """Dtypes of floats that weights are unpacked to, and of scales."""
 
+AT_A_TIME = 2**20
+"""Floats that are unpacked at a time, where a weight can be unpacked in parts."""
+
 SMALL_TENSOR = 2**16
 """Bytes of a tensor that says how to read others; it is text, a few hundred bytes long."""
 
@@ -124,10 +127,17 @@ class PackedWeight:
             first: which one is the first.
             end: the one behind the last.
         """
-        step = self.size if self.step is None else self.step
-        start = first // step * step
-        stop = min(-(-end // step) * step, self.size)
-        return self.unpack(start, stop)[first - start : end - start]
+        if self.step is None:
+            return self.unpack(0, self.size)[first:end]
+        # Some at a time: what unpacking needs beside its result is several times as large.
+        stride = max(self.step, AT_A_TIME // self.step * self.step)
+        found = np.empty(end - first, self.dtype)
+        for start in range(first // self.step * self.step, end, stride):
+            stop = min(start + stride, -(-end // self.step) * self.step, self.size)
+            floats = self.unpack(start, stop)
+            a, b = max(start, first), min(stop, end)
+            found[a - first : b - first] = floats[a - start : b - start]
+        return found
 
 
 @dataclass(frozen=True)
