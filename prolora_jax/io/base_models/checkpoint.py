@@ -78,7 +78,7 @@ class BaseModel:
         """
         weight = weight_to_matrix(self.weight(path))
         with np.errstate(over="ignore"):  # looked at below
-            matrix = weight.astype(np.float32)
+            matrix = weight.astype(np.float32, copy=False)
         if weight.dtype == np.float64 and np.isinf(matrix).any() and np.isfinite(weight).all():
             raise BaseModelError(
                 f"{self.location}: {path}: found {np.abs(weight).max():.3g} in a float64 weight; "

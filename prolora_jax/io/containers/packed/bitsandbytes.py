@@ -54,8 +54,7 @@ def _open_4bit(module: PackedModule) -> PackedWeight:
     parts["state"] = next(module.parts[end] for end in _STATES if end in module.parts)
 
     def unpack(first: int, end: int) -> np.ndarray:
-        indices = _half_bytes(numbers, first, end)
-        found = codes.read().astype(np.float32)[indices]
+        found = _looked_up(numbers, codes.read().astype(np.float32), first, end)
         scales = _absmax(parts, state, first // blocksize, -(-end // blocksize))
         whole = len(found) // blocksize * blocksize
         found[:whole].reshape(-1, blocksize)[...] *= scales[: whole // blocksize, None]
@@ -66,15 +65,14 @@ def _open_4bit(module: PackedModule) -> PackedWeight:
     return PackedWeight(name, parts, shape, dtype, unpack, blocksize, is_linear=True)
 
 
-def _half_bytes(numbers: StoredTensor, first: int, end: int) -> np.ndarray:
-    """Indices of numbers; the first one's place is even."""
+def _looked_up(numbers: StoredTensor, codes: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Codes of numbers, of which two are in a byte; the first one's place is even."""
     width = numbers.dtype.itemsize
     start, stop = first // 2 // width, -(-end // (2 * width))
     held = numbers.numbers(start, stop).view(np.uint8)[first // 2 - start * width :]
-    pairs = np.empty((len(held), 2), np.uint8)
-    np.right_shift(held, 4, out=pairs[:, 0])
-    np.bitwise_and(held, 15, out=pairs[:, 1])
-    return pairs.reshape(-1)[: end - first]
+    both = np.arange(256)
+    table = np.stack([codes[both >> 4], codes[both & 15]], axis=1)
+    return np.take(table, held, axis=0).reshape(-1)[: end - first]
 
 
 def _absmax(
