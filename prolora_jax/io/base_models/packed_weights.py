@@ -1,5 +1,6 @@
 """Weights in few bits, read as if the file had their floats: same keys, shapes and layout."""
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from prolora_jax.architectures.llm.layouts import is_stored_in_out
 from prolora_jax.io.base_models.streamed_file import StreamedFile
 from prolora_jax.io.base_models.weight_file import WeightFile
-from prolora_jax.io.containers.packed.fp8 import FILE_MARK, FLOAT8, FP8_SCALED
+from prolora_jax.io.containers.packed.fp8 import FILE_MARK, FP8_SCALED
 from prolora_jax.io.containers.packed.gguf_file import GgufFile
 from prolora_jax.io.containers.packed.packed_weight import (
     PackedModule,
@@ -18,6 +19,7 @@ from prolora_jax.io.containers.packed.packed_weight import (
     StoredTensor,
 )
 from prolora_jax.io.containers.packed.recognition import modules_in, packing_of, require_scales
+from prolora_jax.io.containers.packed.scaled import FLOAT8
 from prolora_jax.io.documents import BadDocument, read_json_document
 from prolora_jax.io.file_state import FileState
 from prolora_jax.io.guarded import is_regular
@@ -117,16 +119,15 @@ def unpacked(tensors: Tensors, origin: str) -> dict[str, tuple[WeightFile, str]]
     gone, unscaled, scaled = set[str](), set[str](), None
     for name, ends in modules_in(stored).items():
         parts = {end: stored[key] for end, key in ends.items()}
-        some = next(iter(parts.values()))
-        metadata = some.store.metadata if isinstance(some.store, StreamedFile) else {}
-        config = settings(some.store.path.parent) if len(parts) > 1 else {}
-        module = PackedModule(name, origin, parts, config, metadata)
+        folder = next(iter(parts.values())).store.path.parent
+        config = settings(folder) if len(parts) > 1 else {}
+        module = PackedModule(name, origin, parts, config, _metadata(parts))
         packing = packing_of(module)
         if packing is not None:
             weights[f"{name}.weight"] = packing.open(module)
             gone |= {*ends.values()}
             scaled = scaled or (name if packing is FP8_SCALED else None)
-        elif parts["weight"].dtype.name in FLOAT8 and len(parts["weight"].shape) > 1:
+        elif "weight" in parts and _is_cast(parts["weight"]):
             unscaled.add(name)
     marks = {key for key in stored if key.rpartition(".")[2] == FILE_MARK}
     require_scales(origin, next(iter(marks), scaled), unscaled)
@@ -142,6 +143,16 @@ def unpacked(tensors: Tensors, origin: str) -> dict[str, tuple[WeightFile, str]]
 
 def _state(part: StoredTensor) -> FileState | None:
     return part.store.state if isinstance(part.store, StreamedFile | GgufFile) else None
+
+
+def _is_cast(weight: StoredTensor) -> bool:
+    return weight.dtype.name in FLOAT8 and len(weight.shape) > 1
+
+
+def _metadata(parts: Mapping[str, StoredTensor]) -> Mapping[str, str]:
+    """Header strings of the files that a module's tensors are in."""
+    stores = {id(part.store): part.store for part in parts.values()}
+    return ChainMap(*(s.metadata for s in stores.values() if isinstance(s, StreamedFile)))
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

@@ -12,8 +12,9 @@ from prolora_jax.architectures.placement import Placement
 from prolora_jax.io.base_models.packed_weights import PackedWeights
 from prolora_jax.io.base_models.streamed_file import PIECE_BYTES, StreamedFile
 from prolora_jax.io.base_models.weight_file import WeightFile
-from prolora_jax.io.containers.packed.fp8 import FLOAT8, UNSCALED, lost
+from prolora_jax.io.containers.packed.fp8 import UNSCALED, lost
 from prolora_jax.io.containers.packed.packed_weight import PackedWeight
+from prolora_jax.io.containers.packed.scaled import FLOAT8
 from prolora_jax.io.file_state import FileState
 from prolora_jax.layout import kernel_to_weight
 

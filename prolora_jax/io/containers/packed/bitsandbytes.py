@@ -143,6 +143,7 @@ def _open_int8(module: PackedModule) -> PackedWeight:
     columns = shape[1]
 
     def unpack(first: int, end: int) -> np.ndarray:
+        # In the library's order: by the row's scale, then by 1 / 127.
         found = numbers.numbers(first, end).astype(np.float32).reshape(-1, columns)
         of_rows = scales.numbers(first // columns, end // columns).astype(np.float32)
         return (found * of_rows[:, None] * _INT8_STEP).reshape(-1)

@@ -7,9 +7,7 @@ inverse (`weight_scale_inv`). ComfyUI's files have `scale_weight`, or `weight_sc
 
 import json
 import math
-from functools import cache
 
-import ml_dtypes
 import numpy as np
 
 from prolora_jax.errors import Refusal
@@ -18,15 +16,8 @@ from prolora_jax.io.containers.packed.packed_weight import (
     PackedModule,
     PackedWeight,
     Packing,
-    StoredTensor,
 )
-
-FLOAT8_DTYPES = {
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-}
-FLOAT8 = tuple(FLOAT8_DTYPES)
-"""Names of the dtypes that are read."""
+from prolora_jax.io.containers.packed.scaled import FLOAT8, scaled
 
 FILE_MARK = "scaled_fp8"
 """ComfyUI's mark of a whole file whose weights have scales: a tensor that says its dtype."""
@@ -60,59 +51,23 @@ def _open(module: PackedModule) -> PackedWeight:
     _require_plain_marker(module)
     numbers, scale = module.parts["weight"], module.one_of(_SCALES)
     assert scale is not None
-    shape, named = numbers.shape, f"scales of shape {scale.shape}, {scale.dtype}"
-    module.need(scale.dtype in FLOATS.values(), named, f"floats for a weight of shape {shape}")
+    shape, said = numbers.shape, f"scales of shape {scale.shape}, {scale.dtype}"
+    module.need(scale.dtype in FLOATS.values(), said, f"floats for a weight of shape {shape}")
     rows, columns = shape[0], math.prod(shape[1:])
     parts = {"weight": numbers, "scale": scale}
-
-    def made(kind: str, unpack) -> PackedWeight:
-        return PackedWeight(f"fp8 by {kind}", parts, shape, FLOATS["float32"], unpack, columns)
-
     if scale.size == 1:
-
-        def by_tensor(first: int, end: int) -> np.ndarray:
-            return _floats(numbers, first, end) * _scales(scale, 0, 1)
-
-        return made("tensor", by_tensor)
+        return scaled("fp8 by tensor", parts, (rows, columns), FLOATS["float32"])
     if scale.shape in {(rows,), (rows, *(1 for _ in shape[1:]))}:
-
-        def by_rows(first: int, end: int) -> np.ndarray:
-            found = _floats(numbers, first, end).reshape(-1, columns)
-            scales = _scales(scale, first // columns, -(-end // columns))
-            return (found * scales[:, None]).reshape(-1)
-
-        return made("rows", by_rows)
+        return scaled("fp8 by rows", parts, (1, columns), FLOATS["float32"])
     down, across = _block(module)
     grid = -(-rows // down), -(-columns // across)
     module.need(
         len(shape) == 2 and scale.shape == grid,
-        named,
+        said,
         f"one for the weight of shape {shape}, one for each row, or {grid} for blocks of "
         f"{down}x{across}",
     )
-
-    def by_blocks(first: int, end: int) -> np.ndarray:
-        top, bottom = first // columns, -(-end // columns)
-        found = _floats(numbers, first, end).reshape(-1, columns)
-        scales = scale.read().astype(np.float32)[np.arange(top, bottom) // down]
-        return (found * np.repeat(scales, across, axis=1)[:, :columns]).reshape(-1)
-
-    return made(f"blocks of {down}x{across}", by_blocks)
-
-
-def _floats(numbers: StoredTensor, first: int, end: int) -> np.ndarray:
-    # Looked up: a cast takes ten times as long.
-    return np.take(_table(numbers.dtype.name), numbers.numbers(first, end).view(np.uint8))
-
-
-@cache
-def _table(dtype: str) -> np.ndarray:
-    """The float of each byte."""
-    return np.arange(256, dtype=np.uint8).view(FLOAT8_DTYPES[dtype]).astype(np.float32)
-
-
-def _scales(scale: StoredTensor, first: int, end: int) -> np.ndarray:
-    return scale.numbers(first, end).astype(np.float32)
+    return scaled(f"fp8 by blocks of {down}x{across}", parts, (down, across), FLOATS["float32"])
 
 
 def _block(module: PackedModule) -> tuple[int, int]:

@@ -149,7 +149,7 @@ class PackedModule:
         origin: the file, or the folder.
         parts: its tensors by the end of their names, `weight.absmax`.
         settings: what the folder's `config.json` says of quantisation; empty without one.
-        metadata: header strings of the file that has its numbers.
+        metadata: header strings of the files that its tensors are in.
     """
 
     name: str

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.containers.packed.bitsandbytes import BITSANDBYTES
 from prolora_jax.io.containers.packed.fp8 import FP8_SCALED
+from prolora_jax.io.containers.packed.integer_groups import INTEGER_GROUPS
 from prolora_jax.io.containers.packed.packed_weight import REMEDY, PackedModule, Packing
 from prolora_jax.io.containers.packed.refusals import REFUSED
+from prolora_jax.io.containers.packed.tensor_subclasses import TENSOR_SUBCLASSES
 
-PACKINGS = (*BITSANDBYTES, FP8_SCALED)
+PACKINGS = (*BITSANDBYTES, FP8_SCALED, INTEGER_GROUPS, *TENSOR_SUBCLASSES)
 """Every packing that is read; the first one whose mark is there, in the right dtype, it is."""
 
 _ENDS = frozenset({"weight"}).union(*REFUSED, *(packing.ends for packing in PACKINGS))
