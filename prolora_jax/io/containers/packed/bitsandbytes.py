@@ -3,6 +3,8 @@
 4 bits (library: `functional.dequantize_4bit`): two numbers a byte, the first in the high half; a
 number is `quant_map[index] · absmax` of its block, rounded to the dtype that the weight had. Packed
 twice, `absmax = nested_quant_map[index] · nested_absmax` of a block of those, plus an offset.
+Blocks go on over the ends of rows. (Version 0.50.2 forgets that on CPUs, where a row is no multiple
+of a block: its error against the weight that was packed doubles there, and here it does not.)
 
 8 bits (library: `functional.int8_vectorwise_dequant`): `number · SCB / 127`, by row, in float32.
 """
