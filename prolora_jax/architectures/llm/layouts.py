@@ -68,6 +68,15 @@ def stored_in_out(path: str) -> bool:
     return path.startswith(f"{LM}transformer.") and path.endswith(_STORED_IN_OUT)
 
 
+def is_stored_in_out(key: str) -> bool:
+    """Whether transformers stores a tensor of this key as `(in, out)`.
+
+    Whoever packs such a layer makes it a linear one first, and stores `(out, in)`.
+    """
+    name = _weight_name(key)
+    return name is not None and in_layer(name) and stored_in_out(LM + name)
+
+
 def _weight_name(key: str) -> str | None:
     name = lm_name(key) if key.endswith(_WEIGHT) else None
     return None if name is None else name.removesuffix(_WEIGHT)
