@@ -54,13 +54,15 @@ def randomise(model: torch.nn.Module) -> None:
 
 def deltas(model: Any, component: str = "unet", name: str = "default") -> dict[str, np.ndarray]:
     """What peft adds to each layer, by our path."""
+    found = {}
     layers: list[Any] = [(k, m) for k, m in model.named_modules() if isinstance(m, LoraLayer)]
-    return {
-        f"{component}.{key.removeprefix('base_model.model.')}": weight_to_matrix(
-            layer.get_delta_weight(name).detach().numpy()
-        )
-        for key, layer in layers
-    }
+    for key, layer in layers:
+        path = key.removeprefix("base_model.model.")
+        if component != "unet" and not path.startswith("text_model."):
+            path = f"text_model.{path}"  # a level that one class has lost with transformers 5
+        delta = layer.get_delta_weight(name).detach().numpy()
+        found[f"{component}.{path}"] = weight_to_matrix(delta)
+    return found
 
 
 def read_by_peft(folder: Path, net: dict[str, Any]) -> dict[str, np.ndarray]:
