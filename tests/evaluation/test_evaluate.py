@@ -125,7 +125,7 @@ def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):
     told = tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
     for arm in ARMS:
         folder = out / "pictures" / ("none" if arm == "none" else f"{subject['name']}/{arm}")
-        opened = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
+        opened: list[Image.Image] = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
         pixels = CLIPImageProcessorPil()(images=opened, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             seen = files.clip(

@@ -49,7 +49,7 @@ def test_every_layout_embeds_as_torch(weights, pictures, name):
     encoder = load_encoder(name, folder)
     found = embed_folder(encoder, pictures[0].parent, at_once=4)
     assert found.paths == tuple(pictures)
-    opened = [Image.open(path) for path in pictures]
+    opened: list[Image.Image] = [Image.open(path) for path in pictures]
     if name == "clip":
         given = CLIPImageProcessorPil()(images=opened, return_tensors="pt")["pixel_values"]
     else:  # test_metrics_preprocessing.py has these

@@ -72,6 +72,5 @@ def test_what_needs_the_old_libraries_runs_apart():
     command = "python3 -m venv .venv-stock && .venv-stock/bin/pip install "
     command += f"{extras['stock']['torch']} -e '.[stock]' && .venv-stock/bin/pytest tests/stock\n"
     assert command in (ROOT / "CONTRIBUTING.md").read_text()
-    assert "stock=$(line_of CONTRIBUTING.md 'pytest tests/stock')" in (
-        ROOT / ".ci" / "run"
-    ).read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "stock=$(line_of CONTRIBUTING.md 'pytest tests/stock')" in script

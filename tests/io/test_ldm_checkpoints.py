@@ -1,6 +1,7 @@
 """Single files in LDM naming, with their text encoders, read back by diffusers' own converters."""
 
 from dataclasses import replace
+from typing import Any
 
 import builders
 import checkpoints
@@ -40,7 +41,7 @@ OPEN_CLIP = "conditioner.embedders.1.model."
 SD2 = "cond_stage_model.model."
 
 
-def assert_holds(model: BaseModel, component: str, module: torch.nn.Module) -> None:
+def assert_holds(model: BaseModel, component: str, module: Any) -> None:
     """The model has the weights of a module's linear layers and convolutions, and no others."""
     state = module.state_dict() if component == "unet" else checkpoints.text_state(module)
     want = {

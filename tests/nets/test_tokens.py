@@ -1,7 +1,7 @@
 """CLIP's tokenizer against transformers', and what is refused of its files.
 
-What transformers 5 takes otherwise than 4.57, which ours follows, is said and asked here; tests/stock
-has 4.57's two tokenizers as they were.
+What transformers 5 takes otherwise than 4.57, which ours follows, is said and asked here;
+tests/stock has the two tokenizers of 4.57.
 """
 
 import re
@@ -23,6 +23,7 @@ from transformers.models.clip.tokenization_clip import CLIPTokenizer
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.tokenizer_files import read_tokenizer
 from prolora_jax.nets.text.tokens import ClipTokenizer
+
 
 def ours(folder: Path, most: int = 77) -> ClipTokenizer:
     return ClipTokenizer(read_tokenizer(folder), most)

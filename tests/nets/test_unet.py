@@ -1,4 +1,4 @@
-"""The Flax UNet against torch diffusers for every base; tests/stock has diffusers' own Flax UNet."""
+"""The Flax UNet against torch diffusers for every base; tests/stock has diffusers' own Flax one."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""`stock_pipeline`: diffusers' own Flax pipelines draw, with our nets, what torch's pipelines draw."""
+"""`stock_pipeline`: diffusers' own Flax pipelines draw, with our nets, what torch's draw."""
 
 from functools import partial
 from types import SimpleNamespace as Bag
@@ -25,6 +25,8 @@ from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling.samplers import sampler_named
 from prolora_jax.nets.sampling.scheduler import TableSampler
 
+# torch's samplers say it themselves, of NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 NOISE = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
 GIVEN: dict[str, Any] = {"num_inference_steps": 3, "height": SIZE, "width": SIZE}
 GUIDANCE = 4.0

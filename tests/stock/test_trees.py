@@ -1,6 +1,6 @@
 """The stored trees (tests/stock/trees) are those of the classes themselves.
 
-    PYTHONPATH=tests/support python tests/stock/test_trees.py    writes them again
+To write them again: `PYTHONPATH=tests/support python tests/stock/test_trees.py`.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,14 @@ from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionMod
 from diffusers.models.vae_flax import FlaxAutoencoderKL
 from flax.core import unfreeze
 from stock_trees import CLIP, TEXTS, UNETS, VAES, Shapes
-from transformers import CLIPConfig, CLIPTextConfig, FlaxCLIPModel, FlaxCLIPTextModel
-from transformers import Dinov2Config, FlaxDinov2Model
+from transformers import (
+    CLIPConfig,
+    CLIPTextConfig,
+    Dinov2Config,
+    FlaxCLIPModel,
+    FlaxCLIPTextModel,
+    FlaxDinov2Model,
+)
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPTextModelWithProjection
 
 from prolora_jax.nets.promotion import numpy_promotion
