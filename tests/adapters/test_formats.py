@@ -222,11 +222,14 @@ def test_text_encoders_come_along(format, tmp_path):
     }
     rng = np.random.default_rng(0)
     modules = [random_module(TO_Q, XL, alpha=2.0)]
+    # Of files with alphas of their own diffusers gives most modules of a text encoder one of them.
+    scales = ((4, 2.0), (2, 3.0), (8, 1.0)) if format.startswith("diffusers") else ((4, 2.0),)
     for component in ("text_encoder", "text_encoder_2"):
-        for name, (out, width) in layers.items():
-            down = rng.standard_normal((4, width)).astype(np.float32)
-            up = rng.standard_normal((out, 4)).astype(np.float32)
-            modules.append(LoraModule(f"{component}.{name}", down, up, 2.0))
+        for i, (name, (out, width)) in enumerate(layers.items()):
+            rank, alpha = scales[i % len(scales)]
+            down = rng.standard_normal((rank, width)).astype(np.float32)
+            up = rng.standard_normal((out, rank)).astype(np.float32)
+            modules.append(LoraModule(f"{component}.{name}", down, up, alpha))
     adapter = Adapter(tuple(modules), format)
     file = tmp_path / "out.safetensors"
     save_adapter(adapter, file, base=XL)
