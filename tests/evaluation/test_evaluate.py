@@ -19,7 +19,8 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny_pipelines import PROMPTS, UNETS
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_nets import CONFIGS, arrays, torch_encoder
 
 from prolora_jax.cli.main import run
@@ -127,8 +128,8 @@ def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):
     told = tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
     for arm in ARMS:
         folder = out / "pictures" / ("none" if arm == "none" else f"{subject['name']}/{arm}")
-        opened = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
-        pixels = CLIPImageProcessor()(images=opened, return_tensors="pt")["pixel_values"]
+        opened: list[Image.Image] = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
+        pixels = CLIPImageProcessorPil()(images=opened, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             seen = files.clip(
                 input_ids=told.input_ids, pixel_values=pixels, interpolate_pos_encoding=True

@@ -14,7 +14,7 @@ from eight_devices import found_by
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from transformers import CLIPImageProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prolora_jax.errors import BaseModelError, UsageError
 from prolora_jax.evaluation import scoring
@@ -49,9 +49,9 @@ def test_every_layout_embeds_as_torch(weights, pictures, name):
     encoder = load_encoder(name, folder)
     found = embed_folder(encoder, pictures[0].parent, at_once=4)
     assert found.paths == tuple(pictures)
-    opened = [Image.open(path) for path in pictures]
+    opened: list[Image.Image] = [Image.open(path) for path in pictures]
     if name == "clip":
-        given = CLIPImageProcessor()(images=opened, return_tensors="pt")["pixel_values"]
+        given = CLIPImageProcessorPil()(images=opened, return_tensors="pt")["pixel_values"]
     else:  # test_metrics_preprocessing.py has these
         ready = np.stack([prepare(picture, encoder.preprocessing) for picture in opened])
         given = torch.from_numpy(ready).permute(0, 3, 1, 2)
