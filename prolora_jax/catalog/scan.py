@@ -201,7 +201,9 @@ class Scanner:
                 path, alpha_zero=zero, allow_pickle=pickles, quiet=True, structured=True
             )
         try:
-            return outline_adapter(path, str(path), zero, structured=True)
+            found = outline_adapter(path, str(path), zero, structured=True)
+            if all(companion.part != "layer" for companion in found.companions):
+                return found
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.
             beside = (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM, Refusal.INCOMPLETE_PAIR)

@@ -94,7 +94,13 @@ def from_layer(name: str, kept: tuple[int, ...]) -> str:
 
 
 def make_language_pair(
-    folder: Path, family: str, *, depth: int = 4, kept: tuple[int, ...] = (0, 2, 3), **lora: Any
+    folder: Path,
+    family: str,
+    *,
+    depth: int = 4,
+    kept: tuple[int, ...] = (0, 2, 3),
+    copies: bool = False,
+    **lora: Any,
 ) -> LanguagePair:
     """Both models by transformers, the adapter by peft; the target has noise on chosen layers.
 
@@ -103,6 +109,7 @@ def make_language_pair(
         family: of `FAMILIES`.
         depth: of the source.
         kept: layers of the source that the target is made of.
+        copies: whether the file has copies of the base model's embedding and head.
         lora: fields of peft's configuration beside or instead of the usual ones.
     """
     kind = FAMILIES[family]
@@ -116,13 +123,16 @@ def make_language_pair(
             tensor.copy_(origin + 0.05 * noise)
     source.save_pretrained(folder / "source")
     target.save_pretrained(folder / "target")
-    write_lora(kind.build(depth, seed=0), folder / "adapter", kind.layers, **lora)
+    net = kind.build(depth, seed=0)
+    write_lora(net, folder / "adapter", kind.layers, copies=copies, **lora)
     return LanguagePair(
         folder / "source", folder / "target", folder / "adapter", source, target, kept
     )
 
 
-def write_lora(model: Any, folder: Path, layers: tuple[str, ...], **fields: Any) -> Any:
+def write_lora(
+    model: Any, folder: Path, layers: tuple[str, ...], *, copies: bool = False, **fields: Any
+) -> Any:
     """A folder of peft's with random factors; returns peft's model."""
     usual: dict[str, Any] = {
         "r": 4,
@@ -135,8 +145,7 @@ def write_lora(model: Any, folder: Path, layers: tuple[str, ...], **fields: Any)
     with of_newer_transformers():
         adapted: Any = get_peft_model(model, LoraConfig(**(usual | fields)))
     randomised(adapted)
-    # Else copies of the base model's own embedding and head are in the file, too.
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    adapted.save_pretrained(str(folder), save_embedding_layers=copies)
     return adapted
 
 

@@ -8,6 +8,8 @@ diffusers.py: Diffusers' keys: `unet.<dotted path>.lora_A.weight` and `.lora_B.w
 flax_keys.py: Keys of a Flax tree with `/` between its levels, and the tensors under them.
 keys.py: The grammar of tensor keys: module name, then suffix. Each key is read by itself.
 kohya.py: Kohya's keys: `lora_unet_<flat path>.lora_down.weight`, `.alpha`.
+config_fields.py: What a LoraConfig may say: followed, without effect, refused.
+token_rows.py: Whole rows of an embedding: which tokens they are of, by peft's configuration.
 lora_config.py: The scale that peft and diffusers keep beside the tensors.
 header_strings.py: Header strings: what is carried over, rewritten for another base model.
 plain_scale.py: A scale that stands in plain header strings alone.

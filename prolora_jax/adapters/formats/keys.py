@@ -22,6 +22,10 @@ PEFT_WRAPPER = "base_model.model."
 Part = str
 """Which tensor of a module: `down`, `up` and `alpha`, or a part of `algorithms.table`."""
 
+TURNED = {"rows_up": "up", "rows_down": "down"}
+"""Parts of an embedding's pair in peft, `(rank, vocabulary)` and `(width, rank)`, and what each is
+transposed: the update is `scale * (B A)^T`."""
+
 # What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
 _LYCORIS = "lycoris_"
 _UNET_ROOTS = frozenset(
@@ -49,6 +53,8 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
         ".lora.up.weight": ("", "up"),
         ".lora_linear_layer.down.weight": ("", "down"),
         ".lora_linear_layer.up.weight": ("", "up"),
+        ".lora_embedding_A": ("", "rows_up"),
+        ".lora_embedding_B": ("", "rows_down"),
     }
     # The oldest diffusers files: the layer's own name is hidden in the suffix.
     unet = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -134,6 +140,11 @@ def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:
             return name, "down", adapter
         case [name, "lora_B", adapter, "weight"]:
             return name, "up", adapter
+    match key.rsplit(".", 2):
+        case [name, "lora_embedding_A", adapter]:
+            return name, "rows_up", adapter
+        case [name, "lora_embedding_B", adapter]:
+            return name, "rows_down", adapter
     return key, None, None
 
 

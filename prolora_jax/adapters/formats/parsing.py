@@ -13,9 +13,10 @@ from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModu
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
 from prolora_jax.adapters.formats.explaining import completed, explained_key
-from prolora_jax.adapters.formats.keys import Key
+from prolora_jax.adapters.formats.keys import TURNED, Key
 from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
 from prolora_jax.adapters.formats.plain_scale import header_scale
+from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -81,6 +82,8 @@ def parse(
             array = tensors[key]
             if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
                 array = layout.kernel_to_weight(array)
+            if parts.part in TURNED:
+                parts, array = replace(parts, part=TURNED[parts.part]), array.T
             _add(group, parts, key, array, origin)
     modules, others, formats = [], [], Counter()
     for path, group in completed(groups, outline=outline).items():
@@ -119,7 +122,8 @@ def parse(
     if not (outline and _has_alphas(groups)):
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
-    return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
+    whole = (_whole(c, scales) for c in companions.values())
+    return replace(adapter, companions=tuple(with_rows(c, metadata, origin) for c in whole))
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:

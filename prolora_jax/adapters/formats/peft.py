@@ -17,8 +17,9 @@ from prolora_jax.adapters.algorithms.algorithm import setting
 from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
-from prolora_jax.adapters.formats.lora_config import base_name
-from prolora_jax.architectures.llm.layouts import stored_in_out
+from prolora_jax.adapters.formats.lora_config import base_name, kept_fields
+from prolora_jax.adapters.formats.token_rows import row_fields
+from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out
 from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
@@ -38,8 +39,13 @@ def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     tensors = {}
     for module in adapter.modules:
         component, _, path = module.path.partition(".")
-        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_A.weight"] = module.down
-        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_B.weight"] = module.up
+        name = f"{component}.{PEFT_WRAPPER}{path}"
+        if is_embedding(module.path):
+            tensors[f"{name}.lora_embedding_A"] = module.up.T
+            tensors[f"{name}.lora_embedding_B"] = module.down.T
+            continue
+        tensors[f"{name}.lora_A.weight"] = module.down
+        tensors[f"{name}.lora_B.weight"] = module.up
     return tensors | {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
 
 
@@ -66,11 +72,12 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
     }
     if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
         fields[f"{LM}task_type"] = "CAUSAL_LM"
+        fields |= {f"{LM}{name}": said for name, said in kept_fields(adapter.metadata).items()}
     with_magnitude = {path.partition(".")[0] for path in dora}
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
     fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
-    return json.dumps(fields)
+    return json.dumps(fields | row_fields(adapter.companions))
 
 
 _M = TypeVar("_M", LoraModule, StructuredModule)
@@ -91,7 +98,7 @@ def _fields(modules: Sequence[LoraModule]) -> dict[str, object]:
         **_sizes(ranks, alphas, "lora_alpha"),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": all(stored_in_out(module.path) for module in modules),
+        "fan_in_fan_out": any(stored_in_out(module.path) for module in modules),
         "init_lora_weights": True,
         "use_dora": False,
         "use_rslora": False,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.comparison import NO_BASE, AdapterComparison, WeightsOf, compare
@@ -98,6 +99,8 @@ def convert_file(
     to = "same" if taken else to
     spec = published_base(adapter, to) if model is None else model.spec
     adapter = resolve(adapter, spec)
+    if model is not None:
+        adapter = without_copies(adapter, model.matrix, model.bias)
     if taken:
         matrix, bias = (None, None) if model is None else (model.matrix, model.bias)
         made = factored(adapter, spec, matrix, factor_rank or FactorRank(), bias=bias)
