@@ -71,6 +71,21 @@ FAMILIES = {
 }
 
 
+EXPERTS = {
+    "mixtral": Family(
+        "Mixtral",
+        (*_LLAMA[:4], "w1", "w2", "w3"),
+        SIZES | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    ),
+    "qwen3-moe": Family(
+        "Qwen3Moe",
+        _LLAMA,
+        SIZES | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+    ),
+}
+"""Models with experts, and what transformers 4 calls their layers, as all their files do."""
+
+
 @dataclass(frozen=True)
 class LanguagePair:
     """Folders of both models and of the adapter, the models, and which layers were kept."""
@@ -100,6 +115,7 @@ def make_language_pair(
     depth: int = 4,
     kept: tuple[int, ...] = (0, 2, 3),
     copies: bool = False,
+    layers: tuple[str, ...] = (),
     **lora: Any,
 ) -> LanguagePair:
     """Both models by transformers, the adapter by peft; the target has noise on chosen layers.
@@ -110,9 +126,10 @@ def make_language_pair(
         depth: of the source.
         kept: layers of the source that the target is made of.
         copies: whether the file has copies of the base model's embedding and head.
+        layers: that are adapted; those of the family when empty.
         lora: fields of peft's configuration beside or instead of the usual ones.
     """
-    kind = FAMILIES[family]
+    kind = (FAMILIES | EXPERTS)[family]
     source, target = kind.build(depth, seed=0), kind.build(len(kept), seed=1)
     given = source.state_dict()
     generator = torch.Generator().manual_seed(2)
@@ -124,7 +141,8 @@ def make_language_pair(
     source.save_pretrained(folder / "source")
     target.save_pretrained(folder / "target")
     net = kind.build(depth, seed=0)
-    write_lora(net, folder / "adapter", kind.layers, copies=copies, **lora)
+    layers = layers or kind.layers
+    write_lora(net, folder / "adapter", layers, copies=copies, **lora)
     return LanguagePair(
         folder / "source", folder / "target", folder / "adapter", source, target, kept
     )

@@ -20,6 +20,9 @@ modules.py: The tensors of one module: plain LoRA factors, the parts of another 
 explaining.py: Tensors that only others of their file explain: IA3's vector, OFT's blocks.
 parsing.py: Tensors of a file to an `Adapter`; each ends in a module, in `extras`.
 peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the config.
+segments.py: Pairs of fused layers cut into those of their parts, and put together again.
+expert_parameters.py: Adapters of parameters that hold a layer of all experts.
+regrouping.py: Modules of a language model's adapter as its base model has them.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.
 dumping.py: An `Adapter` to tensors under the keys of one format.
 flax_tree.py: Flax trees: `unet / ... / to_q / lora-<adapter> / {down, up} / kernel`.

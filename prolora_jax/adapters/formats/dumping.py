@@ -1,6 +1,6 @@
 """An `Adapter` to tensors under the keys of one format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +9,11 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats import comfyui, diffusers, flax_keys, kohya, maxdiffusion, peft
 from prolora_jax.adapters.formats.companion_keys import companion_tensors
+from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import FORMATS
-from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
@@ -58,12 +59,16 @@ def dump(
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
     if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
         adapter = fold_scales(adapter)
+    parameters, routers = (), ()
+    if format == "peft" and not folded:
+        kept = kept_fields(adapter.metadata)
+        adapter, parameters, routers = parameters_of(adapter, spec, kept)
     own = own_tensors(adapter, format, spec, folded=folded)
-    tensors = _tensors(adapter, format, spec) | magnitudes | own
+    tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     header = header_strings(adapter, format)
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
-        header |= {HEADER_KEY: peft.configuration(adapter, dora)}
+        header |= {HEADER_KEY: peft.configuration(adapter, dora, parameters, routers)}
     return tensors | companion_tensors(adapter, format, spec), header
 
 
@@ -83,14 +88,16 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     return {"format": "pt"} | metadata if torch else metadata
 
 
-def _tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> Tensors:
+def _tensors(
+    adapter: Adapter, format: str, spec: BaseModelSpec, parameters: Sequence[ParameterTensors]
+) -> Tensors:
     match format:
         case "diffusers" | "diffusers-old":
             return diffusers.dump_tensors(adapter, old=format == "diffusers-old")
         case "comfyui":
             return comfyui.dump_tensors(adapter, spec)
         case "peft":
-            return peft.dump_tensors(adapter)
+            return peft.dump_tensors(adapter, parameters)
         case "flax":
             return flax_keys.dump_tensors(adapter)
         case "maxdiffusion":

@@ -17,7 +17,7 @@ from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
-_KEPT = ("ensure_weight_tying",)
+_KEPT = ("ensure_weight_tying", "target_parameters", "peft_version")
 _MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
 """Each is tried on each module: 4,000 plain ones take seconds, one with repeats as long as many."""
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
@@ -158,7 +158,10 @@ def base_name(metadata: Mapping[str, str]) -> str | None:
 
 def kept_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What an output's configuration says as the input's did: how tensors are to be taken."""
-    return {name: value for name, value in _said(metadata).items() if name in _KEPT and value}
+    found = {name: value for name, value in _said(metadata).items() if name in _KEPT and value}
+    if "target_parameters" not in found:  # whose pairs alone depend on it
+        found.pop("peft_version", None)
+    return found
 
 
 def _said(metadata: Mapping[str, str]) -> Mapping[str, Any]:
@@ -171,7 +174,9 @@ def _said(metadata: Mapping[str, str]) -> Mapping[str, Any]:
 
 def _alpha(config: _Config, module: str, rank: int) -> float | None:
     alpha = config.fields.get("lora_alpha", config.fields.get("alpha"))
-    alpha = next((value for fits, value in config.alphas if fits(module)), alpha)
+    # What peft adapts as a parameter has its own name in patterns.
+    names = module, f"{module}.weight"
+    alpha = next((value for fits, value in config.alphas if any(map(fits, names))), alpha)
     if alpha is None:
         return None
     # Rank-stabilised LoRA scales by alpha / sqrt(rank).

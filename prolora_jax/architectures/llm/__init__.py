@@ -1,5 +1,6 @@
 """Language models: what their layers are called, and where their weights are.
 
 names.py: Names of a language model's tensors, whatever a program has put before them.
+fused.py: Layers that one model has as one and another as several, and experts.
 layouts.py: Which tensors are layers, and which of them are stored the other way round.
 """
