@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from prolora_jax.adapters.adapter import AlphaZero
+from prolora_jax.adapters.formats.dumping import Reader
 from prolora_jax.cli.console import Common, out, write_json
 
 COMMON = Common()
@@ -36,6 +37,7 @@ def convert(
     allow_pickle: Annotated[bool, Parameter(negative="")] = False,
     strip_metadata: Annotated[bool, Parameter(negative="")] = False,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
+    for_reader: Annotated[Reader | None, Parameter(name="--for")] = None,
     common: Annotated[Common, Parameter(name="*")] = COMMON,
 ) -> int:
     """Write an adapter in another format; the update stays the same. Or as a plain LoRA. No device.
@@ -55,7 +57,10 @@ def convert(
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         strip_metadata: keep no header string but prolora and format.
         overwrite: replace an existing output.
+        for_reader: vllm: a folder of peft's with one rank, padded with zeros, alpha folded in and
+            no patterns, of which vLLM knows nothing; other tensors than pairs are refused.
     """
+    from prolora_jax.adapters.formats.vllm import started_with
     from prolora_jax.io.adapters.whole_files import convert_file
     from prolora_jax.plans.options import factor_rank as parsed_rank
 
@@ -70,6 +75,7 @@ def convert(
         strip_metadata=strip_metadata,
         overwrite=overwrite,
         factor_rank=parsed_rank(factor_rank),
+        reader=for_reader,
     )
     kept = [m.made_from.kept for m in found.adapter.modules if m.made_from is not None]
     before, count = found.adapter.format, len(found.adapter.modules)
@@ -89,6 +95,8 @@ def convert(
             f"{out_path}: {count} modules, {before} -> {found.format}, names of {found.names}",
             markup=False,
         )
+        if for_reader == "vllm":
+            out().print(started_with(found.adapter.ranks))
         if kept:
             out().print(
                 f"LoRA factors were made for {len(kept)} modules; they hold {min(kept):.4%} of the "

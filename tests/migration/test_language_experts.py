@@ -218,7 +218,7 @@ def test_which_way_is_not_guessed_where_shapes_do_not_tell(tmp_path: Path) -> No
     kind = EXPERTS["qwen3-moe"]
     torch.manual_seed(0)
     config = transformers.Qwen3MoeConfig(
-        **kind.sizes | {"moe_intermediate_size": H // 2}, num_hidden_layers=1
+        **dict(kind.sizes) | {"moe_intermediate_size": H // 2}, num_hidden_layers=1
     )
     transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "base")
     base = load_base_model(tmp_path / "base")

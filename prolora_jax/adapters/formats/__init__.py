@@ -26,5 +26,6 @@ regrouping.py: Modules of a language model's adapter as its base model has them.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.
 dumping.py: An `Adapter` to tensors under the keys of one format.
 flax_tree.py: Flax trees: `unet / ... / to_q / lora-<adapter> / {down, up} / kernel`.
+vllm.py: A folder of peft's for vLLM: one rank, no patterns, pairs alone.
 published.py: Which published base model's names an adapter uses, where nobody has said it.
 """

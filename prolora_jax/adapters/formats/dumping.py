@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -18,18 +19,27 @@ from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, witho
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.formats.vllm import configured, for_vllm
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
 Tensors = dict[str, np.ndarray]
+Reader = Literal["vllm"]
+"""Programs that read less of a folder of peft's than peft does."""
+
 SAME = ("same", "lora")
 """Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
 
 
 def dump(
-    adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool = False
+    adapter: Adapter,
+    format: str,
+    spec: BaseModelSpec,
+    *,
+    folded: bool = False,
+    reader: Reader | None = None,
 ) -> tuple[Tensors, Mapping[str, str]]:
     """Write an adapter's tensors under the keys of `format`.
 
@@ -42,6 +52,7 @@ def dump(
         spec: the base model the adapter is for; it knows the names.
         folded: whether scales go into the factors where the format has a field for them, too: a
             single file of peft's has none.
+        reader: the program that a folder of peft's is for, where it reads less than peft.
 
     Returns:
         Tensors by key, and the header strings.
@@ -54,6 +65,8 @@ def dump(
     require_format(format)
     given = resolve(adapter, spec)
     _require_reader(given, format)
+    if reader == "vllm":
+        given = for_vllm(given, spec)
     magnitudes = magnitude_tensors(given, format, spec)
     adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
@@ -68,7 +81,8 @@ def dump(
     header = header_strings(adapter, format)
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
-        header |= {HEADER_KEY: peft.configuration(adapter, dora, parameters, routers)}
+        said = peft.configuration(adapter, dora, parameters, routers)
+        header |= {HEADER_KEY: configured(said, adapter, spec) if reader == "vllm" else said}
     return tensors | companion_tensors(adapter, format, spec), header
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
-from prolora_jax.adapters.formats.dumping import concrete_format, dump
+from prolora_jax.adapters.formats.dumping import Reader, concrete_format, dump
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
@@ -150,6 +150,7 @@ def save_adapter(
     strip_metadata: bool = False,
     overwrite: bool = False,
     read: Iterable[str | Path] = (),
+    reader: Reader | None = None,
 ) -> None:
     """Write an adapter, whole or not at all.
 
@@ -166,15 +167,19 @@ def save_adapter(
             are left out.
         overwrite: whether an existing output may be replaced.
         read: files and folders that the adapter is made from, which are never replaced.
+        reader: the program that a folder of peft's is for, where it reads less than peft.
 
     Raises:
-        UsageError: the output exists and `overwrite` is not set, or the format is unknown.
+        UsageError: the output exists and `overwrite` is not set, or the format is unknown or not
+            the reader's.
         AdapterRefused: a module is not in `base`, or does not fit the format.
     """
     path, format = Path(path), format or concrete_format("same", adapter, base)
     folder = writes_folder(path, format)
+    require_folder(path, format, reader)
     refuse_existing(path, overwrite, folder=folder, read=read)
-    tensors, dumped = dump(adapter, format, base, folded=format == "peft" and not folder)
+    folded = format == "peft" and not folder
+    tensors, dumped = dump(adapter, format, base, folded=folded, reader=reader)
     header = {**dumped, **(metadata or {})}
     config = header.pop(HEADER_KEY, None)
     if strip_metadata:
@@ -186,6 +191,20 @@ def save_adapter(
         peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
     else:
         _write(path, file_tensors(tensors, format), header)
+
+
+def require_folder(path: Path, format: str, reader: Reader | None) -> None:
+    """Check that an output for a reader of peft's folders is one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if reader is not None and not (format == "peft" and writes_folder(path, format)):
+        raise UsageError(
+            f"{path}: found an output in format {format} for {reader}; expected a folder of "
+            f"peft's, which it reads; leave the format away and name a folder",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str, np.ndarray]:
