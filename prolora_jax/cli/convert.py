@@ -21,6 +21,7 @@ Format = Literal[
     "peft",
     "flax",
     "maxdiffusion",
+    "mlx",
     "lora",
 ]
 
@@ -46,7 +47,7 @@ def convert(
         input: adapter file or PEFT folder.
         to: format to write; kohya: what kohya's trainer writes for this base; lora: LoRA factors of
             an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format.
-        out_path: file to write; a folder for peft, unless it ends in .safetensors.
+        out_path: file to write; a folder for mlx, and for peft, unless it ends in .safetensors.
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.
         factor_rank: for --to lora: the share of each update's squared norm that its factors hold,

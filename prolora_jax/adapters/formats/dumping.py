@@ -8,12 +8,20 @@ import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats import comfyui, diffusers, flax_keys, kohya, maxdiffusion, peft
+from prolora_jax.adapters.formats import (
+    comfyui,
+    diffusers,
+    flax_keys,
+    kohya,
+    maxdiffusion,
+    mlx,
+    peft,
+)
 from prolora_jax.adapters.formats.companion_keys import companion_tensors
 from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
-from prolora_jax.adapters.formats.keys import FORMATS
+from prolora_jax.adapters.formats.keys import FORMATS, LM_FORMATS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
 from prolora_jax.adapters.formats.own_keys import own_tensors
@@ -77,8 +85,11 @@ def dump(
         kept = kept_fields(adapter.metadata)
         adapter, parameters, routers = parameters_of(adapter, spec, kept)
     own = own_tensors(adapter, format, spec, folded=folded)
-    tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     header = header_strings(adapter, format)
+    if format == "mlx":
+        tensors, header[mlx.CONFIG_KEY] = mlx.dump_tensors(adapter, spec)
+    else:
+        tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
         said = peft.configuration(adapter, dora, parameters, routers)
@@ -95,10 +106,12 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
+    spent = {HEADER_KEY, mlx.CONFIG_KEY, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
     torch = format in {"diffusers", "diffusers-old", "peft"}
+    if torch and metadata.get("format") == "mlx":
+        metadata["format"] = "pt"
     return {"format": "pt"} | metadata if torch else metadata
 
 
@@ -147,9 +160,10 @@ def require_format(format: str) -> None:
     Raises:
         UsageError: there is no such format.
     """
-    if format not in FORMATS:
+    known = dict.fromkeys((*FORMATS, *LM_FORMATS))
+    if format not in known:
         raise UsageError(
-            f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}",
+            f"format {format!r} is unknown; expected one of {', '.join(known)}",
             code=Refusal.BAD_OPTION,
         )
 
@@ -184,10 +198,13 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
 
 def _require_reader(adapter: Adapter, format: str) -> None:
     path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
-    if path.startswith(LM) and format != "peft":
+    of_lm = path.startswith(LM)
+    if format not in (LM_FORMATS if of_lm else FORMATS):
+        what = "a language model" if of_lm else "a UNet or a text encoder"
+        expected = ", ".join(LM_FORMATS if of_lm else FORMATS)
         raise AdapterRefused(
-            f"{adapter.origin}: {path}: found an adapter of a language model, to be written as "
-            f"{format}; expected peft, which its readers take; leave the format away or name peft",
+            f"{adapter.origin}: {path}: found an adapter of {what}, to be written as {format}; "
+            f"expected {expected}, which its readers take; leave the format away or name one",
             code=Refusal.UNMATCHED_MODULES,
         )
 

@@ -154,7 +154,9 @@ def parameters_of(
         group[expert.number, expert.part] = module
     counts, old = experts_in(spec), _is_old(str(fields.get("peft_version", "")))
     found = tuple(
-        _together(block, name, group, counts[block], _layers(block, spec), wanted, old)
+        _together(
+            block, name, group, counts[block], _layers(block, spec), wanted, old, adapter.origin
+        )
         for (block, name), group in by_place.items()
     )
     routers: tuple[str, ...] = ()
@@ -173,6 +175,7 @@ def _together(
     layers: Mapping[str, tuple[int, int]],
     wanted: set[str],
     old: bool,  # noqa: FBT001 (all of them are given)
+    origin: str,
 ) -> ParameterTensors:
     rows = [layers[part][0] for part in PARAMETERS[name]]
     whole = f"{in_memory(block)}.experts"
@@ -180,9 +183,9 @@ def _together(
     for number in range(count):
         parts = [group.get((number, part)) for part in PARAMETERS[name]]
         if any(part is not None for part in parts):
-            experts[number] = joined(whole, parts, rows)
+            experts[number] = joined(whole, parts, rows, origin)
     if len({expert.scale for expert in experts.values()}) > 1:
-        experts = dict(zip(experts, scaled_alike([*experts.values()]), strict=True))
+        experts = dict(zip(experts, scaled_alike([*experts.values()], origin), strict=True))
     rank = max(expert.rank for expert in experts.values())
     one = next(iter(experts.values()))
     dtype = np.result_type(*(expert.dtype for expert in experts.values()))

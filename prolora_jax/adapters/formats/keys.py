@@ -17,6 +17,8 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "flax",
     "maxdiffusion",
 )
+LM_FORMATS = ("peft", "mlx")
+"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str
@@ -55,6 +57,8 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
         ".lora_linear_layer.up.weight": ("", "up"),
         ".lora_embedding_A": ("", "rows_up"),
         ".lora_embedding_B": ("", "rows_down"),
+        ".lora_a": ("", "mlx_a"),
+        ".lora_b": ("", "mlx_b"),
     }
     # The oldest diffusers files: the layer's own name is hidden in the suffix.
     unet = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -82,7 +86,7 @@ class Key:
         path: module; dotted with component, or flat with `lora_unet_` where only a base model
             can tell the dots.
         part: which tensor of the module it is.
-        format: one of `FORMATS`, the convention this key is written in.
+        format: one of `FORMATS` or `LM_FORMATS`, the convention this key is written in.
         adapter: the adapter's name, where peft has put it into the key.
     """
 
@@ -100,6 +104,7 @@ def split_key(key: str) -> Key | None:
     if part is None:
         return None
     format = _OLD if _PROCESSOR in key and PEFT_WRAPPER not in name else _format(name)
+    format = "mlx" if part.startswith("mlx_") else format
     return Key(_canonical(name), part, format, adapter)
 
 

@@ -12,6 +12,7 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
+from prolora_jax.adapters.formats import mlx
 from prolora_jax.adapters.formats.explaining import completed, explained_key
 from prolora_jax.adapters.formats.keys import TURNED, Key
 from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
@@ -78,13 +79,9 @@ def parse(
         elif parts is None:
             continue
         else:
-            group = groups.setdefault(parts.path, ModuleTensors(parts.format))
-            array = tensors[key]
-            if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
-                array = layout.kernel_to_weight(array)
-            if parts.part in TURNED:
-                parts, array = replace(parts, part=TURNED[parts.part]), array.T
-            _add(group, parts, key, array, origin)
+            for own, array in _pieces(parts, tensors[key]):
+                group = groups.setdefault(own.path, ModuleTensors(own.format))
+                _add(group, own, key, array, origin)
     modules, others, formats = [], [], Counter()
     for path, group in completed(groups, outline=outline).items():
         if set(group.parts) == {"alpha"}:
@@ -124,6 +121,17 @@ def parse(
     scales = {module.path: module.scale for module in adapter.modules}
     whole = (_whole(c, scales) for c in companions.values())
     return replace(adapter, companions=tuple(with_rows(c, metadata, origin) for c in whole))
+
+
+def _pieces(key: Key, array: np.ndarray) -> Iterable[tuple[Key, np.ndarray]]:
+    """The parts of modules that a tensor holds, in torch's layout: one, or one for each expert."""
+    if key.part in mlx.PARTS:
+        return mlx.pieces(key, array)
+    if key.part in TURNED:
+        return [(replace(key, part=TURNED[key.part]), array.T)]
+    if key.format == "flax" and array.ndim in {2, 4}:  # anything else is refused later
+        array = layout.kernel_to_weight(array)
+    return [(key, array)]
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:

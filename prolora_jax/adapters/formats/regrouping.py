@@ -49,7 +49,7 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         else:
             found.append(module)
     for fused, parts in together.items():
-        found += _together(fused, parts, spec)
+        found += _together(fused, parts, spec, adapter.origin)
     return replace(adapter, modules=tuple(found))
 
 
@@ -64,7 +64,9 @@ def _apart(module: LoraModule, spec: BaseModelSpec) -> list[LoraModule]:
     return [cut(module, path, first, end) for path, first, end in places]
 
 
-def _together(fused: str, parts: dict[str, LoraModule], spec: BaseModelSpec) -> list[LoraModule]:
+def _together(
+    fused: str, parts: dict[str, LoraModule], spec: BaseModelSpec, origin: str
+) -> list[LoraModule]:
     names = FUSED[fused.rpartition(".")[2]]
     rows = _rows(fused, spec)
     pairs = [parts.get(name) for name in names]
@@ -73,7 +75,7 @@ def _together(fused: str, parts: dict[str, LoraModule], spec: BaseModelSpec) -> 
     )
     if rows is None or not fit:
         return [*parts.values()]
-    return [joined(fused, pairs, rows)]
+    return [joined(fused, pairs, rows, origin)]
 
 
 def _rows(fused: str, spec: BaseModelSpec) -> list[int] | None:

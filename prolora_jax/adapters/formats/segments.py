@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from prolora_jax.adapters.adapter import LoraModule
+from prolora_jax.adapters.formats.folding import folded
 
 
 def cut(module: LoraModule, path: str, first: int, end: int) -> LoraModule:
@@ -26,19 +27,22 @@ def cut(module: LoraModule, path: str, first: int, end: int) -> LoraModule:
     return replace(module, path=path, down=module.down[used], up=up[:, used], alpha=alpha)
 
 
-def joined(path: str, parts: Sequence[LoraModule | None], rows: Sequence[int]) -> LoraModule:
+def joined(
+    path: str, parts: Sequence[LoraModule | None], rows: Sequence[int], origin: str
+) -> LoraModule:
     """One pair for a layer that is made of others, row after row.
 
     Args:
         path: of the layer.
         parts: pairs of its parts in the order of their rows, at least one; None for no update.
         rows: number of rows of each part.
+        origin: the file, for messages.
 
     Returns:
         The pair. Factors keep their numbers where all parts have one scale.
     """
     given = [part for part in parts if part is not None]
-    alike = given if len({part.scale for part in given}) == 1 else scaled_alike(given)
+    alike = given if len({part.scale for part in given}) == 1 else scaled_alike(given, origin)
     left = iter(alike)
     placed = [None if part is None else next(left) for part in parts]
     first = alike[0]
@@ -60,9 +64,6 @@ def joined(path: str, parts: Sequence[LoraModule | None], rows: Sequence[int]) -
     return LoraModule(path, np.concatenate([part.down for part in alike]), up, alpha)
 
 
-def scaled_alike(modules: Sequence[LoraModule]) -> list[LoraModule]:
-    """The same updates with a scale of 1: scales are multiplied into `up`, in its dtype."""
-    return [
-        replace(m, up=(m.up.astype(np.float64) * m.scale).astype(m.up.dtype), alpha=None)
-        for m in modules
-    ]
+def scaled_alike(modules: Sequence[LoraModule], origin: str) -> list[LoraModule]:
+    """The same updates with a scale of 1, which is multiplied into the factors (`folding`)."""
+    return [folded(module, origin) for module in modules]

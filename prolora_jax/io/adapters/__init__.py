@@ -2,6 +2,7 @@
 
 flax_file.py: Adapters and parameters in msgpack: the bytes of `flax.serialization`, without Flax.
 hashes.py: The hashes by which web sites and user interfaces know an adapter file.
+mlx_folder.py: MLX-LM's folders: its own configuration beside `adapters.safetensors`.
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.
 known_tables.py: Adapter files whose header was seen before: their bytes, to where they are needed.

@@ -13,6 +13,7 @@ from prolora_jax.adapters.formats.dumping import Reader, concrete_format, dump
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.mlx import CONFIG_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.llm.names import LM
@@ -21,6 +22,12 @@ from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
 from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
 from prolora_jax.io.adapters.hashes import file_hashes
+from prolora_jax.io.adapters.mlx_folder import (
+    is_mlx_folder,
+    mlx_config_beside,
+    read_mlx,
+    write_mlx,
+)
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.streamed import entries_text
@@ -55,8 +62,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file, a Flax msgpack file, or a folder that peft wrote; of a single
-            file that peft wrote, `adapter_config.json` beside it gives the scale.
+        path: a safetensors file, a Flax msgpack file, or a folder that peft or MLX-LM wrote; of a
+            single file that one of them wrote, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
@@ -76,7 +83,7 @@ def load_adapter(
     """
     path = Path(path)
     if path.is_dir():
-        tensors, metadata = peft_folder.read_folder(path)
+        tensors, metadata = _read_folder(path)
     elif is_flax_file(path):
         tensors, metadata = read_flax(path)
     else:
@@ -128,7 +135,7 @@ def outline_adapter(
     """
     read = partial(outline_tensors, origin=origin)
     if path.is_dir():
-        tensors, metadata = peft_folder.read_folder(path, read)
+        tensors, metadata = _read_folder(path, read)
     else:
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
@@ -184,7 +191,9 @@ def save_adapter(
     config = header.pop(HEADER_KEY, None)
     if strip_metadata:
         header = stripped(header)
-    if format == "flax":
+    if format == "mlx":
+        write_mlx(path, tensors, {CONFIG_KEY: dumped[CONFIG_KEY], **header}, _write)
+    elif format == "flax":
         kept = {key: text for key, text in header.items() if key not in HASHES}
         write_flax(path, tensors, kept)
     elif folder and config is not None:
@@ -219,7 +228,7 @@ def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str,
 
 def writes_folder(path: Path, format: str) -> bool:
     """Whether an output in this format under this name is a folder."""
-    return format == "peft" and path.suffix.lower() not in _SINGLE_FILE
+    return format == "mlx" or (format == "peft" and path.suffix.lower() not in _SINGLE_FILE)
 
 
 def refuse_existing(
@@ -274,10 +283,16 @@ def unfit_output(path: Path) -> str | None:
     return None
 
 
+def _read_folder(
+    path: Path, read: peft_folder.Read = read_tensors
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
+
+
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
     """The configuration beside a file of peft's, as the header string diffusers would have."""
     if not any(PEFT_WRAPPER in key for key in keys):
-        return {}
+        return mlx_config_beside(path, keys)
     try:
         text = peft_folder.config_beside(path)
     except OSError as failure:
