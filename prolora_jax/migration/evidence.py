@@ -103,7 +103,8 @@ def distances(
         tables: where they are looked up and kept, by the fingerprints of the weights.
 
     Returns:
-        `(pairs, 2)`: squared norm of the target's weight less the source's, and of the source's.
+        `(pairs, 3)`: squared norm of the target's weight less the source's, of the source's, and
+        of the target's.
     """
     if tables is None:
         return _distances(source, target, pairs)
@@ -112,20 +113,20 @@ def distances(
     prints = [(a[pair.source], b[pair.target]) for pair in pairs]
     key = TableKey("distances", tuple(s for s, _ in prints), tuple(t for _, t in prints))
     found = tables.get(key)
-    if found is None or found.shape != (len(pairs), 2):
+    if found is None or found.shape != (len(pairs), 3):
         found = _distances(source, target, pairs)
         tables.put(key, found)
     return found
 
 
 def _distances(source: BaseModel, target: BaseModel, pairs: Sequence[ModulePair]) -> np.ndarray:
-    found = np.zeros((len(pairs), 2))
+    found = np.zeros((len(pairs), 3))
     for row, pair in zip(found, pairs, strict=True):
         parts = source.numbers(pair.source, STEP), target.numbers(pair.target, STEP)
         for a, b in zip(*parts, strict=True):
-            a = a.astype(np.float32)
-            difference = b.astype(np.float32) - a
-            row += float(difference @ difference), float(a @ a)
+            a, b = a.astype(np.float32), b.astype(np.float32)
+            difference = b - a
+            row += float(difference @ difference), float(a @ a), float(b @ b)
     return found
 
 

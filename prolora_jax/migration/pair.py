@@ -1,5 +1,6 @@
 """A source and a target base model together: matching by weights, similarity, operators."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,17 +25,19 @@ from prolora_jax.migration.pair_work import (
     prepare,
     prepare_all,
 )
-from prolora_jax.plans.nearness import is_close, weights_may_decide
+from prolora_jax.plans.nearness import is_close, is_twin, twins_are_copied, weights_may_decide
 from prolora_jax.plans.options import Match, MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
 from prolora_jax.subspaces.store import BasisStore, MemoryStore
 
+_log = logging.getLogger(__name__)
+
 CLUSTERED_ANGLE = 0.1
 """A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""
 
 OPTIONS = MigrationOptions()
-IDENTICAL, CLOSE = Measure(identical=True), Measure(close=True)
+IDENTICAL, CLOSE, TWIN = Measure(identical=True), Measure(close=True), Measure(twin=True)
 # A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
 PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
 
@@ -69,10 +72,13 @@ class BasePair:
         self.target = target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
+        for model in (source, target):
+            for note in model.notes:
+                _log.warning("%s: %s", model.location, note)
         # By `basis_rank` and `pair_rank`, which all that is compared depends on.
         self._known: dict[tuple[str, str], dict[ModulePair, _Known]] = {}
         self._equal: dict[ModulePair, bool] = {}
-        self._near: dict[ModulePair, bool] = {}
+        self._apart: dict[ModulePair, tuple[float, float, float]] = {}
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
         self._cosine: tuple[float, int] | None = None
@@ -128,13 +134,11 @@ class BasePair:
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
-        close = self._close([pair for pair in asked if pair not in equal], options)
-        known = self._compared([p for p in asked if p not in equal | close], options, progress)
+        copies = dict.fromkeys(equal, IDENTICAL)
+        copies |= self._near([pair for pair in asked if pair not in equal], options)
+        known = self._compared([p for p in asked if p not in copies], options, progress)
         for pair in asked:
-            if pair in equal | close:
-                found[pair.target] = IDENTICAL if pair in equal else CLOSE
-            else:
-                found[pair.target] = known[pair].measure
+            found[pair.target] = copies[pair] if pair in copies else known[pair].measure
         return found
 
     def require_kinship(self, pairs: Mapping[str, str], options: MigrationOptions) -> None:
@@ -155,15 +159,24 @@ class BasePair:
         if self._cosine[0] < LEAST_COSINE:
             raise Strangers(self.source, self.target, *self._cosine)
 
-    def _close(self, pairs: Iterable[ModulePair], options: MigrationOptions) -> set[ModulePair]:
-        """Pairs that pass the gate by their weights alone."""
-        asked = [p for p in pairs if weights_may_decide(options.options_for(p.target))]
-        unknown = [pair for pair in asked if pair not in self._near]
+    def _near(
+        self, pairs: Iterable[ModulePair], options: MigrationOptions
+    ) -> dict[ModulePair, Measure]:
+        """Pairs that are copied by their weights alone: packed twins, and close ones."""
+        own = {pair: options.options_for(pair.target) for pair in pairs}
+        packed = {p for p in own if twins_are_copied(own[p]) and self._is_packed(p)}
+        close = {p for p in own if weights_may_decide(own[p])}
+        unknown = [p for p in own if p in packed | close and p not in self._apart]
         if unknown:
             table = distances(self.source, self.target, unknown, self.store.tables)
-            for pair, (difference, size) in zip(unknown, table, strict=True):
-                self._near[pair] = is_close(float(difference), float(size))
-        return {pair for pair in asked if self._near[pair]}
+            self._apart |= {p: tuple(row) for p, row in zip(unknown, table.tolist(), strict=True)}
+        found = {p: CLOSE for p in close if is_close(*self._apart[p][:2])}
+        return found | {p: TWIN for p in packed if is_twin(*self._apart[p])}
+
+    def _is_packed(self, pair: ModulePair) -> bool:
+        """Whether either weight has 8 bits or fewer."""
+        sides = self.source.packing(pair.source), self.target.packing(pair.target)
+        return any(packing is not None for packing in sides)
 
     def _compared(
         self,
@@ -226,6 +239,8 @@ class BasePair:
         self.store.expect(self._bytes_to_come(pairs))
         sources, targets = map(dict.fromkeys, zip(*pairs, strict=True))
         for model, paths in ((self.source, sources), (self.target, targets)):
+            for path in paths:
+                model.has_lost(path)  # which is logged
             rule = options.basis_rule
             compute_subspaces(model, paths, self.store, rule, progress, self.workers)
 

@@ -16,7 +16,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
 from prolora_jax.plans.companions import PlannedCompanion
-from prolora_jax.plans.nearness import weights_may_decide
+from prolora_jax.plans.nearness import twins_are_copied, weights_may_decide
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     Measure,
@@ -253,6 +253,7 @@ def _decides(measure: Measure, options: MigrationOptions) -> bool:
     """Whether a plan can be made of it: `copy`, equal and close weights need no similarity."""
     copied = measure.identical and options.identical == "copy"
     copied = copied or (measure.close and weights_may_decide(options))
+    copied = copied or (measure.twin and twins_are_copied(options))
     return measure.similarity is not None or copied or options.method == "copy"
 
 

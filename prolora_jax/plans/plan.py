@@ -21,7 +21,12 @@ from prolora_jax.architectures.stacks import place_of
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.matching.matching import MatchedBy, Matching
 from prolora_jax.plans.companions import PlannedCompanion
-from prolora_jax.plans.nearness import CLOSE_WEIGHTS, weights_may_decide
+from prolora_jax.plans.nearness import (
+    CLOSE_WEIGHTS,
+    PACKED_TWIN,
+    twins_are_copied,
+    weights_may_decide,
+)
 from prolora_jax.plans.options import MigrationOptions
 
 WEAK_SIMILARITY = 0.5
@@ -85,12 +90,14 @@ class Measure:
         similarity: None when it was not needed (identical weights, or `copy`).
         flags: `clustered-cut`, when the span at a cut depends on the rounding of the weight.
         close: the weights are so close that they were not compared further (`nearness`).
+        twin: the weights are one but for how they are packed, and were not compared further.
     """
 
     identical: bool = False
     similarity: ModuleSimilarity | None = None
     flags: tuple[str, ...] = ()
     close: bool = False
+    twin: bool = False
 
     @property
     def sides(self) -> tuple[float, float] | None:
@@ -243,6 +250,8 @@ def _decide(
         return PlanStep(path, source_path, Action.COPY, measure.similarity, tuple(flags))
     if measure.identical and options.identical == "copy":
         return PlanStep(path, source_path, Action.COPY, None, (*flags, "identical"))
+    if measure.twin and twins_are_copied(options):
+        return PlanStep(path, source_path, Action.COPY, None, (*flags, PACKED_TWIN))
     if measure.close and weights_may_decide(options):
         return PlanStep(path, source_path, Action.COPY, None, (*flags, CLOSE_WEIGHTS))
     similarity = measure.similarity

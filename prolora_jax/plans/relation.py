@@ -50,11 +50,11 @@ class Relation:
 def is_related(measure: Measure, options: MigrationOptions) -> bool:
     """Whether a module passes the gate with a chance-corrected similarity of at least 0.5.
 
-    Identical weights do, and close ones. A side on which both spans are everything says nothing
-    either way.
+    Identical weights do, close ones, and packed twins. A side on which both spans are everything
+    says nothing either way.
     """
     if measure.similarity is None:
-        return measure.identical or measure.close
+        return measure.identical or measure.close or measure.twin
     corrected = (measure.similarity.phi_hat_left, measure.similarity.phi_hat_right)
     beyond_chance = all(value is None or value >= WEAK_SIMILARITY for value in corrected)
     informative = any(value is not None for value in corrected)

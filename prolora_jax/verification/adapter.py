@@ -15,7 +15,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.plans.companions import plan_companions
-from prolora_jax.plans.nearness import weights_may_decide
+from prolora_jax.plans.nearness import twins_are_copied, weights_may_decide
 from prolora_jax.plans.plan import (
     Action,
     Measure,
@@ -38,7 +38,7 @@ from prolora_jax.verification.contents import (
 )
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult
-from prolora_jax.verification.evidence import close_weights
+from prolora_jax.verification.evidence import close_weights, packed_twins
 from prolora_jax.verification.header import (
     provenance_problems,
     string_problems,
@@ -224,14 +224,13 @@ class AdapterCheck:
         """The measure of weights that need no decomposition; None of others."""
         found = copied(self.source, self.target, self.options, source_path, path)
         told = self.claim.records.get((source_path, path))
-        if found is None and weights_may_decide(self.options.options_for(path)):
-            models = self.source, self.target
-            return (
-                Measure(close=True)
-                if close_weights(*models, source_path, path, told=told)
-                else None
-            )
-        return found
+        if found is not None:
+            return found
+        places, options = (self.source, self.target, source_path, path), self.options
+        if twins_are_copied(options.options_for(path)) and packed_twins(*places, told=told):
+            return Measure(twin=True)
+        decided = weights_may_decide(options.options_for(path))
+        return Measure(close=True) if decided and close_weights(*places, told=told) else None
 
     def _is_told(self, pair: HeavyModule) -> bool:
         """Whether the report has a record of a pair that can be believed for a while."""
@@ -391,7 +390,7 @@ class AdapterCheck:
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:
         """List what no weight, name or number says anything about."""
-        equal = any(m.identical for m in self.measures.values()) or (
+        equal = any(m.identical or m.twin for m in self.measures.values()) or (
             self.options.identical == "project"
             and any(identical(self.source, self.target, s, p) for p, s in pairs.items())
         )

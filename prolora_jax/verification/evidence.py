@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from prolora_jax.plans.nearness import CLOSE_WEIGHTS, is_close
+from prolora_jax.plans.nearness import CLOSE_WEIGHTS, PACKED_TWIN, is_close, is_twin
 from prolora_jax.plans.options import MigrationOptions, basis_rule
 from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.claim import Record
 from prolora_jax.verification.dense import decompose, retained, similarity
-from prolora_jax.verification.weights import Weights, finite_matrix
+from prolora_jax.verification.weights import Weights, finite_matrix, is_packed
 
 AT_LIMIT = 1e-5
 """The package's squared norms are sums of float32 products: they may be off by so much of them."""
@@ -62,6 +62,28 @@ def close_weights(
     difference, size = float(np.sum((b - a) ** 2)), float(np.sum(a * a))
     sure, possible = (is_close(difference * (1.0 + e), size) for e in (AT_LIMIT, -AT_LIMIT))
     said = isinstance(told, ModuleReport) and CLOSE_WEIGHTS in told.flags
+    return sure or (possible and said)
+
+
+def packed_twins(
+    source: Weights, target: Weights, source_path: str, path: str, *, told: Record | None
+) -> bool:
+    """Whether two weights are one but for how they are packed; at the limit, as was told.
+
+    Args:
+        source: source base model.
+        target: target base model.
+        source_path: module of the source.
+        path: module of the target.
+        told: what the report says became of them.
+    """
+    if not (is_packed(source, source_path) or is_packed(target, path)):
+        return False
+    a = finite_matrix(source, source_path).astype(np.float64)
+    b = finite_matrix(target, path).astype(np.float64)
+    difference, sizes = float(np.sum((b - a) ** 2)), (float(np.sum(a * a)), float(np.sum(b * b)))
+    sure, possible = (is_twin(difference * (1.0 + e), *sizes) for e in (AT_LIMIT, -AT_LIMIT))
+    said = isinstance(told, ModuleReport) and PACKED_TWIN in told.flags
     return sure or (possible and said)
 
 

@@ -60,6 +60,12 @@ def identical(source: Weights, target: Weights, source_path: str, path: str) -> 
         return bool(np.array_equal(a.astype(narrow), b.astype(narrow)))
 
 
+def is_packed(model: Weights, path: str) -> bool:
+    """Whether a weight has 8 bits or fewer; those of models in memory have more."""
+    packing = getattr(model, "packing", None)
+    return packing is not None and packing(path) is not None
+
+
 def dense_update(module: LoraModule) -> np.ndarray:
     """The update of a module as a dense matrix, float64, scale included."""
     down = module.down.reshape(module.rank, -1).astype(np.float64)

@@ -116,7 +116,7 @@ def test_what_is_written_is_what_peft_adds(pair: LanguagePair, tmp_path: Path) -
 
 
 def test_modules_of_several_scales_and_ranks_get_one(tmp_path: Path) -> None:
-    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 9}}
+    patterns: dict[str, Any] = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 9}}
     pair = make_language_pair(tmp_path, "llama", depth=2, kept=(0, 1), **patterns)
     convert_file(pair.adapter, "mlx", tmp_path / "out", pair.source)
     after, before = (

@@ -1,6 +1,8 @@
 """Base models on disk, in whatever container they come, read weight by weight."""
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +14,22 @@ from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
+from prolora_jax.io.base_models.gguf_model import open_gguf
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
+from prolora_jax.io.base_models.packed_weights import unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
-from prolora_jax.io.base_models.weight_source import Source, WeightFile
+from prolora_jax.io.base_models.weight_file import WeightFile
+from prolora_jax.io.base_models.weight_source import Source
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
+from prolora_jax.io.containers.packed.fp8 import MOST_LOST
+from prolora_jax.io.file_state import FileState
 from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.layout import weight_to_matrix
 
+_log = logging.getLogger(__name__)
 _COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.")
 
 
@@ -42,6 +50,7 @@ class BaseModel:
     sources: Mapping[str, Source] = field(repr=False)
     known: KnownWeights | None = field(default=None, repr=False, compare=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _lost: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
     def weight(self, path: str) -> np.ndarray:
         """The torch weight of a module, `(out, in)` or `(out, in, kh, kw)`, in its stored dtype.
@@ -69,7 +78,7 @@ class BaseModel:
         """
         weight = weight_to_matrix(self.weight(path))
         with np.errstate(over="ignore"):  # looked at below
-            matrix = weight.astype(np.float32)
+            matrix = weight.astype(np.float32, copy=False)
         if weight.dtype == np.float64 and np.isinf(matrix).any() and np.isfinite(weight).all():
             raise BaseModelError(
                 f"{self.location}: {path}: found {np.abs(weight).max():.3g} in a float64 weight; "
@@ -108,6 +117,46 @@ class BaseModel:
         else:
             yield from source.numbers(step)
 
+    def packing(self, path: str) -> str | None:
+        """How a weight is packed, `nf4`; None where it has numbers of 16 bits or more.
+
+        Raises:
+            KeyError: there is no such module.
+        """
+        return self._source(path).packing
+
+    @property
+    def packings(self) -> dict[str, int]:
+        """Number of weights by packing, for people; empty where none is packed."""
+        found = (source.packing for source in self.sources.values())
+        return dict(sorted(Counter(name for name in found if name is not None).items()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be known of how the weights are packed, in sentences."""
+        packed = (source.packed for source in self.sources.values())
+        return tuple(sorted({one.note for one in packed if one is not None and one.note}))
+
+    def has_lost(self, path: str) -> bool:
+        """Whether a cast to 8 bits without a scale has lost much of a weight.
+
+        More than 1 % of its numbers are zero or subnormal: its spectrum is not that of the weight
+        that was cast. A weight that was cast so is read once; the first such weight is logged.
+
+        Raises:
+            KeyError: there is no such module.
+        """
+        if path not in self._lost:
+            share = self._source(path).lost() or 0.0
+            if share > MOST_LOST and not any(self._lost.values()):
+                _log.warning(
+                    "%s: %s: %.0f %% of its 8-bit floats are zero or subnormal: it was cast "
+                    "without a scale; a model of 16 bits, or one with scales, tells more",
+                    *(self.location, path, 100 * share),
+                )
+            self._lost[path] = share > MOST_LOST
+        return self._lost[path]
+
     def is_streamed(self, path: str) -> bool:
         """Whether a weight can be read in parts."""
         source = self._source(path)
@@ -133,21 +182,20 @@ class BaseModel:
             BaseModelError: a dtype is not supported.
         """
         paths = list(paths)
-        by_file: dict[int, list[str]] = {}
+        by_file: dict[FileState | None, list[str]] = {}
         for path in dict.fromkeys(paths):
             if path not in self._fingerprints:
-                by_file.setdefault(id(self._source(path).file), []).append(path)
-        for missing in by_file.values():
-            self._fingerprints.update(self._identified(missing))
+                by_file.setdefault(self._source(path).state, []).append(path)
+        for state, missing in by_file.items():
+            self._fingerprints.update(self._identified(state, missing))
         return {path: self._fingerprints[path] for path in paths}
 
-    def _identified(self, paths: list[str]) -> dict[str, str]:
+    def _identified(self, state: FileState | None, paths: list[str]) -> dict[str, str]:
         """Fingerprints of weights in one file: known ones, and read ones, which are then known."""
         sources = {path: self._source(path) for path in paths}
-        file = sources[paths[0]].file
-        if self.known is None or not isinstance(file, StreamedFile):
+        if self.known is None or state is None:
             return {path: source.digest() for path, source in sources.items()}
-        known = self.known.of(file.state)
+        known = self.known.of(state)
         began, read = time.time(), {}
         found = {}
         for path, source in sources.items():
@@ -156,7 +204,7 @@ class BaseModel:
                 read[place] = source.digest()
             found[path] = read[place] if place in read else known[place]
         if read:
-            self.known.add(file.state, began, read)
+            self.known.add(state, began, read)
         return found
 
 
@@ -166,8 +214,9 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     Args:
         path: a single safetensors file in diffusers or LDM naming; a diffusers folder (the
             pipeline's, with its text encoders, or its `unet/`; one file or shards with an index);
-            a Flax msgpack file or a folder with one; a folder that orbax wrote; or, where no such
-            path exists, the id of a model on the hub, `org/name`.
+            a Flax msgpack file or a folder with one; a folder that orbax wrote; a GGUF file; or,
+            where no such path exists, the id of a model on the hub, `org/name`. Weights may be
+            packed into 8 bits or fewer.
         known: fingerprints of earlier runs; without them every weight that is asked for is read.
 
     Returns:
@@ -213,10 +262,13 @@ def located(path: str | Path) -> Path:
 def open_tensors(path: Path) -> dict[str, tuple[WeightFile, str]]:
     """Open file and key in it of every tensor at a local path, by its key with component.
 
+    Weights that are packed are there as their floats, which are made when they are read.
+
     Raises:
         BaseModelError: no weights are there, or damaged ones.
     """
-    return {key: place for part in model_parts(path) for key, place in _open(part).items()}
+    found = {key: place for part in model_parts(path) for key, place in _open(part).items()}
+    return unpacked(found, str(path))
 
 
 def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
@@ -225,6 +277,8 @@ def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
     for path in part.files:
         if part.kind == "safetensors":
             opened[path] = StreamedFile(path)
+        elif part.kind == "gguf":
+            opened[path] = open_gguf(path)
         else:
             opened[path] = FlaxFile(OrbaxTree(path) if part.kind == "orbax" else MsgpackTree(path))
     taken = part.shards.taken({path: file.keys for path, file in opened.items()})

@@ -8,7 +8,8 @@ from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.shards import Shards, read_index
 from prolora_jax.io.containers.orbax_tree import orbax_item
-from prolora_jax.io.guarded import is_regular
+from prolora_jax.io.containers.packed.gguf_header import MAGIC
+from prolora_jax.io.guarded import is_regular, open_regular
 
 _UNET_STEM = "diffusion_pytorch_model"
 _UNET_FLAX = "diffusion_flax_model.msgpack"
@@ -24,7 +25,7 @@ class ModelPart:
 
     Attributes:
         component: what stands before a key that names no component: `unet.`, or nothing.
-        kind: how to read the files.
+        kind: how to read the files: `safetensors`, `msgpack`, `orbax` or `gguf`.
         shards: the files, and which tensor is in which; of orbax the folder.
     """
 
@@ -53,14 +54,16 @@ def model_parts(path: Path) -> list[ModelPart]:
         BaseModelError: no weights are there, or none that may be opened.
     """
     if not path.is_dir():  # also a pipe, which its reader refuses
-        kind = "msgpack" if path.suffix == ".msgpack" else "safetensors"
-        return [ModelPart("", kind, Shards((path,)))]
+        return [ModelPart("", _kind(path), Shards((path,)))]
     is_pipeline = (path / "unet").is_dir()
     folder = path / "unet" if is_pipeline else path
     unet = _component(folder, "unet.", _UNET_STEM, _UNET_FLAX)
     model = _safetensors(path, _TEXT_STEM) if unet is None and not is_pipeline else None
     if model is not None:
         return [ModelPart("", "safetensors", model)]
+    ggufs = sorted(file for file in path.glob("*.gguf") if is_regular(file))
+    if unet is None and len(ggufs) == 1:
+        return [ModelPart("", "gguf", Shards((ggufs[0],)))]
     if unet is None:
         code, message = _no_weights(path, folder)
         raise BaseModelError(message, code=code)
@@ -77,6 +80,16 @@ def component_part(pipeline: Path, name: str) -> ModelPart | None:
     stem, flax = (_UNET_STEM, _UNET_FLAX) if name == "vae" else (_TEXT_STEM, _TEXT_FLAX)
     folder = pipeline / name
     return _component(folder, "", stem, flax) if folder.is_dir() else None
+
+
+def _kind(path: Path) -> str:
+    """What kind of file a single one is: by its name, and by what a GGUF file begins with."""
+    if path.suffix == ".msgpack":
+        return "msgpack"
+    if not is_regular(path):
+        return "safetensors"  # whose reader says what it is instead
+    with open_regular(path) as file:
+        return "gguf" if file.read(len(MAGIC)) == MAGIC else "safetensors"
 
 
 def _text_encoders(pipeline: Path) -> Iterator[ModelPart]:
@@ -117,6 +130,12 @@ def _first(folder: Path, exact: str, variants: str) -> Path | None:
 def _no_weights(path: Path, folder: Path) -> tuple[Refusal, str]:
     """What is in a folder instead of a UNet's weights, and what to do."""
     expected = f"expected {_UNET_STEM}.safetensors, or its index, in {folder}"
+    ggufs = sorted(folder.glob("*.gguf"))
+    if ggufs:
+        return Refusal.UNREADABLE_BASE, (
+            f"{path}: found {len(ggufs)} GGUF files; {expected}, or one GGUF file; name one of "
+            f"them, {ggufs[0].name} or another"
+        )
     names = (f"{_UNET_STEM}*.bin", "pytorch_model*.bin")
     pickles = sorted(file for name in names for file in folder.glob(name))
     if pickles:

@@ -4,19 +4,14 @@ A mapped file stays resident as far as it was touched, which for a base model is
 that is cut off while it is read ends the process. Here only what is asked for is in memory.
 """
 
-import os
-import weakref
 from collections.abc import Iterator
-from io import FileIO
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.errors import BaseModelError
+from prolora_jax.io.containers.open_file import OpenFile
 from prolora_jax.io.containers.tensors import TensorFile
-from prolora_jax.io.file_state import FileState
-from prolora_jax.io.guarded import open_regular
 
 PIECE_BYTES = 4 * 2**20
 """What is read at a time where a weight is only passed over: it stays in the processor's cache."""
@@ -28,6 +23,7 @@ class StreamedFile:
     Attributes:
         path: the file.
         keys: names of its tensors, sorted.
+        metadata: header strings.
         state: which file was opened, and when it was last changed.
     """
 
@@ -39,18 +35,13 @@ class StreamedFile:
             BaseModelError: it is no intact safetensors file, or changed while it was opened.
         """
         self.path = path
-        self._header = TensorFile(path, error=BaseModelError)
+        self._header = TensorFile(path, error=BaseModelError, packed=True)
         self.keys = self._header.keys
-        with open_regular(path) as file:
-            descriptor = os.dup(file.fileno())
-            status = os.fstat(descriptor)
-        # Open for as long as this object is there, which nobody closes.
-        self._file = FileIO(descriptor, closefd=False)
-        weakref.finalize(self, os.close, descriptor)
-        self._reading = Lock()
-        self.state = FileState.of(path, status)
-        if self._header.identity != (status.st_ino, status.st_mtime_ns, status.st_size):
-            raise self._changed()
+        self.metadata = self._header.metadata
+        self._file = OpenFile(path)
+        self.state = self._file.state
+        if self._header.identity != self._file.identity:
+            raise self._file.changed()
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, from the header."""
@@ -72,7 +63,7 @@ class StreamedFile:
         """
         array = np.empty(self.shape(key), self.dtype(key))
         start, _ = self._header.place(key)
-        self._read(start, array.reshape(-1).view(np.uint8))
+        self._file.read(start, array.reshape(-1).view(np.uint8))
         return array
 
     def elements(self, key: str, first: int, end: int) -> np.ndarray:
@@ -88,7 +79,7 @@ class StreamedFile:
         """
         array = np.empty(end - first, self.dtype(key))
         start, _ = self._header.place(key)
-        self._read(start + first * array.itemsize, array.view(np.uint8))
+        self._file.read(start + first * array.itemsize, array.view(np.uint8))
         return array
 
     def pieces(self, key: str, first: int, end: int) -> Iterator[memoryview]:
@@ -111,29 +102,6 @@ class StreamedFile:
         buffer = np.empty(min(PIECE_BYTES, stop - at), np.uint8)
         while at < stop:
             piece = buffer[: min(PIECE_BYTES, stop - at)]
-            self._read(at, piece)
+            self._file.read(at, piece)
             yield piece.data
             at += len(piece)
-
-    def _read(self, start: int, into: np.ndarray) -> None:
-        wanted = memoryview(into.data)
-        try:
-            with self._reading:
-                self._file.seek(start)
-                while wanted and (count := self._file.readinto(wanted)):
-                    wanted = wanted[count:]
-        except OSError as failure:
-            raise BaseModelError(
-                f"{self.path}: cannot be read ({failure.strerror}); expected a disk that gives "
-                f"what it holds; check the disk",
-                code=Refusal.MISSING_FILE,
-            ) from failure
-        if wanted:
-            raise self._changed()
-
-    def _changed(self) -> BaseModelError:
-        return BaseModelError(
-            f"{self.path}: changed while it was read; expected a file that nobody writes; try "
-            f"again when it is whole",
-            code=Refusal.CHANGED,
-        )

@@ -4,34 +4,21 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 
 from prolora_jax.architectures.placement import Placement
-from prolora_jax.io.base_models.streamed_file import StreamedFile
+from prolora_jax.io.base_models.packed_weights import PackedWeights
+from prolora_jax.io.base_models.streamed_file import PIECE_BYTES, StreamedFile
+from prolora_jax.io.base_models.weight_file import WeightFile
+from prolora_jax.io.containers.packed.fp8 import UNSCALED, lost
+from prolora_jax.io.containers.packed.packed_weight import PackedWeight
+from prolora_jax.io.containers.packed.scaled import FLOAT8
+from prolora_jax.io.file_state import FileState
 from prolora_jax.layout import kernel_to_weight
 
 _FINGERPRINT_LENGTH = 32
-
-
-@runtime_checkable
-class WeightFile(Protocol):
-    """An open container whose tensors have torch keys and torch layout."""
-
-    keys: tuple[str, ...]
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        ...
-
-    def tensor(self, key: str) -> np.ndarray:
-        """Read one tensor, in its stored dtype."""
-        ...
-
-    def require_weight(self, key: str) -> None:
-        """Raise unless its dtype is one for weights, without reading it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -61,17 +48,24 @@ class Source:
         return tensor if self.placement.rows is None else tensor[slice(*self.placement.rows)]
 
     def digest(self) -> str:
-        """A hash of the weight's dtype, shape and bytes; of a streamed file in a small buffer."""
-        span = self._span
-        if span is None:
+        """A hash of the weight's dtype, shape and bytes; of a streamed file in a small buffer.
+
+        Of a packed weight it is the bytes of all that it is made of: weights that were packed in
+        two ways are two, even where their floats are equal, and none is one that is not packed.
+        """
+        packed, span = self.packed, self._span
+        if isinstance(self.file, PackedWeights) and packed is not None and not packed.is_plain:
+            head = f"packed {packed.dtype.name} {packed.shape} {self.placement.rows} "
+            pieces = self.file.pieces(self.placement.key)
+        elif span is None or not isinstance(span.file, StreamedFile):
             weight = self.read()
-            dtype, shape = weight.dtype, weight.shape
+            head = f"{weight.dtype.name} {weight.shape} "
             # As bytes first: NumPy hands out no buffer of bfloat16.
             pieces = iter([np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data])
         else:
-            dtype, shape = span.file.dtype(span.key), span.shape
+            head = f"{span.file.dtype(span.key).name} {span.shape} "
             pieces = span.file.pieces(span.key, span.first, span.end)
-        digest = hashlib.sha256(f"{dtype.name} {shape} ".encode())
+        digest = hashlib.sha256(head.encode())
         for piece in pieces:
             digest.update(piece)
         return digest.hexdigest()[:_FINGERPRINT_LENGTH]
@@ -94,6 +88,18 @@ class Source:
         for first in range(span.first, span.end, step):
             yield span.file.elements(span.key, first, min(first + step, span.end))
 
+    def lost(self) -> float | None:
+        """Share of the numbers that a cast to 8 bits without a scale has made zero or subnormal.
+
+        None of any other weight. The weight is read.
+        """
+        if self.packing != UNSCALED:
+            return None
+        found, size = 0, 0
+        for part in self.numbers(PIECE_BYTES):
+            found, size = found + lost(part), size + part.size
+        return found / max(1, size)
+
     @property
     def is_streamed(self) -> bool:
         """Whether the weight can be read in parts."""
@@ -106,16 +112,42 @@ class Source:
         return span is not None and span.file.dtype(span.key) == np.float64
 
     @property
+    def packed(self) -> PackedWeight | None:
+        """How the weight is packed; None where its numbers stand for themselves."""
+        if not isinstance(self.file, PackedWeights):
+            return None
+        return self.file.weight(self.placement.key)
+
+    @property
+    def packing(self) -> str | None:
+        """The packing's name; None where the numbers stand for themselves in 16 bits or more."""
+        if isinstance(self.file, StreamedFile):
+            is_cast = self.file.dtype(self.placement.key).name in FLOAT8
+            return UNSCALED if is_cast else None
+        packed = self.packed
+        return None if packed is None or packed.is_plain else packed.packing
+
+    @property
+    def state(self) -> FileState | None:
+        """The state of the one file that all of the weight is in; None where there is none such."""
+        if isinstance(self.file, PackedWeights):
+            return self.file.state(self.placement.key)
+        return self.file.state if isinstance(self.file, StreamedFile) else None
+
+    @property
     def place(self) -> str:
         """What tells this weight from others of its file."""
-        where = self.placement
-        return f"{where.key} {where.rows} {where.transposed}"
+        where, packed = self.placement, self.packed
+        how = "" if packed is None else f"{packed.packing}: "
+        return f"{how}{where.key} {where.rows} {where.transposed}"
 
     @property
     def _span(self) -> "_Span | None":
         """Where the weight lies in one piece, in a file that is streamed."""
         file, where = self.file, self.placement
-        if not isinstance(file, StreamedFile) or where.transposed:
+        if not isinstance(file, StreamedFile | PackedWeights) or where.transposed:
+            return None
+        if isinstance(file, PackedWeights) and not file.in_parts(where.key):
             return None
         stored = file.shape(where.key)
         first, end = (0, stored[0]) if where.rows is None else where.rows
@@ -126,7 +158,7 @@ class Source:
 class _Span(NamedTuple):
     """Numbers of a tensor in their order."""
 
-    file: StreamedFile
+    file: StreamedFile | PackedWeights
     key: str
     shape: tuple[int, ...]
     first: int

@@ -64,6 +64,7 @@ class TensorFile:
         *,
         error: type[ProloraError],
         origin: str | os.PathLike[str] | None = None,
+        packed: bool = False,
     ):
         """Open a file and read its header.
 
@@ -71,6 +72,8 @@ class TensorFile:
             path: a safetensors file.
             error: what to raise when the file is bad: `AdapterRefused` or `BaseModelError`.
             origin: what to call the file in messages; `path` if None.
+            packed: whether there may be weights packed into 8 bits or fewer, whose numbers do not
+                stand for themselves.
 
         Raises:
             UsageError: there is no such file, or it cannot be opened.
@@ -94,7 +97,8 @@ class TensorFile:
         self._entries = self._header.tensors
         last = max((entry.end for entry in self._entries.values()), default=0)
         self._size = self._header.body + last
-        self._refuse_quantised()
+        if not packed:
+            self._refuse_quantised()
         self.identity = (status.st_ino, status.st_mtime_ns, status.st_size)
         self.keys: tuple[str, ...] = tuple(self._entries)
         self.metadata: dict[str, str] = dict(self._header.metadata)
