@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
@@ -57,6 +58,7 @@ class BaseModelSpec:
             families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
+        facts: of a language model, what its configuration says and its tensors do not.
     """
 
     name: str
@@ -64,6 +66,7 @@ class BaseModelSpec:
     family: str | None = None
     differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
+    facts: LmFacts | None = None
 
     @property
     def architecture(self) -> str | None:

@@ -22,6 +22,7 @@ Format = Literal[
     "flax",
     "maxdiffusion",
     "mlx",
+    "gguf",
     "lora",
 ]
 

@@ -12,6 +12,7 @@ from prolora_jax.adapters.formats import (
     comfyui,
     diffusers,
     flax_keys,
+    gguf,
     kohya,
     maxdiffusion,
     mlx,
@@ -21,7 +22,7 @@ from prolora_jax.adapters.formats.companion_keys import companion_tensors
 from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
-from prolora_jax.adapters.formats.keys import FORMATS, LM_FORMATS
+from prolora_jax.adapters.formats.keys import FORMATS, GGUF_FACTS, LM_FORMATS, MLX_CONFIG
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
 from prolora_jax.adapters.formats.own_keys import own_tensors
@@ -87,7 +88,9 @@ def dump(
     own = own_tensors(adapter, format, spec, folded=folded)
     header = header_strings(adapter, format)
     if format == "mlx":
-        tensors, header[mlx.CONFIG_KEY] = mlx.dump_tensors(adapter, spec)
+        tensors, header[MLX_CONFIG] = mlx.dump_tensors(adapter, spec)
+    elif format == "gguf":
+        tensors, header[GGUF_FACTS] = gguf.dump_tensors(adapter, spec)
     else:
         tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
@@ -106,7 +109,7 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    spent = {HEADER_KEY, mlx.CONFIG_KEY, *spent_strings(adapter.metadata)}
+    spent = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
     torch = format in {"diffusers", "diffusers-old", "peft"}

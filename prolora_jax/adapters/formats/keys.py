@@ -17,8 +17,10 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "flax",
     "maxdiffusion",
 )
-LM_FORMATS = ("peft", "mlx")
+LM_FORMATS = ("peft", "mlx", "gguf")
 """Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
+MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
+"""Header strings that hold what MLX-LM's folders and GGUF files say beside the tensors."""
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str
@@ -59,6 +61,8 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
         ".lora_embedding_B": ("", "rows_down"),
         ".lora_a": ("", "mlx_a"),
         ".lora_b": ("", "mlx_b"),
+        ".gguf_a": ("", "gguf_a"),
+        ".gguf_b": ("", "gguf_b"),
     }
     # The oldest diffusers files: the layer's own name is hidden in the suffix.
     unet = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -104,7 +108,8 @@ def split_key(key: str) -> Key | None:
     if part is None:
         return None
     format = _OLD if _PROCESSOR in key and PEFT_WRAPPER not in name else _format(name)
-    format = "mlx" if part.startswith("mlx_") else format
+    own = part.partition("_")[0]
+    format = own if own in LM_FORMATS else format
     return Key(_canonical(name), part, format, adapter)
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.keys import Key
+from prolora_jax.adapters.formats.keys import MLX_CONFIG, Key
 from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.adapters.formats.segments import scaled_alike
 from prolora_jax.architectures.llm.fused import expert_of, expert_path
@@ -22,9 +22,6 @@ from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.errors import AdapterRefused, Refusal
-
-CONFIG_KEY = "mlx_adapter_config"
-"""Header string that holds the folder's configuration."""
 
 PARTS = {"mlx_a": "down", "mlx_b": "up"}
 _EXPERTS = ".switch_mlp."
@@ -64,7 +61,7 @@ def scale_of(metadata: Mapping[str, str], origin: str) -> float:
         AdapterRefused: there is no configuration, or no scale in it.
     """
     try:
-        parameters = json.loads(metadata[CONFIG_KEY])["lora_parameters"]
+        parameters = json.loads(metadata[MLX_CONFIG])["lora_parameters"]
         scale = float(parameters["scale"])
     except (KeyError, TypeError, ValueError, RecursionError) as failure:
         raise AdapterRefused(

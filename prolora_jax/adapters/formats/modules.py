@@ -14,6 +14,7 @@ from prolora_jax.adapters.algorithms.table import (
     algorithm_reading,
     nearest_algorithm,
 )
+from prolora_jax.adapters.formats.gguf import alpha_of
 from prolora_jax.adapters.formats.keys import Part
 from prolora_jax.adapters.formats.lora_config import (
     alpha_by_config,
@@ -86,6 +87,8 @@ def _alpha_beside(
     """The alpha that a configuration gives a module; MLX-LM's has the scale itself."""
     if group.format == "mlx":
         return scale_of(metadata, origin) * rank
+    if group.format == "gguf":
+        return alpha_of(metadata, rank)
     return alpha_by_config(path, rank, metadata, origin)
 
 

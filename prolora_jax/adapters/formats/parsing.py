@@ -12,7 +12,7 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
-from prolora_jax.adapters.formats import mlx
+from prolora_jax.adapters.formats import gguf, mlx
 from prolora_jax.adapters.formats.explaining import completed, explained_key
 from prolora_jax.adapters.formats.keys import TURNED, Key
 from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
@@ -127,6 +127,8 @@ def _pieces(key: Key, array: np.ndarray) -> Iterable[tuple[Key, np.ndarray]]:
     """The parts of modules that a tensor holds, in torch's layout: one, or one for each expert."""
     if key.part in mlx.PARTS:
         return mlx.pieces(key, array)
+    if key.part in gguf.PARTS:
+        return gguf.pieces(key, array)
     if key.part in TURNED:
         return [(replace(key, part=TURNED[key.part]), array.T)]
     if key.format == "flax" and array.ndim in {2, 4}:  # anything else is refused later

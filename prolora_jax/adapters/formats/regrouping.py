@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.expert_parameters import experts_apart, is_parameter
+from prolora_jax.adapters.formats.gguf import in_halves
 from prolora_jax.adapters.formats.segments import cut, joined
 from prolora_jax.architectures.llm.fused import FUSED, FUSED_BY_PART, on_disk
 from prolora_jax.architectures.llm.names import LM
@@ -28,6 +29,7 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     Raises:
         AdapterRefused: the file does not say what a pair of all experts is of.
     """
+    adapter = in_halves(adapter, spec)
     unknown = [m for m in adapter.modules if m.path.startswith(LM) and m.path not in spec.modules]
     if not unknown:
         return adapter

@@ -11,9 +11,8 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
 from prolora_jax.adapters.formats.dumping import Reader, concrete_format, dump
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
+from prolora_jax.adapters.formats.keys import GGUF_FACTS, MLX_CONFIG, PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
-from prolora_jax.adapters.formats.mlx import CONFIG_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.llm.names import LM
@@ -21,6 +20,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
 from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
+from prolora_jax.io.adapters.gguf_lora import is_gguf, read_gguf, write_gguf
 from prolora_jax.io.adapters.hashes import file_hashes
 from prolora_jax.io.adapters.mlx_folder import (
     is_mlx_folder,
@@ -84,6 +84,8 @@ def load_adapter(
     path = Path(path)
     if path.is_dir():
         tensors, metadata = _read_folder(path)
+    elif is_gguf(path):
+        tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
         tensors, metadata = read_flax(path)
     else:
@@ -192,7 +194,10 @@ def save_adapter(
     if strip_metadata:
         header = stripped(header)
     if format == "mlx":
-        write_mlx(path, tensors, {CONFIG_KEY: dumped[CONFIG_KEY], **header}, _write)
+        write_mlx(path, tensors, {MLX_CONFIG: dumped[MLX_CONFIG], **header}, _write)
+    elif format == "gguf":
+        kept = {key: text for key, text in header.items() if key not in HASHES}
+        write_gguf(path, tensors, {GGUF_FACTS: dumped[GGUF_FACTS], **kept})
     elif format == "flax":
         kept = {key: text for key, text in header.items() if key not in HASHES}
         write_flax(path, tensors, kept)

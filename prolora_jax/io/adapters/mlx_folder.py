@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapters.formats.mlx import CONFIG_KEY
+from prolora_jax.adapters.formats.keys import MLX_CONFIG
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.peft_folder import (
@@ -56,7 +56,7 @@ def mlx_config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
     if not any(key.endswith(_ENDS) for key in keys):
         return {}
     text = _config_text(path)
-    return {} if text is None else {CONFIG_KEY: text}
+    return {} if text is None else {MLX_CONFIG: text}
 
 
 def _config_text(path: Path) -> str | None:
@@ -80,7 +80,7 @@ def write_mlx(
         metadata: header strings, the configuration among them.
         write: writes one safetensors file.
     """
-    header = {key: text for key, text in metadata.items() if key != CONFIG_KEY}
+    header = {key: text for key, text in metadata.items() if key != MLX_CONFIG}
     with new_folder(folder) as place:
         write(place / MLX_WEIGHTS, dict(tensors), header)
-        atomic.write_text(place / CONFIG, metadata[CONFIG_KEY] + "\n")
+        atomic.write_text(place / CONFIG, metadata[MLX_CONFIG] + "\n")
