@@ -217,9 +217,8 @@ def test_both_of_peft_s_ways_are_read(
 def test_which_way_is_not_guessed_where_shapes_do_not_tell(tmp_path: Path) -> None:
     kind = EXPERTS["qwen3-moe"]
     torch.manual_seed(0)
-    config = transformers.Qwen3MoeConfig(
-        **dict(kind.sizes) | {"moe_intermediate_size": H // 2}, num_hidden_layers=1
-    )
+    sizes: dict[str, Any] = {**kind.sizes, "moe_intermediate_size": H // 2}
+    config = transformers.Qwen3MoeConfig(**sizes, num_hidden_layers=1)
     transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "base")
     base = load_base_model(tmp_path / "base")
     tensors, gate_up, _ = files(H // 2, exchanged=False)
