@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from prolora_jax.architectures.llm.facts import LmFacts
+from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
@@ -27,7 +28,12 @@ class ModuleSpec:
     shape: tuple[int, ...]
 
     def kind_is(self, kind: str) -> bool:
-        """Whether it belongs to `attn` (projections of attention), `linear` or `all`."""
+        """Whether it belongs to `attn` (projections of attention), `linear` or `all`.
+
+        An embedding belongs to none: its rows are copied, and span nothing.
+        """
+        if is_embedding(self.path):
+            return False
         if kind == "all":
             return True
         attention = any(name in self.path for name in _ATTENTION[self.path.startswith(LM)])

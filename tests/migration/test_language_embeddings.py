@@ -219,6 +219,15 @@ def test_rows_without_their_tokens_are_refused(with_rows: LanguagePair, tmp_path
         migrate_file(made, pair.source, pair.target, tmp_path / "out", COPY, Writing())
 
 
+@pytest.mark.parametrize(("to", "out"), [("mlx", "out"), ("peft", "out.safetensors")])
+def test_rows_have_a_place_in_a_folder_of_peft_s_alone(
+    with_rows: LanguagePair, to: str, out: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterRefused, match="of which tokens they are"):
+        convert_file(with_rows.adapter, to, tmp_path / out, with_rows.source)
+    assert not (tmp_path / out).exists()
+
+
 def test_an_embedding_of_another_vocabulary_gets_nothing(
     pair: LanguagePair, tmp_path: Path
 ) -> None:

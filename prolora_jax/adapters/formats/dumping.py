@@ -73,7 +73,7 @@ def dump(
     """
     require_format(format)
     given = resolve(adapter, spec)
-    _require_reader(given, format)
+    _require_reader(given, format, folded=folded)
     if reader == "vllm":
         given = for_vllm(given, spec)
     magnitudes = magnitude_tensors(given, format, spec)
@@ -199,8 +199,16 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     return chosen
 
 
-def _require_reader(adapter: Adapter, format: str) -> None:
+def _require_reader(adapter: Adapter, format: str, *, folded: bool) -> None:
     path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
+    rows = next((c.key for c in adapter.companions if c.part == "rows"), None)
+    if rows is not None and (folded or format != "peft"):
+        raise AdapterRefused(
+            f"{adapter.origin}: {rows}: found whole rows of an embedding, to be written as "
+            f"{format}; expected a folder of peft's, whose configuration says of which tokens they "
+            f"are; name a folder, or leave them behind (--exclude '*embed_tokens')",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
     of_lm = path.startswith(LM)
     if format not in (LM_FORMATS if of_lm else FORMATS):
         what = "a language model" if of_lm else "a UNet or a text encoder"

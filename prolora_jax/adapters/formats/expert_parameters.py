@@ -79,13 +79,16 @@ def experts_in(spec: BaseModelSpec) -> dict[str, int]:
     return found
 
 
-def experts_apart(adapter: Adapter, module: LoraModule, spec: BaseModelSpec) -> list[LoraModule]:
+def experts_apart(
+    adapter: Adapter, module: LoraModule, spec: BaseModelSpec, counts: Mapping[str, int]
+) -> list[LoraModule]:
     """A pair for each expert and layer, of the pair of a parameter.
 
     Args:
         adapter: that the module is of.
         module: as its key says; `is_parameter`.
         spec: the base model, which has the experts one by one.
+        counts: `experts_in` the base model.
 
     Returns:
         The pairs, views of the file's tensors; none where the base model has no such experts.
@@ -95,7 +98,6 @@ def experts_apart(adapter: Adapter, module: LoraModule, spec: BaseModelSpec) -> 
             factors is which.
     """
     block = module.path.removesuffix(_INNER).removesuffix(_EXPERTS)
-    counts = experts_in(spec)
     block = block if block in counts else on_disk(block)
     count = counts.get(block)
     if count is None or module.rank % count:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.expert_parameters import experts_apart, is_parameter
+from prolora_jax.adapters.formats.expert_parameters import experts_apart, experts_in, is_parameter
 from prolora_jax.adapters.formats.gguf import in_halves
 from prolora_jax.adapters.formats.segments import cut, joined
 from prolora_jax.architectures.llm.fused import FUSED, FUSED_BY_PART, on_disk
@@ -34,6 +34,7 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     if not unknown:
         return adapter
     found: list[LoraModule] = [m for m in adapter.modules if m.path in spec.modules]
+    counts: dict[str, int] | None = None  # asked for by few, of all layers
     together: dict[str, dict[str, LoraModule]] = {}
     for module in adapter.modules:
         if module.path in spec.modules:
@@ -41,7 +42,8 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         home, _, name = module.path.rpartition(".")
         fused = f"{home}.{FUSED_BY_PART[name]}" if name in FUSED_BY_PART else ""
         if is_parameter(module):
-            found += experts_apart(adapter, module, spec) or [module]
+            counts = experts_in(spec) if counts is None else counts
+            found += experts_apart(adapter, module, spec, counts) or [module]
         elif name in FUSED and f"{home}.{FUSED[name][0]}" in spec.modules:
             found += _apart(module, spec) or [module]
         elif fused in spec.modules:
