@@ -1,13 +1,16 @@
 """`prolora convert`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.adapters.formats.dumping import Reader
 from prolora_jax.cli.console import Common, out, write_json
+
+if TYPE_CHECKING:
+    from prolora_jax.io.adapters.whole_files import ConvertedFile
 
 COMMON = Common()
 Format = Literal[
@@ -62,7 +65,6 @@ def convert(
         for_reader: vllm: a folder of peft's with one rank, padded with zeros, alpha folded in and
             no patterns, of which vLLM knows nothing; other tensors than pairs are refused.
     """
-    from prolora_jax.adapters.formats.vllm import started_with
     from prolora_jax.io.adapters.whole_files import convert_file
     from prolora_jax.plans.options import factor_rank as parsed_rank
 
@@ -79,29 +81,35 @@ def convert(
         factor_rank=parsed_rank(factor_rank),
         reader=for_reader,
     )
+    _show(found, input, for_reader, as_json=common.json)
+    return 0
+
+
+def _show(found: "ConvertedFile", given: Path, for_reader: Reader | None, *, as_json: bool) -> None:
+    from prolora_jax.adapters.formats.vllm import started_with
+
     kept = [m.made_from.kept for m in found.adapter.modules if m.made_from is not None]
     before, count = found.adapter.format, len(found.adapter.modules)
-    if common.json:
+    if as_json:
         facts = {
-            "input": str(input),
+            "input": str(given),
             "from": before,
-            "output": str(out_path),
+            "output": str(found.output),
             "to": found.format,
             "names": found.names,
             "modules": count,
             "factored": {"modules": len(kept), "least_kept": min(kept, default=None)},
         }
         write_json(facts)
-    else:
+        return
+    out().print(
+        f"{found.output}: {count} modules, {before} -> {found.format}, names of {found.names}",
+        markup=False,
+    )
+    if for_reader == "vllm":
+        out().print(started_with(found.adapter.ranks))
+    if kept:
         out().print(
-            f"{out_path}: {count} modules, {before} -> {found.format}, names of {found.names}",
-            markup=False,
+            f"LoRA factors were made for {len(kept)} modules; they hold {min(kept):.4%} of the "
+            f"update's squared norm at least, {sum(kept) / len(kept):.4%} on average"
         )
-        if for_reader == "vllm":
-            out().print(started_with(found.adapter.ranks))
-        if kept:
-            out().print(
-                f"LoRA factors were made for {len(kept)} modules; they hold {min(kept):.4%} of the "
-                f"update's squared norm at least, {sum(kept) / len(kept):.4%} on average"
-            )
-    return 0

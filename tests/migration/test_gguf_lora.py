@@ -14,6 +14,7 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 from prolora_jax.adapters.adapter import delta
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.inputs import expand
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
@@ -197,6 +198,12 @@ def test_other_files_are_refused(
     path = write(tmp_path / "given.gguf", tensors, **values)
     with pytest.raises(AdapterRefused, match=found):
         load_adapter(path)
+
+
+def test_of_a_folder_adapters_are_taken_and_models_are_not(tmp_path: Path) -> None:
+    write(tmp_path / "adapter.gguf", PAIR)
+    write(tmp_path / "model.gguf", {"blk.0.attn_q.weight": np.ones((8, 8), "f4")}, type="model")
+    assert [item.path.name for item in expand([tmp_path])] == ["adapter.gguf"]
 
 
 def test_heads_are_not_guessed(tmp_path: Path) -> None:

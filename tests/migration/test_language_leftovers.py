@@ -94,7 +94,7 @@ def test_what_targets_are_called_is_read_from_the_tensors(
     pair: LanguagePair, targets: str, tmp_path: Path
 ) -> None:
     name = "unsloth/mistral-7b-bnb-4bit"
-    fields = {"target_modules": targets, "base_model_name_or_path": name}
+    fields: dict[str, Any] = {"target_modules": targets, "base_model_name_or_path": name}
     given = written(pair, tmp_path / "given", **fields)
     migrate_file(given, pair.source, pair.target, tmp_path / "out", COPY)
     config = json.loads((tmp_path / "out" / CONFIG).read_text())

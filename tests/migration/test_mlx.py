@@ -77,7 +77,9 @@ def test_the_scale_is_no_alpha_and_both_factors_are_transposed(
     # A file alone, its configuration beside it, and the folder among others.
     alone = load_adapter(folder / "adapters.safetensors", base.spec)
     assert alone.fingerprint == adapter.fingerprint
-    assert [item.path for item in expand([tmp_path])] == [folder]
+    save_file(tensors, folder / "0000100_adapters.safetensors")
+    inside = {item.path.name: item.ignored is None for item in expand([tmp_path])}
+    assert inside == {"given": True, "0000100_adapters.safetensors": False}
     # peft merges the same.
     convert_file(folder, "peft", tmp_path / "out", pair.source)
     after = merged(pair.source_net, tmp_path / "out").state_dict()

@@ -30,6 +30,16 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
+def is_gguf_adapter(path: Path) -> bool:
+    """Whether a file among others is an adapter of llama.cpp's, and no model, by its header."""
+    if path.suffix.lower() != ".gguf" or not is_gguf(path):
+        return False
+    try:
+        return GgufFile(path).values.get(_TYPE) == "adapter"
+    except BaseModelError:
+        return False
+
+
 def read_gguf(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Read an adapter of llama.cpp's.
 
