@@ -189,8 +189,9 @@ PAIR = {
         (PAIR, {"architecture": "mamba"}, "mamba"),
         (PAIR | {"blk.0.attn_norm.weight": np.ones(32, np.float32)}, {}, "attn_norm"),
         (dict([*PAIR.items()][:1]), {}, "the up factor is missing"),
+        (PAIR | {"stray": np.ones(32, np.float32)}, {}, "found tensor stray"),
     ],
-    ids=["model", "other-kind", "other-architecture", "norm", "half-a-pair"],
+    ids=["model", "other-kind", "other-architecture", "norm", "half-a-pair", "stray"],
 )
 def test_other_files_are_refused(
     tensors: dict[str, np.ndarray], values: dict[str, Any], found: str, tmp_path: Path

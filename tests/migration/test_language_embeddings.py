@@ -179,6 +179,23 @@ def test_whole_rows_change_the_target_s_by_what_they_differ_from_the_source_s(
     assert verify_file(tmp_path / "out").ok
 
 
+def test_whole_rows_of_a_tied_embedding_are_the_head_s_too(tmp_path: Path) -> None:
+    fields = {"target_modules": ["q_proj"], "trainable_token_indices": list(ROWS)}
+    pair = make_language_pair(tmp_path, "llama", depth=1, kept=(0,), **fields)
+    tensors = load_file(pair.adapter / WEIGHTS)
+    (key,) = (key for key in tensors if "trainable_tokens" in key)
+    save_file(tensors | {key: tensors[key] + np.float32(0.25)}, pair.adapter / WEIGHTS)
+    migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", COPY)
+    tokens = torch.tensor([[3, 5, 7, 39]])
+    with torch.no_grad():
+        nets = (pair.source_net, pair.adapter), (pair.target_net, tmp_path / "out")
+        for net, folder in nets:
+            rows = merged(net, folder).get_input_embeddings()(tokens)
+            before = net.get_input_embeddings()(tokens)
+            wanted = torch.tensor([0.25, 0.0, 0.25, 0.25])[None, :, None].expand_as(rows)
+            torch.testing.assert_close(rows - before, wanted, atol=2e-7, rtol=0)
+
+
 def test_rows_on_the_same_embedding_keep_their_bytes(
     with_rows: LanguagePair, tmp_path: Path
 ) -> None:

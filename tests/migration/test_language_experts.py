@@ -134,6 +134,24 @@ def test_parameters_of_all_experts_come_back_as_such(
 
 
 @pytest.mark.skipif(not FUSED, reason="transformers 4 has no parameter for all experts")
+def test_an_expert_that_stays_behind_gets_nothing(tmp_path: Path) -> None:
+    fields = {"layers": ("q_proj",), "target_parameters": BOTH, "r": R}
+    pair = make_language_pair(tmp_path, "qwen3-moe", depth=2, kept=(0, 1), **fields)
+    options = MigrationOptions(method="copy", exclude=("*.experts.1.*", "*.1.mlp*down_proj"))
+    migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", options)
+    given, found = (
+        updates(pair.source_net, pair.adapter),
+        updates(pair.target_net, tmp_path / "out"),
+    )
+    assert len(found) == 2 + 1 + 1  # of the layers' queries, gates and ups; downs of the first
+    for key, update in found.items():
+        wanted = given[key].copy()
+        if "experts" in key:
+            wanted[1] = 0.0
+        np.testing.assert_allclose(update, wanted, atol=2e-7)
+
+
+@pytest.mark.skipif(not FUSED, reason="transformers 4 has no parameter for all experts")
 def test_projected_experts_are_merged_as_single_ones_are(tmp_path: Path) -> None:
     fields = {"layers": ("q_proj",), "target_parameters": BOTH, "r": R}
     pair = make_language_pair(tmp_path, "mixtral", depth=3, kept=(0, 2), **fields)

@@ -196,6 +196,25 @@ def test_a_scale_is_not_guessed(pair: LanguagePair, tmp_path: Path) -> None:
         assert refused.value.code is Refusal.UNKNOWN_KEYS
 
 
+@pytest.mark.parametrize("said", ["[]", '{"lora_parameters": 3}', "{", '"text"', "1" * 400])
+def test_a_configuration_that_is_none_is_refused(said: str, tmp_path: Path) -> None:
+    name = "model.layers.3.self_attn.q_proj"
+    tensors = {f"{name}.lora_a": numbers(H, R), f"{name}.lora_b": numbers(R, 48)}
+    folder = write(tmp_path / "given", tensors)
+    (folder / "adapter_config.json").write_text(said)
+    with pytest.raises(AdapterRefused, match=r"adapter_config\.json"):
+        load_adapter(folder)
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    name = "model.layers.3.self_attn.q_proj"
+    tensors = {f"{name}.lora_a": numbers(H, R), f"{name}.lora_b": numbers(R, 48)}
+    for place, scale in enumerate((10**400, "x", float("inf"), None)):
+        folder = write(tmp_path / str(place), tensors, lora_parameters={"scale": scale})
+        with pytest.raises(AdapterRefused, match="scale"):
+            load_adapter(folder)
+
+
 def test_only_a_language_model_s_adapter_is_written_so(tmp_path: Path) -> None:
     tensors = {
         "unet.mid_block.attentions.0.proj_in.lora_A.weight": numbers(R, 1280),

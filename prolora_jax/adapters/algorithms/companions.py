@@ -43,7 +43,7 @@ def companion_of(key: str, array: np.ndarray, *, outline: bool) -> Companion | N
         a tensor without effect.
     """
     rows = _TOKEN_ROWS.fullmatch(key)
-    if rows is not None and array.ndim == 2:
+    if rows is not None and array.ndim == 2 and array.size:
         return Companion(key, module_path(rows[1]), "rows", array)
     name, part = _split(key)
     if array.size == 0:

@@ -16,7 +16,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_of
-from prolora_jax.adapters.formats.segments import cut, joined, scaled_alike
+from prolora_jax.adapters.formats.segments import common_dtype, cut, joined, scaled_alike
 from prolora_jax.architectures.llm.fused import (
     PARAMETERS,
     expert_of,
@@ -103,6 +103,8 @@ def experts_apart(
     if count is None or module.rank % count:
         return []
     layers = _layers(block, spec)
+    if layers is None:
+        return []
     rank, (width, height) = module.rank // count, (module.down.shape[1], module.up.shape[0])
     names = _named(adapter, module, layers, {(width, height), (height, width)})
     if len(names) != 1:
@@ -142,23 +144,24 @@ def parameters_of(
         The adapter without what was put together; the pairs of parameters; and paths of routers,
         which peft adapts as parameters, too.
     """
-    said = [str(name) for name in fields.get(FIELD, ())]
+    said = _said(fields)
     wanted = {name for name in PARAMETERS if any(one.endswith(name) for one in said)}
     by_place: dict[tuple[str, str], dict[tuple[int, str], LoraModule]] = {}
     part_of = {part: name for name in wanted for part in PARAMETERS[name]}
+    shapes: dict[str, dict[str, tuple[int, int]]] = {}
     rest = []
     for module in adapter.modules:
         expert = expert_of(module.path)
-        if expert is None or expert.part not in part_of:
+        whole = None if expert is None else _layers(expert.block, spec)
+        if expert is None or whole is None or expert.part not in part_of:
             rest.append(module)
             continue
+        shapes[expert.block] = whole
         group = by_place.setdefault((expert.block, part_of[expert.part]), {})
         group[expert.number, expert.part] = module
     counts, old = experts_in(spec), _is_old(str(fields.get("peft_version", "")))
     found = tuple(
-        _together(
-            block, name, group, counts[block], _layers(block, spec), wanted, old, adapter.origin
-        )
+        _together(block, name, group, counts[block], shapes[block], wanted, old, adapter.origin)
         for (block, name), group in by_place.items()
     )
     routers: tuple[str, ...] = ()
@@ -190,9 +193,9 @@ def _together(
         experts = dict(zip(experts, scaled_alike([*experts.values()], origin), strict=True))
     rank = max(expert.rank for expert in experts.values())
     one = next(iter(experts.values()))
-    dtype = np.result_type(*(expert.dtype for expert in experts.values()))
-    a = np.zeros((count, rank, one.down.shape[1]), dtype)
-    b = np.zeros((one.up.shape[0], rank, count), dtype)
+    dtypes = [common_dtype([getattr(e, n) for e in experts.values()]) for n in ("down", "up")]
+    a = np.zeros((count, rank, one.down.shape[1]), dtypes[0])
+    b = np.zeros((one.up.shape[0], rank, count), dtypes[1])
     for number, expert in experts.items():
         a[number, : expert.rank] = expert.down
         b[:, : expert.rank, number] = expert.up
@@ -204,14 +207,21 @@ def _together(
     return ParameterTensors(f"{whole}.{name}", place, rank, one.scale * rank, *flat)
 
 
-def _layers(block: str, spec: BaseModelSpec) -> dict[str, tuple[int, int]]:
-    """Shape of each layer of an expert, by its name in dense models."""
+def _layers(block: str, spec: BaseModelSpec) -> dict[str, tuple[int, int]] | None:
+    """Shape of each layer of an expert, by its name in dense models; None where one is missing."""
     found = {}
-    for parts in PARAMETERS.values():
-        for part in parts:
-            shape = spec.modules[expert_path(block, 0, part)].shape
-            found[part] = (shape[0], shape[1])
+    for part in (part for parts in PARAMETERS.values() for part in parts):
+        layer = spec.modules.get(expert_path(block, 0, part))
+        if layer is None:
+            return None
+        found[part] = (layer.shape[0], layer.shape[1])
     return found
+
+
+def _said(fields: Mapping[str, Any]) -> list[str]:
+    """Names of the parameters that a configuration has."""
+    said = fields.get(FIELD)
+    return [str(name) for name in said] if isinstance(said, list | tuple) else []
 
 
 def _named(
@@ -227,8 +237,8 @@ def _named(
         return ["gate_up_proj"]
     if outer + _INNER in paths:
         return ["down_proj"]
-    said = settings_of(module.path, adapter.metadata, adapter.origin).get(FIELD) or ()
-    named = [name for name in PARAMETERS if any(str(one).endswith(name) for one in said)]
+    said = _said(settings_of(module.path, adapter.metadata, adapter.origin))
+    named = [name for name in PARAMETERS if any(one.endswith(name) for one in said)]
     return [name for name in named or PARAMETERS if _shape(name, layers) in shapes]
 
 

@@ -102,7 +102,7 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True)
         for m in adapter.modules
     )
-    told = adapter.metadata | {GGUF_FACTS: json.dumps(facts | {"rows": "halves"})}
+    told = {**adapter.metadata, GGUF_FACTS: json.dumps(facts | {"rows": "halves"})}
     return replace(adapter, modules=modules, metadata=told)
 
 

@@ -63,7 +63,7 @@ def scale_of(metadata: Mapping[str, str], origin: str) -> float:
     try:
         parameters = json.loads(metadata[MLX_CONFIG])["lora_parameters"]
         scale = float(parameters["scale"])
-    except (KeyError, TypeError, ValueError, RecursionError) as failure:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as failure:
         raise AdapterRefused(
             f"{origin}: found factors of MLX-LM, and no scale for them ({failure!r:.80}); expected "
             f"lora_parameters.scale in the adapter_config.json beside them; fetch the whole folder",

@@ -7,6 +7,7 @@ all, with zeros in rows that are not theirs.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 
@@ -43,17 +44,20 @@ def joined(
     """
     given = [part for part in parts if part is not None]
     alike = given if len({part.scale for part in given}) == 1 else scaled_alike(given, origin)
+    dtypes = common_dtype([a.down for a in alike]), common_dtype([a.up for a in alike])
+    alike = [replace(a, down=a.down.astype(dtypes[0], copy=False)) for a in alike]
     left = iter(alike)
     placed = [None if part is None else next(left) for part in parts]
     first = alike[0]
     if all(np.array_equal(first.down, other.down) for other in alike[1:]):
         blocks = [
-            np.zeros((n, first.rank), first.up.dtype) if part is None else part.up
+            np.zeros((n, first.rank)) if part is None else part.up
             for part, n in zip(placed, rows, strict=True)
         ]
-        return replace(first, path=path, up=np.concatenate(blocks))
+        whole = np.concatenate([block.astype(dtypes[1], copy=False) for block in blocks])
+        return replace(first, path=path, up=whole)
     rank = sum(part.rank for part in alike)
-    up = np.zeros((sum(rows), rank), np.result_type(*(part.up.dtype for part in alike)))
+    up = np.zeros((sum(rows), rank), dtypes[1])
     row = column = 0
     for part, n in zip(placed, rows, strict=True):
         if part is not None:
@@ -62,6 +66,12 @@ def joined(
         row += n
     alpha = None if first.alpha is None else first.scale * rank
     return LoraModule(path, np.concatenate([part.down for part in alike]), up, alpha)
+
+
+def common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:
+    """The narrowest dtype that holds what any of some arrays holds; as of `StructuredModule`."""
+    found = {array.dtype for array in arrays}
+    return found.pop() if len(found) == 1 else reduce(np.promote_types, found, np.dtype("f4"))
 
 
 def scaled_alike(modules: Sequence[LoraModule], origin: str) -> list[LoraModule]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from prolora_jax.io.containers.packed.gguf_file import GgufFile
 from prolora_jax.io.containers.packed.gguf_header import MAGIC
 from prolora_jax.io.guarded import is_regular, open_regular
 
+_BLOCK = re.compile(r"blk\.([0-9]{1,5})\.")
 _HEADER = "prolora.header"
 _ALPHA, _KIND, _TYPE = "adapter.lora.alpha", "adapter.type", "general.type"
 
@@ -78,7 +80,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
     architecture = str(said.get("general.architecture"))
-    blocks = {int(key.split(".")[1]) for key in file.keys if key.split(".")[1].isdecimal()}
+    blocks = {int(found[1]) for key in file.keys if (found := _BLOCK.match(key))}
     places = places_in(str(path), architecture, sorted(blocks), 1, 1)
     paths = {place.name: path for path, place in places.items()}
     tensors: dict[str, np.ndarray] = {}
