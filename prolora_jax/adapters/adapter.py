@@ -142,7 +142,7 @@ class LoraModule:
         )
 
 
-Part = Literal["bias", "weight", "layer", "none"]
+Part = Literal["bias", "weight", "layer", "rows", "none"]
 
 
 @dataclass(frozen=True)
@@ -153,18 +153,21 @@ class Companion:
         key: in the file.
         path: of the layer, as `LoraModule.path`; of a norm, too, which no spec lists.
         part: what it is: a vector that is added to the layer's `bias` or, of a norm, to its
-            `weight`; a whole `layer`; or `none`, a tensor without effect.
+            `weight`; a whole `layer`; whole `rows` of an embedding; or `none`, a tensor without
+            effect.
         array: the numbers; of a bias and a weight what is added, scale included.
+        rows: of the embedding that `array` has, in its order.
     """
 
     key: str
     path: str
     part: Part
     array: np.ndarray
+    rows: tuple[int, ...] = ()
 
     @property
     def norm(self) -> float:
-        """Norm of what is added; 0 of a whole layer, which is no difference."""
+        """Norm of what is added; 0 of a whole layer and of whole rows, which are no differences."""
         if self.part not in {"bias", "weight"}:
             return 0.0
         return float(np.linalg.norm(self.array.astype(np.float64)))

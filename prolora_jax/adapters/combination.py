@@ -104,6 +104,12 @@ def _companions(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[
     found: dict[tuple[str, str], Companion] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
         for companion in adapter.companions:
+            if companion.part == "rows":
+                raise AdapterRefused(
+                    f"{adapter.origin}: {companion.key}: found whole rows of an embedding, which "
+                    f"cannot be added up; expected adapters without them; migrate them apart",
+                    code=Refusal.UNSUPPORTED_ALGORITHM,
+                )
             if companion.part not in {"bias", "weight"}:
                 found.setdefault((companion.key, companion.part), companion)
                 continue

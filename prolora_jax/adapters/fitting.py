@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.algorithms.factoring import Bias, Matrix, factored
 from prolora_jax.adapters.detection import check_base
@@ -46,7 +47,8 @@ def fit(
         adapter: as parsed, or fitted before.
         spec: the base model.
         assume_base: id of the base model to believe in, whatever the file says.
-        matrix: weights of the base model, for algorithms whose update depends on them.
+        matrix: weights of the base model, for algorithms whose update depends on them, and for
+            whole layers that may be copies of its own.
         factor_rank: of the factors that are made of other algorithms' updates; the default if None.
         bias: biases of the base model, which IA3 of peft scales, too.
         keep_dora: whether modules of DoRA become their BA alone, beside which their gains stand.
@@ -65,7 +67,10 @@ def fit(
     held = hold(adapter, spec, assume_base)
     how = {"keep_dora": keep_dora, "late": late, "keep_own": keep_own}
     how["whole_own"] = whole_own
-    made = factored(held.adapter, spec, matrix, factor_rank, bias=bias, **how)
+    given = held.adapter
+    if matrix is not None and bias is not None:
+        given = without_copies(given, matrix, bias)
+    made = factored(given, spec, matrix, factor_rank, bias=bias, **how)
     return Fitted(made, held.flags)
 
 

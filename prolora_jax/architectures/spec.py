@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from prolora_jax.architectures.llm.facts import LmFacts
+from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
@@ -26,7 +28,12 @@ class ModuleSpec:
     shape: tuple[int, ...]
 
     def kind_is(self, kind: str) -> bool:
-        """Whether it belongs to `attn` (projections of attention), `linear` or `all`."""
+        """Whether it belongs to `attn` (projections of attention), `linear` or `all`.
+
+        An embedding belongs to none: its rows are copied, and span nothing.
+        """
+        if is_embedding(self.path):
+            return False
         if kind == "all":
             return True
         attention = any(name in self.path for name in _ATTENTION[self.path.startswith(LM)])
@@ -57,6 +64,7 @@ class BaseModelSpec:
             families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
+        facts: of a language model, what its configuration says and its tensors do not.
     """
 
     name: str
@@ -64,6 +72,7 @@ class BaseModelSpec:
     family: str | None = None
     differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
+    facts: LmFacts | None = None
 
     @property
     def architecture(self) -> str | None:

@@ -30,6 +30,7 @@ from prolora_jax.io.adapters.files import (
     writes_folder,
 )
 from prolora_jax.io.adapters.flax_file import is_flax_file
+from prolora_jax.io.adapters.gguf_lora import is_gguf
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.license_check import license_problem
 from prolora_jax.io.adapters.peft_folder import config_beside
@@ -48,6 +49,7 @@ from prolora_jax.plans.catalog_record import CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import wanted_pairs
 
+_SUFFIXES = {"flax": ".msgpack", "gguf": ".gguf"}
 _PICKLES = frozenset({".pt", ".bin", ".ckpt", ".pth"})
 SCALE_ASSUMED = "no adapter_config.json: scale 1"
 
@@ -195,13 +197,16 @@ class Scanner:
 
     def _adapter(self, path: Path) -> Adapter:
         zero, pickles = self._options.alpha_zero, self._writing.allow_pickle
-        whole = path.is_file() and (is_flax_file(path) or (pickles and is_pickle(path)))
+        told = is_flax_file, is_gguf, *((is_pickle,) if pickles else ())
+        whole = path.is_file() and any(is_kind(path) for is_kind in told)
         if whole:
             return load_adapter(
                 path, alpha_zero=zero, allow_pickle=pickles, quiet=True, structured=True
             )
         try:
-            return outline_adapter(path, str(path), zero, structured=True)
+            found = outline_adapter(path, str(path), zero, structured=True)
+            if all(companion.part != "layer" for companion in found.companions):
+                return found
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.
             beside = (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM, Refusal.INCOMPLETE_PAIR)
@@ -256,7 +261,7 @@ def output_path(item: Input, writing: Writing) -> Path:
         return path.with_suffix("") if path.suffix and not item.path.is_dir() else path
     if item.path.is_dir():
         return path.with_name(path.name + ".safetensors")
-    suffix = {"flax": ".msgpack"}.get(writing.format, path.suffix if same else ".safetensors")
+    suffix = path.suffix if same else _SUFFIXES.get(writing.format, ".safetensors")
     return path.with_suffix(".safetensors" if suffix.lower() in _PICKLES else suffix)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from prolora_jax.adapters.formats.dumping import Reader
 from prolora_jax.cli.console import Common, Reporter, out, write_json_text
 from prolora_jax.cli.convert import Format
 from prolora_jax.cli.migrate_options import (
@@ -31,6 +32,7 @@ def migrate(
     dry_run: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
+    for_reader: Annotated[Reader | None, Parameter(name="--for", group=OUTPUT)] = None,
     options: Annotated[GroupedOptions, Parameter(name="*")] = OPTIONS,
     preset: Annotated[Literal["paper"] | None, Parameter(group=HOW)] = None,
     refine: Annotated[bool, Parameter(negative="", group=HOW)] = False,
@@ -63,6 +65,8 @@ def migrate(
         format: key convention of the output; same: the input's, and LoHa and LoKr modules that
             are copied stay so; lora: the input's, LoRA factors alone; kohya: what kohya's trainer
             writes for this base.
+        for_reader: vllm: a folder of peft's with one rank, padded with zeros, alpha folded in and
+            no patterns, of which vLLM knows nothing; other tensors than pairs are refused.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
         refine: copy, then teach the copies by samples of both base models, as `prolora refine`
             does, with its usual budget: data-free, not training-free; both base models must draw.
@@ -91,8 +95,10 @@ def migrate(
     from prolora_jax.migration.files import Writing
     from prolora_jax.migration.one_file import is_one
 
-    given = chosen(options, preset)
+    given = chosen(options, preset, for_reader)
+    format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
+    writing = writing._replace(reader=for_reader)
     _require_inputs(inputs, merge=merge, weights=weight)
     places = {"source": source, "target": target, "common": common}
     if not merge and not is_one(inputs):
@@ -138,6 +144,7 @@ def _one(
     **asked: Any,
 ) -> int:
     """Migrate one adapter, or plan it where no output is named, and show what was done."""
+    from prolora_jax.adapters.formats.vllm import started_with
     from prolora_jax.cli import tables
     from prolora_jax.migration.one_file import migrate_file, plan_file
 
@@ -157,4 +164,6 @@ def _one(
         write_json_text(done.report.to_json())
     else:
         tables.show_report(out(), done.report, done.output, done.report_file)
+        if asked["writing"].reader == "vllm":
+            out().print(started_with(module.rank_out for module in done.report.modules))
     return 0

@@ -66,12 +66,15 @@ else:
     GroupedOptions = _grouped()
 
 
-def chosen(given: GroupedOptions, preset: str | None = None) -> MigrationOptions:
+def chosen(
+    given: GroupedOptions, preset: str | None = None, reader: str | None = None
+) -> MigrationOptions:
     """The options of a migration, checked.
 
     Args:
         given: on the command line.
         preset: `paper` for the gate and the method as published.
+        reader: the program that the output is for; vLLM knows one rank for a whole adapter.
 
     Raises:
         BadOption: one has a value that it cannot have.
@@ -81,4 +84,6 @@ def chosen(given: GroupedOptions, preset: str | None = None) -> MigrationOptions
         del values["method"]
     if preset == "paper":
         values |= {"method": "prolora", "gate": "phi", "gate_sides": "left"}
+    if reader == "vllm":
+        values["uniform_rank"] = True
     return MigrationOptions(**values)

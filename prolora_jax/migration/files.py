@@ -6,9 +6,15 @@ from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
-from prolora_jax.adapters.formats.dumping import SAME, concrete_format
+from prolora_jax.adapters.formats.dumping import SAME, Reader, concrete_format
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.io.adapters.files import load_adapter, refuse_existing, save_adapter, writes_folder
+from prolora_jax.io.adapters.files import (
+    load_adapter,
+    refuse_existing,
+    require_folder,
+    save_adapter,
+    writes_folder,
+)
 from prolora_jax.io.adapters.license_check import require_license
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.io.outputs.catalog_files import remove_output
@@ -32,6 +38,8 @@ class Writing(NamedTuple):
         ignore_license: whether adapters are migrated whose licence forbids derivatives.
         pair: digest of the folder's `pair.report.json`: reports refer to it, and hold totals;
             None for whole reports.
+        reader: the program that outputs are for, where it reads less than peft: folders, in
+            format `peft`.
     """
 
     format: str = "same"
@@ -41,6 +49,7 @@ class Writing(NamedTuple):
     sidecars: bool = False
     ignore_license: bool = False
     pair: str | None = None
+    reader: Reader | None = None
 
 
 def refuse_outputs(
@@ -58,6 +67,7 @@ def refuse_outputs(
         UsageError: they may not.
     """
     same = source.is_dir() and writing.format in SAME
+    require_folder(output, "peft" if same else writing.format, writing.reader)
     folder = writes_folder(output, "peft" if same else writing.format)
     read = tuple(read)
     refuse_existing(output, writing.overwrite, folder=folder, read=read)
@@ -131,6 +141,7 @@ def write_migrated(
         base=target,
         strip_metadata=writing.strip_metadata,
         overwrite=writing.overwrite,
+        reader=writing.reader,
     )
     return write_report(output, report)
 

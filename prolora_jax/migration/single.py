@@ -14,7 +14,7 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, as_plain_lora, for_target
-from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
@@ -26,6 +26,7 @@ from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.magnitudes import kept_magnitudes
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
+from prolora_jax.migration.token_rows import moved_rows
 from prolora_jax.plans.companions import carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
@@ -247,7 +248,7 @@ def encode(
     if header.made and not structured:
         adapter = replace(adapter, metadata=as_plain_lora(adapter.metadata))
     metadata = target_strings(adapter, report, pair.target.spec)
-    beside = carried(plan.companions, adapter, plan.options)
+    beside = moved_rows(carried(plan.companions, adapter, plan.options), pair, plan.options)
     output = replace(adapter, modules=modules, structured=structured, companions=beside)
     return replace(output, metadata=metadata), report
 
@@ -267,7 +268,8 @@ def target_strings(
     metadata[PROVENANCE] = _provenance(report, target.family)
     if any(path.startswith(LM) for path in target.modules):
         # peft loads the base model by what its configuration calls it.
-        metadata[HEADER_KEY] = json.dumps({"base_model_name_or_path": report.target.location})
+        said = {"base_model_name_or_path": report.target.location}
+        metadata[HEADER_KEY] = json.dumps(said | kept_fields(adapter.metadata))
     return metadata
 
 

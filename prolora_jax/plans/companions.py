@@ -1,12 +1,12 @@
-"""What becomes of biases, norms and whole layers beside an adapter's pairs.
+"""What becomes of biases, norms, whole layers and rows beside an adapter's pairs.
 
 They are no matrices, so that no projection moves them. A vector is carried over as it is where the
-target has the same layer in the same width; what is left behind is listed, with its share of the
-update, and makes the file `partial`.
+target has the same layer in the same width; rows of an embedding where it has the same tokens; what
+is left behind is listed, with its share of the update, and makes the file `partial`.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -22,7 +22,6 @@ from prolora_jax.plans.options import MigrationOptions
 PARTIAL = "partial: "
 """Start of the flag of a file that leaves something beside its pairs behind."""
 
-
 _NOWHERE = (None, 0)
 
 
@@ -34,8 +33,13 @@ class Fate(StrEnum):
     WHOLE_LAYER = "whole-layer"
     NO_LAYER = "no-layer"
     OTHER_WIDTH = "other-width"
+    SOME_ROWS = "some-rows"
     MODULE_SKIPPED = "module-skipped"
     EXCLUDED = "excluded"
+
+
+_WITH_ROWS = frozenset({Fate.CARRIED, Fate.EXCLUDED})
+"""Fates of rows that need nobody's leave."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class PlannedCompanion:
 
     Attributes:
         key: in the input.
-        part: `bias`, `weight`, `layer` or `none`.
+        part: `bias`, `weight`, `layer`, `rows` or `none`.
         source_path: its layer.
         path: the target's layer that gets it; None where none does.
         fate: what becomes of it.
-        share: of the squared norm of all that the input adds; 0 of a whole layer, which is no
-            difference from a base model.
+        share: of the squared norm of all that the input adds; 0 of a whole layer and of whole
+            rows, which are no differences from a base model.
     """
 
     key: str
@@ -82,7 +86,8 @@ def plan_companions(
         A record for each companion and each layer of the target that gets it.
 
     Raises:
-        AdapterRefused: there are whole layers, and nobody has said that they may stay behind.
+        WholeLayers: there are some, and nobody has said that they may stay behind.
+        NoRows: so of rows that the target has no place for.
     """
     if not adapter.companions:
         return ()
@@ -94,6 +99,9 @@ def plan_companions(
     found = []
     for c in adapter.companions:
         share = c.norm**2 / total if total > 0 else 0.0
+        if c.part == "rows":
+            found.append(_planned_rows(c, target, options))
+            continue
         anchor = feeds.get(c.path, c.path)
         targets = [path for path, own in pairs.items() if own == anchor]
         if not targets and is_text_encoder(anchor):
@@ -117,7 +125,31 @@ def plan_companions(
             none = {"layer": Fate.WHOLE_LAYER, "none": Fate.NO_EFFECT}
             fate = none.get(c.part, Fate.NO_LAYER)
             found.append(PlannedCompanion(c.key, c.part, c.path, None, fate, share))
+    lacking = [c.key for c in found if c.part == "rows" and c.fate not in _WITH_ROWS]
+    if lacking and not options.allow_partial:
+        raise NoRows(adapter.origin, lacking, target.name)
     return tuple(found)
+
+
+def _planned_rows(
+    c: Companion, target: BaseModelSpec, options: MigrationOptions
+) -> PlannedCompanion:
+    """Rows go where the target has the same embedding in the same width, and rows by that number.
+
+    A number is a token as far as both base models have one vocabulary, or one that has grown.
+    """
+    layer = target.modules.get(c.path)
+    fate, path = Fate.CARRIED, c.path
+    if _excluded(c.path, options):
+        fate = Fate.EXCLUDED
+    elif layer is None:
+        fate = Fate.NO_LAYER
+    elif layer.shape[1:] != c.array.shape[1:] or min(c.rows) >= layer.shape[0]:
+        fate = Fate.OTHER_WIDTH
+    elif max(c.rows) >= layer.shape[0]:
+        fate = Fate.SOME_ROWS
+    moves = fate in {Fate.CARRIED, Fate.SOME_ROWS}
+    return PlannedCompanion(c.key, c.part, c.path, path if moves else None, fate, 0.0)
 
 
 def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
@@ -143,6 +175,18 @@ class WholeLayers(AdapterRefused):
         )
 
 
+class NoRows(AdapterRefused):
+    """Raised for rows of tokens without a place in the target, unless they may stay behind."""
+
+    def __init__(self, origin: str, keys: list[str], target: str):
+        super().__init__(
+            f"{origin}: unsupported-algorithm:trainable_token_indices: found whole rows of an "
+            f"embedding, {', '.join(keys[:3])}, not all of which base model {target} has a place "
+            f"for; expected the same vocabulary and width; move the rest with --allow-partial",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+
+
 def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
     """The flag of a file that leaves companions behind; none where all that counts comes along."""
     kept = {c.key for c in companions if c.fate in {Fate.CARRIED, Fate.NO_EFFECT}}
@@ -155,7 +199,7 @@ def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
 def carried(
     companions: tuple[PlannedCompanion, ...], adapter: Adapter, options: MigrationOptions
 ) -> tuple[Companion, ...]:
-    """The companions of the output.
+    """The companions of the output; rows of an embedding are those of the input.
 
     Args:
         companions: of the plan.
@@ -167,10 +211,19 @@ def carried(
     for c in companions:
         if c.path is not None and c.key in given:
             array, scale = given[c.key].array, options.options_for(c.path).scale
-            if scale != 1.0:
+            if scale != 1.0 and c.part != "rows":
                 array = (array.astype(np.float64) * scale).astype(np.float32)
-            moved.append(Companion(c.key, c.path, c.part, array))
+            moved.append(Companion(c.key, c.path, c.part, array, given[c.key].rows))
     return tuple(moved)
+
+
+def rows_in(companion: Companion, count: int) -> Companion:
+    """Rows of an embedding without those that a vocabulary of `count` tokens has not."""
+    kept = [place for place, row in enumerate(companion.rows) if row < count]
+    if len(kept) == len(companion.rows):
+        return companion
+    rows = tuple(companion.rows[place] for place in kept)
+    return replace(companion, array=companion.array[kept], rows=rows)
 
 
 def _layer(path: str, target: BaseModelSpec) -> tuple[str | None, int]:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule
@@ -141,13 +142,15 @@ class MigrationOptions:
             path: of the target module.
 
         Returns:
-            Options without rules: one object for each rule, and one for what follows none.
+            Options without rules: one object for each rule, and one for what follows none. An
+            embedding's rows stand for tokens, not for directions: what is added is copied.
         """
-        if not self.rules:
+        if not self.rules and not is_embedding(path):
             return self
         if path not in self._followed:
             self._followed[path] = followed(self.rules, path)
-        return self._resolved[self._followed[path]]
+        place = self._followed[path]
+        return self._copying[place] if is_embedding(path) else self._resolved[place]
 
     @property
     def variants(self) -> tuple["MigrationOptions", ...]:
@@ -162,6 +165,10 @@ class MigrationOptions:
     def _resolved(self) -> dict[int | None, "MigrationOptions"]:
         own = replace(self, rules=()) if self.rules else self
         return {None: own} | {n: self._under(rule) for n, rule in enumerate(self.rules)}
+
+    @cached_property
+    def _copying(self) -> dict[int | None, "MigrationOptions"]:
+        return {place: replace(own, method="copy") for place, own in self._resolved.items()}
 
     def _under(self, rule: ModuleRule) -> "MigrationOptions":
         changed: dict[str, Any] = {"rules": (), **rule.overrides}

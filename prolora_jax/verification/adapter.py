@@ -373,9 +373,11 @@ class AdapterCheck:
         strings, open_ = string_problems(output, before, told, self.target.spec)
         self.not_checked += open_
         moved = {(step.path, step.source_path) for step in plan.steps}
-        models, pairs = (self.source.spec, self.target.spec), self.matched.matching.pairs
+        weights, pairs = (self.source, self.target), self.matched.matching.pairs
+        models = self.source.spec, self.target.spec
         beside = plan_companions(before, *models, pairs, moved, self.options)
-        problems += companion_problems(told.companions, beside, before, output, self.options)
+        given = told.companions, beside, before, output, self.options, weights
+        problems += companion_problems(*given)
         problems += strings + flag_problems(told, plan, before, models, beside, self.after)
         if told.parts and not parts:
             self.not_checked.append("fingerprints of the parts: they were not given one by one")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
@@ -109,7 +110,8 @@ def verify_file(
     as_they_are = told.options.copies_as_is and has_own(written)
     kept = {"bias": source_model.bias, "keep_dora": told.options.dora == "keep"}
     kept |= {"keep_own": as_they_are, "whole_own": as_they_are}
-    made = tuple(factored(one, *how, **kept) for one in given)
+    bare = (without_copies(one, source_model.matrix, source_model.bias) for one in given)
+    made = tuple(factored(one, *how, **kept) for one in bare)
     original = None
     if made:
         original = combine(made, [part.weight for part in parts]) if parts else made[0]

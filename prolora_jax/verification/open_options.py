@@ -81,7 +81,7 @@ def open_options(
     if all(own.scale == 0.0 for own in options.variants):
         found |= dict.fromkeys(("method", "rank", "rescale"), "the scale is 0")
     found["dtype"] = "same, and the same by its name"
-    if all(companion.part != "layer" for companion in before.companions):
+    if all(companion.part not in {"layer", "rows"} for companion in before.companions):
         found["allow_partial"] = "no whole layer stays behind"
     if all(module.made_from is None for module in before.modules):
         found["factor_rank"] = "the input is plain LoRA"

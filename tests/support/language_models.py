@@ -71,6 +71,21 @@ FAMILIES = {
 }
 
 
+EXPERTS = {
+    "mixtral": Family(
+        "Mixtral",
+        (*_LLAMA[:4], "w1", "w2", "w3"),
+        SIZES | {"num_local_experts": 3, "num_experts_per_tok": 2},
+    ),
+    "qwen3-moe": Family(
+        "Qwen3Moe",
+        _LLAMA,
+        SIZES | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20},
+    ),
+}
+"""Models with experts, and what transformers 4 calls their layers, as all their files do."""
+
+
 @dataclass(frozen=True)
 class LanguagePair:
     """Folders of both models and of the adapter, the models, and which layers were kept."""
@@ -94,7 +109,14 @@ def from_layer(name: str, kept: tuple[int, ...]) -> str:
 
 
 def make_language_pair(
-    folder: Path, family: str, *, depth: int = 4, kept: tuple[int, ...] = (0, 2, 3), **lora: Any
+    folder: Path,
+    family: str,
+    *,
+    depth: int = 4,
+    kept: tuple[int, ...] = (0, 2, 3),
+    copies: bool = False,
+    layers: tuple[str, ...] = (),
+    **lora: Any,
 ) -> LanguagePair:
     """Both models by transformers, the adapter by peft; the target has noise on chosen layers.
 
@@ -103,9 +125,11 @@ def make_language_pair(
         family: of `FAMILIES`.
         depth: of the source.
         kept: layers of the source that the target is made of.
+        copies: whether the file has copies of the base model's embedding and head.
+        layers: that are adapted; those of the family when empty.
         lora: fields of peft's configuration beside or instead of the usual ones.
     """
-    kind = FAMILIES[family]
+    kind = (FAMILIES | EXPERTS)[family]
     source, target = kind.build(depth, seed=0), kind.build(len(kept), seed=1)
     given = source.state_dict()
     generator = torch.Generator().manual_seed(2)
@@ -116,13 +140,17 @@ def make_language_pair(
             tensor.copy_(origin + 0.05 * noise)
     source.save_pretrained(folder / "source")
     target.save_pretrained(folder / "target")
-    write_lora(kind.build(depth, seed=0), folder / "adapter", kind.layers, **lora)
+    net = kind.build(depth, seed=0)
+    layers = layers or kind.layers
+    write_lora(net, folder / "adapter", layers, copies=copies, **lora)
     return LanguagePair(
         folder / "source", folder / "target", folder / "adapter", source, target, kept
     )
 
 
-def write_lora(model: Any, folder: Path, layers: tuple[str, ...], **fields: Any) -> Any:
+def write_lora(
+    model: Any, folder: Path, layers: tuple[str, ...], *, copies: bool = False, **fields: Any
+) -> Any:
     """A folder of peft's with random factors; returns peft's model."""
     usual: dict[str, Any] = {
         "r": 4,
@@ -135,8 +163,7 @@ def write_lora(model: Any, folder: Path, layers: tuple[str, ...], **fields: Any)
     with of_newer_transformers():
         adapted: Any = get_peft_model(model, LoraConfig(**(usual | fields)))
     randomised(adapted)
-    # Else copies of the base model's own embedding and head are in the file, too.
-    adapted.save_pretrained(str(folder), save_embedding_layers=False)
+    adapted.save_pretrained(str(folder), save_embedding_layers=copies)
     return adapted
 
 

@@ -4,13 +4,16 @@ They are no reason to refuse the pairs. What they are is told by the end of a ke
 have a layer in another base model is decided where a migration is planned.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Companion, Part
+from prolora_jax.adapters.adapter import Adapter, Companion, Part
 from prolora_jax.adapters.algorithms.foreign import algorithm_of
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, module_path
+from prolora_jax.architectures.llm.layouts import stored_in_out
 
 # What a vector is added to, by the end of its key.
 _ADDED: Mapping[str, Part] = {
@@ -20,7 +23,10 @@ _ADDED: Mapping[str, Part] = {
     ".diff": "weight",
 }
 _LORA_BIAS = ".lora_B."
+_TOKEN_ROWS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _WHOLE = (".modules_to_save.", ".original_module.")
+# Levels between a layer and its tensors.
+_LEVELS = (*_WHOLE, ".base_layer.")
 
 
 def companion_of(key: str, array: np.ndarray, *, outline: bool) -> Companion | None:
@@ -33,8 +39,12 @@ def companion_of(key: str, array: np.ndarray, *, outline: bool) -> Companion | N
 
     Returns:
         A companion: a vector that is added to a bias or to a norm's weight; a whole layer, of
-        peft's `modules_to_save`; or a tensor without effect.
+        peft's `modules_to_save`; whole rows of an embedding, of its `trainable_token_indices`; or
+        a tensor without effect.
     """
+    rows = _TOKEN_ROWS.fullmatch(key)
+    if rows is not None and array.ndim == 2 and array.size:
+        return Companion(key, module_path(rows[1]), "rows", array)
     name, part = _split(key)
     if array.size == 0:
         return Companion(key, name, "none", array)
@@ -56,7 +66,7 @@ def _split(key: str) -> tuple[str, Part | None]:
     name, found, rest = key.rpartition(_LORA_BIAS)
     if found and rest.rpartition(".")[2] == "bias" and rest.count(".") <= 1:
         return module_path(name), "bias"
-    for piece in _WHOLE:
+    for piece in _LEVELS:
         name, found, _ = key.partition(piece)
         if found:
             return module_path(name), None
@@ -72,3 +82,49 @@ def _is_whole_layer(key: str) -> bool:
 def is_scaled(companion: Companion) -> bool:
     """Whether the scale of its module counts for it: the bias of a factor, `lora_B.bias`."""
     return companion.part == "bias" and _LORA_BIAS in companion.key
+
+
+def without_copies(
+    adapter: Adapter,
+    matrix: Callable[[str], np.ndarray],
+    bias: Callable[[str], np.ndarray | None],
+) -> Adapter:
+    """An adapter whose whole layers are marked as what they are where they are the base model's.
+
+    peft puts a copy of the embedding and of the head into a file whose adapter is for them.
+
+    Args:
+        adapter: resolved.
+        matrix: the base model's weights, `(out, in)`, float32.
+        bias: its biases; None of a layer without one.
+
+    Returns:
+        The adapter; copies, bit for bit after a cast to the file's dtype, have no effect.
+    """
+    if adapter.outline or all(c.part != "layer" for c in adapter.companions):
+        return adapter
+
+    def as_told(companion: Companion) -> Companion:
+        own = _of_base(companion, matrix, bias) if companion.part == "layer" else None
+        if own is None or own.shape != companion.array.shape:
+            return companion
+        with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
+            same = np.array_equal(own.astype(companion.array.dtype), companion.array)
+        return replace(companion, part="none") if same else companion
+
+    return replace(adapter, companions=tuple(map(as_told, adapter.companions)))
+
+
+def _of_base(
+    companion: Companion,
+    matrix: Callable[[str], np.ndarray],
+    bias: Callable[[str], np.ndarray | None],
+) -> np.ndarray | None:
+    """What the base model has in the place of a whole layer's tensor, as it is stored."""
+    try:
+        if companion.key.endswith(".bias"):
+            return bias(companion.path)
+        weight = matrix(companion.path)
+    except KeyError:  # of a norm, say
+        return None
+    return weight.T if stored_in_out(companion.path) else weight

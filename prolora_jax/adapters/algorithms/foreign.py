@@ -42,8 +42,6 @@ _ALGORITHMS = {
     "LoCon-Tucker": ("lora_mid.weight",),
     "AdaLoRA": ("lora_E", "lora_E.*"),
     "LoRA-bias": ("lora_B.bias", "lora_B.*.bias"),
-    "LoRA-embedding": ("lora_embedding_A", "lora_embedding_B")
-    + ("lora_embedding_A.*", "lora_embedding_B.*"),
     "T-LoRA": ("q_layer.weight", "p_layer.weight", "lambda_layer"),
     "VeRA": ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")
     + ("vera_lambda_b.*", "vera_lambda_d.*", "vera_A.*", "vera_B.*"),

@@ -1,34 +1,54 @@
 """An `Adapter` to tensors under the keys of one format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats import comfyui, diffusers, flax_keys, kohya, maxdiffusion, peft
+from prolora_jax.adapters.formats import (
+    comfyui,
+    diffusers,
+    flax_keys,
+    gguf,
+    kohya,
+    maxdiffusion,
+    mlx,
+    peft,
+)
 from prolora_jax.adapters.formats.companion_keys import companion_tensors
+from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
-from prolora_jax.adapters.formats.keys import FORMATS
-from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.keys import FORMATS, GGUF_FACTS, LM_FORMATS, MLX_CONFIG
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.formats.vllm import configured, for_vllm
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
 Tensors = dict[str, np.ndarray]
+Reader = Literal["vllm"]
+"""Programs that read less of a folder of peft's than peft does."""
+
 SAME = ("same", "lora")
 """Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
 
 
 def dump(
-    adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool = False
+    adapter: Adapter,
+    format: str,
+    spec: BaseModelSpec,
+    *,
+    folded: bool = False,
+    reader: Reader | None = None,
 ) -> tuple[Tensors, Mapping[str, str]]:
     """Write an adapter's tensors under the keys of `format`.
 
@@ -41,6 +61,7 @@ def dump(
         spec: the base model the adapter is for; it knows the names.
         folded: whether scales go into the factors where the format has a field for them, too: a
             single file of peft's has none.
+        reader: the program that a folder of peft's is for, where it reads less than peft.
 
     Returns:
         Tensors by key, and the header strings.
@@ -52,18 +73,30 @@ def dump(
     """
     require_format(format)
     given = resolve(adapter, spec)
-    _require_reader(given, format)
+    _require_reader(given, format, folded=folded)
+    if reader == "vllm":
+        given = for_vllm(given, spec)
     magnitudes = magnitude_tensors(given, format, spec)
     adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
     if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
         adapter = fold_scales(adapter)
+    parameters, routers = (), ()
+    if format == "peft" and not folded:
+        kept = kept_fields(adapter.metadata)
+        adapter, parameters, routers = parameters_of(adapter, spec, kept)
     own = own_tensors(adapter, format, spec, folded=folded)
-    tensors = _tensors(adapter, format, spec) | magnitudes | own
     header = header_strings(adapter, format)
+    if format == "mlx":
+        tensors, header[MLX_CONFIG] = mlx.dump_tensors(adapter, spec)
+    elif format == "gguf":
+        tensors, header[GGUF_FACTS] = gguf.dump_tensors(adapter, spec)
+    else:
+        tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
-        header |= {HEADER_KEY: peft.configuration(adapter, dora)}
+        said = peft.configuration(adapter, dora, parameters, routers)
+        header |= {HEADER_KEY: configured(said, adapter, spec) if reader == "vllm" else said}
     return tensors | companion_tensors(adapter, format, spec), header
 
 
@@ -76,21 +109,25 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    spent = {HEADER_KEY, *spent_strings(adapter.metadata)}
+    spent = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
     torch = format in {"diffusers", "diffusers-old", "peft"}
+    if torch and metadata.get("format") == "mlx":
+        metadata["format"] = "pt"
     return {"format": "pt"} | metadata if torch else metadata
 
 
-def _tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> Tensors:
+def _tensors(
+    adapter: Adapter, format: str, spec: BaseModelSpec, parameters: Sequence[ParameterTensors]
+) -> Tensors:
     match format:
         case "diffusers" | "diffusers-old":
             return diffusers.dump_tensors(adapter, old=format == "diffusers-old")
         case "comfyui":
             return comfyui.dump_tensors(adapter, spec)
         case "peft":
-            return peft.dump_tensors(adapter)
+            return peft.dump_tensors(adapter, parameters)
         case "flax":
             return flax_keys.dump_tensors(adapter)
         case "maxdiffusion":
@@ -126,9 +163,10 @@ def require_format(format: str) -> None:
     Raises:
         UsageError: there is no such format.
     """
-    if format not in FORMATS:
+    known = dict.fromkeys((*FORMATS, *LM_FORMATS))
+    if format not in known:
         raise UsageError(
-            f"format {format!r} is unknown; expected one of {', '.join(FORMATS)}",
+            f"format {format!r} is unknown; expected one of {', '.join(known)}",
             code=Refusal.BAD_OPTION,
         )
 
@@ -161,12 +199,23 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     return chosen
 
 
-def _require_reader(adapter: Adapter, format: str) -> None:
+def _require_reader(adapter: Adapter, format: str, *, folded: bool) -> None:
     path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
-    if path.startswith(LM) and format != "peft":
+    rows = next((c.key for c in adapter.companions if c.part == "rows"), None)
+    if rows is not None and (folded or format != "peft"):
         raise AdapterRefused(
-            f"{adapter.origin}: {path}: found an adapter of a language model, to be written as "
-            f"{format}; expected peft, which its readers take; leave the format away or name peft",
+            f"{adapter.origin}: {rows}: found whole rows of an embedding, to be written as "
+            f"{format}; expected a folder of peft's, whose configuration says of which tokens they "
+            f"are; name a folder, or leave them behind (--exclude '*embed_tokens')",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+    of_lm = path.startswith(LM)
+    if format not in (LM_FORMATS if of_lm else FORMATS):
+        what = "a language model" if of_lm else "a UNet or a text encoder"
+        expected = ", ".join(LM_FORMATS if of_lm else FORMATS)
+        raise AdapterRefused(
+            f"{adapter.origin}: {path}: found an adapter of {what}, to be written as {format}; "
+            f"expected {expected}, which its readers take; leave the format away or name one",
             code=Refusal.UNMATCHED_MODULES,
         )
 

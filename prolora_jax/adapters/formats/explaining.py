@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from prolora_jax.adapters.algorithms.magnitudes import ROW_MAGNITUDE
 from prolora_jax.adapters.formats.keys import Key, split_key
 from prolora_jax.adapters.formats.modules import ModuleTensors
 
@@ -26,6 +27,9 @@ def explained_key(key: str, tensors: Mapping[str, np.ndarray], *, outline: bool)
     if found and end == "weight" and f"{name}.on_input" in tensors:
         beside = split_key(f"{name}.on_input")
         return None if beside is None else replace(beside, part="ia3_weight")
+    if end == "m" and f"{name}.lora_a" in tensors:  # MLX-LM's DoRA
+        beside = split_key(f"{name}.lora_a")
+        return None if beside is None else replace(beside, part=ROW_MAGNITUDE)
     known = split_key(key)
     if known is None:
         return None

@@ -41,7 +41,7 @@ def fold_scales(adapter: Adapter) -> Adapter:
     Raises:
         AdapterRefused: a scaled factor does not fit its dtype, nor float32.
     """
-    modules = tuple(_folded(module, adapter.origin) for module in adapter.modules)
+    modules = tuple(folded(module, adapter.origin) for module in adapter.modules)
     pairs = zip(adapter.modules, modules, strict=True)
     wider = [new.path for old, new in pairs if new.up.dtype != old.up.dtype]
     if wider:
@@ -142,7 +142,12 @@ def _hold(stored: Pair, wide: Pair) -> bool:
     return apart <= ROUNDOFF[dtype.name] * _size(*wide, dtype)
 
 
-def _folded(module: LoraModule, origin: str) -> LoraModule:
+def folded(module: LoraModule, origin: str) -> LoraModule:
+    """One module of `fold_scales`.
+
+    Raises:
+        AdapterRefused: a scaled factor does not fit its dtype, nor float32.
+    """
     if module.scale == 1.0:
         return replace(module, alpha=None)
     up = layout.up_to_matrix(module.up).astype(np.float64) * module.scale

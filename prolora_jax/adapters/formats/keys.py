@@ -17,10 +17,18 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "flax",
     "maxdiffusion",
 )
+LM_FORMATS = ("peft", "mlx", "gguf")
+"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
+MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
+"""Header strings that hold what MLX-LM's folders and GGUF files say beside the tensors."""
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str
 """Which tensor of a module: `down`, `up` and `alpha`, or a part of `algorithms.table`."""
+
+TURNED = {"rows_up": "up", "rows_down": "down"}
+"""Parts of an embedding's pair in peft, `(rank, vocabulary)` and `(width, rank)`, and what each is
+transposed: the update is `scale * (B A)^T`."""
 
 # What LyCORIS writes when it is given the whole UNet: kohya's flat names under another prefix.
 _LYCORIS = "lycoris_"
@@ -49,6 +57,12 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
         ".lora.up.weight": ("", "up"),
         ".lora_linear_layer.down.weight": ("", "down"),
         ".lora_linear_layer.up.weight": ("", "up"),
+        ".lora_embedding_A": ("", "rows_up"),
+        ".lora_embedding_B": ("", "rows_down"),
+        ".lora_a": ("", "mlx_a"),
+        ".lora_b": ("", "mlx_b"),
+        ".gguf_a": ("", "gguf_a"),
+        ".gguf_b": ("", "gguf_b"),
     }
     # The oldest diffusers files: the layer's own name is hidden in the suffix.
     unet = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
@@ -76,7 +90,7 @@ class Key:
         path: module; dotted with component, or flat with `lora_unet_` where only a base model
             can tell the dots.
         part: which tensor of the module it is.
-        format: one of `FORMATS`, the convention this key is written in.
+        format: one of `FORMATS` or `LM_FORMATS`, the convention this key is written in.
         adapter: the adapter's name, where peft has put it into the key.
     """
 
@@ -94,6 +108,8 @@ def split_key(key: str) -> Key | None:
     if part is None:
         return None
     format = _OLD if _PROCESSOR in key and PEFT_WRAPPER not in name else _format(name)
+    own = part.partition("_")[0]
+    format = own if own in LM_FORMATS else format
     return Key(_canonical(name), part, format, adapter)
 
 
@@ -134,6 +150,11 @@ def _split_suffix(key: str) -> tuple[str, Part | None, str | None]:
             return name, "down", adapter
         case [name, "lora_B", adapter, "weight"]:
             return name, "up", adapter
+    match key.rsplit(".", 2):
+        case [name, "lora_embedding_A", adapter]:
+            return name, "rows_up", adapter
+        case [name, "lora_embedding_B", adapter]:
+            return name, "rows_down", adapter
     return key, None, None
 
 

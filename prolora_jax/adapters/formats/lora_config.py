@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from prolora_jax.adapters.formats.config_fields import READ_KINDS, kind_of, require_plain
 from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
+_KEPT = ("ensure_weight_tying", "target_parameters", "peft_version")
 _MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
 """Each is tried on each module: 4,000 plain ones take seconds, one with repeats as long as many."""
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
@@ -27,30 +29,6 @@ _ANY_WRAPPER = rf"(?:{'|'.join(WRAPPERS)})"
 _WRAPPER_LEVEL = re.compile(
     rf"(?:(?<![^.(|^:*+?}}])){_ANY_WRAPPER}\\?\.(?![*+?{{])|\\?\.{_ANY_WRAPPER}(?=[)|$]|\Z)"
 )
-# Initialisations that also change the base weight: the factors alone are not the update.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-# Fields by which the factors mean something else than `alpha / rank * B @ A` in their own layer.
-_MEANS_MORE = {
-    "use_qalora": "QALoRA",
-    "use_bdlora": "BD-LoRA",
-    "layer_replication": "layer-replication",
-    "alora_invocation_tokens": "aLoRA",
-    "arrow_config": "Arrow",
-    "kasa_config": "KaSA",
-}
-# Of peft's kinds, those whose tensors are read, and the algorithm that they are then of
-# (algorithms.table). Modules of LoRA may be plain or of DoRA.
-_READ = {
-    "LORA": "lora",
-    "LOHA": "loha",
-    "LOKR": "lokr",
-    "IA3": "ia3",
-    "OFT": "peft-oft",
-    "BOFT": "peft-boft",
-    "ADALORA": "adalora",
-    "VERA": "vera",
-}
-
 
 _Patterns = Sequence[tuple[Callable[[str], object], Any]]
 """What a pattern says, by whether it fits a module."""
@@ -150,7 +128,7 @@ def require_same_kind(
         AdapterRefused: they differ, or the configuration cannot be used.
     """
     fields = settings_of(path, metadata, origin)
-    wanted = _READ[_kind(fields)]
+    wanted = READ_KINDS[kind_of(fields)]
     if wanted == "lora":
         lacking = algorithm is None and bool(fields.get("use_dora"))
         wanted, right = "DoRA: use_dora" if lacking else wanted, not lacking
@@ -164,11 +142,6 @@ def require_same_kind(
         )
 
 
-def _kind(fields: Mapping[str, Any]) -> str:
-    """The name of what a configuration is of, in peft; also as `PeftType.LORA`."""
-    return str(fields.get("peft_type") or "LORA").rpartition(".")[2].upper()
-
-
 def _usable(text: str, component: str, origin: str) -> _Config:
     try:
         return _config(text, component, origin)
@@ -178,18 +151,32 @@ def _usable(text: str, component: str, origin: str) -> _Config:
 
 def base_name(metadata: Mapping[str, str]) -> str | None:
     """What a file's configuration says its base model is called, if it has one and says it."""
+    found = _said(metadata).items()
+    names = [value for key, value in found if key.endswith("base_model_name_or_path")]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def kept_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What an output's configuration says as the input's did: how tensors are to be taken."""
+    found = {name: value for name, value in _said(metadata).items() if name in _KEPT and value}
+    if "target_parameters" not in found:  # whose pairs alone depend on it
+        found.pop("peft_version", None)
+    return found
+
+
+def _said(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     try:
         fields = json.loads(metadata.get(HEADER_KEY, "{}"))
     except (ValueError, RecursionError):
-        return None
-    names = fields if isinstance(fields, dict) else {}
-    names = [value for key, value in names.items() if key.endswith("base_model_name_or_path")]
-    return next((name for name in names if isinstance(name, str)), None)
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _alpha(config: _Config, module: str, rank: int) -> float | None:
     alpha = config.fields.get("lora_alpha", config.fields.get("alpha"))
-    alpha = next((value for fits, value in config.alphas if fits(module)), alpha)
+    # What peft adapts as a parameter has its own name in patterns.
+    names = module, f"{module}.weight"
+    alpha = next((value for fits, value in config.alphas if any(map(fits, names))), alpha)
     if alpha is None:
         return None
     # Rank-stabilised LoRA scales by alpha / sqrt(rank).
@@ -202,7 +189,7 @@ def _config(text: str, component: str, origin: str) -> _Config:
     if not {"lora_alpha", "alpha", "peft_type"} & fields.keys():
         prefix = f"{component}."
         fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
-    _require_plain(fields, origin)
+    require_plain(fields, origin)
     return _Config(fields, _patterns(fields, "alpha_pattern"))
 
 
@@ -226,26 +213,6 @@ def _matcher(pattern: str) -> Callable[[str], object]:
     if _WHOLE_PATHS.fullmatch(pattern):  # as `peft.configuration` writes them: hundreds in one
         return frozenset(pattern[2:-1].replace("\\.", ".").split("|")).__contains__
     return re.compile(rf"(.*\.)?({_simple(pattern)})$").match
-
-
-def _require_plain(fields: Mapping[str, Any], origin: str) -> None:
-    start = fields.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise AdapterRefused(
-            f"{origin}: unsupported-algorithm:{start}: its initialisation changed the base "
-            f"weights, so the factors alone are not the update; expected plain LoRA; convert it "
-            f"with peft's path_initial_model_for_weight_conversion",
-            code=Refusal.UNSUPPORTED_ALGORITHM,
-        )
-    kind = _kind(fields)
-    names = [name for field, name in _MEANS_MORE.items() if fields.get(field)]
-    name = next(iter(names), None if kind in _READ else kind)
-    if name is not None:
-        raise AdapterRefused(
-            f"{origin}: unsupported-algorithm:{name}: found it in the LoraConfig; expected plain "
-            f"LoRA; merge it and extract a plain LoRA first",
-            code=Refusal.UNSUPPORTED_ALGORITHM,
-        )
 
 
 def _simple(pattern: str) -> str:

@@ -14,6 +14,7 @@ from prolora_jax.adapters.algorithms.table import (
     algorithm_reading,
     nearest_algorithm,
 )
+from prolora_jax.adapters.formats.gguf import alpha_of
 from prolora_jax.adapters.formats.keys import Part
 from prolora_jax.adapters.formats.lora_config import (
     alpha_by_config,
@@ -21,6 +22,7 @@ from prolora_jax.adapters.formats.lora_config import (
     require_same_kind,
     settings_of,
 )
+from prolora_jax.adapters.formats.mlx import scale_of
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _FLOATS = frozenset(
@@ -71,12 +73,23 @@ def made_module(
             f"again",
             code=Refusal.SHAPE_MISMATCH,
         )
-    alpha = alpha_by_config(path, down.shape[0], metadata, origin)
+    alpha = _alpha_beside(path, down.shape[0], group, metadata, origin)
     if "alpha" in group.parts:
         alpha = _scalar(*group.parts["alpha"], path, origin)
     if alpha == 0:
         return read_zero(LoraModule(path, down, up), alpha_zero, origin)
     return LoraModule(path, down, up, alpha)
+
+
+def _alpha_beside(
+    path: str, rank: int, group: ModuleTensors, metadata: Mapping[str, str], origin: str
+) -> float | None:
+    """The alpha that a configuration gives a module; MLX-LM's has the scale itself."""
+    if group.format == "mlx":
+        return scale_of(metadata, origin) * rank
+    if group.format == "gguf":
+        return alpha_of(metadata, rank)
+    return alpha_by_config(path, rank, metadata, origin)
 
 
 def read_zero(module: LoraModule, alpha_zero: AlphaZero, origin: str) -> LoraModule:
@@ -135,7 +148,7 @@ def _structured(
         )
     require_same_kind(path, algorithm.name, metadata, origin)
     settings = settings_of(path, metadata, origin)
-    alpha = alpha_by_config(path, algorithm.rank(parts), metadata, origin)
+    alpha = _alpha_beside(path, algorithm.rank(parts), group, metadata, origin)
     if alpha is not None and is_full(parts):  # an alpha for a rank of 1, which it has here
         alpha /= rank_by_config(path, metadata, origin)
     if "alpha" in group.parts:

@@ -12,10 +12,12 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, AlphaZero, Companion, LoraModule
 from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
+from prolora_jax.adapters.formats import gguf, mlx
 from prolora_jax.adapters.formats.explaining import completed, explained_key
-from prolora_jax.adapters.formats.keys import Key
+from prolora_jax.adapters.formats.keys import TURNED, Key
 from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
 from prolora_jax.adapters.formats.plain_scale import header_scale
+from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -77,11 +79,9 @@ def parse(
         elif parts is None:
             continue
         else:
-            group = groups.setdefault(parts.path, ModuleTensors(parts.format))
-            array = tensors[key]
-            if parts.format == "flax" and array.ndim in {2, 4}:  # anything else is refused below
-                array = layout.kernel_to_weight(array)
-            _add(group, parts, key, array, origin)
+            for own, array in _pieces(parts, tensors[key]):
+                group = groups.setdefault(own.path, ModuleTensors(own.format))
+                _add(group, own, key, array, origin)
     modules, others, formats = [], [], Counter()
     for path, group in completed(groups, outline=outline).items():
         if set(group.parts) == {"alpha"}:
@@ -119,7 +119,21 @@ def parse(
     if not (outline and _has_alphas(groups)):
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
-    return replace(adapter, companions=tuple(_whole(c, scales) for c in companions.values()))
+    whole = (_whole(c, scales) for c in companions.values())
+    return replace(adapter, companions=tuple(with_rows(c, metadata, origin) for c in whole))
+
+
+def _pieces(key: Key, array: np.ndarray) -> Iterable[tuple[Key, np.ndarray]]:
+    """The parts of modules that a tensor holds, in torch's layout: one, or one for each expert."""
+    if key.part in mlx.PARTS:
+        return mlx.pieces(key, array)
+    if key.part in gguf.PARTS:
+        return gguf.pieces(key, array)
+    if key.part in TURNED:
+        return [(replace(key, part=TURNED[key.part]), array.T)]
+    if key.format == "flax" and array.ndim in {2, 4}:  # anything else is refused later
+        array = layout.kernel_to_weight(array)
+    return [(key, array)]
 
 
 def _whole(companion: Companion, scales: Mapping[str, float]) -> Companion:

@@ -16,9 +16,11 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.algorithms.algorithm import setting
 from prolora_jax.adapters.algorithms.lokr import is_full
 from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
+from prolora_jax.adapters.formats.expert_parameters import FIELD, ParameterTensors
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
-from prolora_jax.adapters.formats.lora_config import base_name
-from prolora_jax.architectures.llm.layouts import stored_in_out
+from prolora_jax.adapters.formats.lora_config import base_name, kept_fields
+from prolora_jax.adapters.formats.token_rows import row_fields
+from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out
 from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
@@ -26,11 +28,14 @@ _LAYOUT = ("use_effective_conv2d", "decompose_both", "decompose_factor")
 """Fields of LoHa's and LoKr's configurations that decide the shapes of their tensors."""
 
 
-def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
+def dump_tensors(
+    adapter: Adapter, parameters: Iterable[ParameterTensors] = ()
+) -> dict[str, np.ndarray]:
     """Tensors under PEFT's keys with the component in front; factors as they are.
 
     Args:
         adapter: resolved.
+        parameters: pairs of all experts of a layer.
 
     Returns:
         Tensors by key; extras unchanged, but for alphas without a module, which say nothing.
@@ -38,12 +43,26 @@ def dump_tensors(adapter: Adapter) -> dict[str, np.ndarray]:
     tensors = {}
     for module in adapter.modules:
         component, _, path = module.path.partition(".")
-        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_A.weight"] = module.down
-        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_B.weight"] = module.up
+        name = f"{component}.{PEFT_WRAPPER}{path}"
+        if is_embedding(module.path):
+            tensors[f"{name}.lora_embedding_A"] = module.up.T
+            tensors[f"{name}.lora_embedding_B"] = module.down.T
+            continue
+        tensors[f"{name}.lora_A.weight"] = module.down
+        tensors[f"{name}.lora_B.weight"] = module.up
+    for pair in parameters:
+        component, _, path = pair.name.partition(".")
+        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_A.weight"] = pair.a
+        tensors[f"{component}.{PEFT_WRAPPER}{path}.lora_B.weight"] = pair.b
     return tensors | {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
 
 
-def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
+def configuration(
+    adapter: Adapter,
+    dora: Collection[str] = (),
+    parameters: Sequence[ParameterTensors] = (),
+    routers: Collection[str] = (),
+) -> str:
     """The configuration of each component, as JSON with the component before each field.
 
     The commonest rank and alpha stand for all; modules with others are listed in `rank_pattern`
@@ -53,11 +72,18 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
     Args:
         adapter: resolved.
         dora: paths of modules that have a magnitude.
+        parameters: pairs of all experts of a layer, which are no modules of the adapter's.
+        routers: paths of modules that peft adapts as parameters.
     """
     by_component = _by_component(adapter.modules)
+    if parameters:
+        by_component.setdefault(LM.removesuffix("."), [])
     own = _by_component(m for m in adapter.structured if m.algorithm in WRITTEN)
     name = base_name(adapter.metadata)
-    of_each = {component: _fields(modules) for component, modules in by_component.items()}
+    of_each = {
+        component: _fields(modules, parameters if f"{component}." == LM else (), routers)
+        for component, modules in by_component.items()
+    }
     of_each |= {component: _own_fields(modules) for component, modules in own.items()}
     fields = {
         f"{component}.{field}": value
@@ -66,11 +92,13 @@ def configuration(adapter: Adapter, dora: Collection[str] = ()) -> str:
     }
     if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
         fields[f"{LM}task_type"] = "CAUSAL_LM"
+        kept = kept_fields(adapter.metadata)
+        fields |= {f"{LM}{name}": said for name, said in kept.items() if name != FIELD}
     with_magnitude = {path.partition(".")[0] for path in dora}
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
     fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
-    return json.dumps(fields)
+    return json.dumps(fields | row_fields(adapter.companions))
 
 
 _M = TypeVar("_M", LoraModule, StructuredModule)
@@ -83,15 +111,29 @@ def _by_component(modules: Iterable[_M]) -> dict[str, list[_M]]:
     return found
 
 
-def _fields(modules: Sequence[LoraModule]) -> dict[str, object]:
+def _fields(
+    modules: Sequence[LoraModule],
+    parameters: Sequence[ParameterTensors],
+    routers: Collection[str],
+) -> dict[str, object]:
     ranks = {_inner(module): module.rank for module in modules}
     alphas = {_inner(module): _plain(module.scale * module.rank) for module in modules}
+    apart = [path.partition(".")[2] for path in routers]
+    for name in apart:  # as a parameter it has another name, also in patterns
+        ranks[f"{name}.weight"], alphas[f"{name}.weight"] = ranks.pop(name), alphas.pop(name)
+    for pair in parameters:
+        name = pair.path.partition(".")[2]
+        ranks[name], alphas[name] = pair.rank, _plain(pair.alpha)
+    sizes = _sizes(ranks, alphas, "lora_alpha")
+    named = {f"{name}.weight" for name in apart} | {p.path.partition(".")[2] for p in parameters}
+    if named:
+        sizes |= {"target_modules": sorted(ranks.keys() - named), FIELD: sorted(named)}
     return {
         "peft_type": "LORA",
-        **_sizes(ranks, alphas, "lora_alpha"),
+        **sizes,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": all(stored_in_out(module.path) for module in modules),
+        "fan_in_fan_out": any(stored_in_out(module.path) for module in modules),
         "init_lora_weights": True,
         "use_dora": False,
         "use_rslora": False,

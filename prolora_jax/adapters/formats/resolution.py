@@ -12,6 +12,7 @@ from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.adapters.formats.regrouping import regrouped
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.norms import layer_by_flat_name
@@ -38,6 +39,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         AdapterRefused: a module is not in the base, has other shapes, or occurs twice with
             different numbers.
     """
+    adapter = regrouped(adapter, spec)
     every = (*adapter.modules, *adapter.structured)
     paths = {module.path: _path(module.path, spec) for module in every}
     _require_all(adapter, paths, spec)

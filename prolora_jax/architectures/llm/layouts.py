@@ -14,11 +14,9 @@ _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
 _SIGNS = ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value")
 _STORED_IN_OUT = ("attn.c_attn", "attn.c_proj", "crossattention.c_attn", "mlp.c_fc", "mlp.c_proj")
+_EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "gpt_neox.embed_in")
 # The head by name, and the embedding that is the head of a model that ties the two.
-_HEADS = {
-    "lm_head": ("model.embed_tokens", "transformer.wte"),
-    "embed_out": ("gpt_neox.embed_in",),
-}
+_HEADS = {"lm_head": _EMBEDDINGS[:2], "embed_out": _EMBEDDINGS[2:]}
 
 
 class LmLayer(NamedTuple):
@@ -38,9 +36,10 @@ class LmLayer(NamedTuple):
 
 
 def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
-    """Every linear layer of the language model in a file, and its head.
+    """Every linear layer of the language model in a file, its head, and its embedding.
 
-    Embeddings are no layers: their rows are looked up, not multiplied with.
+    Rows of an embedding are looked up, not multiplied with; what an adapter adds to them is an
+    update of the matrix `(vocabulary, width)` all the same.
 
     Args:
         shapes: shape by key, of all tensors of the file.
@@ -53,7 +52,7 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         return
     for name, key in names.items():
         if in_layer(name) and len(shapes[key]) == 2:
-            turned = stored_in_out(LM + name)
+            turned = _is_stored_in_out(name)
             shape = shapes[key][::-1] if turned else shapes[key]
             yield LmLayer(LM + name, key, shape, turned)
     for head, embeddings in _HEADS.items():
@@ -61,11 +60,19 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         stored = next((names[place] for place in places if place in names), None)
         if stored is not None and len(shapes[stored]) == 2:
             yield LmLayer(LM + head, stored, shapes[stored], False)
+    for name in _EMBEDDINGS:
+        if name in names and len(shapes[names[name]]) == 2:
+            yield LmLayer(LM + name, names[name], shapes[names[name]], False)
 
 
 def stored_in_out(path: str) -> bool:
     """Whether a layer, by its path, is one whose weight its model stores as `(in, out)`."""
-    return path.startswith(f"{LM}transformer.") and path.endswith(_STORED_IN_OUT)
+    return path.startswith(LM) and _is_stored_in_out(path.removeprefix(LM))
+
+
+def is_embedding(path: str) -> bool:
+    """Whether a layer, by its path, is a language model's embedding: a row for each token."""
+    return path.removeprefix(LM) in _EMBEDDINGS and path.startswith(LM)
 
 
 def is_stored_in_out(key: str) -> bool:
@@ -74,7 +81,11 @@ def is_stored_in_out(key: str) -> bool:
     Whoever packs such a layer makes it a linear one first, and stores `(out, in)`.
     """
     name = _weight_name(key)
-    return name is not None and in_layer(name) and stored_in_out(LM + name)
+    return name is not None and in_layer(name) and _is_stored_in_out(name)
+
+
+def _is_stored_in_out(name: str) -> bool:
+    return name.startswith("transformer.") and name.endswith(_STORED_IN_OUT)
 
 
 def _weight_name(key: str) -> str | None:

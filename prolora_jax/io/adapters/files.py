@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
-from prolora_jax.adapters.formats.dumping import concrete_format, dump
+from prolora_jax.adapters.formats.dumping import Reader, concrete_format, dump
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
+from prolora_jax.adapters.formats.keys import GGUF_FACTS, MLX_CONFIG, PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
@@ -20,7 +20,14 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
 from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
+from prolora_jax.io.adapters.gguf_lora import is_gguf, read_gguf, write_gguf
 from prolora_jax.io.adapters.hashes import file_hashes
+from prolora_jax.io.adapters.mlx_folder import (
+    is_mlx_folder,
+    mlx_config_beside,
+    read_mlx,
+    write_mlx,
+)
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.streamed import entries_text
@@ -55,8 +62,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file, a Flax msgpack file, or a folder that peft wrote; of a single
-            file that peft wrote, `adapter_config.json` beside it gives the scale.
+        path: a safetensors file, a Flax msgpack file, or a folder that peft or MLX-LM wrote; of a
+            single file that one of them wrote, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
@@ -76,7 +83,9 @@ def load_adapter(
     """
     path = Path(path)
     if path.is_dir():
-        tensors, metadata = peft_folder.read_folder(path)
+        tensors, metadata = _read_folder(path)
+    elif is_gguf(path):
+        tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
         tensors, metadata = read_flax(path)
     else:
@@ -128,7 +137,7 @@ def outline_adapter(
     """
     read = partial(outline_tensors, origin=origin)
     if path.is_dir():
-        tensors, metadata = peft_folder.read_folder(path, read)
+        tensors, metadata = _read_folder(path, read)
     else:
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = metadata | _config_beside(path, tensors)
@@ -150,6 +159,7 @@ def save_adapter(
     strip_metadata: bool = False,
     overwrite: bool = False,
     read: Iterable[str | Path] = (),
+    reader: Reader | None = None,
 ) -> None:
     """Write an adapter, whole or not at all.
 
@@ -166,26 +176,49 @@ def save_adapter(
             are left out.
         overwrite: whether an existing output may be replaced.
         read: files and folders that the adapter is made from, which are never replaced.
+        reader: the program that a folder of peft's is for, where it reads less than peft.
 
     Raises:
-        UsageError: the output exists and `overwrite` is not set, or the format is unknown.
+        UsageError: the output exists and `overwrite` is not set, or the format is unknown or not
+            the reader's.
         AdapterRefused: a module is not in `base`, or does not fit the format.
     """
     path, format = Path(path), format or concrete_format("same", adapter, base)
     folder = writes_folder(path, format)
+    require_folder(path, format, reader)
     refuse_existing(path, overwrite, folder=folder, read=read)
-    tensors, dumped = dump(adapter, format, base, folded=format == "peft" and not folder)
+    folded = format == "peft" and not folder
+    tensors, dumped = dump(adapter, format, base, folded=folded, reader=reader)
     header = {**dumped, **(metadata or {})}
     config = header.pop(HEADER_KEY, None)
     if strip_metadata:
         header = stripped(header)
-    if format == "flax":
+    if format == "mlx":
+        write_mlx(path, tensors, {MLX_CONFIG: dumped[MLX_CONFIG], **header}, _write)
+    elif format == "gguf":
+        kept = {key: text for key, text in header.items() if key not in HASHES}
+        write_gguf(path, tensors, {GGUF_FACTS: dumped[GGUF_FACTS], **kept})
+    elif format == "flax":
         kept = {key: text for key, text in header.items() if key not in HASHES}
         write_flax(path, tensors, kept)
     elif folder and config is not None:
         peft_folder.write_folder(path, tensors, header | {HEADER_KEY: config}, _write)
     else:
         _write(path, file_tensors(tensors, format), header)
+
+
+def require_folder(path: Path, format: str, reader: Reader | None) -> None:
+    """Check that an output for a reader of peft's folders is one.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if reader is not None and not (format == "peft" and writes_folder(path, format)):
+        raise UsageError(
+            f"{path}: found an output in format {format} for {reader}; expected a folder of "
+            f"peft's, which it reads; leave the format away and name a folder",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str, np.ndarray]:
@@ -200,7 +233,7 @@ def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str,
 
 def writes_folder(path: Path, format: str) -> bool:
     """Whether an output in this format under this name is a folder."""
-    return format == "peft" and path.suffix.lower() not in _SINGLE_FILE
+    return format == "mlx" or (format == "peft" and path.suffix.lower() not in _SINGLE_FILE)
 
 
 def refuse_existing(
@@ -255,10 +288,16 @@ def unfit_output(path: Path) -> str | None:
     return None
 
 
+def _read_folder(
+    path: Path, read: peft_folder.Read = read_tensors
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
+
+
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
     """The configuration beside a file of peft's, as the header string diffusers would have."""
     if not any(PEFT_WRAPPER in key for key in keys):
-        return {}
+        return mlx_config_beside(path, keys)
     try:
         text = peft_folder.config_beside(path)
     except OSError as failure:

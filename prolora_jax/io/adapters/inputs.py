@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.flax_file import is_flax_file
-from prolora_jax.io.adapters.leftovers import is_earlier_output, is_training_state
+from prolora_jax.io.adapters.gguf_lora import is_gguf_adapter
+from prolora_jax.io.adapters.leftovers import (
+    is_checkpoint_beside,
+    is_earlier_output,
+    is_training_state,
+)
 from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
 from prolora_jax.io.guarded import irregular
@@ -142,7 +147,7 @@ def _file(path: Path, relative: Path) -> Iterator[Input]:
     elif path.suffix.lower() in ARCHIVE_SUFFIXES:
         message = f"{path}: found an archive; expected adapters; unpack it first"
         yield Input(path, relative, (Refusal.ARCHIVE, message))
-    elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_flax(path):
+    elif path.suffix.lower() in ADAPTER_SUFFIXES or _is_told(path):
         yield Input(path, relative, _unfit_name(path) or _unfit_kind(path))
 
 
@@ -152,6 +157,9 @@ def _inside(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Inp
     for item in _walk(folder, top, seen):
         if item.path in own:
             continue
+        if is_checkpoint_beside(item.path.name):
+            message = f"{item.path}: found the adapter at an earlier step, which is left out"
+            item = item._replace(ignored=message)
         if item.ignored is None and item.refusal is None:
             message = (
                 f"{item.path}: found it inside of {folder.name}, which is an adapter that peft "
@@ -172,9 +180,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_flax(path: Path) -> bool:
+def _is_told(path: Path) -> bool:
+    """Whether what is in a file says that it is an adapter."""
     try:
-        return is_flax_file(path)
+        return is_flax_file(path) or is_gguf_adapter(path)
     except OSError:
         return False  # nothing in its name says that it is an adapter
 

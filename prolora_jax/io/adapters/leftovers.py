@@ -19,6 +19,15 @@ _STATES = re.compile(
 )
 
 
+# As MLX-LM's trainer names what it saves beside `adapters.safetensors`.
+_CHECKPOINTS = re.compile(r"\d+_adapters\.safetensors")
+
+
+def is_checkpoint_beside(name: str) -> bool:
+    """Whether a file in an adapter's folder is, by its name, the adapter at an earlier step."""
+    return _CHECKPOINTS.fullmatch(name) is not None
+
+
 def is_training_state(name: str) -> bool:
     """Whether a file's name is that of a training run's own state."""
     return _STATES.fullmatch(name) is not None

@@ -8,7 +8,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,9 @@ from prolora_jax.io.guarded import is_regular, read_small
 CONFIG = "adapter_config.json"
 ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin", ".ckpt", ".pth"})
 """Files in a folder that are taken for adapters; those that cannot be used are then refused."""
+
+MLX_WEIGHTS = "adapters.safetensors"
+"""What MLX-LM has instead, beside a configuration by the same name."""
 
 _WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST_CONFIG = 2**21
@@ -102,6 +106,8 @@ def is_adapter_folder(folder: Path) -> bool:
     """
     if any((place / name).exists() for place in _places(folder) for name in (_WEIGHTS, _PICKLE)):
         return True
+    if (folder / CONFIG).exists() and (folder / MLX_WEIGHTS).exists():
+        return True
     return has_adapter_files(folder) and not _others(folder)
 
 
@@ -112,7 +118,7 @@ def has_adapter_files(folder: Path) -> bool:
 
 def own_files(folder: Path) -> frozenset[Path]:
     """Where the weights and configurations of an adapter in a folder are, if they are."""
-    names = (_WEIGHTS, _PICKLE, CONFIG)
+    names = (_WEIGHTS, _PICKLE, CONFIG, MLX_WEIGHTS)
     return frozenset(place / name for place in _places(folder) for name in names)
 
 
@@ -143,13 +149,20 @@ def write_folder(
         metadata: header strings, the configuration among them.
         write: writes one safetensors file.
     """
+    with new_folder(folder) as place:
+        _write_files(place, tensors, metadata, write)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what a folder is to hold: a new one appears whole, or not at all."""
     if folder.exists():
-        _write_files(folder, tensors, metadata, write)
+        yield folder
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{secrets.token_hex(8)}{atomic.TEMPORARY_SUFFIX}"
     try:
-        _write_files(temporary, tensors, metadata, write)
+        yield temporary
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.cutting import FactorRank
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.comparison import NO_BASE, AdapterComparison, WeightsOf, compare
 from prolora_jax.adapters.fitting import hold
-from prolora_jax.adapters.formats.dumping import concrete_format
+from prolora_jax.adapters.formats.dumping import Reader, concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.published import published_base, told_apart
@@ -67,6 +68,7 @@ def convert_file(
     strip_metadata: bool = False,
     overwrite: bool = False,
     factor_rank: FactorRank | None = None,
+    reader: Reader | None = None,
 ) -> ConvertedFile:
     """Write an adapter in another format; the update stays the same number.
 
@@ -83,6 +85,7 @@ def convert_file(
         strip_metadata: whether all header strings but `prolora` and `format` are left out.
         overwrite: whether an existing output may be replaced.
         factor_rank: for `to="lora"`, of the factors that are made; the default if None.
+        reader: the program that the output is for, where it reads less than peft: a folder.
 
     Returns:
         What was written.
@@ -98,13 +101,15 @@ def convert_file(
     to = "same" if taken else to
     spec = published_base(adapter, to) if model is None else model.spec
     adapter = resolve(adapter, spec)
+    if model is not None:
+        adapter = without_copies(adapter, model.matrix, model.bias)
     if taken:
         matrix, bias = (None, None) if model is None else (model.matrix, model.bias)
         made = factored(adapter, spec, matrix, factor_rank or FactorRank(), bias=bias)
         metadata = as_plain_lora(made.metadata) if adapter.structured else made.metadata
         adapter = replace(made, modules=tuple(map(in_own_dtype, made.modules)), metadata=metadata)
     require_no_whole_layers(adapter, allow_partial=allow_partial)
-    format = concrete_format(to, adapter, spec)
+    format = "peft" if reader is not None and to == "same" else concrete_format(to, adapter, spec)
     save_adapter(
         adapter,
         out,
@@ -113,6 +118,7 @@ def convert_file(
         strip_metadata=strip_metadata,
         overwrite=overwrite,
         read=(path,) if base is None else (path, base),
+        reader=reader,
     )
     return ConvertedFile(Path(out), adapter, format, spec.name)
 

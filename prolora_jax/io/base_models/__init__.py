@@ -6,6 +6,7 @@ model_files.py: Which files hold a base model's weights.
 streamed_file.py: A safetensors checkpoint read by ordinary reading, whole or piece by piece.
 weight_file.py: What every open container of a base model's tensors can do.
 packed_weights.py: Weights in few bits, read as if the file had their floats.
+lm_facts.py: What stands beside a language model's weights: how many heads there are.
 gguf_model.py: GGUF files as base models: transformers' names, transformers' order of rows.
 weight_source.py: Where one weight of a base model is, and how it is read from there.
 checkpoint.py: Base models on disk, in whatever container they come, read weight by weight.

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.architectures.identify import identified
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.gguf_model import open_gguf
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
+from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
 from prolora_jax.io.base_models.packed_weights import unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
@@ -233,6 +235,8 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     shapes = {key: file.shape(stored) for key, (file, stored) in tensors.items()}
     placed = placements(shapes)
     spec = identified(spec_from_placements(placed, shapes, name=_name(path, origin), origin=origin))
+    if any(module.startswith(LM) for module in spec.modules):
+        spec = replace(spec, facts=read_facts(path))
     sources = {}
     for module, placement in placed.items():
         file, stored = tensors[placement.key]

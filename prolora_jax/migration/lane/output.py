@@ -91,7 +91,7 @@ def output_of(
     adapter, report = encode(table.header, table.plan, made, pair)
     target = pair.target.spec
     format = concrete_format(writing.format, adapter, target)
-    if writes_folder(path, format) or format in {"flax", "maxdiffusion"}:
+    if writes_folder(path, format) or format in {"flax", "maxdiffusion", "gguf"}:
         raise Irregular("no single safetensors file is written")
     if format in {"peft", "diffusers", "diffusers-old"}:
         adapter = fold_scales(adapter)

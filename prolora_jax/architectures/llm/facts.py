@@ -1,0 +1,61 @@
+"""What a language model's configuration says and its tensors do not: how many heads there are."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+# What GGUF files call an architecture, by what transformers calls a model.
+_GGUF = {
+    **dict.fromkeys(("llama", "mistral"), "llama"),
+    **{name: name for name in ("qwen2", "qwen3", "gemma2", "phi3", "gpt2")},
+    **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
+}
+
+
+class LmFacts(NamedTuple):
+    """Of one language model.
+
+    Attributes:
+        architecture: what GGUF files call it; None of one that they have no table of here.
+        heads: of queries.
+        kv_heads: of keys and values.
+        tied: whether the embedding is the head, too.
+    """
+
+    architecture: str | None
+    heads: int
+    kv_heads: int
+    tied: bool
+
+
+def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
+    """What transformers' `config.json` says; None where it says no number of heads.
+
+    Args:
+        config: the document; of a model that also sees, its language model stands inside of it.
+    """
+    inner = config.get("text_config")
+    fields = {**config, **inner} if isinstance(inner, Mapping) else config
+    heads = fields.get("num_attention_heads", fields.get("n_head"))
+    kv_heads = fields.get("num_key_value_heads")
+    kv_heads = heads if kv_heads is None else kv_heads
+    if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
+        return None
+    kind = str(fields.get("model_type"))
+    # Transformers' own default, where a file does not say it.
+    tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
+    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied))
+
+
+def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFacts | None:
+    """What the header of a GGUF file says; None where it says no number of heads.
+
+    Args:
+        values: of the header.
+        names: of the tensors.
+    """
+    architecture = str(values.get("general.architecture"))
+    heads = values.get(f"{architecture}.attention.head_count")
+    kv_heads = values.get(f"{architecture}.attention.head_count_kv", heads)
+    if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
+        return None
+    return LmFacts(architecture, heads, kv_heads, "output.weight" not in names)

@@ -1,0 +1,32 @@
+"""What stands beside a language model's weights, and says what its tensors do not."""
+
+from pathlib import Path
+
+from prolora_jax.architectures.llm.facts import LmFacts, facts_of_config, facts_of_gguf
+from prolora_jax.io.containers.packed.gguf_file import GgufFile
+from prolora_jax.io.documents import BadDocument, parse_json
+from prolora_jax.io.guarded import is_regular, read_small
+
+_CONFIG = "config.json"
+_LARGEST = 2**20
+"""Bytes of a configuration."""
+
+
+def read_facts(path: Path) -> LmFacts | None:
+    """The facts of a language model; None where nothing says them.
+
+    Args:
+        path: its folder, or one of its files: `config.json` stands beside the weights, or a GGUF
+            file says it itself.
+    """
+    if path.suffix == ".gguf":
+        file = GgufFile(path)
+        return facts_of_gguf(file.values, dict.fromkeys(file.keys))
+    config = (path if path.is_dir() else path.parent) / _CONFIG
+    if not is_regular(config):
+        return None
+    try:
+        found = parse_json(read_small(config, _LARGEST))
+    except (OSError, BadDocument):
+        return None  # whoever needs it says that it is not there
+    return facts_of_config(found) if isinstance(found, dict) else None
