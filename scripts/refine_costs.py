@@ -180,6 +180,7 @@ def learning(net: Net, recipe: RefineRecipe, side: int, rank: int) -> Any:
     words = shape(recipe.rows, dtype=jnp.int32)
     rows = Rows(latents, shape(recipe.rows), words, latents)
     how = {"batch": options.batch, "parts": options.parts, "clip": options.clip, "mesh": None}
+    how["error"] = fitting.squared_error
     return fitting._step.lower(state, rows, predict, shape(), **how)
 
 

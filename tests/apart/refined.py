@@ -24,7 +24,7 @@ from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard
-from prolora_jax.refine.job import refined
+from prolora_jax.refine.job import kept_state
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -178,7 +178,7 @@ def test_similarity_by_samples_says_what_refine_finds(pair: Pair, catalog, tmp_p
 def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
     want, _ = pair.run(tmp_path / "whole")
     save = WorkFolder.save
-    monkeypatch.setattr(refined, "KEPT_EVERY", 1)
+    monkeypatch.setattr(kept_state, "KEPT_EVERY", 1)
     for last in ("target", "source", "effect", "losses", 5):
         steps = 0
 
