@@ -3,7 +3,7 @@
     python scripts/time_unet.py [--base sd15] [--rounds 3]
 
 Random weights, float32, two rows as guidance needs them, latents of 64 x 64; all three in one
-process, in turn. Needs the extra `test`. What came out is on docs/benchmarks.md.
+process, in turn. Needs the extra `stock`. What came out is on docs/benchmarks.md.
 """
 
 import argparse

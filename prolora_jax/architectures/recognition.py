@@ -26,7 +26,7 @@ _SOMETHING_ELSE = (
         "only UNets of the Stable Diffusion family and language models are supported",
     ),
     (
-        ("text_model.", "encoder.conv_in", "decoder.conv_in"),
+        ("text_model.", "token_embedding.", "encoder.conv_in", "decoder.conv_in"),
         "a text encoder or a VAE",
         "give the UNet: the pipeline's folder or its unet/ folder",
     ),

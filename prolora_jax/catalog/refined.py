@@ -5,19 +5,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from prolora_jax.catalog.scan import output_path
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters.inputs import expand
 from prolora_jax.io.adapters.peft_folder import is_adapter_folder
-from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.migration.files import refuse_outputs
 from prolora_jax.migration.opening import open_pair
-from prolora_jax.plans.refined import Refined
-from prolora_jax.plans.report import MigrationReport
-from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefinedFile, RefineRequest
+from prolora_jax.refine.job.files import (
+    DrawingBases,
+    FileRefinement,
+    RefinedFile,
+    RefineRequest,
+    record_of,
+)
 from prolora_jax.subspaces.store import BasisStore
 
 WORK_ENDING = ".refine-work"
@@ -81,7 +82,7 @@ def refine_files(
     read = (*given, bases.source, bases.target)
     work = Path(f"{out}{WORK_ENDING}")
     planned = _Planned([(given[0], out)], {}, []) if one else _planned(given, out, request)
-    before = {output for _, output in planned.todo if not one and _record(output) is not None}
+    before = {output for _, output in planned.todo if not one and record_of(output) is not None}
     # What a run that was killed has left half done is its own.
     own = request.writing._replace(overwrite=request.writing.overwrite or work.is_dir())
     for path, output in planned.todo:
@@ -90,7 +91,7 @@ def refine_files(
     pair = open_pair(bases.source, bases.target, store, workers)
     may_write = replace(request, writing=request.writing._replace(overwrite=True))
     job = FileRefinement(bases, pair, may_write, work, progress)
-    made = {o for path, o in planned.todo if o in before and job.is_made(path, _record(o))}
+    made = {o for path, o in planned.todo if o in before and job.is_made(path, record_of(o))}
     for path, output in planned.todo:
         if output in before - made:
             refuse_outputs(path, output, request.writing, read=read)
@@ -130,13 +131,3 @@ def _planned(given: Sequence[Path], out: Path, request: RefineRequest) -> _Plann
             code=Refusal.MISSING_FILE,
         )
     return planned
-
-
-def _record(output: Path) -> Refined | None:
-    """What an output's report says of its refinement, if both are there."""
-    if not output.exists() or not report_path(output).exists():
-        return None
-    try:
-        return msgspec.convert(read_report(output), MigrationReport).refined
-    except ProloraError:
-        return None

@@ -15,6 +15,7 @@ migrate_many.py: `prolora migrate` with several inputs or a folder.
 status.py: `prolora status`.
 store_tables.py: What a store holds, as tables for people and as rows for JSON.
 subspaces.py: `prolora subspaces build | list | prune`.
+unused.py: What was asked for and would do nothing is refused.
 tables.py: Plans, reports and similarities as tables for people.
 demo.py: `prolora demo`.
 diff.py: `prolora diff`.

@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
+from prolora_jax.cli.unused import refuse_idle, refuse_idle_migration
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.options import MigrationOptions
 
 if TYPE_CHECKING:
-    from prolora_jax.evaluation.side_by_side import SideBySide
+    from prolora_jax.evaluation.side_by_side import Request, SideBySide
 
 COMMON = Common()
 OPTIONS = MigrationOptions()
@@ -44,6 +45,7 @@ def generate(
     parts: Path | None = None,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     at_once: int = 1,
+    vae_tile: Literal["auto", "off"] | int = "auto",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     migrate: Annotated[
         MigrationOptions, Parameter(name="migrate", group="Migration, with --source")
@@ -86,14 +88,11 @@ def generate(
         parts: pipeline from which everything but the UNet is taken.
         dtype: what is computed in [default: float32 on a CPU, else bfloat16].
         at_once: pictures drawn together, on each device.
+        vae_tile: decode pictures in tiles of so many pixels, height and width, for less memory and
+            not quite the same picture; off: in one piece; auto: tiles of 512 above 1024 x 1024.
         overwrite: replace an existing output.
     """
-    from prolora_jax.evaluation.side_by_side import (
-        Request,
-        draw_to_file,
-        usual_arms,
-        usual_dtype,
-    )
+    from prolora_jax.evaluation.side_by_side import Request, draw_to_file, usual_arms, usual_dtype
 
     moved_by = migrate.method if source else None
     given = arms.split(",") if arms else usual_arms(moved_by=moved_by, adapters=bool(lora))
@@ -115,15 +114,16 @@ def generate(
         guidance=guidance,
         size=(height, width),
         at_once=at_once,
+        vae_tile=vae_tile,
     )
     _require_alone(lcm, always, sampler)
+    _require_used(request, source, migrate, given_scale=bool(scale))
     reporter = Reporter(common.quiet)
     kept = {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
     with reporter.shown():
-        found = draw_to_file(request, out_path, source, migrate, overwrite=overwrite, **kept)
-    drawn, summary = found
+        drawn, said = draw_to_file(request, out_path, source, migrate, overwrite=overwrite, **kept)
     if common.json:
-        write_json(summary)
+        write_json(said)
         return 0
     show_columns(out(), drawn)
     out().print(f"Wrote {out_path}: {len(request.rows)} rows, {len(drawn.columns)} columns")
@@ -137,6 +137,24 @@ def _require_alone(lcm: Path | None, always: Path | None, sampler: str) -> None:
             "adapter of another kind give --always and --sampler",
             code=Refusal.BAD_OPTION,
         )
+
+
+def _require_used(
+    request: "Request", source: Path | None, migrate: MigrationOptions, *, given_scale: bool
+) -> None:
+    """Refuse what would do nothing to any column."""
+    here = {"none", "lora"}
+    usual = 1.0 if request.sampler == "lcm" else 2.0  # of other samplers it is more than 1
+    unheard = (usual if request.guidance is None else request.guidance) <= 1
+    refuse_idle("--negative", request.negative is not None and unheard, "without guidance above 1")
+    refuse_idle("--scale", given_scale and not request.files, "without --lora")
+    refuse_idle("--source", source and not request.files, "without --lora")
+    if source is None:
+        refuse_idle_migration(migrate, "without --source")
+    # Unknown arms are refused by name elsewhere.
+    shown = f"beside --arms {','.join(request.arms)}"
+    refuse_idle("--source", source and {*request.arms} <= here, shown)
+    refuse_idle("--lora", request.files and request.arms == ("none",), shown)
 
 
 def seeds_of(text: str) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ from prolora_jax.errors import Refusal, UsageError
 if TYPE_CHECKING:
     from prolora_jax.catalog.refined import RefinedFiles
     from prolora_jax.plans.refined import Refined
-    from prolora_jax.refine.job.recipe import RefineRecipe
 
 COMMON = Common()
 WHAT = Group("What is refined", sort_key=1)
@@ -33,20 +32,22 @@ def refine(
     out_path: Annotated[Path, Parameter(name="--out", group=OUTPUT)],
     source_parts: Annotated[Path | None, Parameter(group=WHAT)] = None,
     target_parts: Annotated[Path | None, Parameter(group=WHAT)] = None,
-    kind: Annotated[Literal["auto", "style", "concept"], Parameter(group=HOW)] = "auto",
+    kind: Annotated[Literal["auto", "style", "concept"] | None, Parameter(group=HOW)] = None,
     teacher: Annotated[Literal["effect", "absolute"], Parameter(group=HOW)] = "effect",
     trigger: Annotated[tuple[str, ...], LIST] = (),
     budget: Annotated[Literal["low", "normal", "high"], Parameter(group=HOW)] = "normal",
     steps: Annotated[int | None, Parameter(group=HOW)] = None,
     rows: Annotated[int | None, Parameter(group=HOW)] = None,
-    batch: Annotated[int, Parameter(group=HOW)] = 32,
+    batch: Annotated[int | None, Parameter(group=HOW)] = None,
     micro_batch: Annotated[int | None, Parameter(group=HOW)] = None,
     seed: Annotated[int, Parameter(group=HOW)] = 0,
     prompts: Annotated[Path | None, Parameter(group=SAMPLES)] = None,
     pictures: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     size: Annotated[int | None, Parameter(group=SAMPLES)] = None,
-    draw_steps: Annotated[int, Parameter(group=SAMPLES)] = 25,
-    guidance: Annotated[float, Parameter(group=SAMPLES)] = 1.0,
+    texts: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    tokens: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    draw_steps: Annotated[int | None, Parameter(group=SAMPLES)] = None,
+    guidance: Annotated[float | None, Parameter(group=SAMPLES)] = None,
     at_once: Annotated[int | None, Parameter(group=SAMPLES)] = None,
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], Parameter(group=SAMPLES)] = "auto",
     format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
@@ -63,34 +64,38 @@ def refine(
     formula over weights does. First is measured whether both draw the same kind of pictures: where
     they do not, a style stays a copy and a concept is taught anew, and the report says so.
     Rows are spread over all devices of this machine, or as many as a batch can be shared out to.
+    Language models write texts instead of drawing, and learn the effect on logits.
     Needs the extras: pip install 'prolora_jax[pipelines,refine]'.
 
     Args:
         inputs: adapter files, or folders of them: base models are loaded, and samples drawn, once
             for all.
-        source: base model the adapters were trained on: a diffusers pipeline's folder, or a UNet
-            in any form, with --source-parts.
+        source: base model the adapters were trained on: a diffusers pipeline's folder, a UNet in
+            any form, with --source-parts, or a language model's folder.
         target: base model they are to work on; likewise.
         out_path: file to write; of several adapters a folder.
         source_parts: pipeline from which everything but the source's UNet is taken.
         target_parts: pipeline from which everything but the target's UNet is taken.
-        kind: auto tells a style, which shows on all words, from a concept, which shows on few.
+        kind: auto tells a style, which shows on all words, from a concept, which shows on few
+            [default: auto].
         teacher: effect: the target's own answer and what the adapter changes on the source;
             absolute: what the source with the adapter answers.
         trigger: word the adapter was trained with: --trigger once for each [default: those in its
             header].
-        budget: low: 48 pictures, 256 rows, 50 steps; high: 256, 1024, 200.
+        budget: low: 48 pictures (24 texts), 256 rows, 50 steps; high: 256 (192), 1024, 200.
         steps: of the student [default: 100; a concept taught anew 200; from nothing 300].
         rows: noised samples that the student learns from [default: 512].
-        batch: rows of a step.
+        batch: rows of a step [default: 32; 8 texts].
         micro_batch: of them through the net at once, on each device; 0 for all [default: what 16 GB
             are sure to hold: one row at 1024 pixels, four at 512].
         seed: of everything: the same command gives the same file.
         prompts: file of what is drawn, a prompt in a line [default: 32 of many kinds].
         pictures: that each model draws [default: 128].
         size: height and width of pictures in pixels [default: what the target was trained on].
-        draw_steps: of the samplers.
-        guidance: how much prompts count while drawing.
+        texts: that each language model writes [default: 64].
+        tokens: of each text [default: 96].
+        draw_steps: of the samplers [default: 25].
+        guidance: how much prompts count while drawing [default: 1, not at all].
         at_once: pictures or rows drawn or asked together, on each device [default: one at 1024
             pixels, four at 512].
         dtype: what both nets compute in [default: float32 on a CPU, else bfloat16].
@@ -109,15 +114,16 @@ def refine(
     from prolora_jax.plans.options import MigrationOptions
     from prolora_jax.refine.job.files import DrawingBases, RefineRequest
 
-    how = {"kind": kind, "teacher": teacher, "seed": seed, "batch": batch}
-    how |= {"draw_steps": draw_steps, "guidance": guidance, "at_once": at_once}
-    counts = {"pictures": pictures, "rows": rows, "steps": steps}
-    recipe = _recipe(prompts, budget, counts, micro_batch=micro_batch, **how)
+    both = {"teacher": teacher, "seed": seed, "batch": batch, "at_once": at_once}
+    both |= {"steps": steps, "micro_batch": micro_batch}
+    drawn = {"pictures": pictures, "rows": rows, "draw_steps": draw_steps, "guidance": guidance}
+    drawn |= {"kind": kind, "prompts": prompts, "size": size, "trigger": trigger or None}
+    asked = _asked(budget, both, drawn, {"texts": texts, "tokens": tokens})
     writing = Writing(
         format, strip_metadata, overwrite, allow_pickle, ignore_license=ignore_license
     )
     options = MigrationOptions(method="copy", assume_base=assume_base)
-    request = RefineRequest(recipe, writing, options, trigger, size)
+    request = RefineRequest(writing=writing, options=options, **asked)
     computed = usual_dtype() if dtype == "auto" else dtype
     bases = DrawingBases(source, target, source_parts, target_parts, computed)
     reporter = Reporter(common.quiet)
@@ -138,21 +144,35 @@ def refine(
     return 1 if found.refused else 0
 
 
-def _recipe(
-    prompts: Path | None,
+def _asked(
     budget: Literal["low", "normal", "high"],
-    counts: Mapping[str, int | None],
-    **how: Any,
-) -> "RefineRecipe":
-    """What is asked: numbers that were given go before those of the budget."""
+    both: Mapping[str, Any],
+    drawn: Mapping[str, Any],
+    written: Mapping[str, int | None],
+) -> dict[str, Any]:
+    """What is asked of either kind of base model: what was given goes before the budget."""
     from prolora_jax.io.documents import read_prompts
-    from prolora_jax.refine.job.prompts import GENERIC
     from prolora_jax.refine.job.recipe import BUDGETS, RefineRecipe
+    from prolora_jax.refine.lm.recipe import LM_BUDGETS, LmRecipe
 
-    asked: dict[str, Any] = dict(BUDGETS[budget])
-    asked |= {name: value for name, value in counts.items() if value is not None}
-    shown = GENERIC if prompts is None else read_prompts(prompts)
-    return RefineRecipe(prompts=shown, **asked, **how)
+    shared, pictures, texts = _given(both), _given(drawn), _given(written)
+    told = {name: value for name, value in pictures.items() if name not in {"size", "trigger"}}
+    if "prompts" in told:
+        told["prompts"] = read_prompts(told["prompts"])
+    of_pictures: dict[str, Any] = {**BUDGETS[budget], **shared, **told}
+    of_texts: dict[str, Any] = {**LM_BUDGETS[budget], **shared, **texts}
+    return {
+        "recipe": RefineRecipe(**of_pictures),
+        "texts": LmRecipe(**of_texts),
+        "words": pictures.get("trigger", ()),
+        "pixels": pictures.get("size"),
+        "only_drawn": tuple(pictures),
+        "only_written": tuple(texts),
+    }
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _document(found: "RefinedFiles") -> dict[str, object]:

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, alike
 from prolora_jax.engines.progress import Progress
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.nets.adapters.lora import attach
 from prolora_jax.nets.adapters.tree import spec_of
+from prolora_jax.nets.pipelines.devices import mesh_of_all
 from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
@@ -24,7 +24,7 @@ NONE = "none"
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
 
 _LCM_STEPS, _STEPS = 4, 25
-_GUIDANCE_XL, _GUIDANCE = 5.0, 7.5
+GUIDANCE_LCM, GUIDANCE_XL, _GUIDANCE = 1.0, 5.0, 7.5
 
 
 def usual_steps(pipeline: Pipeline) -> int:
@@ -35,8 +35,26 @@ def usual_steps(pipeline: Pipeline) -> int:
 def usual_guidance(pipeline: Pipeline) -> float:
     """How much the prompt counts where nobody says how much."""
     if pipeline.sampler.name == "lcm":
-        return 1.0
-    return _GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+        return GUIDANCE_LCM
+    return GUIDANCE_XL if pipeline.is_sdxl_family else _GUIDANCE
+
+
+def require_heard(negative: str | None, guidance: float) -> None:
+    """Refuse what not to draw where nothing asks for it.
+
+    Args:
+        negative: what not to draw.
+        guidance: how much prompts count against it.
+
+    Raises:
+        UsageError: pictures would be the same without it.
+    """
+    if negative is not None and guidance <= 1:
+        raise UsageError(
+            f"--negative {negative!r}: found guidance {guidance:g}, by which it is not asked for; "
+            f"expected more than 1 with it; leave it out, or give --guidance",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 @dataclass(frozen=True)
@@ -91,8 +109,6 @@ class Drawer:
         some = dict(zip(names, self._alike.get(arm, of_any), strict=False))
         used = {n: 0.0 if arm == NONE else s for n, s in zip(names, self.scales, strict=True)}
         fixed = {} if self.always is None else {"always": self.always}
-        devices = jax.devices()
-        mesh = Mesh(np.array(devices), ("data",)) if len(devices) > 1 else None
         return generate(
             self.pipeline,
             # Each was looked at when it was loaded.
@@ -100,7 +116,7 @@ class Drawer:
             prompts,
             seeds,
             scales={name: used[name] for name in some} | dict.fromkeys(fixed, 1.0),
-            mesh=mesh,
+            mesh=mesh_of_all(),
             progress=lambda _, done, total: progress(f"drawing: {arm}", done, total),
             **self.settings,
         )

@@ -15,7 +15,13 @@ from prolora_jax.adapters.algorithms.factoring import kept_share
 from prolora_jax.adapters.fitting import Fitted, fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.evaluation.drawer import NONE, Drawer, usual_guidance, usual_steps
+from prolora_jax.evaluation.drawer import (
+    NONE,
+    Drawer,
+    require_heard,
+    usual_guidance,
+    usual_steps,
+)
 from prolora_jax.evaluation.grid import write_side_by_side
 from prolora_jax.io.adapters.files import load_adapter, refuse_existing
 from prolora_jax.io.outputs.protected import require_ending
@@ -31,6 +37,7 @@ from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.nets.vae.tiles import VaeTile
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
 from prolora_jax.subspaces.store import BasisStore
@@ -67,6 +74,7 @@ class Request:
         guidance: how much the prompt counts: 7.5, for SDXL's family 5, with LCM 1.
         size: height and width in pixels: what the base was trained on.
         at_once: pictures drawn together on each device.
+        vae_tile: whether pictures are decoded in tiles.
     """
 
     base: str | Path
@@ -86,6 +94,7 @@ class Request:
     guidance: float | None = None
     size: tuple[int | None, int | None] = (None, None)
     at_once: int = 1
+    vae_tile: VaeTile = "auto"
 
     @property
     def rows(self) -> list[str]:
@@ -319,6 +328,7 @@ def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
         steps = usual_steps(pipeline)
     if guidance is None:
         guidance = usual_guidance(pipeline)
+    require_heard(request.negative, guidance)
     height, width = (pipeline.pixels if side is None else side for side in request.size)
     return {
         "negative": request.negative,
@@ -327,6 +337,7 @@ def _settings(request: Request, pipeline: Pipeline) -> dict[str, Any]:
         "guidance": guidance,
         "size": (height, width),
         "at_once": request.at_once,
+        "vae_tile": request.vae_tile,
     }
 
 

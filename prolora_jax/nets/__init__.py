@@ -1,6 +1,7 @@
 """Flax nets that run: the UNet, samplers, pipelines, adapters on them, encoders of pictures.
 
 adapters/: Adapters on the parameters of running nets.
+lm/: Language models: what they predict and what they write.
 text/: Text encoders: prompts become numbers, and numbers what a UNet is told.
 unet/: The UNet of the Stable Diffusion family in Flax (linen).
 vae/: The VAE of the Stable Diffusion family: pictures as latents, and back.

@@ -6,6 +6,7 @@ guard.py: Whether two base models draw the same kind of pictures, and what follo
 triggers.py: Which words an adapter answers to, found without data.
 rows.py: What a student is shown: noised samples, and the answers to them.
 fitting.py: The student: Adam on LoRA factors, resumable after any step, over a mesh.
+lm/: A refinement of language models' adapters, on text that the models write.
 job/: A refinement on the nets of two real base models: their adapters, in phases.
 
 Never: files.

@@ -20,6 +20,8 @@ from prolora_jax.nets.pipelines.devices import DATA_AXIS
 from prolora_jax.refine.rows import Rows
 
 Predict = Callable[[Any, Any, Any, Any], Any]
+Error = Callable[[Any, Any], Any]
+"""How far what a net says is from what is wanted: the mean over rows, one number."""
 Factors = Mapping[str, tuple[Any, Any]]
 """`(down (rank, in), up (out, rank))` by module; the scale is in them."""
 
@@ -98,6 +100,11 @@ class FitState(NamedTuple):
     losses: Any
 
 
+def squared_error(said: Any, wanted: Any) -> Any:
+    """Mean of the squared differences, in float32."""
+    return jnp.mean((said.astype(jnp.float32) - wanted.astype(jnp.float32)) ** 2)
+
+
 def balanced(factors: Factors) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The same products from factors of equal norm, float32.
 
@@ -167,6 +174,7 @@ def fit(
     until: int | None = None,
     mesh: Mesh | None = None,
     progress: Callable[[FitState], None] | None = None,
+    error: Error = squared_error,
 ) -> FitState:
     """Take the steps that are missing.
 
@@ -180,6 +188,7 @@ def fit(
         until: stop after so many updates in all; after all of them if None.
         mesh: with an axis `DATA_AXIS`, over which the rows of a step are spread.
         progress: called with the state after each step; what it keeps it has to copy.
+        error: that is made small.
 
     Returns:
         The state after the last step.
@@ -211,6 +220,7 @@ def fit(
             parts=options.parts,
             clip=options.clip,
             mesh=mesh,
+            error=error,
         )
         if progress:
             progress(state)
@@ -244,15 +254,16 @@ def _optimizer(clip: float) -> Any:
 
 
 def loss_and_gradient(
-    predict: Predict, factors: Any, rows: Rows, *, parts: int = 1
+    predict: Predict, factors: Any, rows: Rows, *, parts: int = 1, error: Error = squared_error
 ) -> tuple[Any, Any]:
-    """Mean squared error of a student, and its gradient, summed over micro-batches.
+    """Error of a student, and its gradient, the mean over micro-batches.
 
     Args:
         predict: the target's net.
         factors: of the student.
         rows: all are used.
         parts: micro-batches; a divisor of the number of rows.
+        error: of what the student says.
 
     Returns:
         The loss, and a tree like `factors`.
@@ -260,7 +271,7 @@ def loss_and_gradient(
 
     def loss(factors: Any, part: Rows) -> Any:
         said = predict(factors, part.noisy, part.times, part.conditioning)
-        return jnp.mean((said.astype(jnp.float32) - part.target.astype(jnp.float32)) ** 2)
+        return error(said, part.target)
 
     both = jax.value_and_grad(loss)
     if parts == 1:
@@ -277,7 +288,7 @@ def loss_and_gradient(
 
 @partial(
     jax.jit,
-    static_argnames=("batch", "parts", "clip", "mesh"),
+    static_argnames=("batch", "parts", "clip", "mesh", "error"),
     donate_argnames=("state",),
 )
 def _step(
@@ -290,6 +301,7 @@ def _step(
     parts: int,
     clip: float,
     mesh: Mesh | None,
+    error: Error,
 ) -> FitState:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     places = jax.random.randint(key, (batch,), 0, rows.times.shape[0])
@@ -298,7 +310,7 @@ def _step(
         # Micro-batches follow each other, so each of them is spread: rows go round the devices.
         spread = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
         drawn = jax.tree.map(lambda a: _spread(a, parts, spread), drawn)
-    loss, gradient = loss_and_gradient(net, state.factors, drawn, parts=parts)
+    loss, gradient = loss_and_gradient(net, state.factors, drawn, parts=parts, error=error)
     # optax raises a Python number to the power of a counter.
     with jax.numpy_dtype_promotion("standard"):
         change, moments = _optimizer(clip).update(gradient, state.moments)

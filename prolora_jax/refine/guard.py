@@ -83,6 +83,22 @@ def sentence(r: float, limit: float = LIMIT) -> str:
     )
 
 
+def sentence_of_texts(r: float, limit: float = LIMIT) -> str:
+    """What R of two language models says, for people.
+
+    Its limit was calibrated on nets that draw; of language models it is a guess.
+
+    Args:
+        r: from `disagreement`, losses being those of each on the other's texts.
+        limit: above which adapters are copied.
+    """
+    if r < limit:
+        return "Both write the same kind of text: refine will help. Look at what is written."
+    return (
+        "They write different kinds of text: what an adapter does on one is not added to the other."
+    )
+
+
 def way(r: float, *, style: bool, limit: float = LIMIT) -> Way:
     """How an adapter goes to a target: the guard first, then the adapter's kind.
 

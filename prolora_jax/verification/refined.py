@@ -19,7 +19,7 @@ from prolora_jax.plans.plan import Action, Skip
 from prolora_jax.plans.report import REFINED, MigrationReport, ModuleReport
 from prolora_jax.verification.result import VerifyReport
 
-_UNET = "unet."
+_TAUGHT = ("unet.", "lm.")
 _NORM = 1e-5
 """Largest share by which a norm may differ: the report has it of the very numbers in the file."""
 
@@ -59,9 +59,10 @@ def unlearned(
         return Unlearned(output, told, problems, frozenset())
     problems = []
     for module in told.modules:
-        if module.path.startswith(_UNET) != (module.path in flagged):
+        if module.path.startswith(_TAUGHT) != (module.path in flagged):
             state = "is" if module.path in flagged else "is not"
-            problems.append(f"{module.path}: {state} flagged {REFINED}; students learn the UNet")
+            learned = "students learn the UNet or the language model"
+            problems.append(f"{module.path}: {state} flagged {REFINED}; {learned}")
         elif module.path in flagged and module.action is not Action.COPY:
             problems.append(f"{module.path}: was projected; students start from copies")
     after = {module.path: module for module in output.modules}

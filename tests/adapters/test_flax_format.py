@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from builders import assert_deltas, random_module
-from diffusers.models.modeling_flax_pytorch_utils import rename_key
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file
+from stock_trees import UNETS, stock_tree
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.flax_tree import from_flax, to_flax
@@ -26,6 +26,10 @@ SPECS = pytest.mark.parametrize("spec", [XL, SD15], ids=["xl", "sd15"])
 TO_Q = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 TO_Q_PLACE = ("unet", "down_blocks_1", "attentions_0", "transformer_blocks_0", "attn1", "to_q")
 ALPHAS = (None, 4.0, 3.0, -2.5)
+
+
+# Where diffusers' Flax class has a layer, by its path; `.` and `/` are both `_` here.
+STOCK = {place.replace("/", "_"): place for net in UNETS for place in stock_tree(net)}
 
 
 def adapter_for(spec: Any, dtype: Any = np.float32) -> Adapter:
@@ -57,14 +61,15 @@ def at(tree: Any, *place: str) -> Any:
 @pytest.mark.proves("flax", "write", "names by diffusers 0.39, axes by torch")
 @SPECS
 def test_names_and_transposes_are_those_of_diffusers(spec):
-    # The update of each kernel, `down @ up`, against the dense update carried over by diffusers'
-    # own rules for names and torch's axes (linear (out, in) -> (in, out), OIHW -> HWIO).
+    # The update of each kernel, `down @ up`, against the dense update at the place where diffusers'
+    # class has the kernel, in torch's axes (linear (out, in) -> (in, out), OIHW -> HWIO).
     adapter = adapter_for(spec)
     tree = to_flax(adapter, spec)["unet"]
     for module in adapter.modules:
         if not module.path.startswith("unet."):
             continue
-        place = rename_key(module.path.removeprefix("unet.")).split(".")
+        flat = module.path.removeprefix("unet.").replace(".", "_")
+        *place, _ = STOCK[f"{flat}_kernel"].split("/")
         lora = at(tree, *place)["lora-default"]
         dense = torch.from_numpy(builders.delta(module)).reshape(spec.modules[module.path].shape)
         kernel = dense.T if dense.ndim == 2 else dense.permute(2, 3, 1, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import checkpoints
 import numpy as np
 import pytest
 import torch
@@ -215,17 +216,20 @@ def test_text_encoders_come_along(format, tmp_path):
         hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
     )
     layers = {
-        name: tuple(layer.weight.shape)
-        for name, layer in CLIPTextModel(config).named_modules()
-        if ".layers." in name and isinstance(layer, torch.nn.Linear)
+        key.removesuffix(".weight"): tuple(weight.shape)
+        for key, weight in checkpoints.text_state(CLIPTextModel(config)).items()
+        if ".layers." in key and weight.ndim == 2
     }
     rng = np.random.default_rng(0)
     modules = [random_module(TO_Q, XL, alpha=2.0)]
+    # Of files with alphas of their own diffusers gives most modules of a text encoder one of them.
+    scales = ((4, 2.0), (2, 3.0), (8, 1.0)) if format.startswith("diffusers") else ((4, 2.0),)
     for component in ("text_encoder", "text_encoder_2"):
-        for name, (out, width) in layers.items():
-            down = rng.standard_normal((4, width)).astype(np.float32)
-            up = rng.standard_normal((out, 4)).astype(np.float32)
-            modules.append(LoraModule(f"{component}.{name}", down, up, 2.0))
+        for i, (name, (out, width)) in enumerate(layers.items()):
+            rank, alpha = scales[i % len(scales)]
+            down = rng.standard_normal((rank, width)).astype(np.float32)
+            up = rng.standard_normal((out, rank)).astype(np.float32)
+            modules.append(LoraModule(f"{component}.{name}", down, up, alpha))
     adapter = Adapter(tuple(modules), format)
     file = tmp_path / "out.safetensors"
     save_adapter(adapter, file, base=XL)
@@ -240,6 +244,7 @@ def test_text_encoders_come_along(format, tmp_path):
 
 def text_deltas_by_diffusers(config: CLIPTextConfig, file: Path, prefix: str) -> dict[str, Any]:
     encoder = CLIPTextModel(config)
+    names = dict(zip(encoder.state_dict(), checkpoints.text_state(encoder), strict=True))
     unet = builders.build_unet(builders.TINY_XL)
     read: Any = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
         str(file), unet_config=unet.config, return_lora_metadata=True
@@ -248,7 +253,9 @@ def text_deltas_by_diffusers(config: CLIPTextConfig, file: Path, prefix: str) ->
         read[0], network_alphas=read[1], text_encoder=encoder, prefix=prefix, metadata=read[2]
     )
     layers: dict[str, Any] = {
-        f"{prefix}.{name}": m for name, m in encoder.named_modules() if isinstance(m, LoraLayer)
+        f"{prefix}.{names[f'{name}.weight'].removesuffix('.weight')}": layer
+        for name, layer in encoder.named_modules()
+        if isinstance(layer, LoraLayer)
     }
     return {
         path: layer.get_delta_weight(layer.active_adapters[0]).detach().numpy()

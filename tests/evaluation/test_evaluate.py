@@ -19,12 +19,14 @@ from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.numpy import save_file
 from tiny_pipelines import PROMPTS, UNETS
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_nets import CONFIGS, arrays, torch_encoder
 
 from prolora_jax.cli.main import run
 from prolora_jax.errors import UsageError
 from prolora_jax.evaluation.judging.arms import HowToDraw, drawn_set
+from prolora_jax.evaluation.judging.concept_prompts import TEMPLATES, concept_prompts
 from prolora_jax.evaluation.judging.page import bars
 from prolora_jax.evaluation.judging.request import DrawnSet, Picture, subjects_of
 from prolora_jax.plans.options import MigrationOptions
@@ -104,6 +106,8 @@ def evaluate(files: Files, out: Path, *words: str) -> int:
         "--seeds": "0-1",
         "--steps": 2,
     }
+    if "--arms" in words and "trained" not in words[words.index("--arms") + 1]:
+        del usual["--trained"]  # where it would do nothing it is refused
     given = [str(w) for name, value in usual.items() if name not in words for w in (name, value)]
     return run(["evaluate", *given, "-q", *words])
 
@@ -124,8 +128,8 @@ def test_drawn_judged_shown_and_drawn_only_once(files, tmp_path, capsys):
     told = tokenizer(PROMPTS, padding="max_length", max_length=16, return_tensors="pt")
     for arm in ARMS:
         folder = out / "pictures" / ("none" if arm == "none" else f"{subject['name']}/{arm}")
-        opened = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
-        pixels = CLIPImageProcessor()(images=opened, return_tensors="pt")["pixel_values"]
+        opened: list[Image.Image] = [Image.open(folder / f"p{p:03d}-s{s}.png") for p, s in order]
+        pixels = CLIPImageProcessorPil()(images=opened, return_tensors="pt")["pixel_values"]
         with torch.no_grad():
             seen = files.clip(
                 input_ids=told.input_ids, pixel_values=pixels, interpolate_pos_encoding=True
@@ -213,12 +217,30 @@ def test_pictures_of_another_program(files, tmp_path, capsys):
     assert "--lora: found it beside --pictures" in errors
 
 
+def test_the_prompts_of_the_second_protocol(files, tmp_path, capsys):
+    for kind, own in (("object", "floating in an ocean of milk"), ("live", "in a chef outfit")):
+        encoder_files.write_pictures(tmp_path / kind, 25)
+        words = ["--pictures", str(tmp_path / kind), "--weights-dir", str(files.weights), "-q"]
+        words += ["--tokenizer", str(files.target / "tokenizer"), "--metrics", "clip-t", "--json"]
+        words += ["--protocol", "paper-concept", "--subject", " sks  dog", "--subject-kind", kind]
+        assert run(["evaluate", *words, "--out", str(tmp_path / f"out {kind}")]) == 0
+        prompts = json.loads(capsys.readouterr().out)["prompts"]
+        assert len({*prompts}) == 25
+        assert prompts[0] == "a sks dog in the jungle"
+        assert prompts[14] == f"a sks dog {own}"
+        assert prompts[-1] == "a cube shaped sks dog"
+        assert all(prompt.count("sks dog") == 1 for prompt in prompts)
+    shared = len({*TEMPLATES["object"]} & {*TEMPLATES["live"]})
+    assert shared == 15
+    with pytest.raises(UsageError, match="--subject: found no words; expected those"):
+        concept_prompts(" ", "live")
+
+
 def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
     words = ["--protocol", "paper-concept", "--references", str(tmp_path / "photos")]
     encoder_files.write_pictures(tmp_path / "photos", 3)
     # Of two adapters: what has none is drawn once, for the first.
     words += [w for file in (files.style, files.trained) for w in ("--lora", str(file))]
-    words += ["--trained", str(files.trained)] * 2
     assert evaluate(files, tmp_path / "out", *words, "--arms", "none,copy") == 0
     assert "clip-i" in capsys.readouterr().out
     drawn = sorted(p.parent.relative_to(tmp_path) for p in (tmp_path / "out").rglob("*.png"))
@@ -239,14 +261,28 @@ def test_published_numbers_stand_beside_ours(files, tmp_path, capsys):
         (["--metrics", "dino", "--arms", "none"], "expected --references DIR or --trained"),
         (["--metrics", "lpips-diversity", "--seeds", "3"], "expected two seeds or more"),
         (["--arms", "none,magic"], "--arms magic: expected none"),
-        (["--arms", "refine"], "--arms refine: found no adapter of the target"),
         (["--size", "20"], "--size 20: expected a multiple of 8"),
         (["--scale", "1", "--scale", "2"], "--scale: found 2 for 1 adapters"),
         (["--prompts", "/nowhere"], "nowhere: "),
         (["--metrics", "csd"], "csd"),
         (["--lora", "nowhere.safetensors"], "nowhere.safetensors: cannot be read"),
-        (["--references", "nowhere"], "nowhere: no such folder"),
+        (["--metrics", "dino", "--references", "nowhere"], "nowhere: no such folder"),
         (["--metrics", "hps-v2.0"], "hps-v2.0"),
+        (["--vae-tile", "wide"], "--vae-tile"),
+        # What would do nothing.
+        (["--arms", "copy", "--trained", "x"], "--trained: found it beside --arms copy, where"),
+        (["--source-parts", "x"], "--source-parts: found it where nothing is refined here"),
+        (["--arms", "none,trained", "--migrate.rank", "4"], "--migrate.rank: found it beside"),
+        (["--negative", "ink", "--guidance", "1"], "--negative 'ink': found guidance 1, by which"),
+        (["--negative", "ink", "--sampler", "lcm"], "--negative 'ink': found guidance 1, by which"),
+        (
+            ["--sampler", "lcm", "--spacing", "linspace"],
+            "--spacing linspace: found the sampler lcm",
+        ),
+        (["--metrics", "dino", "--tokenizer", "x"], "--tokenizer: found it beside --metrics dino"),
+        (["--metrics", "clip-t", "--references", "x"], "--references: found it beside --metrics"),
+        (["--subject", "a dog"], "--subject: found it beside --prompts"),
+        (["--subject-kind", "live"], "--subject-kind: found it without --subject"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_drawn(

@@ -13,7 +13,7 @@ import pytest
 import tiny_pipelines
 import torch
 import unets
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 from tiny_pipelines import PROMPTS, UNETS
 
@@ -171,6 +171,20 @@ def test_an_adapter_in_every_column_four_steps(files, tmp_path, capsys, kind):
         (["--lcm", "STYLE", "--sampler", "ddim"], "--lcm: found --always or another --sampler"),
         (["--lora", "nowhere"], "nowhere: no such file"),
         (["--parts", "nowhere"], "nowhere: no such file or folder"),
+        (["--vae-tile", "20"], "--vae-tile 20: expected auto, off, or a multiple of 8 pixels"),
+        # What would do nothing.
+        (["--sampler", "lcm", "--spacing", "trailing"], "--spacing trailing: found the sampler"),
+        (["--lcm", "STYLE", "--spacing", "leading"], "--spacing leading: found the sampler lcm"),
+        (["--negative", "ink", "--guidance", "1"], "--negative: found it without guidance above"),
+        (["--negative", "ink", "--lcm", "STYLE"], "--negative: found it without guidance above 1"),
+        (["--scale", "2"], "--scale: found it without --lora, where it does nothing"),
+        (["--source", "SOURCE"], "--source: found it without --lora, where it does nothing"),
+        (["--lora", "STYLE", "--migrate.rank", "4"], "--migrate.rank: found it without --source"),
+        (
+            ["--source", "SOURCE", "--lora", "STYLE", "--arms", "none,lora"],
+            "--source: found it beside --arms none,lora, where it does nothing",
+        ),
+        (["--lora", "STYLE", "--arms", "none"], "--lora: found it beside --arms none"),
     ],
 )
 def test_what_cannot_be_drawn(files, tmp_path, capsys, words, message):
@@ -179,6 +193,19 @@ def test_what_cannot_be_drawn(files, tmp_path, capsys, words, message):
     assert draw(files, tmp_path / "d.png", *words) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "d.png").exists()
+
+
+def test_a_picture_decoded_in_tiles(files, tmp_path, capsys):
+    seen = {}
+    for tile in ("auto", "off", "8"):
+        out = tmp_path / f"{tile}.png"
+        assert draw(files, out, "--vae-tile", tile, "--json") == 0
+        said = json.loads(capsys.readouterr().out)["settings"]["vae_tile"]
+        assert said == (int(tile) if tile.isdigit() else tile)
+        seen[tile] = cells(out, 1, 1)[0].astype(int)
+    assert_array_equal(seen["off"], seen["auto"])
+    assert np.abs(seen["8"] - seen["auto"]).max() > 3
+    assert np.corrcoef(seen["8"].ravel(), seen["auto"].ravel())[0, 1] > 0.5
 
 
 def test_another_bases_adapter_is_refused_though_it_fits(tmp_path):

@@ -8,7 +8,8 @@ import torch
 from numpy.testing import assert_array_equal
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from transformers import BitImageProcessor, CLIPImageProcessor
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from prolora_jax.errors import UsageError
 from prolora_jax.evaluation.metrics import preprocessing
@@ -30,7 +31,7 @@ def by_transformers(processor: Any, picture: Image.Image) -> np.ndarray:
 
 
 def test_clip_is_transformers_bit_for_bit(photographs):
-    processor = CLIPImageProcessor()
+    processor = CLIPImageProcessorPil()
     for picture in photographs:
         assert_array_equal(
             prepare(picture, preprocessing.CLIP), by_transformers(processor, picture)
@@ -39,7 +40,7 @@ def test_clip_is_transformers_bit_for_bit(photographs):
 
 def test_dinov2_is_transformers_bit_for_bit(photographs):
     # As the file beside the weights has it.
-    processor = BitImageProcessor(
+    processor = BitImageProcessorPil(
         size={"shortest_edge": 256},
         crop_size={"height": 224, "width": 224},
         resample=Image.Resampling.BICUBIC,

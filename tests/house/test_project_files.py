@@ -56,3 +56,21 @@ def test_hooks_run_what_ci_runs_and_fetch_nothing():
     assert {hook["language"] for hook in hooks} == {"system", "pygrep"}
     ours = {hook["entry"] for hook in hooks if hook["language"] == "system"}
     assert ours == {command for command in of_ci if re.search("ruff|pyright", command)}
+
+
+def test_what_needs_the_old_libraries_runs_apart():
+    """Not collected with the others; `.ci/run` and CONTRIBUTING.md run it in its environment."""
+    ignored = PROJECT["tool"]["pytest"]["ini_options"]["norecursedirs"]
+    assert "tests/stock" in ignored
+    assert (ROOT / "tests" / "stock" / "conftest.py").is_file()
+    extras = {
+        name: {re.split("[<>=]", line)[0]: line for line in lines}
+        for name, lines in PROJECT["project"]["optional-dependencies"].items()
+    }
+    assert extras["stock"]["diffusers"] == "diffusers==0.39.0"
+    assert extras["stock"]["torch"] == extras["test"]["torch"]
+    command = "python3 -m venv .venv-stock && .venv-stock/bin/pip install "
+    command += f"{extras['stock']['torch']} -e '.[stock]' && .venv-stock/bin/pytest tests/stock\n"
+    assert command in (ROOT / "CONTRIBUTING.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "stock=$(line_of CONTRIBUTING.md 'pytest tests/stock')" in script

@@ -207,6 +207,8 @@ OTHERS = [
     (["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"], "an adapter .*; give the base"),
     (["double_blocks.0.img_attn.qkv.weight"], "a transformer model, not a UNet .*; only UNet"),
     (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder or a VAE .*; give the UNet"),
+    # As transformers has it since 5.
+    (["embeddings.token_embedding.weight"], "a text encoder or a VAE .*; give the UNet"),
     (["a", "b"], "found 2 tensors, such as a, b"),
 ]
 

@@ -1,8 +1,6 @@
 """One tiny net in every container: the same spec and the same weights, wherever it comes from."""
 
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import builders
@@ -13,17 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from diffusers.models.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
-from diffusers.models.unets.unet_2d_condition_flax import FlaxUNet2DConditionModel
 from numpy.testing import assert_array_equal
-from transformers import CLIPTextConfig, FlaxCLIPTextModel
+from stock_trees import UNETS, stock_tree
 
+from prolora_jax.architectures.flax_trees import leaves
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 
-# Stock Flax classes of diffusers know one depth per block, and 32 groups in every norm.
-CONFIG = builders.TINY_XL | {"block_out_channels": (32, 64, 64), "norm_num_groups": 32}
+CONFIG = UNETS["unet-xl"]
 FLAX = "diffusion_flax_model.msgpack"
 CONV = "unet.up_blocks.0.resnets.0.conv1"
 TREE = {"a": {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4)}, "b": {"bias": np.ones(2)}}
@@ -36,18 +32,10 @@ def unet():
 
 @pytest.fixture(scope="module")
 def params(unet) -> dict[str, Any]:
-    """The net's Flax tree, as diffusers converts it."""
-    module = FlaxUNet2DConditionModel(**_flax_config())
-    # The converter asks for initial weights to know the names; shapes do, and are quick.
-    shapes = SimpleNamespace(init_weights=partial(jax.eval_shape, module.init_weights))
-    with jax.numpy_dtype_promotion("standard"):  # our own code is tested under strict rules
-        tree = convert_pytorch_state_dict_to_flax(unet.state_dict(), shapes)
-    return jax.tree.map(np.asarray, tree)
-
-
-def _flax_config() -> dict[str, Any]:
-    known = FlaxUNet2DConditionModel.__dataclass_fields__
-    return {key: value for key, value in CONFIG.items() if key in known}
+    """The net's Flax tree; tests/stock holds it against the one that diffusers makes."""
+    tree = checkpoints.flax_unet(unet.state_dict())
+    assert {place: leaf.shape for place, leaf in leaves(tree)} == stock_tree("unet-xl")
+    return tree
 
 
 def write_msgpack(file: Path, tree: Any) -> Path:
@@ -116,14 +104,10 @@ def test_text_encoders_of_a_pipeline(unet, params, tmp_path):
         assert_array_equal(want.weight(path), state[key].numpy())
     assert len(want.spec.component("text_encoder_2")) == 3 * 6 + 1
 
-    config = CLIPTextConfig(**torch_encoder.config.to_dict())
-    with jax.numpy_dtype_promotion("standard"):
-        flax_encoder: Any = FlaxCLIPTextModel.from_pretrained(
-            folder / "text_encoder", config=config, from_pt=True
-        )
     flax_folder = tmp_path / "flax" / "net"
     write_msgpack(flax_folder / "unet" / FLAX, params)
-    flax_encoder.save_pretrained(flax_folder / "text_encoder")
+    encoder = checkpoints.flax_text_encoder(torch_encoder)
+    write_msgpack(flax_folder / "text_encoder" / "flax_model.msgpack", encoder)
     model = load_base_model(flax_folder)
     layers = want.spec.component("text_encoder")
     assert model.spec.component("text_encoder") == layers

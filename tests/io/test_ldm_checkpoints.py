@@ -1,6 +1,7 @@
 """Single files in LDM naming, with their text encoders, read back by diffusers' own converters."""
 
 from dataclasses import replace
+from typing import Any
 
 import builders
 import checkpoints
@@ -40,11 +41,12 @@ OPEN_CLIP = "conditioner.embedders.1.model."
 SD2 = "cond_stage_model.model."
 
 
-def assert_holds(model: BaseModel, component: str, module: torch.nn.Module) -> None:
+def assert_holds(model: BaseModel, component: str, module: Any) -> None:
     """The model has the weights of a module's linear layers and convolutions, and no others."""
+    state = module.state_dict() if component == "unet" else checkpoints.text_state(module)
     want = {
-        f"{component}.{name.removesuffix('.weight')}": weight.detach().numpy()
-        for name, weight in module.named_parameters()
+        f"{component}.{name.removesuffix('.weight')}": weight.numpy()
+        for name, weight in state.items()
         if name.endswith(".weight") and weight.ndim > 1 and ".embeddings." not in name
     }
     assert set(model.spec.component(component)) == set(want)
@@ -83,13 +85,13 @@ def test_text_encoders_of_an_xl_file(tmp_path):
     unet = builders.build_unet(builders.TINY_XL)
     first = checkpoints.text_encoder()
     second = checkpoints.text_encoder(layers=3, projected=True, seed=1)
-    clip = {f"{CLIP}{key}": tensor for key, tensor in first.state_dict().items()}
+    clip = {f"{CLIP}{key}": t for key, t in checkpoints.text_state(first).items()}
     open_clip = checkpoints.open_clip_state(second, OPEN_CLIP)
     for encoder, read in (
         (first, convert_ldm_clip_checkpoint(clip)),
         (second, convert_open_clip_checkpoint(second, open_clip, prefix=OPEN_CLIP)),
     ):
-        for key, tensor in encoder.state_dict().items():
+        for key, tensor in checkpoints.text_state(encoder).items():
             assert torch.equal(read[key], tensor), key
 
     file = tmp_path / "xl.safetensors"
@@ -116,7 +118,7 @@ def test_text_encoder_of_an_sd1_file(names, tmp_path):
     unet, encoder = builders.build_unet(builders.TINY_SD15), checkpoints.text_encoder()
     clip = {
         f"cond_stage_model.transformer.{names}{key.removeprefix('text_model.')}": tensor
-        for key, tensor in encoder.state_dict().items()
+        for key, tensor in checkpoints.text_state(encoder).items()
     }
     file = tmp_path / "sd1.safetensors"
     checkpoints.save_single_file(file, checkpoints.ldm_state(unet), clip)

@@ -1,9 +1,8 @@
-"""Pipelines on disk: every container, parts from elsewhere, the Flax libraries."""
+"""Pipelines on disk: every container, names and layouts, parts from elsewhere."""
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import checkpoints
@@ -16,22 +15,16 @@ import pytest
 import tiny_pipelines
 import torch
 import unets
-from diffusers.models.modeling_flax_pytorch_utils import (
-    convert_pytorch_state_dict_to_flax as vae_by,
-)
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
 from numpy.testing import assert_array_equal
 from safetensors.numpy import load_file, save_file
 from tiny_pipelines import LENGTH, PROMPTS, UNETS, WEIGHTS, edit
-from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax as text_by
-from transformers.models.clip.tokenization_clip_fast import CLIPTokenizerFast
 
 from prolora_jax.architectures.flax_parts import text_encoder_to_flax, vae_to_flax
 from prolora_jax.architectures.flax_trees import leaves
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 
@@ -66,7 +59,7 @@ def assert_same(found: Any, expected: Any) -> None:
         assert_array_equal(found[place], np.asarray(array), err_msg=place)
 
 
-# --- names and layouts ---
+# --- names and layouts, as tests/support has them, and tests/stock from the Flax classes ---
 
 
 def of_torch(net: Any) -> dict[str, np.ndarray]:
@@ -76,18 +69,17 @@ def of_torch(net: Any) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_text_encoders_have_the_names_and_numbers_of_transformers(made, name):
     net = getattr(made.torch, name)
-    state, shapes = of_torch(net), made.params[name]
-    stand_in: Any = SimpleNamespace(base_model_prefix="clip", params=shapes)
-    with theirs():
-        want = text_by(dict(net.state_dict()), stand_in)
+    state = {key: tensor.numpy() for key, tensor in checkpoints.text_state(net).items()}
+    shapes = made.params[name]
     tree = text_encoder_to_flax(state)
-    assert_same(tree, want)
+    assert_same(tree, checkpoints.flax_text_encoder(net))
     assert {k: a.shape for k, a in leaves(tree)} == {k: a.shape for k, a in leaves(shapes)}
     place = tree["text_model"]["encoder"]["layers"]["1"]["self_attn"]["q_proj"]["kernel"]
     square = state["text_model.encoder.layers.1.self_attn.q_proj.weight"]
     assert_array_equal(place, square.T)
     assert np.abs(place - square).max() > 0.01
-    # Names since transformers 5; a buffer of old files.
+    # Names since transformers 5, of one class and of both; a buffer of old files.
+    assert_same(text_encoder_to_flax(of_torch(net)), tree)
     assert_same(
         text_encoder_to_flax({k.removeprefix("text_model."): a for k, a in state.items()}), tree
     )
@@ -106,11 +98,8 @@ def old_name(key: str) -> str:
 
 def test_vaes_have_the_names_and_numbers_of_diffusers(made):
     state, shapes = of_torch(made.torch.vae), made.params["vae"]
-    with theirs():
-        stand_in: Any = SimpleNamespace(init_weights=lambda key: shapes)
-        want = vae_by(dict(made.torch.vae.state_dict()), stand_in)
     tree = vae_to_flax(state)
-    assert_same(tree, want)
+    assert_same(tree, checkpoints.flax_vae(made.torch.vae.state_dict()))
     assert {k: a.shape for k, a in leaves(tree)} == {k: a.shape for k, a in leaves(shapes)}
     attention, key = tree["decoder"]["mid_block"]["attentions_0"], "decoder.mid_block.attentions.0"
     for new, old in OLD.items():
@@ -245,15 +234,14 @@ def test_prompts_are_no_longer_than_the_encoder(made, folder):
     assert_array_equal(found, made.pipeline.tokens(long))
 
 
-def test_a_tokenizer_in_one_file(made, folder):
-    want = made.pipeline.tokens(PROMPTS)
+def test_a_tokenizer_in_two_files(made, folder):
+    # As published; transformers 5 writes one.
     for name in ("tokenizer", "tokenizer_2"):
-        fast = CLIPTokenizerFast.from_pretrained(folder / name)
+        assert not (folder / name / "vocab.json").exists()
         shutil.rmtree(folder / name)
-        fast.save_pretrained(folder / name)
-        (folder / name / "vocab.json").unlink()
-        (folder / name / "merges.txt").unlink()
-    assert_array_equal(load_pipeline(folder)[0].tokens(PROMPTS), want)
+        tiny_pipelines.save_tokenizer(folder / name)
+        assert not (folder / name / "tokenizer.json").exists()
+    assert_array_equal(load_pipeline(folder)[0].tokens(PROMPTS), made.pipeline.tokens(PROMPTS))
 
 
 def test_a_prompt_that_is_cut_off_is_said(made, caplog):

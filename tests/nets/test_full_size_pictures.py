@@ -76,7 +76,7 @@ def test_shapes_of_a_whole_drawing(name, sample_size, millions):
         for rows in (2, 1)
     )
     noise = jax.ShapeDtypeStruct((2, 4, sample_size, sample_size), jnp.float32)
-    draw = _compiled(pipeline, 25, True, pipeline.zeros_for_empty)
+    draw = _compiled(pipeline, 25, True, pipeline.zeros_for_empty, None)
     drawn = jax.eval_shape(draw, params, tokens, noise, picture_keys([0, 1]), negative, 5.0, {})
     assert drawn.shape == (2, 8 * sample_size, 8 * sample_size, 3)
     assert drawn.dtype == jnp.float32

@@ -1,10 +1,9 @@
-"""Samplers that add noise: picture by picture, in loops, over devices, in diffusers' pipeline."""
+"""Samplers that add noise: picture by picture, in loops, over devices."""
 
 import os
 import subprocess
 import sys
 from functools import partial
-from types import SimpleNamespace as Bag
 from typing import Any
 
 import jax
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import unets
-from diffusers.pipelines.stable_diffusion import pipeline_flax_stable_diffusion as stock
 from diffusers.schedulers import scheduling_lcm
 from numpy.testing import assert_allclose, assert_array_equal
 from patience import UNTIL_HUNG
@@ -89,28 +87,6 @@ def test_a_picture_does_not_depend_on_its_neighbours():
     assert_allclose(among[1], alone[0], rtol=0, atol=1e-6)
     raw = np.asarray(jax.random.key_data(picture_keys([1, 7, 4])))
     assert_array_equal(pictures(raw, [0, 2, 1]), among)
-
-
-def test_it_stands_in_the_pipeline_of_diffusers():
-    scheduler, state = lcm_sampler(), lcm_sampler().create_state(9)
-
-    pipeline = Bag(
-        scheduler=scheduler,
-        text_encoder=lambda ids, params: [jnp.zeros((*ids.shape, 2))],
-        unet=Bag(config=Bag(in_channels=4)),
-        vae=Bag(config=Bag(scaling_factor=1.0), decode=None),
-        vae_scale_factor=8,
-    )
-    pipeline.unet.apply = lambda _, x, t, **__: Bag(sample=net(x, t[0] * 1.0, jnp.tanh))
-    pipeline.vae.apply = lambda _, latents, method: Bag(sample=latents)
-    params = {"scheduler": state} | dict.fromkeys(("text_encoder", "unet", "vae"), {})
-    ids = jnp.zeros((3, 5), jnp.int32)
-    run: Any = stock.FlaxStableDiffusionPipeline._generate
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        found = run(pipeline, ids, params, None, 4, 64, 64, 1.0, jnp.asarray(latents()), ids)
-    want = sampled(scheduler, scheduler.set_timesteps(state, 4, SHAPE), latents())
-    want = np.clip(np.asarray(want).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
-    assert_allclose(found, want, rtol=0, atol=1e-5)
 
 
 def test_requests_that_are_refused():

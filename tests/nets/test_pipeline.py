@@ -6,24 +6,20 @@ from typing import Any, NamedTuple
 
 import builders
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_pipelines
 import torch
 import unets
 from diffusers.schedulers import scheduling_lcm
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from numpy.testing import assert_allclose, assert_array_equal
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from tiny_pipelines import PROMPTS, SIZE, UNETS
 
 import prolora_jax as pl
-from prolora_jax.nets.pipelines.diffusers_flax import theirs
 from prolora_jax.nets.pipelines.generation import generate
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
-from prolora_jax.nets.pipelines.stock import stock_pipeline
 from prolora_jax.nets.sampling.noise import fresh_noise, picture_keys
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -95,7 +91,8 @@ def write_adapter(pipe: Any, folder: Path) -> Path:
         part = getattr(pipe, name, None)
         if part is None:
             continue
-        part.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=targets))
+        # Not its own add_adapter: that of transformers 5.24 asks for a peft that is still to come.
+        inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=targets), part)
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for key, parameter in part.named_parameters():
@@ -123,36 +120,6 @@ def test_the_same_picture_without_and_with_an_adapter(both, tmp_path):
         assert_allclose(both.found(merged), want, rtol=0, atol=ATOL)
     finally:
         both.torch.unload_lora_weights()
-
-
-# Its two classes; that every base model's net predicts what torch's does is asked above.
-@pytest.mark.parametrize("both", ["sd15", "sdxl"], indirect=True)
-def test_diffusers_own_flax_pipeline_with_our_unet(both):
-    pipeline, torch_sampler = both.pipeline, both.torch.scheduler
-    if not pipeline.is_sdxl_family:
-        # With PNDM its loop leaves out the last of the evaluations, one more than steps.
-        pipeline, _ = load_pipeline(both.folder, sampler="ddim")
-        both.torch.scheduler = DDIMScheduler.from_pretrained(both.folder / "scheduler")
-    want = both.want()
-    both.torch.scheduler = torch_sampler
-    pipe, params = stock_pipeline(pipeline, both.params)
-    # Not a float: of one it makes an array that does not go with several pictures.
-    guidance = jnp.float32(GUIDANCE)
-    given: Any = {
-        "num_inference_steps": STEPS,
-        "height": SIZE,
-        "width": SIZE,
-    }
-    with theirs():
-        found = pipe(
-            pipe.prepare_inputs(PROMPTS),
-            params,
-            jax.random.key(0),
-            guidance_scale=guidance,
-            latents=jnp.asarray(NOISE[:, 0]),
-            **given,
-        ).images
-    assert_allclose(np.asarray(found), want, rtol=0, atol=ATOL)
 
 
 @pytest.fixture(scope="module")

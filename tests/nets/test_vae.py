@@ -10,8 +10,8 @@ import tiny_pipelines
 import torch
 import unets
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.vae_flax import FlaxAutoencoderKL
 from numpy.testing import assert_allclose
+from stock_trees import stock_tree
 
 from prolora_jax.architectures.flax_parts import vae_to_flax
 from prolora_jax.architectures.flax_trees import leaves
@@ -105,14 +105,12 @@ def shapes(tree: Any) -> dict[str, Any]:
 
 
 def test_the_tree_is_that_of_diffusers():
-    stock: Any = FlaxAutoencoderKL(**unets.PUBLISHED_VAE)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        want: Any = jax.eval_shape(stock.init_weights, jax.random.key(0))
+    want = stock_tree("vae")
     vae = Vae(vae_config(unets.PUBLISHED_VAE))
     picture = jax.ShapeDtypeStruct((1, 3, 32, 32), jnp.float32)
     tree: Any = jax.eval_shape(vae.init, jax.random.key(0), picture)
-    assert shapes(tree["params"]) == shapes(want)
-    assert sum(int(np.prod(leaf)) for leaf in shapes(want).values()) == 83_653_863  # as published
+    assert shapes(tree["params"]) == want
+    assert sum(int(np.prod(shape)) for shape in want.values()) == 83_653_863  # as published
 
 
 def test_half_precision(tiny):

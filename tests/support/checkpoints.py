@@ -1,13 +1,16 @@
 """Tiny models in the containers that people have, written without the package's own names.
 
-Every writer is checked where it is used by a reader of another library (diffusers' converters of
-single files, its Flax classes), so that a mistake here does not hide one there.
+Every writer is checked by a reader of another library, so that a mistake here does not hide one
+there: by diffusers' converters of single files where it is used, and by the converters of the Flax
+classes in tests/stock.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 import builders  # noqa: F401 (quietens the others before they are imported)
+import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import save_file
@@ -83,6 +86,48 @@ def _ldm_key(key: str, names: dict[str, str]) -> str:
     return names[found] + rest
 
 
+# What diffusers' Flax VAE calls its attention.
+_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out_0": "proj_attn"}
+
+
+def flax_unet(state: State) -> dict[str, Any]:
+    """A UNet's parameters as diffusers' Flax class has them."""
+    return _flax({re.sub(r"\.(\d+)", r"_\1", key): tensor for key, tensor in state.items()})
+
+
+def flax_vae(state: State) -> dict[str, Any]:
+    """A VAE's parameters as diffusers' Flax class has them."""
+    renamed = {}
+    for key, tensor in state.items():
+        *places, leaf = re.sub(r"\.(\d+)", r"_\1", key).split(".")
+        renamed[".".join((*places[:-1], _VAE_ATTENTION.get(places[-1], places[-1]), leaf))] = tensor
+    return _flax(renamed)
+
+
+def flax_text_encoder(encoder: PreTrainedModel) -> dict[str, Any]:
+    """A text encoder's parameters as transformers' Flax classes have them."""
+    return _flax(text_state(encoder))
+
+
+def _flax(state: State) -> dict[str, Any]:
+    """A tree of NumPy arrays: kernels are `(in, out)` and `(kh, kw, in, out)`."""
+    tree: dict[str, Any] = {}
+    for key, tensor in state.items():
+        *places, leaf = key.split(".")
+        array = tensor.numpy()
+        if leaf == "weight" and places[-1].endswith("_embedding"):
+            leaf = "embedding"
+        elif leaf == "weight" and array.ndim > 1:
+            leaf, array = "kernel", array.T if array.ndim == 2 else array.transpose(2, 3, 1, 0)
+        elif leaf == "weight":
+            leaf = "scale"
+        level = tree
+        for place in places:
+            level = level.setdefault(place, {})
+        level[leaf] = np.ascontiguousarray(array)
+    return tree
+
+
 def text_encoder(*, layers: int = 2, projected: bool = False, seed: int = 0) -> PreTrainedModel:
     """A CLIP text encoder with random weights, width 16."""
     torch.manual_seed(seed)
@@ -98,9 +143,20 @@ def text_encoder(*, layers: int = 2, projected: bool = False, seed: int = 0) -> 
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
 
+def text_state(encoder: PreTrainedModel) -> State:
+    """A text encoder's tensors in the names that transformers wrote until 5.
+
+    From then on `CLIPTextModel` leaves out the level `text_model`.
+    """
+    return {
+        key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": tensor
+        for key, tensor in encoder.state_dict().items()
+    }
+
+
 def open_clip_state(encoder: PreTrainedModel, prefix: str) -> State:
     """The encoder's tensors as OpenCLIP saves them: q, k and v in one tensor, own names."""
-    state = encoder.state_dict()
+    state = text_state(encoder)
     tower = "text_model."
     out = {
         "token_embedding.weight": state[f"{tower}embeddings.token_embedding.weight"],

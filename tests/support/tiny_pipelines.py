@@ -14,9 +14,10 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel, CLIPTextModelWithProjection
-from transformers.models.clip.tokenization_clip import CLIPTokenizer, bytes_to_unicode
+from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 PROMPTS = ["a drawing in ink", "paper, folded"]
 LENGTH = 16
@@ -52,15 +53,13 @@ def edit(file: Path, **changes: Any) -> None:
 def save_tokenizer(folder: Path) -> CLIPTokenizer:
     """A tokenizer whose tokens are single bytes, as files and opened."""
     folder.mkdir(parents=True)
-    letters = list(bytes_to_unicode().values())
+    letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(
-        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=LENGTH
-    )
+    return CLIPTokenizer.from_pretrained(folder, model_max_length=LENGTH)
 
 
 def text_encoder(seed: int, *, projected: bool, act: str, width: int = 8) -> Any:

@@ -11,6 +11,14 @@ from prolora_jax.layout import weight_to_kernel
 _BUFFERS = ("position_ids",)
 # Of a whole CLIP: its text tower, and numbers of the loss.
 _NOT_VISION = ("text_model.", "text_projection.", "logit_scale", "logit_bias")
+# What DINOv2's attention is called in a net of transformers since 5; its own files, and Flax's
+# classes, keep the names that it had before.
+_ATTENTION = {
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+}
 
 
 def clip_vision_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
@@ -30,15 +38,21 @@ def dinov2_to_flax(tensors: Mapping[str, np.ndarray]) -> Tree:
     """A DINOv2 as the parameters of transformers' `FlaxDinov2Model`.
 
     Args:
-        tensors: by torch key, in torch layout; of a classifier, too, whose head is passed over.
+        tensors: by torch key, in torch layout, of transformers before or since version 5; of a
+            classifier, too, whose head is passed over.
 
     Returns:
         Nested dictionaries of the same numbers in Flax layout; views, nothing is copied.
     """
-    plain = {
-        key.removeprefix("dinov2.").removeprefix("dinov2_with_registers."): key for key in tensors
-    }
-    return _flax({k: tensors[key] for k, key in plain.items() if not k.startswith("classifier.")})
+    plain = {_older(key): tensor for key, tensor in tensors.items()}
+    return _flax({k: tensor for k, tensor in plain.items() if not k.startswith("classifier.")})
+
+
+def _older(key: str) -> str:
+    key = key.removeprefix("dinov2.").removeprefix("dinov2_with_registers.")
+    for newer, older in _ATTENTION.items():
+        key = key.replace(newer, older)
+    return key
 
 
 def _flax(tensors: Mapping[str, np.ndarray]) -> Tree:

@@ -2,7 +2,9 @@
 
 request.py: What is to be judged, and where its pictures are.
 protocols.py: How the paper measured, and what it found.
+concept_prompts.py: The prompts that DreamBooth judges subjects by.
 arms.py: The arms of an adapter: what each draws with.
+taught.py: The arm `refine`, made here by the job of `prolora refine`.
 given.py: Folders of pictures that another program drew, as arms.
 drawing.py: The pictures of every arm, one file each: what was drawn before is kept.
 texts.py: Prompts as an encoder of pictures was taught them.

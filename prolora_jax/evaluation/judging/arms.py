@@ -9,8 +9,17 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.evaluation.drawer import NONE, Drawer, usual_guidance, usual_steps
-from prolora_jax.evaluation.judging.request import REFINE, TRAINED, DrawnSet, Subject
+from prolora_jax.evaluation.drawer import (
+    GUIDANCE_LCM,
+    GUIDANCE_XL,
+    NONE,
+    Drawer,
+    require_heard,
+    usual_guidance,
+    usual_steps,
+)
+from prolora_jax.evaluation.judging.request import OPTIONS, REFINE, TRAINED, DrawnSet, Subject
+from prolora_jax.evaluation.judging.taught import depends_on
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import located
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
@@ -20,8 +29,10 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
 from prolora_jax.nets.adapters.tree import matrices, spec_of
 from prolora_jax.nets.pipelines.pipeline import Pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline, load_sampler
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.nets.vae.tiles import VaeTile
 from prolora_jax.plans.options import MigrationOptions
 
 _COMPONENTS = {"scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet"}
@@ -29,7 +40,7 @@ _COMPONENTS |= {"vae"}
 _ENDINGS = {".safetensors", ".msgpack", ".bin", ".ckpt", ".pt", ".pth", ".json", ".txt"}
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])
 ARMS = (NONE, *METHODS, REFINE, TRAINED)
-"""`none`: the target alone; arms of a migration; `refine` and `trained`: files of the target."""
+"""`none`: the target alone; arms of a migration; `refine` and `trained`: adapters of the target."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class HowToDraw:
         guidance: how much the prompt counts.
         size: height and width in pixels.
         at_once: pictures drawn together on each device.
+        vae_tile: whether pictures are decoded in tiles.
     """
 
     target: str
@@ -59,17 +71,42 @@ class HowToDraw:
     guidance: float | None = None
     size: int | None = None
     at_once: int = 4
+    vae_tile: VaeTile = "auto"
+
+    def check(self) -> None:
+        """Refuse what would do nothing, before anything is loaded.
+
+        Raises:
+            UsageError: the sampler does not ask for a spacing, or nothing for the negative prompt.
+            BaseModelError: the target has no sampler that is supported.
+        """
+        made = load_sampler(
+            self.target, parts=self.parts, sampler=self.sampler, spacing=self.spacing
+        )
+        least = GUIDANCE_LCM if made.name == "lcm" else GUIDANCE_XL
+        require_heard(self.negative, least if self.guidance is None else self.guidance)
+
+    def loaded(self) -> tuple[Pipeline, Params]:
+        """The target, ready to draw.
+
+        Raises:
+            BaseModelError: it cannot be used.
+        """
+        like: dict[str, Any] = {"sampler": self.sampler, "spacing": self.spacing}
+        return load_pipeline(self.target, parts=self.parts, dtype=self.dtype, **like)
 
     def settings(self, pipeline: Pipeline) -> dict[str, Any]:
         """The arguments of `generate`."""
-        steps, guidance, side = self.steps, self.guidance, self.size or pipeline.pixels
+        steps, side = self.steps, self.size or pipeline.pixels
+        guidance = usual_guidance(pipeline) if self.guidance is None else self.guidance
         return {
             "negative": self.negative,
             "weighting": "off",  # encoders are told the prompt as it stands, and so is the net
             "steps": usual_steps(pipeline) if steps is None else steps,
-            "guidance": usual_guidance(pipeline) if guidance is None else guidance,
+            "guidance": guidance,
             "size": (side, side),
             "at_once": self.at_once,
+            "vae_tile": self.vae_tile,
         }
 
     def told(self) -> dict[str, Any]:
@@ -110,6 +147,7 @@ def drawn_set(
     source: str,
     options: MigrationOptions,
     out: Path,
+    source_parts: str | None = None,
 ) -> DrawnSet:
     """Which pictures an adapter's arms have, before anything is loaded.
 
@@ -122,6 +160,7 @@ def drawn_set(
         source: base model that the adapter was trained on.
         options: of the migrations; the method is each arm's own.
         out: folder of all pictures.
+        source_parts: where what is refined here has the source's other components from.
 
     Raises:
         UsageError: an arm is not known, or its file is not there or cannot be read.
@@ -134,10 +173,9 @@ def drawn_set(
                 code=Refusal.BAD_OPTION,
             )
         if arm in {TRAINED, REFINE} and arm not in subject.own:
-            option = "--trained" if arm == TRAINED else "--refined"
             raise UsageError(
                 f"--arms {arm}: found no adapter of the target for {subject.file}; expected "
-                f"{option} FILE, or leave the arm out",
+                f"{OPTIONS[arm]} FILE, or leave the arm out",
                 code=Refusal.BAD_OPTION,
             )
     moved: dict[str, Any] = {"file": _hash(subject.file), "source": _files(located(source))}
@@ -146,6 +184,8 @@ def drawn_set(
     for arm in arms:
         if arm in METHODS:
             given[arm] = moved | {"options": asdict(replace(options, method=arm))}
+        elif arm == REFINE and subject.refines:
+            given[arm] = moved | depends_on(options, source_parts)
         elif arm != NONE:
             read = {"alpha_zero": options.alpha_zero, "factor_rank": options.factor_rank}
             given[arm] = {"file": _hash(subject.own[arm]), "scale": subject.scale} | read

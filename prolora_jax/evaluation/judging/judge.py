@@ -19,6 +19,7 @@ from prolora_jax.evaluation.metrics.lpips_diversity import lpips_diversity
 from prolora_jax.evaluation.metrics.shares import Share
 from prolora_jax.evaluation.scoring import embed, lpips_distances
 from prolora_jax.io.judging.pictures import Rejected, picture_files
+from prolora_jax.nets.pipelines.devices import mesh_of_all
 
 COPY = "copy"
 """The arm that every other is compared with."""
@@ -79,8 +80,18 @@ def check_metrics(judging: Judging, arms: Sequence[str], seeds: int) -> None:
     """Refuse metrics that these arms cannot be judged by, before anything is drawn.
 
     Raises:
-        UsageError: a metric is not known, or what it compares with is not there.
+        UsageError: a metric is not known, what it compares with is not there, or something is there
+            that none compares with.
     """
+    known = [METRICS[name].beside for name in judging.metrics if name in METRICS]
+    idle = {"tokenizer": "prompts", "references": "references"}
+    for option, beside in idle.items():
+        if getattr(judging, option) is not None and beside not in known:
+            raise UsageError(
+                f"--{option}: found it beside --metrics {','.join(judging.metrics)}, where it does "
+                f"nothing; expected a metric that compares with {beside}; leave it out",
+                code=Refusal.BAD_OPTION,
+            )
     for name in judging.metrics:
         expected = None
         if name not in METRICS:
@@ -177,7 +188,8 @@ def _look(
 
     def seen(paths: Sequence[Path], what: str) -> np.ndarray:
         rows = []
-        for one in embed(encoder, paths, at_once=judging.at_once, keep=judging.keep):
+        how = {"at_once": judging.at_once, "keep": judging.keep, "mesh": mesh_of_all()}
+        for one in embed(encoder, paths, **how):
             if isinstance(one, Rejected):
                 raise UsageError(
                     f"{one.path}: {one.reason}; expected a picture; draw it again, or leave it out",

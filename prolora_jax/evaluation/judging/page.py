@@ -13,6 +13,7 @@ from prolora_jax.evaluation.judging.judge import COPY
 from prolora_jax.evaluation.judging.metrics import METRICS
 from prolora_jax.evaluation.judging.request import TRAINED, DrawnSet, Picture
 from prolora_jax.evaluation.judging.tables import place_from
+from prolora_jax.evaluation.judging.taught import in_words
 from prolora_jax.io import atomic
 
 _GIVEN = {NONE, COPY, TRAINED}
@@ -76,6 +77,7 @@ def write_page(document: Mapping[str, Any], sets: Sequence[DrawnSet], out: Path)
             "better": {name: _better(name) for name in subject["scores"]},
             "groups": _groups(subject, found, out),
             "rows": table_rows(subject, document),
+            "refinement": in_words(subject["refined"]),
         }
         for subject, found in zip(document["subjects"], sets, strict=True)
     ]

@@ -15,7 +15,9 @@ from prolora_jax.evaluation.drawer import NONE
 TRAINED, REFINE = "trained", "refine"
 """Arms with an adapter of the target for the same: trained there; made by `prolora refine`."""
 
-_OPTIONS = {TRAINED: "--trained", REFINE: "--refined"}
+OPTIONS = {TRAINED: "--trained", REFINE: "--refined"}
+"""Where their files are named."""
+
 _NAMELESS = {"pytorch_lora_weights", "adapter_model"}
 """What libraries call every adapter: its folder has the name."""
 
@@ -45,12 +47,14 @@ class Subject:
         file: as it was trained on the source.
         own: adapters of the target for the same, by arm: `trained`, `refine`.
         scale: strength of all.
+        refines: whether `refine` is no file of the user's, but made here (`taught.py`).
     """
 
     name: str
     file: Path
     own: Mapping[str, Path]
     scale: float = 1.0
+    refines: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def subjects_of(
     """
     if not files:
         raise UsageError("--lora: found none; expected an adapter or more", code=Refusal.BAD_OPTION)
-    options = {_OPTIONS[arm]: given for arm, given in own.items()} | {"--scale": scales}
+    options = {OPTIONS[arm]: given for arm, given in own.items()} | {"--scale": scales}
     for option, given in options.items():
         if given and len(given) != len(files):
             raise UsageError(

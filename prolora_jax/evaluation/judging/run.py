@@ -17,12 +17,18 @@ from prolora_jax.evaluation.judging.page import write_page
 from prolora_jax.evaluation.judging.protocols import PLANS, Protocol
 from prolora_jax.evaluation.judging.request import DrawnSet, Picture, Subject
 from prolora_jax.evaluation.judging.tables import write_tables
+from prolora_jax.evaluation.judging.taught import (
+    check_refinement,
+    refine_missing,
+    refined_here,
+    told_of,
+)
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.documents import read_json, write_json
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.migration.opening import open_pair
-from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.refine.job.files import DrawingBases
 from prolora_jax.subspaces.store import BasisStore
 
 _NO = Metric("", "itself", None)
@@ -43,6 +49,8 @@ class Evaluation:
         judging: by what.
         options: of the migrations.
         protocol: whose published numbers stand beside ours.
+        source_parts: pipeline from which `refine`, where it is made here, takes everything but the
+            source's UNet.
     """
 
     subjects: tuple[Subject, ...]
@@ -54,6 +62,18 @@ class Evaluation:
     judging: Judging
     options: MigrationOptions
     protocol: Protocol | None = None
+    source_parts: str | None = None
+
+    @property
+    def bases(self) -> DrawingBases:
+        """Where both base models draw from."""
+        return DrawingBases(
+            source=Path(self.source),
+            target=Path(self.how.target),
+            source_parts=None if self.source_parts is None else Path(self.source_parts),
+            target_parts=None if self.how.parts is None else Path(self.how.parts),
+            dtype=self.how.dtype,
+        )
 
 
 def evaluate(
@@ -86,25 +106,32 @@ def evaluate(
             f"each; give --prompts FILE",
             code=Refusal.BAD_OPTION,
         )
+    check_metrics(asked.judging, asked.arms, len(asked.seeds))
+    asked.how.check()
     judging = _with_tokenizer(asked)
-    check_metrics(judging, asked.arms, len(asked.seeds))
+    subjects = [refined_here(subject, asked.arms, out) for subject in asked.subjects]
+    asked = replace(asked, subjects=tuple(subjects))
     shared = asked.arms, asked.prompts, asked.seeds, asked.how, asked.source, asked.options
-    sets = [drawn_set(subject, *shared, out / PICTURES) for subject in asked.subjects]
+    where = out / PICTURES, asked.source_parts
+    sets = [drawn_set(subject, *shared, *where) for subject in subjects]
     left = [missing(found, asked.arms) for found in sets]
     if any(left):
         check_encoders(judging)
+        if any(subject.refines for subject in subjects):
+            check_refinement(asked.bases)
     with locked(out):
         _draw(asked, sets, left, store, workers, progress)
-        subjects = [
+        judged = [
             {
                 "name": subject.name,
                 "file": str(subject.file),
                 "own": {arm: str(path) for arm, path in subject.own.items()},
                 "scale": subject.scale,
                 "moved": read_json(found.folder / _MOVED) or {},
+                "refined": told_of(subject),
                 **_judged(found, judging, progress),
             }
-            for subject, found in zip(asked.subjects, sets, strict=True)
+            for subject, found in zip(subjects, sets, strict=True)
         ]
         document = {
             "source": asked.source,
@@ -112,7 +139,7 @@ def evaluate(
             "protocol": asked.protocol,
             "published": _published(asked.protocol),
             "settings": asked.how.told(),
-            "subjects": subjects,
+            "subjects": judged,
         }
         return _written(document, judging, sets, out)
 
@@ -152,6 +179,7 @@ def evaluate_given(
     with locked(out):
         folders = ", ".join(str(files[0].parent) for files in found.files.values())
         subject = {"name": "pictures", "file": folders, "own": {}, "scale": 1.0, "moved": {}}
+        subject["refined"] = None
         document = {
             "source": None,
             "target": None,
@@ -211,19 +239,21 @@ def _draw(
     progress: Progress,
 ) -> None:
     """Everything that is missing; base models are loaded only if something is."""
-    how, loaded = asked.how, None
-    shared: dict[str, list[Picture]] = {}
+    how, is_shared = asked.how, False
+    jobs: list[tuple[Subject, DrawnSet, dict[str, list[Picture]]]] = []
     for subject, found, own in zip(asked.subjects, sets, left, strict=True):
-        # What is drawn without an adapter the first subject has drawn for all.
-        todo = {arm: pictures for arm, pictures in own.items() if arm not in shared}
-        shared |= {arm: pictures for arm, pictures in todo.items() if arm == NONE}
-        if not todo:
-            continue
-        if loaded is None:
-            like: dict[str, Any] = {"sampler": how.sampler, "spacing": how.spacing}
-            base = load_pipeline(how.target, parts=how.parts, dtype=how.dtype, **like)
-            loaded = open_pair(asked.source, how.target, store, workers), base
-        drawer, counts = drawer_for(subject, asked.arms, *loaded, how, asked.options, progress)
+        # What is drawn without an adapter the first subject draws for all.
+        todo = {arm: pictures for arm, pictures in own.items() if arm != NONE or not is_shared}
+        is_shared = is_shared or NONE in todo
+        if todo:
+            jobs.append((subject, found, todo))
+    if not jobs:
+        return
+    pair = open_pair(asked.source, how.target, store, workers)
+    refine_missing([job[0] for job in jobs], asked.bases, pair, asked.options, progress)
+    base = how.loaded()
+    for subject, found, todo in jobs:
+        drawer, counts = drawer_for(subject, asked.arms, pair, base, how, asked.options, progress)
         found.folder.mkdir(parents=True, exist_ok=True)
         write_json(found.folder / _MOVED, counts)
         draw_missing(found, drawer, todo, progress)

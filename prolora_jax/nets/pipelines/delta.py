@@ -25,6 +25,7 @@ from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 from prolora_jax.nets.text.prompts import Prompts, by_chunks
 from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.nets.vae.tiles import VaeTile, tile_for
 
 Nets = tuple[Pipeline, Params]
 
@@ -42,6 +43,7 @@ def draw_delta(
     negative: str | None = None,
     weighting: Weighting = "numbers",
     at_once: int = 1,
+    vae_tile: VaeTile = "auto",
     progress: Progress = lambda stage, done, total: None,
 ) -> Pictures:
     """Draw every prompt with every seed: `v_t + v_{s+D} - v_s` at each step.
@@ -58,6 +60,7 @@ def draw_delta(
         negative: what not to draw.
         weighting: which brackets in prompts weigh what they hold, as for `generate`.
         at_once: pictures in one batch.
+        vae_tile: whether pictures are decoded in tiles, as for `generate`.
         progress: called with the stage, and how many pictures of how many are done.
 
     Returns:
@@ -65,13 +68,15 @@ def draw_delta(
 
     Raises:
         BaseModelError: what a net predicts cannot be compared.
+        UsageError: `vae_tile` is no size of tiles.
     """
     pipeline = target[0]
     side = pipeline.pixels_per_latent
     shape = (pipeline.unet.config.tensors.in_channels, size[0] // side, size[1] // side)
     nets = (pipeline, source[0])
     empty = tuple(negative is None and net.zeros_for_empty for net in nets)
-    draw = _compiled(nets, steps, guidance > 1, empty)
+    tile = tile_for(vae_tile, size, pipeline.vae.config)
+    draw = _compiled(nets, steps, guidance > 1, empty, tile)
     against = negative or "" if guidance > 1 else ""
     total, done = len(prompts) * len(seeds), 0
     found = np.empty((len(prompts), len(seeds), *size, 3), np.float32)
@@ -98,7 +103,11 @@ def draw_delta(
 
 @lru_cache(maxsize=4)
 def _compiled(
-    nets: tuple[Pipeline, Pipeline], steps: int, guided: bool, empty: tuple[bool, bool]
+    nets: tuple[Pipeline, Pipeline],
+    steps: int,
+    guided: bool,
+    empty: tuple[bool, bool],
+    tile: int | None,
 ) -> Any:
     target, source = nets
 
@@ -134,7 +143,7 @@ def _compiled(
                 guidance=guidance,
                 effect=effect,
             )
-        return target.decode(params[0], latents)
+        return target.decode(params[0], latents, tile)
 
     return jax.jit(draw)
 

@@ -3,10 +3,17 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
 """Of a mesh that pictures or rows are spread over."""
+
+
+def mesh_of_all() -> Mesh | None:
+    """All devices of this process, for pictures to be spread over; None where it has one."""
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), (DATA_AXIS,)) if len(devices) > 1 else None
 
 
 def devices_of(mesh: Mesh | None) -> int:

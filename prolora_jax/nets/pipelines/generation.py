@@ -23,6 +23,7 @@ from prolora_jax.nets.sampling.noise import picture_keys, starting_noise
 from prolora_jax.nets.text.prompts import Prompts, by_chunks
 from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.nets.vae.tiles import VaeTile, tile_for
 
 Pictures = Float[np.ndarray, "prompts seeds height width 3"]
 
@@ -41,6 +42,7 @@ def generate(
     scales: Mapping[str, Scale] | None = None,
     noise: Float[np.ndarray, "_ _ _ _ _"] | None = None,
     at_once: int = 4,
+    vae_tile: VaeTile = "auto",
     mesh: Mesh | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> Pictures:
@@ -65,6 +67,9 @@ def generate(
         noise: to start from instead, standard normal, `(prompts, seeds, channels, rows, columns)`,
             such as torch's: then pictures are torch's, too.
         at_once: pictures in one batch; on a mesh for each device.
+        vae_tile: pictures are decoded in tiles of so many pixels, height and width: less memory,
+            and not quite the same picture; `off`: in one piece; `auto`: in tiles of 512 above
+            1024 x 1024 pixels.
         mesh: devices with an axis `data`, over which the pictures of a batch are spread. Parameters
             that are on all of them stay as they are, others are copied to each.
         progress: called with the stage, and how many pictures of how many are done.
@@ -80,7 +85,8 @@ def generate(
     _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
     against = negative or "" if guidance > 1 else ""
     empty = negative is None and pipeline.zeros_for_empty
-    draw = _compiled(pipeline, steps, guidance > 1, empty)
+    tile = tile_for(vae_tile, (height, width), pipeline.vae.config)
+    draw = _compiled(pipeline, steps, guidance > 1, empty, tile)
     side = pipeline.pixels_per_latent
     shape = (pipeline.unet.config.tensors.in_channels, height // side, width // side)
     whole = (len(prompts), len(seeds), *shape)
@@ -153,7 +159,7 @@ def _require(
 
 
 @lru_cache(maxsize=8)
-def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
+def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool, tile: int | None) -> Any:
     def draw(
         params: Params,
         prompts: Prompts,
@@ -180,6 +186,6 @@ def _compiled(pipeline: Pipeline, steps: int, guided: bool, empty: bool) -> Any:
                 steps=steps,
                 guidance=guidance,
             )
-        return pipeline.decode(params, latents)
+        return pipeline.decode(params, latents, tile)
 
     return jax.jit(draw)

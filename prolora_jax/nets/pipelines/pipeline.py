@@ -17,6 +17,7 @@ from prolora_jax.nets.text.tokens import ClipTokenizer
 from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.unet.unet import UNet
+from prolora_jax.nets.vae.tiles import decoded
 from prolora_jax.nets.vae.vae import Vae
 
 _log = logging.getLogger(__name__)
@@ -143,9 +144,18 @@ class Pipeline:
         return Told(text, pooled.reshape(batch, -1, pooled.shape[-1])[:, 0])
 
     def decode(
-        self, params: Params, latents: Float[Array, "batch channels height width"]
+        self,
+        params: Params,
+        latents: Float[Array, "batch channels height width"],
+        tile: int | None = None,
     ) -> Float[Array, "batch pixels_down pixels_across 3"]:
-        """Pictures with values from 0 to 1."""
+        """Pictures with values from 0 to 1.
+
+        Args:
+            params: of all components.
+            latents: as the UNet has them.
+            tile: height and width in pixels of the tiles they are made in; None for one piece.
+        """
         scaled = latents.astype(jnp.float32) / self.vae.config.scaling_factor
-        decoded: Any = self.vae.apply({"params": params["vae"]}, scaled, method=self.vae.decode)
-        return (decoded.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)
+        pictures = decoded(self.vae, params["vae"], scaled, tile)
+        return (pictures.transpose(0, 2, 3, 1) / 2 + 0.5).clip(0, 1)

@@ -16,6 +16,7 @@ from prolora_jax.io.base_models.tokenizer_files import read_tokenizer
 from prolora_jax.io.base_models.unet_files import read_unet_config
 from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.sampling.samplers import Sampler, Spacing, sampler_named
+from prolora_jax.nets.sampling.scheduler import TableSampler
 from prolora_jax.nets.text.clip import ClipTextEncoder
 from prolora_jax.nets.text.config import ClipConfig, clip_config
 from prolora_jax.nets.text.tokens import ClipTokenizer
@@ -50,18 +51,15 @@ def load_pipeline(
         The pipeline, and its parameters by component.
 
     Raises:
-        UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
+        UsageError: there is nothing at a path, the extra `pipelines` is not installed, or the
+            sampler does not ask for a spacing.
         BaseModelError: a part is missing, damaged, or of a kind that is not supported.
     """
     dtype = jnp.dtype(dtype)  # in one spelling: nets of one dtype are equal, and share programs
     files = pipeline_files(path, parts)
     given = files.unet_config
     raw = read_unet_config(files.unet)[0] if given is None else given
-    # Before gigabytes are read: whether the sampler is one of ours.
-    scheduler = files.config("scheduler", "scheduler_config.json")
-    if spacing is not None:
-        scheduler["timestep_spacing"] = spacing
-    made_sampler = sampler_named(sampler, scheduler, origin=f"{files.folder}/scheduler")
+    made_sampler = _sampler(files, sampler, spacing)  # refused before gigabytes are read
     unet, unet_params = load_unet(files.unet, dtype=dtype, config=given)
     params: Params = {"unet": unet_params}
     encoders, tokenizers = {}, {}
@@ -87,6 +85,33 @@ def load_pipeline(
         sample_size=_sample_size(raw, str(files.unet)),
     )
     return pipeline, params
+
+
+def load_sampler(
+    path: str | Path,
+    *,
+    parts: str | Path | None = None,
+    sampler: Sampler = "auto",
+    spacing: Spacing | None = None,
+) -> TableSampler:
+    """The sampler that `load_pipeline` would draw with; no weight is read.
+
+    Args:
+        path: as `load_pipeline`.
+        parts: likewise.
+        sampler: likewise.
+        spacing: likewise.
+
+    Raises:
+        UsageError: there is nothing at a path, or the sampler does not ask for a spacing.
+        BaseModelError: there is no sampler, or one of a kind that is not supported.
+    """
+    return _sampler(pipeline_files(path, parts), sampler, spacing)
+
+
+def _sampler(files: PipelineFiles, sampler: Sampler, spacing: Spacing | None) -> TableSampler:
+    config = files.config("scheduler", "scheduler_config.json")
+    return sampler_named(sampler, config, origin=f"{files.folder}/scheduler", spacing=spacing)
 
 
 def _text_encoders(files: PipelineFiles, unet: UNet) -> tuple[str, ...]:

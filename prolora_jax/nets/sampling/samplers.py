@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.nets.sampling.ddim import ddim
 from prolora_jax.nets.sampling.dpm import dpm
 from prolora_jax.nets.sampling.euler import euler, euler_ancestral
@@ -133,7 +133,9 @@ _KINDS = {
 _BY_CLASS = {kind.torch: name for name, kind in _KINDS.items()}
 
 
-def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> TableSampler:
+def sampler_named(
+    name: Sampler, config: Mapping[str, Any], *, origin: str, spacing: Spacing | None = None
+) -> TableSampler:
     """A sampler for a net that was trained with the noise of this configuration.
 
     Args:
@@ -141,6 +143,7 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> T
             follow are left out, as torch leaves out what a class does not have.
         config: the content of a `scheduler_config.json`.
         origin: what to call it in messages.
+        spacing: where steps are, whatever the configuration says.
 
     Returns:
         A sampler for `denoise`; also an object with `create_state`, `set_timesteps`,
@@ -148,7 +151,9 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> T
 
     Raises:
         BaseModelError: the noise, or the way of stepping, is of a kind that is not supported.
+        UsageError: a spacing is given, and this sampler takes its steps elsewhere.
     """
+    config = config if spacing is None else {**config, "timestep_spacing": spacing}
     given = str(config.get("_class_name", "")).replace("Flax", "")
     own = _BY_CLASS.get(given)
     if name == "auto" and own is None:
@@ -183,6 +188,12 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> T
         field for field, values in (_PLACES | dict(kind.fields)).items() if len(values) > 1
     ]
     read = ("steps_offset", *kind.reads, *chosen_from)
+    if spacing is not None and (why := _placed_elsewhere(chosen, fields)):
+        raise UsageError(
+            f"--spacing {spacing}: found the sampler {chosen}, whose steps are where {why}; "
+            f"expected no spacing with it; leave it out, or name another --sampler",
+            code=Refusal.BAD_OPTION,
+        )
     return TableSampler(
         name=chosen,
         config=read_noise(fields, origin),
@@ -191,3 +202,12 @@ def sampler_named(name: Sampler, config: Mapping[str, Any], *, origin: str) -> T
         clip=fields.get("clip_sample_range", 1.0) if clips else None,
         adds_noise=kind.adds_noise,
     )
+
+
+def _placed_elsewhere(name: str, fields: Mapping[str, Any]) -> str | None:
+    """Where the steps of a sampler are that asks for no spacing; None for all others."""
+    if name == "lcm":
+        return "it was distilled"
+    if name in {"dpm", "unipc"} and fields.get("use_karras_sigmas"):
+        return "Karras' levels of noise are (use_karras_sigmas)"
+    return None

@@ -16,6 +16,7 @@ from prolora_jax.nets.vae.parts import VaeBlock, VaeMiddle
 
 Pictures = Float[Array, "batch colours height width"]
 Latents = Float[Array, "batch channels rows columns"]
+Moments = Float[Array, "batch both rows columns"]
 
 _EPS = 1e-6
 _LOWEST, _HIGHEST = -30.0, 20.0
@@ -54,10 +55,12 @@ class Vae(nn.Module):
         Returns:
             Mean, and logarithm of the variance, before `scaling_factor`.
         """
+        return moments_of(self.moments(pictures))
+
+    def moments(self, pictures: Pictures) -> Moments:
+        """Mean and logarithm of the variance behind one another, the latter not yet bounded."""
         hidden = jnp.asarray(pictures, self.dtype).transpose(0, 2, 3, 1)  # NCHW -> NHWC
-        moments = self.quant_conv(self.encoder(hidden)).transpose(0, 3, 1, 2)
-        mean, logvar = jnp.split(moments, 2, axis=1)
-        return mean, logvar.clip(_LOWEST, _HIGHEST)
+        return self.quant_conv(self.encoder(hidden)).transpose(0, 3, 1, 2)
 
     def decode(self, latents: Latents) -> Pictures:
         """The pictures of latents that are already divided by `scaling_factor`."""
@@ -67,6 +70,12 @@ class Vae(nn.Module):
     def __call__(self, pictures: Pictures) -> Pictures:
         """Pictures encoded to their means, and decoded."""
         return self.decode(self.encode(pictures)[0])
+
+
+def moments_of(both: Moments) -> tuple[Latents, Latents]:
+    """Mean and logarithm of the variance, from the channels of `Vae.moments`."""
+    mean, logvar = jnp.split(both, 2, axis=1)
+    return mean, logvar.clip(_LOWEST, _HIGHEST)
 
 
 def _style(vae: Vae) -> Style:

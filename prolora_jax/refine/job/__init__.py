@@ -7,6 +7,7 @@ base_net.py: A base model on the device: the samples that it draws, and what it 
 shared.py: What all adapters of a pair share: samples of both base models, and R.
 effect.py: What one adapter does on its source: words, samples and answers.
 student.py: The student on a real base model: its UNet with LoRA factors as an argument.
+kept_state.py: The state of a fit on the disk.
 refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
 files.py: Adapter files refined to files, with their reports.
 by_samples.py: Whether two base models draw the same kind of pictures: R, without any adapter.

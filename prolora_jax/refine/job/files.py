@@ -12,9 +12,10 @@ import msgspec
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
-from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
+from prolora_jax.errors import AdapterRefused, BaseModelError, ProloraError, Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.io.base_models.pipeline_files import pipeline_files
+from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.migration.files import Writing, read_fitted, write_migrated
 from prolora_jax.migration.pair import BasePair
@@ -28,10 +29,13 @@ from prolora_jax.refine.fitting import require_optax
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
+from prolora_jax.refine.job.student import TAUGHT
+from prolora_jax.refine.lm.opening import is_language_model, require_kernels, text_pair
+from prolora_jax.refine.lm.pair import TextPairRefinement
+from prolora_jax.refine.lm.recipe import LmRecipe
 
 AT_ONCE = 8
 """Adapters for which both base models are loaded once; their rows lie on the disk meanwhile."""
-UNET = "unet."
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class RefineRequest:
         options: of the copy that the student starts from.
         words: that adapters were trained with, instead of those in their headers.
         pixels: height and width of samples; None for what the target was trained on.
+        texts: of the refinement, where both base models are language models.
+        only_drawn: options that were given and say nothing to models that write.
+        only_written: options that were given and say nothing to models that draw.
     """
 
     recipe: RefineRecipe = RefineRecipe()
@@ -70,6 +77,9 @@ class RefineRequest:
     options: MigrationOptions = MigrationOptions(method="copy")
     words: tuple[str, ...] = ()
     pixels: int | None = None
+    texts: LmRecipe = LmRecipe()
+    only_drawn: tuple[str, ...] = ()
+    only_written: tuple[str, ...] = ()
 
 
 class RefinedFile(NamedTuple):
@@ -149,23 +159,33 @@ class FileRefinement:
         progress: Progress = lambda stage, done, total: None,
     ):
         require_optax()
-        per_latent, recipe = require_one_latent_space(bases), request.recipe
-        if request.pixels is not None:
-            side = max(1, request.pixels // per_latent)
-            recipe = replace(recipe, size=(side, side))
         if request.writing.format == "same":  # a student has factors, whatever the input has
             request = replace(request, writing=request.writing._replace(format="lora"))
         self.pair, self.request, self.work = pair, request, work
         self._progress = progress
-        dtype = jnp.dtype(bases.dtype)
-        load = partial(load_pipeline, dtype=dtype)
-        self._models = PairRefinement(
+        self._writes = is_language_model(pair.target)
+        _refuse_idle(request, writes=self._writes)
+        make = self._writers if self._writes else self._drawers
+        self._models: TextPairRefinement | PairRefinement = make(bases)
+
+    def _writers(self, bases: DrawingBases) -> TextPairRefinement:
+        models, recipe = (self.pair.source, self.pair.target), self.request.texts
+        stamp = recipe.stamp(*map(_identity, models), bases.dtype)
+        return text_pair(models, recipe, self.work, stamp, bases.dtype, self._progress)
+
+    def _drawers(self, bases: DrawingBases) -> PairRefinement:
+        per_latent, recipe = require_one_latent_space(bases), self.request.recipe
+        if self.request.pixels is not None:
+            side = max(1, self.request.pixels // per_latent)
+            recipe = replace(recipe, size=(side, side))
+        load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
+        return PairRefinement(
             partial(load, bases.source, parts=bases.source_parts),
             partial(load, bases.target, parts=bases.target_parts),
             recipe,
-            work,
-            recipe.stamp(*map(_identity, (pair.source, pair.target)), bases.dtype),
-            progress,
+            self.work,
+            recipe.stamp(*map(_identity, (self.pair.source, self.pair.target)), bases.dtype),
+            self._progress,
         )
 
     def refine(self, files: Sequence[tuple[Path, Path]]) -> Iterator[RefinedFile]:
@@ -223,21 +243,25 @@ class FileRefinement:
             if skip.reason is Skip.SHAPE_MISMATCH and skip.source_path in spec.modules
         }
         ranks = {m.path: m.rank for m in given.modules if m.path in unlike}
-        from_zero = {path: rank for path, rank in ranks.items() if path.startswith(UNET)}
-        if not from_zero and not any(m.path.startswith(UNET) for m in copied.modules):
+        from_zero = {path: rank for path, rank in ranks.items() if path.startswith(TAUGHT)}
+        if not from_zero and not any(m.path.startswith(TAUGHT) for m in copied.modules):
             raise AdapterRefused(
-                f"{given.origin}: has no module in the UNet of {spec.name}; expected at least one, "
-                "which a student could learn; use `prolora migrate`",
+                f"{given.origin}: has no module in what {spec.name} draws or writes with; expected "
+                "at least one, which a student could learn; use `prolora migrate`",
                 code=Refusal.NO_MATCHING_MODULE,
             )
         name = f"adapter-{given.fingerprint[:16]}"
         todo = ToRefine(given, copied, from_zero, self._words(given), name)
+        if self._writes:
+            require_kernels(todo, self.pair.source)
         return _Ready(path, output, todo, report)
 
     def _read(self, path: Path) -> Fitted:
         return read_fitted(path, self.pair.source, self.request.options, self.request.writing)
 
     def _words(self, given: Adapter) -> tuple[str, ...]:
+        if self._writes:
+            return ()
         return own_words(given.metadata, self.request.words, self.request.recipe.prompts)
 
     def _written(self, one: "_Ready", done: RefinedAdapter) -> MigrationReport:
@@ -246,6 +270,18 @@ class FileRefinement:
         adapter = with_provenance(done.adapter, report, self.pair.target.spec)
         write_migrated(adapter, report, one.output, self.pair.target.spec, self.request.writing)
         return report
+
+
+def _refuse_idle(request: RefineRequest, *, writes: bool) -> None:
+    """Refuse options that the base models of a pair have no use for."""
+    idle = request.only_drawn if writes else request.only_written
+    if idle:
+        kind, doing = ("language models", "draw") if writes else ("models that draw", "write")
+        raise UsageError(
+            f"--{idle[0].replace('_', '-')}: found it for {kind}; expected options that count for "
+            f"them: they do not {doing}; leave it away",
+            code=Refusal.BAD_OPTION,
+        )
 
 
 class _Ready(NamedTuple):
@@ -270,12 +306,26 @@ def refined_report(report: MigrationReport, adapter: Adapter, record: Refined) -
     after = {module.path: module for module in adapter.modules}
 
     def taught(module: ModuleReport) -> ModuleReport:
-        if not module.path.startswith(UNET):
+        if not module.path.startswith(TAUGHT):
             return module
         made, flags = after[module.path], [f for f in module.flags if f != IN_FLOAT32]
         return replace(module, rank_out=made.rank, norm_out=made.norm, flags=(*flags, REFINED))
 
     return replace(report, modules=tuple(map(taught, report.modules)), refined=record)
+
+
+def record_of(output: Path) -> Refined | None:
+    """What an output's report says of its refinement, if both are there.
+
+    Args:
+        output: what may have been written before.
+    """
+    if not output.exists() or not report_path(output).exists():
+        return None
+    try:
+        return msgspec.convert(read_report(output), MigrationReport).refined
+    except ProloraError:
+        return None
 
 
 def _identity(model: BaseModel) -> str:

@@ -30,6 +30,7 @@ from prolora_jax.refine import guard, triggers
 from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
+from prolora_jax.refine.job.kept_state import keep_state, kept_state
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.student import (
     answers_of,
@@ -42,8 +43,6 @@ from prolora_jax.refine.teacher import effect_mismatch
 
 Load = Callable[[], tuple[Pipeline, Params]]
 ADAPTER = "adapter"
-KEPT_EVERY = 10
-"""Steps after which the fit's state is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,17 +287,10 @@ class PairRefinement:
     ) -> FitState:
         """The fit, taken up where it was left."""
         work = self.folder(one)
-        leaves, shape = jax.tree.flatten(state)
-        kept = work.load("student")
-        if kept is not None and len(kept) == len(leaves):
-            arrays = [jnp.asarray(kept[f"{i:05}"]) for i in range(len(kept))]
-            state = jax.tree.unflatten(shape, arrays)
 
         def after(now: FitState) -> None:
-            step = int(now.step)
-            self._progress("student learns", step, options.steps)
-            if step % KEPT_EVERY == 0 or step == options.steps:
-                arrays = {f"{i:05}": np.asarray(a) for i, a in enumerate(jax.tree.leaves(now))}
-                work.save("student", arrays)
+            self._progress("student learns", int(now.step), options.steps)
+            keep_state(work, now, options.steps)
 
+        state = kept_state(work, state)
         return fit(predict, rows, state, options, mesh=mesh, progress=after)

@@ -21,7 +21,8 @@ from prolora_jax.nets.unet.loading import Params
 from prolora_jax.refine.rows import NoisyRows
 
 NAME = "student"
-UNET = "unet."
+TAUGHT = ("unet.", "lm.")
+"""Components that students learn; text encoders stay copies."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,14 @@ def answers_of(
 
 
 def factors_of(adapter: Adapter) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The UNet's factors as `(rank, in)` and `(out, rank)`, float32, the scale in the second."""
+    """Factors that are taught, `(rank, in)` and `(out, rank)`, float32, the scale in the second."""
     return {
         module.path: (
             module.down.reshape(module.down.shape[0], -1).astype(np.float32),
             module.up.reshape(module.up.shape[:2]).astype(np.float32) * np.float32(module.scale),
         )
         for module in adapter.modules
-        if module.path.startswith(UNET)
+        if module.path.startswith(TAUGHT)
     }
 
 
@@ -154,7 +155,7 @@ def with_factors(
         alpha = float(down.shape[0]) if said else None
         first, second = cast if whole else sides
         taught.append(LoraModule(path, first, second, alpha))
-    kept = [module for module in adapter.modules if not module.path.startswith(UNET)]
+    kept = [module for module in adapter.modules if not module.path.startswith(TAUGHT)]
     return tuple(sorted([*kept, *taught], key=lambda module: module.path))
 
 

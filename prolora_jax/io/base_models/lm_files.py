@@ -1,0 +1,123 @@
+"""A language model as transformers keeps it: `config.json`, and its tensors beside it."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prolora_jax.architectures.llm.names import LM, lm_name
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.base_models.checkpoint import load_base_model, open_tensors
+from prolora_jax.io.documents import BadDocument, read_json_document
+
+_CONFIG = "config.json"
+_WEIGHT = ".weight"
+
+
+def read_lm_config(folder: Path) -> tuple[Mapping[str, Any], Path]:
+    """The configuration of a language model, and the file it is in.
+
+    Args:
+        folder: with the weights, or a file in it.
+
+    Returns:
+        The content of `config.json`; of a model that also sees, the part about text.
+
+    Raises:
+        BaseModelError: there is none, or it cannot be read.
+    """
+    file = (folder.parent if folder.is_file() else folder) / _CONFIG
+    try:
+        raw, found = read_json_document(file), "found no JSON object"
+    except (BadDocument, OSError) as failure:
+        raw, found = None, str(failure)
+    if not isinstance(raw, dict):
+        raise BaseModelError(
+            f"{file}: {found}; expected transformers' configuration of a language model beside "
+            f"its weights; put it there",
+            code=Refusal.UNSUPPORTED_CONFIG,
+        )
+    text = raw.get("text_config")
+    return (text if isinstance(text, dict) else raw), file
+
+
+def lm_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of a language model, one after another, in torch's layout and stored dtype.
+
+    Args:
+        path: its folder or file.
+
+    Yields:
+        Name as a causal model of transformers has it (`model.norm.weight`), and the tensor; of
+        layers `(out, in)`, whichever way they are stored.
+
+    Raises:
+        BaseModelError: no language model is there, or a dtype is not one for weights.
+    """
+    model = load_base_model(path)
+    for key, (file, stored) in open_tensors(path).items():
+        name = lm_name(key)
+        if name is None:
+            continue
+        layer = LM + name.removesuffix(_WEIGHT)
+        if name.endswith(_WEIGHT) and layer in model.sources:
+            yield name, model.weight(layer)
+        else:
+            file.require_weight(stored)
+            yield name, file.tensor(stored)
+
+
+def require_one_tokenizer(source: Path, target: Path, sizes: tuple[int, int]) -> int:
+    """Refuse two models that number tokens otherwise.
+
+    Args:
+        source: its folder.
+        target: likewise.
+        sizes: of both vocabularies, padding included.
+
+    Returns:
+        Number of tokens that both know.
+
+    Raises:
+        BaseModelError: a token has two numbers, or nothing says that it has one.
+    """
+    ours, theirs = _numbers(source), _numbers(target)
+    if ours is None or theirs is None:
+        if sizes[0] == sizes[1]:
+            return sizes[0]
+        lacking = source if ours is None else target
+        found = f"{sizes[0]} and {sizes[1]} tokens"
+        raise BaseModelError(_unlike(source, target, found, lacking), code=Refusal.WRONG_BASE)
+    other = next((t for t, n in ours.items() if theirs.get(t, n) != n), None)
+    if other is not None:
+        found = f"token {other!r} as {ours[other]} and as {theirs[other]}"
+        raise BaseModelError(_unlike(source, target, found, None), code=Refusal.WRONG_BASE)
+    shared = max((n for t, n in ours.items() if t in theirs), default=-1) + 1
+    return min(shared, *sizes)
+
+
+def _numbers(folder: Path) -> Mapping[str, int] | None:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        whole = read_json_document(file)
+        model = whole["model"]["vocab"]
+        added = {one["content"]: int(one["id"]) for one in whole.get("added_tokens", ())}
+        plain = model if isinstance(model, dict) else {t: n for n, (t, _) in enumerate(model)}
+    except (BadDocument, KeyError, TypeError, ValueError) as failure:
+        raise BaseModelError(
+            f"{file}: found no vocabulary ({failure}); expected a tokenizer of transformers; "
+            f"fetch it again, or take it away",
+            code=Refusal.UNREADABLE_BASE,
+        ) from failure
+    return {str(token): int(number) for token, number in plain.items()} | added
+
+
+def _unlike(source: Path, target: Path, found: str, lacking: Path | None) -> str:
+    remedy = f"put tokenizer.json into {lacking}" if lacking else "use `prolora migrate`"
+    return (
+        f"{source} and {target}: found {found}; expected one tokenizer for both: what one writes "
+        f"is nothing to the other, so nothing can be learned from it; {remedy}"
+    )

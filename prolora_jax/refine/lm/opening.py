@@ -1,0 +1,71 @@
+"""A pair of language models, ready to be refined on."""
+
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from prolora_jax.architectures.llm.names import LM
+from prolora_jax.engines.progress import Progress
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.base_models.checkpoint import BaseModel, located
+from prolora_jax.io.base_models.lm_files import require_one_tokenizer
+from prolora_jax.nets.lm.loading import load_lm
+from prolora_jax.refine.job.refined import ToRefine
+from prolora_jax.refine.lm.pair import TextPairRefinement
+from prolora_jax.refine.lm.recipe import LmRecipe
+
+_HEAD = f"{LM}lm_head"
+
+
+def is_language_model(model: BaseModel) -> bool:
+    """Whether a base model writes, and does not draw."""
+    return any(path.startswith(LM) for path in model.spec.modules)
+
+
+def text_pair(
+    models: tuple[BaseModel, BaseModel],
+    recipe: LmRecipe,
+    work: Path,
+    stamp: str,
+    dtype: str,
+    progress: Progress,
+) -> TextPairRefinement:
+    """What refines adapters of two language models; they are loaded when they are needed.
+
+    Args:
+        models: source and target.
+        recipe: what is asked.
+        work: folder in which all that was done is kept.
+        stamp: of the pair and the recipe.
+        dtype: what both nets compute in.
+        progress: called with (what, done, total).
+    """
+    places = located(models[0].location), located(models[1].location)
+
+    def tokens(source: int, target: int) -> int:
+        return require_one_tokenizer(places[0], places[1], (source, target))
+
+    source, target = (partial(load_lm, place, dtype=jnp.dtype(dtype)) for place in places)
+    spec = models[1].spec
+    return TextPairRefinement(source, target, spec, tokens, recipe, work, stamp, progress)
+
+
+def require_kernels(one: ToRefine, model: BaseModel) -> None:
+    """Refuse an adapter of a head that is the embedding: the net has no layer for it.
+
+    Args:
+        one: to be refined.
+        model: the source.
+
+    Raises:
+        AdapterRefused: it has such a module.
+    """
+    taught = any(module.path == _HEAD for module in one.given.modules)
+    if taught and "embed" in model.sources[_HEAD].placement.key:
+        raise AdapterRefused(
+            f"{one.given.origin}: {_HEAD}: found an adapter of a head that is tied to the "
+            f"embedding; expected layers alone, which a student can be taught; use "
+            f"`prolora migrate`",
+            code=Refusal.UNMATCHED_MODULES,
+        )

@@ -1,0 +1,210 @@
+"""Adapters of one pair of language models refined: both on the device, all of it kept on disk.
+
+1. the target writes T and the source S; each says how likely it finds the other's: R;
+2. with each adapter the source writes A; all three answer T and A;
+3. the student, which starts from the copy, is fitted to the answers.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.engines.progress import Progress
+from prolora_jax.io.outputs.work_folder import WorkFolder
+from prolora_jax.nets.lm.causal import CausalLm
+from prolora_jax.plans.refined import FromZero, Refined
+from prolora_jax.refine import guard
+from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
+from prolora_jax.refine.job.kept_state import keep_state, kept_state
+from prolora_jax.refine.job.refined import RefinedAdapter, ToRefine
+from prolora_jax.refine.job.student import factors_of, with_factors
+from prolora_jax.refine.lm.answers import Speakers, TopAnswers, answers, divergence
+from prolora_jax.refine.lm.pools import Speaker, Texts, pool, surprise
+from prolora_jax.refine.lm.recipe import LmRecipe
+from prolora_jax.refine.lm.student import lesson, lm_student, missed
+from prolora_jax.refine.rows import Rows
+
+LoadLm = Callable[[], tuple[CausalLm, Any]]
+
+
+class TextPairRefinement:
+    """A source and a target that write, and what was made of both.
+
+    Attributes:
+        recipe: what is asked.
+        work: folder in which all that was done is kept.
+        stamp: of the pair and the recipe.
+    """
+
+    def __init__(
+        self,
+        load_source: LoadLm,
+        load_target: LoadLm,
+        target: BaseModelSpec,
+        tokens: Callable[[int, int], int],
+        recipe: LmRecipe,
+        work: Path,
+        stamp: str,
+        progress: Progress = lambda stage, done, total: None,
+    ):
+        self.recipe, self.work, self.stamp = recipe, work, stamp
+        self._loads = {"source": load_source, "target": load_target}
+        self._spec, self._tokens = target, tokens
+        self._progress = progress
+        self._loaded: dict[str, Speaker] = {}
+        self._pair = WorkFolder(work / "pair", stamp)
+
+    def refine(self, adapters: Sequence[ToRefine]) -> Iterator[RefinedAdapter]:
+        """Refine some adapters, in their order.
+
+        Args:
+            adapters: of the source.
+
+        Yields:
+            What came of each.
+
+        Raises:
+            ProloraError: a base model cannot be used, or what it says is no number.
+        """
+        for one in adapters:
+            yield self._refined(one)
+
+    def folder(self, one: ToRefine) -> WorkFolder:
+        """What is kept of one adapter."""
+        return WorkFolder(self.work / one.name, self.stamp_of(one.given, one.words))
+
+    def stamp_of(self, given: Adapter, words: Sequence[str]) -> str:
+        """A digest of all that an adapter's refinement depends on.
+
+        Args:
+            given: fitted to the source.
+            words: none: what an adapter of a language model answers to is in what it writes.
+        """
+        return self.recipe.stamp(self.stamp, given.fingerprint, words)
+
+    def _speaker(self, name: str) -> Speaker:
+        if name not in self._loaded:
+            self._progress(f"loading the {name}", 0, 1)
+            self._loaded[name] = Speaker(*self._loads[name]())
+            self._progress(f"loading the {name}", 1, 1)
+        return self._loaded[name]
+
+    def _vocabulary(self) -> int:
+        sizes = (self._speaker(name).model.config.vocab_size for name in ("source", "target"))
+        return self._tokens(*sizes)
+
+    def _pool(self, work: WorkFolder, name: str, speaker: Speaker) -> Texts:
+        kept = work.load(name)
+        if kept is not None:
+            return Texts(kept["ids"], kept["real"].astype(bool))
+        found = pool(speaker, self.recipe, self._vocabulary(), name, self._progress)
+        work.save(name, {"ids": found.ids, "real": found.real.astype(np.uint8)})
+        return found
+
+    def _losses(self) -> dict[str, float]:
+        """How likely each model finds what both write; made once for all adapters."""
+        kept = self._pair.load("losses")
+        if kept is not None:
+            return {name: float(loss) for name, loss in kept.items()}
+        source, target = self._speaker("source"), self._speaker("target")
+        of_target = self._pool(self._pair, "target", target)
+        of_source = self._pool(self._pair, "source", source)
+        loss = partial(surprise, at_once=self.recipe.at_once)
+        losses = {
+            "source_on_target": loss(source, of_target),
+            "target_on_source": loss(target, of_source),
+            "target_own": loss(target, of_target),
+            "source_own": loss(source, of_source),
+        }
+        self._pair.save("losses", {name: np.array(value) for name, value in losses.items()})
+        return losses
+
+    def _refined(self, one: ToRefine) -> RefinedAdapter:
+        losses = self._losses()
+        r = guard.disagreement(**losses)
+        way = guard.way(r, style=True)
+        record = Refined(
+            way=way,
+            teacher=None,
+            disagreement=r,
+            sentence=guard.sentence_of_texts(r),
+            losses=losses,
+            words=(),
+            effects={},
+            triggers=(),
+            is_style=True,
+            stamp=self.folder(one).stamp,
+        )
+        if way == "copy":
+            return RefinedAdapter(one.copied, record)
+        target, start = self._speaker("target"), self._start(one)
+        rows, predict = self._rows(one, target), lm_student(target)
+        options = self.recipe.fit_for(from_zero=not factors_of(one.copied))
+        state = self._fitted(one, predict, rows, new_state(start, options), options)
+        nothing = jax.tree.map(jnp.zeros_like, state.factors)
+        apart = [
+            missed(predict, factors, rows, self.recipe.batch)
+            for factors in (nothing, jax.tree.map(jnp.asarray, start), state.factors)
+        ]
+        adapter = self._written(one, state)
+        norms = {m.path: m.norm for m in adapter.modules if m.path in one.from_zero}
+        record = replace(
+            record,
+            teacher=self.recipe.teacher,
+            steps=options.steps,
+            loss_curve=tuple(float(x) for x in np.asarray(state.losses)),
+            missed=(apart[1] / max(apart[0], 1e-12), apart[2] / max(apart[0], 1e-12)),
+            from_zero=tuple(FromZero(p, one.from_zero[p], norms[p]) for p in sorted(norms)),
+        )
+        return RefinedAdapter(adapter, record)
+
+    def _rows(self, one: ToRefine, target: Speaker) -> Rows:
+        """Texts of the target and of the source with the adapter, answered by all three."""
+        work, source = self.folder(one), self._speaker("source")
+        taught = source.beside(factors_of(one.given))
+        texts = self._pool(self._pair, "target", target)
+        texts = texts.joined(self._pool(work, "adapter", taught))
+        kept = work.load("answers")
+        if kept is not None:
+            wanted = TopAnswers(*(kept[name] for name in TopAnswers._fields))
+        else:
+            speakers = Speakers(target, source, taught)
+            vocabulary = self._vocabulary()
+            wanted = answers(speakers, texts, self.recipe, vocabulary, self._progress)
+            work.save("answers", wanted._asdict())
+        return lesson(texts, wanted)
+
+    def _start(self, one: ToRefine) -> dict[str, Any]:
+        """Factors before the first step."""
+        start: dict[str, Any] = dict(factors_of(one.copied))
+        for place, (path, rank) in enumerate(sorted(one.from_zero.items())):
+            shape = {path: self._spec.modules[path].matrix_shape}
+            start |= factors_from_zero(shape, rank, self.recipe.seed + place)
+        return start
+
+    def _written(self, one: ToRefine, state: FitState) -> Adapter:
+        shapes = {path: module.shape for path, module in self._spec.modules.items()}
+        dtype = (one.copied.modules or one.given.modules)[0].up.dtype
+        modules = with_factors(one.copied, state.factors, shapes, dtype)
+        return replace(one.copied, modules=modules)
+
+    def _fitted(
+        self, one: ToRefine, predict: Any, rows: Rows, state: FitState, options: RefineOptions
+    ) -> FitState:
+        """The fit, taken up where it was left."""
+        work = self.folder(one)
+
+        def after(now: FitState) -> None:
+            self._progress("student learns", int(now.step), options.steps)
+            keep_state(work, now, options.steps)
+
+        state = kept_state(work, state)
+        return fit(predict, rows, state, options, progress=after, error=divergence)

@@ -1,0 +1,85 @@
+"""What is asked of a refinement of language models: all that its numbers depend on."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+
+import msgspec
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.refine.fitting import FROM_ZERO, RefineOptions
+from prolora_jax.refine.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class LmRecipe:
+    """How adapters of a pair of language models are refined.
+
+    Attributes:
+        texts: that each model writes; a student learns from those of the target and of the source
+            with the adapter.
+        tokens: of each text.
+        teacher: `effect` adds what the adapter changes on the source to the target's logits;
+            `absolute` says what the source with the adapter says.
+        steps: of the student; None for 100, and 300 where nothing was copied.
+        rate: Adam's highest learning rate.
+        batch: texts of a step.
+        micro_batch: of them through the net at once; 0 for all.
+        top: tokens of each answer whose likelihood is learned; all others are one.
+        at_once: texts that are written or asked at once.
+        temperature: of the writing.
+        seed: of everything.
+    """
+
+    texts: int = 64
+    tokens: int = 96
+    teacher: Teacher = "effect"
+    steps: int | None = None
+    rate: float = 2e-3
+    batch: int = 8
+    micro_batch: int = 0
+    top: int = 64
+    at_once: int = 16
+    temperature: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        least = {"texts": 2, "tokens": 4, "batch": 1, "top": 1, "at_once": 1}
+        for name, smallest in least.items():
+            if (found := getattr(self, name)) < smallest:
+                raise UsageError(
+                    f"refine: found {name} {found}; expected {smallest} or more; nothing could be "
+                    f"learned from less",
+                    code=Refusal.BAD_OPTION,
+                )
+
+    def fit_for(self, *, from_zero: bool) -> RefineOptions:
+        """How a student is fitted.
+
+        Args:
+            from_zero: whether nothing was copied.
+        """
+        steps = FROM_ZERO.steps if from_zero else RefineOptions.steps
+        return RefineOptions(
+            steps=steps if self.steps is None else self.steps,
+            rate=FROM_ZERO.rate if from_zero else self.rate,
+            batch=self.batch,
+            micro_batch=self.micro_batch,
+            seed=self.seed,
+        )
+
+    def stamp(self, *content: object) -> str:
+        """A digest of the recipe and of what it is for.
+
+        Args:
+            content: what identifies models and adapter.
+        """
+        asked = {name: value for name, value in asdict(self).items() if name != "at_once"}
+        return hashlib.sha256(msgspec.json.encode([asked, *content])).hexdigest()
+
+
+LM_BUDGETS: dict[str, dict[str, int]] = {
+    "low": {"texts": 24, "steps": 50},
+    "normal": {},
+    "high": {"texts": 192, "steps": 200},
+}
+"""Texts that each model writes, and steps."""

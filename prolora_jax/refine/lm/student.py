@@ -1,0 +1,63 @@
+"""The target with factors as an argument, and how far it is from the answers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prolora_jax.nets.adapters.adapted import adapted
+from prolora_jax.nets.lm.adapting import beside
+from prolora_jax.nets.lm.causal import CausalLm
+from prolora_jax.refine.lm.answers import TopAnswers, divergence
+from prolora_jax.refine.lm.pools import Speaker, Texts
+from prolora_jax.refine.rows import Rows
+
+NAME = "student"
+
+
+@dataclass(frozen=True)
+class LmStudentNet:
+    """A function `(params, factors, ids, times, real) -> logits`, to be traced.
+
+    Attributes:
+        model: the target; layers are computed again on the way back.
+    """
+
+    model: CausalLm
+
+    def __call__(self, params: Any, factors: Any, ids: Any, times: Any, real: Any) -> jax.Array:
+        """The target's logits with these factors beside its kernels; times say nothing."""
+        with adapted({NAME: 1.0}):
+            found: Any = self.model.apply({"params": beside(params, NAME, factors)}, ids, real)
+        return found.logits
+
+
+def lm_student(target: Speaker) -> jax.tree_util.Partial:
+    """The target as `fitting.fit` takes it: `predict(factors, ids, times, real) -> logits`."""
+    net = LmStudentNet(target.model.clone(remat=True))
+    return jax.tree_util.Partial(net, target.params)
+
+
+def lesson(texts: Texts, wanted: TopAnswers) -> Rows:
+    """Texts and answers as rows; their times are zeros."""
+    times = np.zeros(len(texts.ids), np.float32)
+    return Rows(texts.ids, times, texts.real, wanted)
+
+
+def missed(predict: Any, factors: Any, rows: Rows, at_once: int) -> float:
+    """Divergence of a student from the answers to all rows, in nats a token."""
+    total, count = 0.0, 0.0
+    for begin in range(0, len(rows.times), at_once):
+        part = jax.tree.map(lambda a, b=begin: jnp.asarray(a[b : b + at_once]), rows)
+        weight = float(part.target.counts.sum())
+        total += weight * float(_apart(predict, factors, part))
+        count += weight
+    return total / max(count, 1.0)
+
+
+@jax.jit
+def _apart(predict: Any, factors: Any, rows: Rows) -> jax.Array:
+    said = predict(factors, rows.noisy, rows.times, rows.conditioning)
+    return divergence(said, rows.target)
