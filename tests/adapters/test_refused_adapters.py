@@ -316,8 +316,8 @@ def test_a_scale_that_does_not_fit_single_precision():
 
 
 def test_an_unknown_format():
-    with pytest.raises(UsageError, match="'gguf' is unknown; expected one of kohya-ldm, ") as e:
-        dump(adapter_of(MODULE), "gguf", XL)
+    with pytest.raises(UsageError, match="'ggml' is unknown; expected one of kohya-ldm, ") as e:
+        dump(adapter_of(MODULE), "ggml", XL)
     assert e.value.code is Refusal.BAD_OPTION
 
 

@@ -54,8 +54,9 @@ def test_bfloat16_but_for_vae_and_latents(found):
     assert half["parameters"] == {part: ["bfloat16"] for part in parts} | {"vae": ["float32"]}
     assert half["nets"] == ["bfloat16"] * 3
     assert half["latents"] == ["float32"]
-    # On average; the adapter moves pictures by ten times that.
-    assert 0 < half["distance"] <= STEP < found["without adapter"] / 10
+    # On average; the adapter moves pictures by more than ten times that.
+    assert 0 < half["distance"] <= STEP
+    assert half["distance"] < found["without adapter"] / 10
 
 
 def test_gradients_by_factors_with_remat_over_eight_devices(found):

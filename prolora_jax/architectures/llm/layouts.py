@@ -52,7 +52,7 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         return
     for name, key in names.items():
         if in_layer(name) and len(shapes[key]) == 2:
-            turned = _is_stored_in_out(name)
+            turned = stored_in_out(LM + name)
             shape = shapes[key][::-1] if turned else shapes[key]
             yield LmLayer(LM + name, key, shape, turned)
     for head, embeddings in _HEADS.items():
@@ -67,12 +67,12 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
 
 def stored_in_out(path: str) -> bool:
     """Whether a layer, by its path, is one whose weight its model stores as `(in, out)`."""
-    return path.startswith(LM) and _is_stored_in_out(path.removeprefix(LM))
+    return path.startswith(f"{LM}transformer.") and path.endswith(_STORED_IN_OUT)
 
 
 def is_embedding(path: str) -> bool:
     """Whether a layer, by its path, is a language model's embedding: a row for each token."""
-    return path.removeprefix(LM) in _EMBEDDINGS and path.startswith(LM)
+    return path.startswith(LM) and path.removeprefix(LM) in _EMBEDDINGS
 
 
 def is_stored_in_out(key: str) -> bool:
@@ -81,11 +81,7 @@ def is_stored_in_out(key: str) -> bool:
     Whoever packs such a layer makes it a linear one first, and stores `(out, in)`.
     """
     name = _weight_name(key)
-    return name is not None and in_layer(name) and _is_stored_in_out(name)
-
-
-def _is_stored_in_out(name: str) -> bool:
-    return name.startswith("transformer.") and name.endswith(_STORED_IN_OUT)
+    return name is not None and in_layer(name) and stored_in_out(LM + name)
 
 
 def _weight_name(key: str) -> str | None:

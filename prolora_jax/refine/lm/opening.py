@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -52,7 +53,7 @@ def text_pair(
 
 
 def require_kernels(one: ToRefine, model: BaseModel) -> None:
-    """Refuse an adapter of a head that is the embedding: the net has no layer for it.
+    """Refuse an adapter of an embedding, and of a head that is one: the net has no layer for it.
 
     Args:
         one: to be refined.
@@ -61,11 +62,13 @@ def require_kernels(one: ToRefine, model: BaseModel) -> None:
     Raises:
         AdapterRefused: it has such a module.
     """
-    taught = any(module.path == _HEAD for module in one.given.modules)
-    if taught and "embed" in model.sources[_HEAD].placement.key:
+    paths = {module.path for module in one.given.modules}
+    tied = {_HEAD} & paths and "embed" in model.sources[_HEAD].placement.key
+    found = _HEAD if tied else next(filter(is_embedding, sorted(paths)), None)
+    if found is not None:
+        what = "a head that is tied to the embedding" if tied else "an embedding"
         raise AdapterRefused(
-            f"{one.given.origin}: {_HEAD}: found an adapter of a head that is tied to the "
-            f"embedding; expected layers alone, which a student can be taught; use "
-            f"`prolora migrate`",
+            f"{one.given.origin}: {found}: found an adapter of {what}; expected layers alone, "
+            f"which a student can be taught; use `prolora migrate`",
             code=Refusal.UNMATCHED_MODULES,
         )
