@@ -1,9 +1,9 @@
 """Adapters of parameters that hold a layer of all experts: peft's `target_parameters`.
 
-Keys carry no parameter's name. With two of them adapted, `experts.base_layer` is the first one,
-`gate_up_proj`, and `experts` the other. `A` is `(experts * rank, in)`, the expert slowest; `B` is
-`(out, rank * experts)`, the expert fastest. peft before 0.19 had `A` for the rows and `B` for the
-columns of such a parameter.
+Keys carry no parameter's name. With two of them adapted in a layer, `experts.base_layer` is the
+first one, `gate_up_proj`, and `experts` the other. `A` is `(experts * rank, in)`, the expert
+slowest; `B` is `(out, rank * experts)`, the expert fastest. peft before 0.19 had `A` for the rows
+and `B` for the columns of such a parameter.
 """
 
 import re
@@ -24,6 +24,7 @@ from prolora_jax.architectures.llm.fused import (
     in_memory,
     on_disk,
 )
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -161,7 +162,10 @@ def parameters_of(
         group[expert.number, expert.part] = module
     counts, old = experts_in(spec), _is_old(str(fields.get("peft_version", "")))
     found = tuple(
-        _together(block, name, group, counts[block], shapes[block], wanted, old, adapter.origin)
+        _together(
+            *(block, name, group, counts[block], shapes[block]),
+            *(all((block, other) in by_place for other in PARAMETERS), old, adapter.origin),
+        )
         for (block, name), group in by_place.items()
     )
     routers: tuple[str, ...] = ()
@@ -178,8 +182,8 @@ def _together(
     group: Mapping[tuple[int, str], LoraModule],
     count: int,
     layers: Mapping[str, tuple[int, int]],
-    wanted: set[str],
-    old: bool,  # noqa: FBT001 (all of them are given)
+    both: bool,  # noqa: FBT001 (all of them are given)
+    old: bool,  # noqa: FBT001
     origin: str,
 ) -> ParameterTensors:
     rows = [layers[part][0] for part in PARAMETERS[name]]
@@ -202,7 +206,7 @@ def _together(
     if old:
         a, b = b.transpose(2, 1, 0), a.transpose(2, 1, 0)
     flat = a.reshape(count * rank, -1), b.reshape(-1, rank * count)
-    inner = name == "gate_up_proj" and len(wanted) > 1
+    inner = name == "gate_up_proj" and both
     place = whole.removesuffix(_EXPERTS) + (_INNER if inner else _EXPERTS)
     return ParameterTensors(f"{whole}.{name}", place, rank, one.scale * rank, *flat)
 
@@ -238,7 +242,10 @@ def _named(
     if outer + _INNER in paths:
         return ["down_proj"]
     said = _said(settings_of(module.path, adapter.metadata, adapter.origin))
-    named = [name for name in PARAMETERS if any(one.endswith(name) for one in said)]
+    place = f"{in_memory(outer).removeprefix(LM)}.experts"
+    named = [
+        name for name in PARAMETERS if any(f".{place}.{name}".endswith(f".{one}") for one in said)
+    ]
     return [name for name in named or PARAMETERS if _shape(name, layers) in shapes]
 
 
