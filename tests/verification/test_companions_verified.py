@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.plans.companions import Fate, PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.rules import ModuleRule
@@ -23,6 +25,8 @@ def adapter(key: str = "a.diff_b", array: np.ndarray = VECTOR, path: str = PATH)
     return Adapter((ONE,), "kohya-ldm", companions=(Companion(key, path, "bias", array),))
 
 
+NO_WEIGHTS = BaseModel(BaseModelSpec("none", {}), "none", {})
+MODELS = (NO_WEIGHTS, NO_WEIGHTS)  # asked for rows of embeddings alone
 BEFORE, NONE = adapter(), Adapter((ONE,), "kohya-ldm")
 TAKEN, LOST = (TOLD,), (LEFT,)
 CASES = [
@@ -43,7 +47,7 @@ CASES = [
 
 @pytest.mark.parametrize(("told", "planned", "before", "after", "problems"), CASES)
 def test_every_vector_is_accounted_for(told, planned, before, after, problems):
-    found = list(companion_problems(told, planned, before, after, MigrationOptions()))
+    found = list(companion_problems(told, planned, before, after, MigrationOptions(), MODELS))
     assert len(found) == len(problems)
     assert all(problem in sentence for problem, sentence in zip(problems, found, strict=True))
 
@@ -53,7 +57,7 @@ def test_the_scale_of_all_updates_counts_for_vectors_too():
     halved = MigrationOptions(scale=0.5)
     by_rule = MigrationOptions(rules=(ModuleRule(PATH, scale=0.5),))
     for options in (halved, by_rule):
-        assert not list(companion_problems(TAKEN, TAKEN, BEFORE, other, options))
-        assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, options))
+        assert not list(companion_problems(TAKEN, TAKEN, BEFORE, other, options, MODELS))
+        assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, options, MODELS))
     elsewhere = MigrationOptions(rules=(ModuleRule("*.conv_out", scale=0.5),))
-    assert list(companion_problems(TAKEN, TAKEN, BEFORE, other, elsewhere))
+    assert list(companion_problems(TAKEN, TAKEN, BEFORE, other, elsewhere, MODELS))
