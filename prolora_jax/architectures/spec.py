@@ -64,7 +64,8 @@ class BaseModelSpec:
             families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
-        facts: of a language model, what its configuration says and its tensors do not.
+        facts: of a language model, what its configuration says and its tensors do not; the same
+            modules are the same without it.
     """
 
     name: str
@@ -72,7 +73,7 @@ class BaseModelSpec:
     family: str | None = None
     differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
-    facts: LmFacts | None = None
+    facts: LmFacts | None = field(default=None, compare=False)
 
     @property
     def architecture(self) -> str | None:

@@ -114,7 +114,7 @@ def read_by_transformers(file: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", [Type.F32, Type.Q8_0, Type.Q4_1])
 def test_a_llama_as_transformers_reads_it(tmp_path: Path, kind: gguf.GGMLQuantizationType):
-    """Rows of q and k are put back into transformers' order; the head is the embedding."""
+    """Rows of q and k are put back into transformers' order; the embedding is the head, too."""
     file = write(tmp_path / "llama.gguf", llama(kind))
     model = load_base_model(file)
     want = read_by_transformers(file)
