@@ -20,7 +20,7 @@ def companion_problems(
     before: Adapter,
     after: Adapter,
     options: MigrationOptions,
-    models: tuple[Weights, Weights] | None = None,
+    models: tuple[Weights, Weights],
 ) -> Iterator[str]:
     """What is wrong with the tensors beside the pairs.
 
@@ -30,8 +30,7 @@ def companion_problems(
         before: the input, resolved.
         after: the output, resolved.
         options: the scale that multiplies every update.
-        models: source and target, whose rows tell what rows of an embedding differ by; needed
-            where there are such.
+        models: source and target, whose rows tell what rows of an embedding differ by.
 
     Yields:
         One sentence for each tensor that is missing, changed, made up or told wrongly.
@@ -64,7 +63,7 @@ def companion_problems(
         written = found.get((record.path, record.part))
         if written is None:
             yield f"{record.path}: carried by the report, and not in the file"
-        elif own.part == "rows" and models is not None:
+        elif own.part == "rows":
             if not _moved_rows(written, own, options.options_for(record.path).scale, models):
                 yield f"{record.path}: its rows differ from the target's not as the input's did"
         elif not _equal(written.array, own.array, options.options_for(record.path).scale):

@@ -25,8 +25,8 @@ from prolora_jax.plans.report import MigrationReport
 from prolora_jax.refine.job.files import DrawingBases, RefineRequest
 from prolora_jax.refine.job.student import factors_of
 from prolora_jax.refine.lm import pair as pair_module
-from prolora_jax.refine.lm.answers import Speakers, answers, divergence
-from prolora_jax.refine.lm.pools import Speaker, Texts, pool
+from prolora_jax.refine.lm.answers import Teachers, answers, divergence
+from prolora_jax.refine.lm.pools import Texts, WritingModel, pool
 from prolora_jax.refine.lm.recipe import LmRecipe
 from prolora_jax.verification.file import verify_file
 
@@ -64,9 +64,9 @@ def log_likelihoods(net: Any, ids: np.ndarray) -> np.ndarray:
         return torch.log_softmax(net(torch.from_numpy(ids).long()).logits, -1).numpy()
 
 
-def speakers_of(pair: LanguagePair) -> Speakers:
-    source, target = Speaker(*load_lm(pair.source)), Speaker(*load_lm(pair.target))
-    return Speakers(target, source, source.beside(factors_of(load_adapter(pair.adapter))))
+def speakers_of(pair: LanguagePair) -> Teachers:
+    source, target = WritingModel(*load_lm(pair.source)), WritingModel(*load_lm(pair.target))
+    return Teachers(target, source, source.beside(factors_of(load_adapter(pair.adapter))))
 
 
 def test_answers_are_the_sum_of_what_three_torch_nets_say(pair: LanguagePair) -> None:
@@ -104,7 +104,7 @@ def test_the_divergence_is_that_of_the_definition() -> None:
 
 
 def test_a_text_ends_with_its_first_end(pair: LanguagePair) -> None:
-    speaker = Speaker(*load_lm(pair.target))
+    speaker = WritingModel(*load_lm(pair.target))
     config = replace(speaker.model.config, eos_token_ids=tuple(range(20)), bos_token_id=7)
     speaker = speaker._replace(model=speaker.model.clone(config=config))
     texts = pool(speaker, RECIPE, 40, "target", quiet)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.engines.progress import Progress
-from prolora_jax.refine.lm.pools import Speaker, Texts, said
+from prolora_jax.refine.lm.pools import Texts, WritingModel, said
 from prolora_jax.refine.lm.recipe import LmRecipe
 from prolora_jax.refine.teacher import Teacher
 
@@ -28,16 +28,16 @@ class TopAnswers(NamedTuple):
     counts: Float[Any, "n places"]
 
 
-class Speakers(NamedTuple):
+class Teachers(NamedTuple):
     """Who is asked for the answers: the target, the source, and the source with the adapter."""
 
-    target: Speaker
-    source: Speaker
-    taught: Speaker
+    target: WritingModel
+    source: WritingModel
+    taught: WritingModel
 
 
 def answers(
-    speakers: Speakers, texts: Texts, recipe: LmRecipe, vocabulary: int, progress: Progress
+    speakers: Teachers, texts: Texts, recipe: LmRecipe, vocabulary: int, progress: Progress
 ) -> TopAnswers:
     """What the student is to say of texts: `z_t + z_{s+D} - z_s` (docs/refine.md 6), or `z_{s+D}`.
 

@@ -26,8 +26,8 @@ from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zer
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
 from prolora_jax.refine.job.refined import RefinedAdapter, ToRefine
 from prolora_jax.refine.job.student import factors_of, with_factors
-from prolora_jax.refine.lm.answers import Speakers, TopAnswers, answers, divergence
-from prolora_jax.refine.lm.pools import Speaker, Texts, pool, surprise
+from prolora_jax.refine.lm.answers import Teachers, TopAnswers, answers, divergence
+from prolora_jax.refine.lm.pools import Texts, WritingModel, pool, surprise
 from prolora_jax.refine.lm.recipe import LmRecipe
 from prolora_jax.refine.lm.student import lesson, lm_student, missed
 from prolora_jax.refine.rows import Rows
@@ -59,7 +59,7 @@ class TextPairRefinement:
         self._loads = {"source": load_source, "target": load_target}
         self._spec, self._tokens = target, tokens
         self._progress = progress
-        self._loaded: dict[str, Speaker] = {}
+        self._loaded: dict[str, WritingModel] = {}
         self._pair = WorkFolder(work / "pair", stamp)
 
     def refine(self, adapters: Sequence[ToRefine]) -> Iterator[RefinedAdapter]:
@@ -90,10 +90,10 @@ class TextPairRefinement:
         """
         return self.recipe.stamp(self.stamp, given.fingerprint, words)
 
-    def _speaker(self, name: str) -> Speaker:
+    def _speaker(self, name: str) -> WritingModel:
         if name not in self._loaded:
             self._progress(f"loading the {name}", 0, 1)
-            self._loaded[name] = Speaker(*self._loads[name]())
+            self._loaded[name] = WritingModel(*self._loads[name]())
             self._progress(f"loading the {name}", 1, 1)
         return self._loaded[name]
 
@@ -101,7 +101,7 @@ class TextPairRefinement:
         sizes = (self._speaker(name).model.config.vocab_size for name in ("source", "target"))
         return self._tokens(*sizes)
 
-    def _pool(self, work: WorkFolder, name: str, speaker: Speaker) -> Texts:
+    def _pool(self, work: WorkFolder, name: str, speaker: WritingModel) -> Texts:
         kept = work.load(name)
         if kept is not None:
             return Texts(kept["ids"], kept["real"].astype(bool))
@@ -166,7 +166,7 @@ class TextPairRefinement:
         )
         return RefinedAdapter(adapter, record)
 
-    def _rows(self, one: ToRefine, target: Speaker) -> Rows:
+    def _rows(self, one: ToRefine, target: WritingModel) -> Rows:
         """Texts of the target and of the source with the adapter, answered by all three."""
         work, source = self.folder(one), self._speaker("source")
         taught = source.beside(factors_of(one.given))
@@ -176,7 +176,7 @@ class TextPairRefinement:
         if kept is not None:
             wanted = TopAnswers(*(kept[name] for name in TopAnswers._fields))
         else:
-            speakers = Speakers(target, source, taught)
+            speakers = Teachers(target, source, taught)
             vocabulary = self._vocabulary()
             wanted = answers(speakers, texts, self.recipe, vocabulary, self._progress)
             work.save("answers", wanted._asdict())

@@ -38,7 +38,7 @@ class Texts(NamedTuple):
         return Texts(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
 
 
-class Speaker(NamedTuple):
+class WritingModel(NamedTuple):
     """A model with its parameters, and an adapter beside them or none.
 
     Attributes:
@@ -51,13 +51,13 @@ class Speaker(NamedTuple):
     params: Any
     adapted: bool = False
 
-    def beside(self, factors: Any) -> "Speaker":
+    def beside(self, factors: Any) -> "WritingModel":
         """The same model with an adapter.
 
         Args:
             factors: `(down, up)` by module path.
         """
-        return Speaker(self.model, beside(self.params, NAME, factors), adapted=True)
+        return WritingModel(self.model, beside(self.params, NAME, factors), adapted=True)
 
 
 @partial(jax.jit, static_argnames=("model", "with_adapter"))
@@ -69,7 +69,7 @@ def said(model: CausalLm, params: Any, ids: Any, real: Any, *, with_adapter: boo
 
 
 def pool(
-    speaker: Speaker, recipe: LmRecipe, vocabulary: int, name: str, progress: Progress
+    speaker: WritingModel, recipe: LmRecipe, vocabulary: int, name: str, progress: Progress
 ) -> Texts:
     """Texts that a model writes.
 
@@ -108,7 +108,7 @@ def pool(
     return Texts(ids, _up_to_the_end(ids, config.eos_token_ids, first.shape[1]))
 
 
-def surprise(speaker: Speaker, texts: Texts, at_once: int) -> float:
+def surprise(speaker: WritingModel, texts: Texts, at_once: int) -> float:
     """Mean negative log-likelihood of texts' tokens, in nats."""
     total, count = 0.0, 0
     for begin in range(0, len(texts.ids), at_once):

@@ -11,7 +11,7 @@ from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.lm.adapting import beside
 from prolora_jax.nets.lm.causal import CausalLm
 from prolora_jax.refine.lm.answers import TopAnswers, divergence
-from prolora_jax.refine.lm.pools import Speaker, Texts
+from prolora_jax.refine.lm.pools import Texts, WritingModel
 from prolora_jax.refine.rows import Rows
 
 NAME = "student"
@@ -34,7 +34,7 @@ class LmStudentNet:
         return found.logits
 
 
-def lm_student(target: Speaker) -> jax.tree_util.Partial:
+def lm_student(target: WritingModel) -> jax.tree_util.Partial:
     """The target as `fitting.fit` takes it: `predict(factors, ids, times, real) -> logits`."""
     net = LmStudentNet(target.model.clone(remat=True))
     return jax.tree_util.Partial(net, target.params)
