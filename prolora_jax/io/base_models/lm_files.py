@@ -58,8 +58,8 @@ def lm_tensors(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     model = load_base_model(path)
     for key, (file, stored) in open_tensors(path).items():
         name = lm_name(key)
-        if name is None:
-            continue
+        if name is None or not name.endswith((_WEIGHT, ".bias")):
+            continue  # another component, or a part of a packed weight
         layer = LM + name.removesuffix(_WEIGHT)
         if name.endswith(_WEIGHT) and layer in model.sources:
             yield name, model.weight(layer)
