@@ -21,6 +21,7 @@ FOLLOWED = (
     "common",
 )
 """Parameters of `migrate` that `refine` has, too, with the same meaning."""
+_FLAGS = {"for_reader": "for"}  # no name for a parameter in Python
 METHOD = "copy"
 """Where a student begins."""
 
@@ -63,6 +64,6 @@ def migrate_refined(command: Callable[..., int], asked: Mapping[str, Any]) -> in
 
 def _as_words(name: str, value: object) -> str:
     """An option as it may have been given."""
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + _FLAGS.get(name, name.replace("_", "-"))
     given = isinstance(value, str | float | int | Path) and value is not True
     return f"{flag} {value}" if given else flag

@@ -13,7 +13,6 @@ STARTS = {
     "a RAR archive; unpack it": b"Rar!\x1a\x07\x01\x00",
     "a 7z archive; unpack it": b"7z\xbc\xaf\x27\x1c",
     "a GGML file; convert it": b"lmgg",
-    "a GGUF file; convert it": b"GGUF",
     "an AppleDouble file, which macOS writes": b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X",
     "an HDF5 file": b"\x89HDF\r\n\x1a\n",
     "an xz archive": b"\xfd7zXZ\x00",
