@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 from cyclopts.config import Dict, Yaml
 
 from prolora_jax.errors import ProloraError, Refusal
@@ -35,22 +35,44 @@ app = App(
     ),
 )
 # Commands are named by string, so that `prolora --help` imports none of them.
-for _name, _help in {
-    "demo": "The whole job on two small trained nets: a style moved by every arm, judged, drawn.",
-    "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
-    "subspaces": "Compute subspaces ahead of time, list them, prune the store.",
-    "similarity": "How close two base models are, module by module, and what to expect.",
-    "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
-    "refine": "Copy adapters, then teach them by the base models' own samples: data-free.",
-    "status": "How far a catalog has come: counts, refusals; all records as a table.",
-    "convert": "Write an adapter in another format, or as a plain LoRA; no device.",
-    "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
-    "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
-    "evaluate": "What adapters are worth on pictures: drawn by every arm, measured, on a page.",
-    "diff": "Two adapters module by module: norms, cosine, retained energy.",
-    "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
-}.items():
-    app.command(f"prolora_jax.cli.{_name}:{_name}", name=_name, help=_help)
+_COMMANDS: dict[str, dict[str, str]] = {
+    "Start here": {
+        "demo": "The whole job on two small trained nets: a style moved by every arm, judged.",
+        "inspect": "What an adapter file is: format, ranks, modules, or why it would be refused.",
+        "similarity": "How close two base models are, module by module, and what to expect.",
+    },
+    "Adapters to another base model": {
+        "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
+        "refine": "Copy adapters, then teach them by the base models' own samples: data-free.",
+        "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
+        "status": "How far a catalog has come: counts, refusals; all records as a table.",
+    },
+    "Adapters by themselves": {
+        "convert": "Write an adapter in another format, or as a plain LoRA; no device.",
+        "diff": "Two adapters module by module: norms, cosine, retained energy.",
+    },
+    "Pictures": {
+        "generate": "Draw with adapters, in Flax: ways of using them side by side in one picture.",
+        "evaluate": "What adapters are worth on pictures: drawn by every arm, measured, on a page.",
+    },
+    "This machine": {
+        "subspaces": "Compute subspaces ahead of time, list them, prune the store.",
+        "benchmark": "What this machine makes of it, beside PyTorch and the machine's own peaks.",
+    },
+}
+for _place, (_title, _named) in enumerate(_COMMANDS.items()):
+    _group = Group(_title, sort_key=_place)
+    for _order, (_name, _help) in enumerate(_named.items()):
+        app.command(
+            f"prolora_jax.cli.{_name}:{_name}",
+            name=_name,
+            help=_help,
+            group=_group,
+            sort_key=_order,
+        )
+_group = Group("Help", sort_key=len(_COMMANDS))
+for _flag in ("--help", "--version"):
+    app[_flag].group = _group
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
