@@ -145,7 +145,7 @@ class BasePair:
         """Refuse two language models whose weights have nothing in common.
 
         Args:
-            pairs: source path by target path, of the first adapter that is asked for.
+            pairs: source path by target path, of the whole matching: what is found is kept.
             options: a `min_similarity` of -1 takes strangers, too.
 
         Raises:

@@ -119,7 +119,7 @@ def plan_fitted(
     adapter = fitted.adapter
     matching = pair.matching(options.match, options)
     wanted = wanted_pairs(adapter, matching, options)
-    pair.require_kinship(wanted, options)
+    pair.require_kinship(matching.pairs, options)
     measures = pair.measure(wanted, options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)

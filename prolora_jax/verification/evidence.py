@@ -57,9 +57,7 @@ def close_weights(
         path: module of the target.
         told: what the report says became of them.
     """
-    a = finite_matrix(source, source_path).astype(np.float64)
-    b = finite_matrix(target, path).astype(np.float64)
-    difference, size = float(np.sum((b - a) ** 2)), float(np.sum(a * a))
+    difference, size, _ = _apart(source, target, source_path, path)
     sure, possible = (is_close(difference * (1.0 + e), size) for e in (AT_LIMIT, -AT_LIMIT))
     said = isinstance(told, ModuleReport) and CLOSE_WEIGHTS in told.flags
     return sure or (possible and said)
@@ -79,12 +77,19 @@ def packed_twins(
     """
     if not (is_packed(source, source_path) or is_packed(target, path)):
         return False
-    a = finite_matrix(source, source_path).astype(np.float64)
-    b = finite_matrix(target, path).astype(np.float64)
-    difference, sizes = float(np.sum((b - a) ** 2)), (float(np.sum(a * a)), float(np.sum(b * b)))
+    difference, *sizes = _apart(source, target, source_path, path)
     sure, possible = (is_twin(difference * (1.0 + e), *sizes) for e in (AT_LIMIT, -AT_LIMIT))
     said = isinstance(told, ModuleReport) and PACKED_TWIN in told.flags
     return sure or (possible and said)
+
+
+def _apart(
+    source: Weights, target: Weights, source_path: str, path: str
+) -> tuple[float, float, float]:
+    """Squared norms of the difference of two weights, of the source's and of the target's."""
+    a = finite_matrix(source, source_path).astype(np.float64)
+    b = finite_matrix(target, path).astype(np.float64)
+    return float(np.sum((b - a) ** 2)), float(np.sum(a * a)), float(np.sum(b * b))
 
 
 def _piece(rows: Sequence[np.ndarray], start: int) -> np.ndarray:

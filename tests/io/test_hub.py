@@ -9,6 +9,7 @@ import checkpoints
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from language_models import FAMILIES
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import load_base_model
@@ -122,6 +123,29 @@ def test_a_full_vae_does_not_stand_for_other_weights(hub, pipeline, lacking):
             half.unlink()
     # Half precision only of the part that has nothing else.
     assert [name for name in fetched(hub) if "fp16" in name] == [lacking.replace(".", ".fp16.")]
+
+
+def test_a_language_model_is_fetched_without_its_other_files(tmp_path, monkeypatch):
+    given, cache = tmp_path / "given", tmp_path / "0123abcd"
+    FAMILIES["llama"].build(1, seed=0).save_pretrained(given, max_shard_size="20KB")
+    for name in ("tokenizer.json", "pytorch_model.bin", "original.gguf"):
+        (given / name).write_bytes(b"{}")
+
+    def snapshot_download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]):
+        cache.mkdir(exist_ok=True)
+        for file in given.iterdir():
+            ignored = any(fnmatch(file.name, pattern) for pattern in ignore_patterns)
+            if not ignored and any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+        return str(cache)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    model = load_base_model(HUB_ID)
+    assert "lm.model.layers.0.mlp.up_proj" in model.spec.modules
+    names = fetched(cache)
+    assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} < names
+    assert not names & {"pytorch_model.bin", "original.gguf"}
 
 
 def test_offline_says_so_in_one_line(tmp_path, monkeypatch):

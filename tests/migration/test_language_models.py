@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 import transformers
-from language_models import FAMILIES, LanguagePair, make_language_pair, merged
+from language_models import FAMILIES, LanguagePair, make_language_pair, merged, write_lora
 
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.adapters.files import load_adapter
@@ -114,6 +114,11 @@ def test_equal_shapes_are_not_kinship(pair: LanguagePair, tmp_path: Path, method
         migrate_file(pair.adapter, pair.source, stranger, out, MigrationOptions(method=method))
     assert refused.value.code is Refusal.UNRELATED
     assert not out.exists()
+    # So it is of the pair, whatever an adapter has: a head stands in no layer.
+    write_lora(FAMILIES["mistral"].build(4, seed=0), tmp_path / "head", ("lm_head",))
+    options = MigrationOptions(method=method)
+    with pytest.raises(Strangers):
+        migrate_file(tmp_path / "head", pair.source, stranger, out, options)
     forced = MigrationOptions(method=method, min_similarity=-1.0)
     assert migrate_file(pair.adapter, pair.source, stranger, out, forced).report.modules
 

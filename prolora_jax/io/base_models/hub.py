@@ -16,7 +16,8 @@ _STEMS = {
     "text_encoder/": "model",
     "text_encoder_2/": "model",
 }
-_LANGUAGE_MODEL = "model"  # of transformers: where neither a UNet nor its folder is
+# Of a language model, which has neither a UNet nor a folder for one.
+_WRITES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
 
 _UNETS = ("", "unet/")
 _VAE = {"vae/": "diffusion_pytorch_model"}
@@ -48,7 +49,8 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
         for_pictures: whether the VAE, tokenizers and configurations are fetched, too.
 
     Returns:
-        A pipeline's folder with the UNet, and the text encoders where the model has them.
+        A pipeline's folder with the UNet, and the text encoders where the model has them; a
+        language model's where it has no UNet.
 
     Raises:
         BaseModelError: the hub cannot be reached or does not hand it out.
@@ -88,6 +90,10 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
         ]
         if lacking:
             folder = fetch(lacking, (), _OTHER_MODELS)
+        if not any(weights(folder, part) for part in _UNETS):
+            folder = Path(
+                snapshot_download(hub_id, allow_patterns=[*_WRITES], ignore_patterns=[*_VARIANTS])
+            )
     except Exception as failure:  # noqa: BLE001 (its HTTP libraries differ between versions)
         reason = " ".join(str(failure).split()).split(". ")[0][:200]
         raise BaseModelError(

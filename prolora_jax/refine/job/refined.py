@@ -27,7 +27,7 @@ from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard, triggers
-from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
+from prolora_jax.refine.fitting import FitState, RefineOptions, fit, new_state
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
@@ -35,6 +35,7 @@ from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.student import (
     answers_of,
     factors_of,
+    start_of,
     student_net,
     with_factors,
 )
@@ -220,7 +221,9 @@ class PairRefinement:
         net = self._net("target")
         own = net.answers(found.rows, net.spoken(words), target.shown, "target answers")
         rows = effect.lesson(target, source.plain, found, own, way, recipe)
-        start = self._start(one, net)
+        start = start_of(
+            factors_of(one.copied), one.from_zero, spec_of(net.params).modules, recipe.seed
+        )
         size: tuple[int, int] = rows.noisy.shape[2:]
         devices = devices_of(net.mesh)
         options = recipe.fit_for(
@@ -260,15 +263,6 @@ class PairRefinement:
         if not any(not module.path.startswith("unet.") for module in one.copied.modules):
             return net.spoken(words)
         return net.beside(ADAPTER, one.copied).spoken(words, {ADAPTER: 1.0})
-
-    def _start(self, one: ToRefine, net: BaseNet) -> dict[str, Any]:
-        """Factors before the first step."""
-        start: dict[str, Any] = dict(factors_of(one.copied))
-        modules = spec_of(net.params).modules
-        for place, (path, rank) in enumerate(sorted(one.from_zero.items())):
-            shape = {path: modules[path].matrix_shape}
-            start |= factors_from_zero(shape, rank, self.recipe.seed + place)
-        return start
 
     def _written(self, one: ToRefine, net: BaseNet, state: FitState) -> Adapter:
         shapes = {path: module.shape for path, module in spec_of(net.params).modules.items()}

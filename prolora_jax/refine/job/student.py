@@ -12,12 +12,14 @@ from jaxtyping import Float
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.architectures.spec import ModuleSpec
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.tree import grafted, kernels, leaf_at
 from prolora_jax.nets.pipelines.answers import filled_batches, predicted
 from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.unet.loading import Params
+from prolora_jax.refine.fitting import factors_from_zero
 from prolora_jax.refine.rows import NoisyRows
 
 NAME = "student"
@@ -157,6 +159,26 @@ def with_factors(
         taught.append(LoraModule(path, first, second, alpha))
     kept = [module for module in adapter.modules if not module.path.startswith(TAUGHT)]
     return tuple(sorted([*kept, *taught], key=lambda module: module.path))
+
+
+def start_of(
+    copied: Mapping[str, Any],
+    from_zero: Mapping[str, int],
+    modules: Mapping[str, ModuleSpec],
+    seed: int,
+) -> dict[str, Any]:
+    """Factors before the first step: the copy's, and new ones where nothing can be copied.
+
+    Args:
+        copied: of `factors_of`.
+        from_zero: rank of the modules that cannot be copied, by path.
+        modules: of the target.
+        seed: of the recipe.
+    """
+    start = dict(copied)
+    for place, (path, rank) in enumerate(sorted(from_zero.items())):
+        start |= factors_from_zero({path: modules[path].matrix_shape}, rank, seed + place)
+    return start
 
 
 @jax.jit

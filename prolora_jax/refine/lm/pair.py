@@ -22,10 +22,10 @@ from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.lm.causal import CausalLm
 from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard
-from prolora_jax.refine.fitting import FitState, RefineOptions, factors_from_zero, fit, new_state
+from prolora_jax.refine.fitting import FitState, RefineOptions, fit, new_state
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
 from prolora_jax.refine.job.refined import RefinedAdapter, ToRefine
-from prolora_jax.refine.job.student import factors_of, with_factors
+from prolora_jax.refine.job.student import factors_of, start_of, with_factors
 from prolora_jax.refine.lm.answers import Teachers, TopAnswers, answers, divergence
 from prolora_jax.refine.lm.pools import Texts, WritingModel, pool, surprise
 from prolora_jax.refine.lm.recipe import LmRecipe
@@ -145,7 +145,8 @@ class TextPairRefinement:
         )
         if way == "copy":
             return RefinedAdapter(one.copied, record)
-        target, start = self._speaker("target"), self._start(one)
+        target, modules = self._speaker("target"), self._spec.modules
+        start = start_of(factors_of(one.copied), one.from_zero, modules, self.recipe.seed)
         rows, predict = self._rows(one, target), lm_student(target)
         options = self.recipe.fit_for(from_zero=not factors_of(one.copied))
         state = self._fitted(one, predict, rows, new_state(start, options), options)
@@ -181,14 +182,6 @@ class TextPairRefinement:
             wanted = answers(speakers, texts, self.recipe, vocabulary, self._progress)
             work.save("answers", wanted._asdict())
         return lesson(texts, wanted)
-
-    def _start(self, one: ToRefine) -> dict[str, Any]:
-        """Factors before the first step."""
-        start: dict[str, Any] = dict(factors_of(one.copied))
-        for place, (path, rank) in enumerate(sorted(one.from_zero.items())):
-            shape = {path: self._spec.modules[path].matrix_shape}
-            start |= factors_from_zero(shape, rank, self.recipe.seed + place)
-        return start
 
     def _written(self, one: ToRefine, state: FitState) -> Adapter:
         shapes = {path: module.shape for path, module in self._spec.modules.items()}
