@@ -220,6 +220,10 @@ def test_the_command_refuses_options_about_pictures(
     asked += [str(pair.target), "--out", str(tmp_path / "out"), "--budget", "low"]
     assert run([*asked, "--guidance", "2"]) == 2
     assert "--guidance: found it for language models" in capfd.readouterr().err
+    assert run([*asked, "--source-parts", str(pair.source)]) == 2
+    assert "--source-parts or --target-parts: found it for" in capfd.readouterr().err
+    assert run([*asked, "--micro-batch", "3"]) == 2
+    assert "cannot be cut into micro-batches" in capfd.readouterr().err
     assert not [*tmp_path.iterdir()]
 
 

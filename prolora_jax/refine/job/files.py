@@ -164,12 +164,14 @@ class FileRefinement:
         self.pair, self.request, self.work = pair, request, work
         self._progress = progress
         self._writes = is_language_model(pair.target)
-        _refuse_idle(request, writes=self._writes)
+        parts = bases.source_parts or bases.target_parts
+        _refuse_idle(request, parts=parts is not None, writes=self._writes)
         make = self._writers if self._writes else self._drawers
         self._models: TextPairRefinement | PairRefinement = make(bases)
 
     def _writers(self, bases: DrawingBases) -> TextPairRefinement:
         models, recipe = (self.pair.source, self.pair.target), self.request.texts
+        recipe.fit_for(from_zero=False)  # a batch that cannot be cut is refused before texts
         stamp = recipe.stamp(*map(_identity, models), bases.dtype)
         return text_pair(models, recipe, self.work, stamp, bases.dtype, self._progress)
 
@@ -272,9 +274,11 @@ class FileRefinement:
         return report
 
 
-def _refuse_idle(request: RefineRequest, *, writes: bool) -> None:
+def _refuse_idle(request: RefineRequest, *, parts: bool, writes: bool) -> None:
     """Refuse options that the base models of a pair have no use for."""
     idle = request.only_drawn if writes else request.only_written
+    if writes and parts:
+        idle = (*idle, "source-parts or --target-parts")
     if idle:
         kind, doing = ("language models", "draw") if writes else ("models that draw", "write")
         raise UsageError(

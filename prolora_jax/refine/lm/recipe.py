@@ -51,7 +51,6 @@ class LmRecipe:
                     f"learned from less",
                     code=Refusal.BAD_OPTION,
                 )
-        RefineOptions(batch=self.batch, micro_batch=self.micro_batch)  # refuses what is no cut
 
     def fit_for(self, *, from_zero: bool) -> RefineOptions:
         """How a student is fitted.
