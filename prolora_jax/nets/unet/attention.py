@@ -10,6 +10,43 @@ from prolora_jax.nets.unet.layers import Style
 Tokens = Float[Array, "batch tokens width"]
 Text = Float[Array, "batch text text_width"]
 
+Heads = Float[Array, "batch tokens heads share"]
+OtherHeads = Float[Array, "batch others heads share"]
+
+AT_ONCE = 1024
+"""Tokens that look at all others at a time, where there are many."""
+WHOLE = 4096
+"""Tokens of a UNet that look at once: those of Stable Diffusion at 512 pixels, of SDXL at 1024."""
+
+
+def attend(query: Heads, key: OtherHeads, value: OtherHeads, *, whole: int) -> Heads:
+    """Attention, of many tokens some at a time: its memory grows with their number, no faster.
+
+    Args:
+        query: who looks.
+        key: what is looked at.
+        value: what is seen there.
+        whole: number of tokens up to which all look at once.
+
+    Returns:
+        `softmax(query key^T / sqrt(share)) value` (arXiv 1706.03762), scores in float32.
+    """
+    batch, tokens, heads, share = query.shape
+
+    def some(rows: Array) -> Array:
+        scores = jnp.einsum("bqhd,bkhd->bhqk", rows, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+    query = query * share**-0.5
+    if tokens <= whole:
+        return some(query)
+    blocks = -(-tokens // AT_ONCE)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * AT_ONCE - tokens), (0, 0), (0, 0)))
+    rows = padded.reshape(batch, blocks, AT_ONCE, heads, share).swapaxes(0, 1)
+    found = jax.lax.map(some, rows).swapaxes(0, 1)
+    return found.reshape(batch, blocks * AT_ONCE, heads, share)[:, :tokens]
+
 
 class Attention(nn.Module):
     """Attention of tokens to others, or to themselves.
@@ -31,11 +68,7 @@ class Attention(nn.Module):
             self.style.dense(width, name, bias=False)(tokens).reshape(batch, -1, self.heads, share)
             for name, tokens in (("to_q", hidden), ("to_k", others), ("to_v", others))
         )
-        scores = jnp.einsum(
-            "bqhd,bkhd->bhqk", q * share**-0.5, k, preferred_element_type=jnp.float32
-        )
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(batch, -1, width)
+        mixed = attend(q, k, v, whole=WHOLE).reshape(batch, -1, width)
         return self.style.dense(width, "to_out_0")(mixed)
 
 

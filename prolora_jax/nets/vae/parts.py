@@ -3,46 +3,14 @@
 Pictures are NHWC. Layers and residual convolutions are those of the UNet, and so are their names.
 """
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from prolora_jax.nets.unet.attention import AT_ONCE, attend
 from prolora_jax.nets.unet.layers import Style
 from prolora_jax.nets.unet.resnet import NewPicture, Picture, ResnetBlock, Upsample
 
 Tokens = Float[Array, "batch tokens width"]
-
-AT_ONCE = 1024
-"""Pixels that look at all others at a time: 64 MiB of scores for a picture of 1024 x 1024."""
-
-
-def attend(query: Tokens, key: Tokens, value: Tokens) -> Tokens:
-    """Attention with one head, some rows at a time: its memory grows with the tokens, no faster.
-
-    Args:
-        query: who looks.
-        key: what is looked at.
-        value: what is seen there.
-
-    Returns:
-        `softmax(query key^T / sqrt(width)) value` (arXiv 1706.03762), scores in float32.
-    """
-    batch, tokens, width = query.shape
-
-    def some(rows: Array) -> Array:
-        scores = jnp.einsum("bqc,bkc->bqk", rows, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        return jnp.einsum("bqk,bkc->bqc", weights, value)
-
-    query = query * width**-0.5
-    if tokens <= AT_ONCE:
-        return some(query)
-    blocks = -(-tokens // AT_ONCE)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * AT_ONCE - tokens), (0, 0)))
-    rows = padded.reshape(batch, blocks, AT_ONCE, width).swapaxes(0, 1)
-    found = jax.lax.map(some, rows).swapaxes(0, 1)
-    return found.reshape(batch, blocks * AT_ONCE, width)[:, :tokens]
 
 
 class VaeAttention(nn.Module):
@@ -59,8 +27,9 @@ class VaeAttention(nn.Module):
         """`(batch, height, width, channels)` -> the same."""
         style, channels = self.style, hidden.shape[-1]
         tokens = style.group_norm("group_norm")(hidden).reshape(len(hidden), -1, channels)
-        q, k, v = (style.dense(channels, name)(tokens) for name in ("query", "key", "value"))
-        mixed = style.dense(channels, "proj_attn")(attend(q, k, v))
+        # One head; of 1024 rows the scores are 64 MiB for a picture of 1024 x 1024.
+        q, k, v = (style.dense(channels, n)(tokens)[:, :, None] for n in ("query", "key", "value"))
+        mixed = style.dense(channels, "proj_attn")(attend(q, k, v, whole=AT_ONCE)[:, :, 0])
         return hidden + mixed.reshape(hidden.shape)
 
 
