@@ -21,8 +21,8 @@ def test_some_at_a_time_is_what_torch_does_at_once(
     rng = np.random.default_rng(0)
     given = [rng.standard_normal((2, n, 3, 4)).astype(np.float32) for n in (tokens, 25, 25)]
     found = attend(*map(jnp.asarray, given), whole=20)
-    heads = (torch.from_numpy(array).transpose(1, 2) for array in given)
-    want = torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2)
+    q, k, v = (torch.from_numpy(array).transpose(1, 2) for array in given)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     assert_allclose(found, want.numpy(), atol=1e-6)
 
 
