@@ -1,0 +1,9 @@
+"""Diffusion transformers: what their modules are called, and where their weights are.
+
+names.py: What one family calls its modules: diffusers' names, its authors' names.
+streams.py: Families with a stream for the picture and one for the text.
+cross.py: Families with one stream, which looks at the text or has it inside.
+families.py: The families, and which of them a model is.
+originals.py: Which rows of which weight of the authors' model a module is.
+stacks.py: What a diffusion transformer numbers.
+"""
