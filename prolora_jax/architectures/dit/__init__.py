@@ -5,5 +5,7 @@ streams.py: Families with a stream for the picture and one for the text.
 cross.py: Families with one stream, which looks at the text or has it inside.
 families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
+layouts.py: Where a file has the weights: its prefix, its family, its rows.
+wholeness.py: What a base model must have: whole stacks, and no unknown ones.
 stacks.py: What a diffusion transformer numbers.
 """
