@@ -5,5 +5,6 @@ streams.py: Families with a stream for the picture and one for the text.
 cross.py: Families with one stream, which looks at the text or has it inside.
 families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
+spellings.py: What adapter files call the layers, behind which prefixes.
 stacks.py: What a diffusion transformer numbers.
 """
