@@ -1,7 +1,7 @@
 """An adapter of a diffusion transformer with the base model's layers, whatever its file has.
 
 Trainers have the original code's layers, of which one holds several of diffusers', or diffusers'
-own. Rows of `up` are rows of the layer, so that a layer's pair is that of its parts, bit for bit,
+own. HeldLayer of `up` are rows of the layer, so that a layer's pair is that of its parts, bit for bit,
 and each part keeps the rank and the scale.
 """
 
@@ -16,7 +16,7 @@ from prolora_jax.adapters.algorithms.magnitudes import MAGNITUDES
 from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.segments import cut, rows_of
 from prolora_jax.architectures.clip.table import is_text_encoder
-from prolora_jax.architectures.dit.spellings import FileLayer, Rows, said_component
+from prolora_jax.architectures.dit.spellings import FileLayer, HeldLayer, said_component
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -64,9 +64,9 @@ class _Place:
         known = self._names.components
         if len(known) == 1 and len(said - {None}) > 1:
             raise AdapterRefused(
-                f"{adapter.origin}: found modules of two transformers, {' and '.join(_sorted(said))}"
-                f"; expected one, as base model {spec.name} has; name the folder of the pipeline, "
-                f"which has both",
+                f"{adapter.origin}: found modules of {' and of '.join(_sorted(said))}; expected "
+                f"those of one transformer, as base model {spec.name} is; name the folder of the "
+                f"pipeline, which has both",
                 code=Refusal.UNMATCHED_MODULES,
             )
         if len(known) > 1 and None in said:
@@ -108,7 +108,7 @@ class _Place:
         said, known = said_component(path), self._names.components
         return self._names.find(path, said if said in known else known[0])
 
-    def _part(self, module: StructuredModule, layer: FileLayer, part: Rows) -> StructuredModule:
+    def _part(self, module: StructuredModule, layer: FileLayer, part: HeldLayer) -> StructuredModule:
         by_row, shared = _BY_ROW.get(module.algorithm, (set(), set()))
         plain = bool(by_row) and module.parts.keys() <= by_row | shared
         # A magnitude of channels is of norms over all rows, which a part does not have.

@@ -51,8 +51,8 @@ _CANONICAL = ("transformer_blocks_", "single_transformer_blocks_", "joint_transf
 _IN_LAYER = ("attention.", "attn.to_", "feed_forward.", "adaLN_modulation.", "norm1.linear")
 
 
-class Rows(NamedTuple):
-    """Rows of a layer in a file that are a layer of the base model.
+class HeldLayer(NamedTuple):
+    """HeldLayer of a layer in a file that are a layer of the base model.
 
     Attributes:
         path: of the base model's layer, with component.
@@ -74,7 +74,7 @@ class FileLayer(NamedTuple):
 
     name: str
     rows: int
-    parts: tuple[Rows, ...]
+    parts: tuple[HeldLayer, ...]
 
 
 class LayerNames:
@@ -95,7 +95,7 @@ class LayerNames:
             prefix = f"{component}."
             own = {p: s[0] for p, s in shapes.items() if p.startswith(prefix)}
             plain = [
-                FileLayer(path.removeprefix(prefix), rows, (Rows(path, None),))
+                FileLayer(path.removeprefix(prefix), rows, (HeldLayer(path, None),))
                 for path, rows in own.items()
             ]
             grouped = [*_grouped({p: part for p in own if (part := known.get(p))}, own)]
@@ -179,9 +179,9 @@ def _bare(name: str) -> Iterable[str]:
 
 def _grouped(parts: Mapping[str, Part], rows: Mapping[str, int]) -> Iterable[FileLayer]:
     """Original layers with the canonical ones that they hold."""
-    groups: dict[str, list[Rows]] = {}
+    groups: dict[str, list[HeldLayer]] = {}
     for path, part in parts.items():
-        groups.setdefault(part.name, []).append(Rows(path, part.segments))
+        groups.setdefault(part.name, []).append(HeldLayer(path, part.segments))
     for name, found in groups.items():
         found.sort(key=lambda part: part.segments or ())
         ends = [max(end for _, end in p.segments) if p.segments else rows[p.path] for p in found]
