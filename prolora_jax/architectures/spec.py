@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from prolora_jax.architectures.dit.spellings import LayerNames
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.layouts import is_embedding
-from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
 
-# Of the UNet and of language models; text encoders have none that is counted as such.
-_ATTENTION = (".attn1.", ".attn2."), (".self_attn.", ".attn.", ".attention.")
+# By component; text encoders have none that is counted as such.
+_ATTENTION: Mapping[str, tuple[str, ...]] = {
+    "unet": (".attn1.", ".attn2."),
+    "lm": (".self_attn.", ".attn.", ".attention."),
+    **dict.fromkeys(DIT_COMPONENTS, (".attn.", ".attn1.", ".attn2.", ".attention.")),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class ModuleSpec:
 
     Attributes:
         path: dotted path with component, `unet.mid_block.resnets.0.conv1`,
-            `text_encoder.text_model.encoder.layers.0.mlp.fc1` or `lm.model.layers.0.mlp.up_proj`.
+            `text_encoder.text_model.encoder.layers.0.mlp.fc1`, `lm.model.layers.0.mlp.up_proj` or
+            `transformer.transformer_blocks.0.attn.to_q`.
         shape: shape of the torch weight, `(out, in)` or `(out, in, kh, kw)`.
     """
 
@@ -37,7 +42,8 @@ class ModuleSpec:
             return False
         if kind == "all":
             return True
-        attention = any(name in self.path for name in _ATTENTION[self.path.startswith(LM)])
+        names = _ATTENTION.get(self.path.partition(".")[0], ())
+        attention = any(name in self.path for name in names)
         return len(self.shape) == 2 and (kind == "linear" or attention)
 
     @property
@@ -93,7 +99,7 @@ class BaseModelSpec:
         return "unet.add_embedding.linear_1" in self.modules
 
     def component(self, component: str) -> tuple[str, ...]:
-        """Paths of one component: `unet`, `text_encoder`, `text_encoder_2` or `lm`."""
+        """Paths of one component: `unet`, `transformer`, `text_encoder`, `lm`, ..."""
         return tuple(path for path in self.modules if path.startswith(f"{component}."))
 
     @cached_property

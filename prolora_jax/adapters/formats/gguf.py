@@ -1,7 +1,7 @@
 """llama.cpp's LoRA: a pair for a tensor of a GGUF model, and one alpha for all of them.
 
 Its scale is alpha / rank with the rank of each pair, so that patterns and rank-stabilised scales
-are folded into `B` where one alpha does not do. HeldLayer of q and k of Llama's own architecture are in
+are folded into `B` where one alpha does not do. Rows of q and k of Llama's own architecture are in
 another order than transformers' (architectures.llm.gguf_names), and so are those of their `B`.
 """
 

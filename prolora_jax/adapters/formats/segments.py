@@ -1,6 +1,6 @@
 """Pairs of fused layers cut into those of their parts, and put together again; all of it exact.
 
-HeldLayer of `B` are rows of the layer, and every part shares `A`: cutting keeps the rank, but for
+Rows of `B` are rows of the layer, and every part shares `A`: cutting keeps the rank, but for
 columns that are another part's. Parts with one `A` fuse back at their rank; others get the ranks of
 all, with zeros in rows that are not theirs.
 """

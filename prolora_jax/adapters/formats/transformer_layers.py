@@ -1,7 +1,7 @@
 """An adapter of a diffusion transformer with the base model's layers, whatever its file has.
 
 Trainers have the original code's layers, of which one holds several of diffusers', or diffusers'
-own. HeldLayer of `up` are rows of the layer, so that a layer's pair is that of its parts, bit for bit,
+own. Rows of `up` are rows of the layer, so that a layer's pair is that of its parts, bit for bit,
 and each part keeps the rank and the scale.
 """
 

@@ -6,5 +6,7 @@ cross.py: Families with one stream, which looks at the text or has it inside.
 families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
 spellings.py: What adapter files call the layers, behind which prefixes.
+layouts.py: Where a file has the weights: its prefix, its family, its rows.
+wholeness.py: What a base model must have: whole stacks, and no unknown ones.
 stacks.py: What a diffusion transformer numbers.
 """

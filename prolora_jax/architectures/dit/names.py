@@ -1,8 +1,8 @@
-"""What one family of diffusion transformers calls its modules: diffusers' names, its authors' names.
+"""What one family of diffusion transformers calls its modules: diffusers' and its authors' names.
 
-The canonical name is diffusers': it is the finest, with q, k and v apart. The authors' own model may
-hold several such modules as one, whose rows are those of the parts one after another, and has the
-halves of its last modulation in the other order. Nothing is transposed, interleaved or summed.
+The canonical name is diffusers': it is the finest, with q, k and v apart. The authors' own model
+may hold several such modules as one, whose rows are those of the parts one after another, and has
+the halves of its last modulation in the other order. Nothing is transposed, interleaved or summed.
 """
 
 from collections.abc import Iterable, Mapping

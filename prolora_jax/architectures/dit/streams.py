@@ -7,6 +7,7 @@ _ADDED = "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 _OUTSIDE = ("", "")
 _DOUBLE = ("double_blocks", "transformer_blocks")
 _SINGLE = ("single_blocks", "single_transformer_blocks")
+_GUIDANCE = ("distilled_guidance_layer.layers", "distilled_guidance_layer.layers")
 _LAST = frozenset({"norm_out.linear"})
 _FUSED_SINGLE = {"linear1": f"{_QKV} proj_mlp", "linear2": "proj_out"}
 _ATTENTION = {
@@ -55,7 +56,7 @@ CHROMA = DitFamily(
         _OUTSIDE: _FLUX_ENDS,
         _DOUBLE: _FLUX_DOUBLE,
         _SINGLE: _FUSED_SINGLE,
-        ("distilled_guidance_layer.layers",) * 2: {"in_layer": "linear_1", "out_layer": "linear_2"},
+        _GUIDANCE: {"in_layer": "linear_1", "out_layer": "linear_2"},
     },
     _LAST,
 )
