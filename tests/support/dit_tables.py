@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _FILE = Path(__file__).resolve().parents[1] / "data" / "dit_tables.json.gz"
@@ -65,3 +67,38 @@ def places(base: str) -> Iterator[tuple[str, str, tuple[tuple[int, int], ...] | 
 def depth_map(name: str) -> list[int]:
     """Source block of each target block: `flux1 19->8 (flex)`, `anima 28->40`, ..."""
     return _tables()["depth_maps"][name]["target_to_source"]
+
+
+def in_original_naming(
+    tensors: Mapping[str, np.ndarray], base: str, width: int
+) -> dict[str, np.ndarray]:
+    """A toy net's weights under its authors' names, put where diffusers' map of `base` has them.
+
+    Args:
+        tensors: by diffusers' key, of a net `width` wide with the proportions and no more blocks
+            than `base` has; those that the map does not know are left out.
+        base: which base's map.
+        width: of the toy net.
+    """
+    full = next(shape[1] for name, shape in table(base).items() if name.endswith("attn.to_q"))
+    rows: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for name, original, segments in places(base):
+        if f"{name}.weight" not in tensors:
+            continue
+        weight, at = tensors[f"{name}.weight"], 0
+        for first, end in segments or ((0, len(weight) * full // width),):
+            count = (end - first) * width // full
+            rows.setdefault(f"{original}.weight", []).append(
+                (first * width // full, weight[at : at + count])
+            )
+            at += count
+    return {
+        key: np.concatenate([part for _, part in sorted(parts, key=lambda pair: pair[0])])
+        for key, parts in rows.items()
+    }
+
+
+def weights(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tensors of these shapes, by the same keys."""
+    random = np.random.default_rng(seed)
+    return {key: random.standard_normal(shape, np.float32) for key, shape in shapes.items()}
