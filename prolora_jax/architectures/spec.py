@@ -15,7 +15,7 @@ from prolora_jax.architectures.unet.spellings import ldm_paths
 _ATTENTION: Mapping[str, tuple[str, ...]] = {
     "unet": (".attn1.", ".attn2."),
     "lm": (".self_attn.", ".attn.", ".attention."),
-    **dict.fromkeys(DIT_COMPONENTS, (".attn.", ".attn1.", ".attn2.", ".attention.")),
+    **dict.fromkeys(DIT_COMPONENTS, ("attn.", "attn1.", "attn2.", "attention.")),
 }
 
 
@@ -64,9 +64,10 @@ class BaseModelSpec:
         name: what to call it in messages and reports.
         modules: every module that an adapter could touch, by path; text encoders' too, where
             their weights are at hand.
-        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, from
-            `identified`; None for any other. Text encoders, header strings and the models whose
-            adapters fit are those of the family.
+        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, or of the
+            published transformer whose modules these are, from `identified`; None for any other.
+            Text encoders, header strings and the models whose adapters fit are those of the
+            family.
         differences: in which places the UNet differs from its family's, in words; where several
             families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
@@ -84,7 +85,7 @@ class BaseModelSpec:
 
     @property
     def architecture(self) -> str | None:
-        """Id of the published UNet that this is to the last layer; None for any other.
+        """Id of the published model that this is to the last layer; None for any other.
 
         Only for what depends on every number: a table of layers that somebody published.
         """

@@ -7,6 +7,9 @@ families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
 spellings.py: What adapter files call the layers, behind which prefixes.
 layouts.py: Where a file has the weights: its prefix, its family, its rows.
+published.py: Published transformers by id, and which of them a model is.
+tables_streams.py: Modules of published transformers with two streams.
+tables_cross.py: Modules of published transformers with one stream.
 wholeness.py: What a base model must have: whole stacks, and no unknown ones.
 stacks.py: What a diffusion transformer numbers.
 """
