@@ -1,5 +1,6 @@
 """Adapters of diffusion transformers from base to base: diffusers writes, ours moves, it fuses."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,10 @@ from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Skip
 from prolora_jax.verification.file import verify_file
 
-RULE = ("energy", 0.9)
+pytestmark = pytest.mark.usefixtures("little_optimized")
+
+_FIRST_BLOCK = re.compile(r"(blocks|layers)\.0\.")
+RULE = ("rank", 8)
 LAW = 1e-5
 """Of a float32 result against float64 formulas, relative to the update."""
 
@@ -60,12 +64,14 @@ def made(family: str, folder: Path) -> Pair:
     source.save_pretrained(folder / "source" / "transformer")
     target.save_pretrained(folder / "target" / "transformer")
     weights = {name: weight.astype(np.float64) for name, weight in weights.items()}
-    tensors, _ = written_by_diffusers(family, source)
+    # Of one family all of the net; of the others a block of each kind, for the compiler's sake.
+    taken = [n for n in shapes(family) if family == "flux2" or _FIRST_BLOCK.search(n)]
+    tensors, _ = written_by_diffusers(family, source, target_modules=taken)
     save_file(tensors, folder / "adapter.safetensors")
     given = {
         name: tensors[f"transformer.{name}.lora_B.weight"].astype(np.float64)
         @ tensors[f"transformer.{name}.lora_A.weight"].astype(np.float64)
-        for name in shapes(family)
+        for name in taken
     }
     places = folder / "source", folder / "target", folder / "adapter.safetensors"
     return Pair(family, *places, weights, target.double(), given)
@@ -74,22 +80,22 @@ def made(family: str, folder: Path) -> Pair:
 @pytest.mark.parametrize("method", reference.ARMS)
 def test_every_method_is_its_dense_formula(pair: Pair, tmp_path: Path, method: Any) -> None:
     out = tmp_path / "out.safetensors"
-    options = MigrationOptions(method=method, min_similarity=-1.0)
+    options = MigrationOptions(method=method, min_similarity=-1.0, basis_rank="rank=8")
     report = migrate_file(pair.adapter, pair.source, pair.target, out, options).report
-    assert len(report.modules) == len(pair.given)
-    assert not report.skipped
+    assert {skipped.reason for skipped in report.skipped} <= {Skip.NOTHING_LEFT}
     targets = {
         name: pair.target_net.get_submodule(name).weight.detach().numpy().copy()
         for name in pair.given
     }
     found = added_in_diffusers(pair.family, pair.target_net, load_file(out))
-    assert found.keys() == pair.given.keys()
+    assert len(found) == len(report.modules) == len(pair.given) - len(report.skipped)
     for name, update in pair.given.items():
         source, target = pair.source_weights[name], targets[name]
         spectra = [np.linalg.svd(weight, compute_uv=False) for weight in (source, target)]
         ranks = reference.pair_ranks(spectra[0], spectra[1], RULE)
         bases = reference.pair_of_weights(source, target, *ranks)
         expected = reference.project(method, bases, update)
-        error = np.linalg.norm(found[name] - expected) / np.linalg.norm(update)
+        got = found.get(name, np.zeros_like(update))
+        error = np.linalg.norm(got - expected) / np.linalg.norm(update)
         assert error < LAW, (name, error)
     assert verify_file(out).ok
