@@ -1,4 +1,4 @@
-"""An adapter of a diffusion transformer with the original code's layers, for formats that have them.
+"""An adapter of a diffusion transformer with the original code's layers, where a format has them.
 
 Pairs of the parts of one original layer become one pair. With one `down` for all they keep their
 rank; others get the ranks of all together, and an alpha that grows with it, so that the update is

@@ -108,7 +108,9 @@ class _Place:
         said, known = said_component(path), self._names.components
         return self._names.find(path, said if said in known else known[0])
 
-    def _part(self, module: StructuredModule, layer: FileLayer, part: HeldLayer) -> StructuredModule:
+    def _part(
+        self, module: StructuredModule, layer: FileLayer, part: HeldLayer
+    ) -> StructuredModule:
         by_row, shared = _BY_ROW.get(module.algorithm, (set(), set()))
         plain = bool(by_row) and module.parts.keys() <= by_row | shared
         # A magnitude of channels is of norms over all rows, which a part does not have.

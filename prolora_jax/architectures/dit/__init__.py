@@ -11,5 +11,6 @@ published.py: Published transformers by id, and which of them a model is.
 tables_streams.py: Modules of published transformers with two streams.
 tables_cross.py: Modules of published transformers with one stream.
 wholeness.py: What a base model must have: whole stacks, and no unknown ones.
+checkpoints.py: What words say of checkpoints whose shapes are equal.
 stacks.py: What a diffusion transformer numbers.
 """
