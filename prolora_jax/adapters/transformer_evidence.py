@@ -44,7 +44,8 @@ def same_shapes(architecture: str) -> str | None:
     table = DITS.get(architecture)
     if table is None or not table.same:
         return None
-    return f"{architecture}: the same shapes as {', '.join(table.same)}, which they do not tell apart"
+    others = ", ".join(table.same)
+    return f"{architecture}: the same shapes as {others}, which they do not tell apart"
 
 
 def other_checkpoint(metadata: Mapping[str, str], source: BaseModelSpec) -> tuple[str, ...]:

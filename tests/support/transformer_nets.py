@@ -200,7 +200,7 @@ def cut_by_map(family: str, updates: Mapping[str, np.ndarray]) -> dict[str, np.n
 def dense(given: Mapping[str, Pair], scale: Mapping[str, float] | float = 1.0) -> Tensors:
     """Dense updates of pairs, float64."""
     return {
-        name: (scale if isinstance(scale, float) else scale[name])
+        name: (scale[name] if isinstance(scale, Mapping) else scale)
         * (up.astype(np.float64) @ down.astype(np.float64))
         for name, (down, up) in given.items()
     }

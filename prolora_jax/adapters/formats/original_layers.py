@@ -76,7 +76,7 @@ def original_paths(adapter: Adapter, spec: BaseModelSpec) -> frozenset[str]:
 
 
 def _whole(path: str, layer: FileLayer, parts: Mapping[str, LoraModule], origin: str) -> LoraModule:
-    if len(layer.parts) == 1 and layer.parts[0].segments is None:
+    if all(part.segments is None for part in layer.parts):  # it is the base model's, as it is
         (module,) = parts.values()
         return replace(module, path=path)
     pairs = [parts.get(part.path) for part in layer.parts]
@@ -86,7 +86,7 @@ def _whole(path: str, layer: FileLayer, parts: Mapping[str, LoraModule], origin:
 
 def _whole_path(path: str, algorithm: str, origin: str, spec: BaseModelSpec) -> str:
     layer = spec.layer_names.original(path)
-    if len(layer.parts) > 1 or layer.parts[0].segments is not None:
+    if any(part.segments is not None for part in layer.parts):
         raise AdapterRefused(
             f"{origin}: {path}: unsupported-algorithm:{algorithm}: found a module of {algorithm} "
             f"for rows of {layer.name}, which the format has as one layer; expected plain LoRA; "

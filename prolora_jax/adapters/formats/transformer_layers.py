@@ -149,7 +149,7 @@ class _Place:
 
 def _is_one(layer: FileLayer) -> bool:
     """Whether a layer is one of the base model's, as it is."""
-    return len(layer.parts) == 1 and layer.parts[0].segments is None
+    return all(part.segments is None for part in layer.parts)
 
 
 def _may_stay(companion: Companion, origin: str) -> bool:
