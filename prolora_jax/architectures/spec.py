@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from prolora_jax.architectures.dit.spellings import LayerNames
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.layouts import is_embedding
@@ -136,6 +137,11 @@ class BaseModelSpec:
     def ldm_name(self, path: str) -> str | None:
         """`input_blocks.4.1.proj_in` of a UNet's module; None where LDM has no name for it."""
         return self._ldm.get(path)
+
+    @cached_property
+    def layer_names(self) -> LayerNames:
+        """Every name of the layers of its transformers; none of another kind of model."""
+        return LayerNames({path: module.shape for path, module in self.modules.items()})
 
     @cached_property
     def _ldm(self) -> Mapping[str, str]:

@@ -16,7 +16,13 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_of
-from prolora_jax.adapters.formats.segments import common_dtype, cut, joined, scaled_alike
+from prolora_jax.adapters.formats.segments import (
+    common_dtype,
+    cut,
+    joined,
+    one_after_another,
+    scaled_alike,
+)
 from prolora_jax.architectures.llm.fused import (
     PARAMETERS,
     expert_of,
@@ -127,7 +133,7 @@ def experts_apart(
         down, up = (b[:, :, number].T, a[number].T) if exchanged else (a[number], b[:, :, number])
         whole = LoraModule(path, down, up, alpha)
         for part, first, end in zip(PARAMETERS[name], [0, *ends], ends, strict=False):
-            found.append(cut(whole, expert_path(block, number, part), first, end))
+            found.append(cut(whole, expert_path(block, number, part), ((first, end),)))
     return found
 
 
@@ -192,7 +198,7 @@ def _together(
     for number in range(count):
         parts = [group.get((number, part)) for part in PARAMETERS[name]]
         if any(part is not None for part in parts):
-            experts[number] = joined(whole, parts, rows, origin)
+            experts[number] = joined(whole, parts, one_after_another(rows), origin)
     if len({expert.scale for expert in experts.values()}) > 1:
         experts = dict(zip(experts, scaled_alike([*experts.values()], origin), strict=True))
     rank = max(expert.rank for expert in experts.values())
