@@ -30,13 +30,17 @@ class Placement:
         key: name of the tensor.
         shape: shape of the module's weight, `(out, in)` or `(out, in, kh, kw)`.
         rows: first row and end of the weight in a tensor that holds several; None for all rows.
-        transposed: whether the tensor is `(in, out)`.
+        transposed: whether the tensor is `(in, out)`; rows are those of `(out, in)` all the same.
+        expert: which matrix of a tensor with one for each expert; None where it is a matrix itself.
+        step: every which one of the rows it is.
     """
 
     key: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
     transposed: bool = False
+    expert: int | None = None
+    step: int = 1
 
 
 def placements(shapes: Shapes) -> dict[str, Placement]:
@@ -58,8 +62,8 @@ def placements(shapes: Shapes) -> dict[str, Placement]:
     for prefix in OPEN_CLIP_PREFIXES:
         found += _open_clip(plain, prefix)
     for layer in lm_layers(plain):
-        place = Placement(layer.key, layer.shape, transposed=layer.transposed)
-        found.append((layer.path, place))
+        where = layer.rows, layer.transposed, layer.expert, layer.step
+        found.append((layer.path, Placement(layer.key, layer.shape, *where)))
     return {path: replace(place, key=stored[place.key]) for path, place in sorted(found)}
 
 

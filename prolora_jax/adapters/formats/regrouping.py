@@ -65,7 +65,7 @@ def _apart(module: LoraModule, spec: BaseModelSpec) -> list[LoraModule]:
         return []
     ends = [*accumulate(rows)]
     places = zip(paths, [0, *ends], ends, strict=False)
-    return [cut(module, path, first, end) for path, first, end in places]
+    return [cut(module, path, range(first, end)) for path, first, end in places]
 
 
 def _together(

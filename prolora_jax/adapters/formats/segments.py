@@ -15,12 +15,12 @@ from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.adapters.formats.folding import folded
 
 
-def cut(module: LoraModule, path: str, first: int, end: int) -> LoraModule:
+def cut(module: LoraModule, path: str, rows: range) -> LoraModule:
     """The pair of some rows of a layer, without the columns that have zeros in all of these rows.
 
     Factors are those of the layer, as views where no column is left out.
     """
-    up = module.up[first:end]
+    up = module.up[rows.start : rows.stop : rows.step]
     used = up.any(axis=0)
     if used.all() or not used.any():
         return replace(module, path=path, up=up)
@@ -66,6 +66,21 @@ def joined(
         row += n
     alpha = None if first.alpha is None else first.scale * rank
     return LoraModule(path, np.concatenate([part.down for part in alike]), up, alpha)
+
+
+def placed_rows(module: LoraModule, orders: Sequence[range]) -> LoraModule:
+    """A pair of `joined` with its rows where the layer has those of each part.
+
+    Args:
+        module: part after part.
+        orders: rows of the layer that each part has.
+    """
+    up = np.empty_like(module.up)
+    first = 0
+    for rows in orders:
+        up[rows.start : rows.stop : rows.step] = module.up[first : first + len(rows)]
+        first += len(rows)
+    return replace(module, up=up)
 
 
 def common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:

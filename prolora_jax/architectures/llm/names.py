@@ -28,6 +28,8 @@ _AROUND = (
 _WITHOUT_HEAD = {
     "layers.": "model.",
     "embed_tokens.": "model.",
+    "embed_tokens_per_layer.": "model.",
+    "per_layer_model_projection.": "model.",
     "norm.": "model.",
     "h.": "transformer.",
     "wte.": "transformer.",
@@ -38,6 +40,8 @@ _WITHOUT_HEAD = {
 }
 _ROOTS = ("model.layers.", "transformer.h.", "gpt_neox.layers.", "lm_head.", "embed_out.") + (
     "model.embed_tokens.",
+    "model.embed_tokens_per_layer.",
+    "model.per_layer_model_projection.",
     "transformer.wte.",
     "gpt_neox.embed_in.",
     "model.norm.",

@@ -33,19 +33,30 @@ class Source:
         span = self._span
         if span is not None:
             return span.file.elements(span.key, span.first, span.end).reshape(span.shape)
-        tensor = self.file.tensor(self.placement.key)
-        if self.placement.rows is not None:
-            tensor = tensor[slice(*self.placement.rows)]
-        return kernel_to_weight(tensor) if self.placement.transposed else tensor
+        where = self.placement
+        tensor = self.file.tensor(where.key) if where.expert is None else self._expert(where.expert)
+        weight = kernel_to_weight(tensor) if where.transposed else tensor
+        return weight if where.rows is None else weight[slice(*where.rows, where.step)]
+
+    def _expert(self, number: int) -> np.ndarray:
+        """One matrix of a tensor that has one for each expert, as stored."""
+        file, key = self.file, self.placement.key
+        if not isinstance(file, StreamedFile | PackedWeights):
+            return file.tensor(key)[number]
+        _, *sides = file.shape(key)
+        size = math.prod(sides)
+        return file.elements(key, number * size, (number + 1) * size).reshape(sides)
 
     def bias(self) -> np.ndarray | None:
         """The bias beside the weight, in its stored dtype; None where there is none."""
-        before, found, _ = self.placement.key.rpartition("weight")
-        key = f"{before}bias"
-        if not found or key not in self.file.keys:
+        where = self.placement
+        before, found, _ = where.key.rpartition("weight")
+        key = f"{before}bias" if where.expert is None else f"{where.key}_bias"
+        if (where.expert is None and not found) or key not in self.file.keys:
             return None
         tensor = self.file.tensor(key)
-        return tensor if self.placement.rows is None else tensor[slice(*self.placement.rows)]
+        tensor = tensor if where.expert is None else tensor[where.expert]
+        return tensor if where.rows is None else tensor[slice(*where.rows, where.step)]
 
     def digest(self) -> str:
         """A hash of the weight's dtype, shape and bytes; of a streamed file in a small buffer.
@@ -54,12 +65,15 @@ class Source:
         two ways are two, even where their floats are equal, and none is one that is not packed.
         """
         packed, span = self.packed, self._span
-        if isinstance(self.file, PackedWeights) and packed is not None and not packed.is_plain:
+        packed = None if packed is not None and packed.is_plain else packed
+        whole = self.placement.expert is None
+        if isinstance(self.file, PackedWeights) and packed is not None and whole:
             head = f"packed {packed.dtype.name} {packed.shape} {self.placement.rows} "
             pieces = self.file.pieces(self.placement.key)
         elif span is None or not isinstance(span.file, StreamedFile):
-            weight = self.read()
+            weight = self.read()  # an expert's floats: its bytes are not in one piece
             head = f"{weight.dtype.name} {weight.shape} "
+            head = head if packed is None else f"packed {packed.packing} {head}"
             # As bytes first: NumPy hands out no buffer of bfloat16.
             pieces = iter([np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data])
         else:
@@ -139,7 +153,8 @@ class Source:
         """What tells this weight from others of its file."""
         where, packed = self.placement, self.packed
         how = "" if packed is None else f"{packed.packing}: "
-        return f"{how}{where.key} {where.rows} {where.transposed}"
+        which = "" if where.expert is None else f" {where.expert} {where.step}"
+        return f"{how}{where.key} {where.rows} {where.transposed}{which}"
 
     @property
     def _span(self) -> "_Span | None":
@@ -147,12 +162,14 @@ class Source:
         file, where = self.file, self.placement
         if not isinstance(file, StreamedFile | PackedWeights) or where.transposed:
             return None
-        if isinstance(file, PackedWeights) and not file.in_parts(where.key):
+        if where.step > 1 or (isinstance(file, PackedWeights) and not file.in_parts(where.key)):
             return None
         stored = file.shape(where.key)
+        before, stored = (0, stored) if where.expert is None else (where.expert, stored[1:])
         first, end = (0, stored[0]) if where.rows is None else where.rows
-        row = math.prod(stored[1:])
-        return _Span(file, where.key, (end - first, *stored[1:]), first * row, end * row)
+        row, before = math.prod(stored[1:]), before * math.prod(stored)
+        shape = (end - first, *stored[1:])
+        return _Span(file, where.key, shape, before + first * row, before + end * row)
 
 
 class _Span(NamedTuple):
