@@ -14,7 +14,12 @@ from prolora_jax.verification.claim import Claim
 from prolora_jax.verification.companions import companion_problems
 from prolora_jax.verification.contents import extra_problems, module_problems, rank_problems
 from prolora_jax.verification.header import provenance_problems, string_problems, used_weights
-from prolora_jax.verification.made_from import fingerprint_problems, flag_problems, part_problems
+from prolora_jax.verification.made_from import (
+    fingerprint_problems,
+    flag_problems,
+    packing_problems,
+    part_problems,
+)
 from prolora_jax.verification.replan import Matched, alignment_problems
 from prolora_jax.verification.totals import total_problems
 from prolora_jax.verification.weights import Weights
@@ -78,6 +83,7 @@ def file_problems(
     problems += alignment_problems(told.alignments, matched)
     problems += [f"report has {name}, which is no field of it" for name in claim.unknown]
     problems += fingerprint_problems(told, prints)
+    problems += packing_problems(told, source, target)
     if told.counts != counts:
         problems.append(f"report has counts {told.counts}; its modules are {counts}")
     problems += provenance_problems(output, told, prints, counts, target.spec)
