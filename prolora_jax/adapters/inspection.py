@@ -7,6 +7,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import Detection, detect
+from prolora_jax.architectures.dit.spellings import is_transformer_name, said_component
 from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import tree
@@ -153,6 +154,8 @@ def refused(path: str, error: ProloraError) -> Inspection:
 
 
 def _component(path: str) -> str:
+    if is_transformer_name(path):
+        return said_component(path) or "transformer"
     if path.startswith(("lora_unet_", "unet.", "unet/")):
         return "unet"
     return path.split(".", 1)[0]

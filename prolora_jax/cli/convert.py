@@ -50,7 +50,9 @@ def convert(
     Args:
         input: adapter file or PEFT folder.
         to: format to write; kohya: what kohya's trainer writes for this base; lora: LoRA factors of
-            an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format.
+            an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format. For
+            diffusion transformers: diffusers, comfyui and kohya (original names, fused layers),
+            peft.
         out_path: file to write; a folder for mlx, and for peft, unless it ends in .safetensors.
         base: base model it is for, which knows the names; not needed for published models whose
             names leave no doubt.

@@ -81,6 +81,7 @@ def similarity(
             "target": found.target,
             "relation": found.relation,
             "sentence": found.relation.sentence,
+            "lookalikes": found.lookalikes,
             "alignments": found.alignments,
             "modules": {p: {"source_path": compared[p], "measure": m} for p, m in measures.items()},
         }
@@ -90,6 +91,8 @@ def similarity(
     tables.show_alignments(out(), found.alignments)
     if plot is not None:
         out().print(f"Wrote {plot}")
+    for said in found.lookalikes:
+        out().print(said)
     out().print(found.relation.sentence)
     return 0
 

@@ -47,6 +47,10 @@ _ALGORITHMS = {
     "VeRA": ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")
     + ("vera_lambda_b.*", "vera_lambda_d.*", "vera_A.*", "vera_B.*"),
     "reshaped-base": ("reshape_weight",),
+    "control-LoRA": ("query_norm.scale", "key_norm.scale"),
+}
+_WHY = {
+    "control-LoRA": ", a norm that it replaces; it also adds to biases and widens the input",
 }
 _ALGORITHM_BY_END = {end: name for name, ends in _ALGORITHMS.items() for end in ends}
 
@@ -88,8 +92,8 @@ def refuse_foreign(
             name = "BOFT"  # its blocks have the same name and one axis more
         if name is not None:
             raise AdapterRefused(
-                f"{origin}: unsupported-algorithm:{name}: found key {key}; expected plain LoRA "
-                f"(down, up, alpha); extract a plain LoRA from it first",
+                f"{origin}: unsupported-algorithm:{name}: found key {key}{_WHY.get(name, '')}; "
+                f"expected plain LoRA (down, up, alpha); extract a plain LoRA from it first",
                 code=Refusal.UNSUPPORTED_ALGORITHM,
             )
     if unread:

@@ -20,7 +20,9 @@ from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_o
 from prolora_jax.adapters.formats.segments import (
     common_dtype,
     cut,
+    gathered_rows,
     joined,
+    one_after_another,
     placed_rows,
     scaled_alike,
 )
@@ -137,8 +139,9 @@ def experts_apart(
     for number in range(count):
         down, up = (b[:, :, number].T, a[number].T) if exchanged else (a[number], b[:, :, number])
         whole = LoraModule(path, down, up, alpha)
-        for part, order in zip(PARAMETERS[name], orders, strict=True):
-            found.append(cut(whole, expert_path(block, number, part), order))
+        whole = gathered_rows(whole, orders)
+        for part, segments in zip(PARAMETERS[name], one_after_another(rows), strict=True):
+            found.append(cut(whole, expert_path(block, number, part), segments))
     return found
 
 
@@ -207,7 +210,8 @@ def _together(
     for number in range(count):
         parts = [group.get((number, part)) for part in PARAMETERS[name]]
         if any(part is not None for part in parts):
-            experts[number] = placed_rows(joined(whole, parts, rows, origin), orders)
+            together = joined(whole, parts, one_after_another(rows), origin)
+            experts[number] = placed_rows(together, orders)
     if len({expert.scale for expert in experts.values()}) > 1:
         experts = dict(zip(experts, scaled_alike([*experts.values()], origin), strict=True))
     rank = max(expert.rank for expert in experts.values())
