@@ -34,8 +34,10 @@ class Placement:
         shape: shape of the module's weight, `(out, in)` or `(out, in, kh, kw)`.
         segments: first row and end of each run of rows that the weight is made of, in order; None
             for all rows of the tensor as they are.
-        transposed: whether the tensor is `(in, out)`.
+        transposed: whether the tensor is `(in, out)`; rows are those of `(out, in)` all the same.
         twins: other places that hold the module, too, under another of its names.
+        expert: which matrix of a tensor with one for each expert; None where it is a matrix itself.
+        step: every which one of the rows it is.
     """
 
     key: str
@@ -43,6 +45,8 @@ class Placement:
     segments: Segments | None = None
     transposed: bool = False
     twins: tuple["Placement", ...] = ()
+    expert: int | None = None
+    step: int = 1
 
 
 def placements(shapes: Shapes, origin: str = "the base model") -> dict[str, Placement]:
@@ -71,8 +75,9 @@ def placements(shapes: Shapes, origin: str = "the base model") -> dict[str, Plac
     for prefix in OPEN_CLIP_PREFIXES:
         found += _open_clip(plain, prefix)
     for layer in lm_layers(plain):
-        place = Placement(layer.key, layer.shape, transposed=layer.transposed)
-        found.append((layer.path, place))
+        segments = None if layer.rows is None else (layer.rows,)
+        where = {"transposed": layer.transposed, "expert": layer.expert, "step": layer.step}
+        found.append((layer.path, Placement(layer.key, layer.shape, segments, **where)))
     placed = dict(found)
     for path, key, shape, segments in dit_layers(plain, origin):
         place = Placement(key, shape, segments)

@@ -74,6 +74,7 @@ class BaseModelSpec:
             or not their weights are at hand; () when nobody knows.
         facts: of a language model, what its configuration says and its tensors do not; the same
             modules are the same without it.
+        packings: number of weights by packing, empty where none is packed; likewise.
     """
 
     name: str
@@ -82,6 +83,7 @@ class BaseModelSpec:
     differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
     facts: LmFacts | None = field(default=None, compare=False)
+    packings: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def architecture(self) -> str | None:

@@ -100,6 +100,7 @@ def full_sizes() -> Sizes:
             *((shape, min(shape) // 2, None) for shape in shapes),
             ((4096, 4096), 1024, 1024),
             ((11008, 4096), 1024, 1024),
+            ((14336, 4096), 1024, 1024),
         ),
     )
 

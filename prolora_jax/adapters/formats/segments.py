@@ -92,6 +92,29 @@ def joined(
     return LoraModule(path, np.concatenate([part.down for part in alike]), up, alpha)
 
 
+def gathered_rows(module: LoraModule, orders: Sequence[range]) -> LoraModule:
+    """A pair of a layer with the rows of its parts one part after another; see `placed_rows`."""
+    if all(rows.step == 1 for rows in orders):
+        return module
+    parts = [module.up[rows.start : rows.stop : rows.step] for rows in orders]
+    return replace(module, up=np.concatenate(parts))
+
+
+def placed_rows(module: LoraModule, orders: Sequence[range]) -> LoraModule:
+    """A pair of `joined` with its rows where the layer has those of each part.
+
+    Args:
+        module: part after part.
+        orders: rows of the layer that each part has.
+    """
+    up = np.empty_like(module.up)
+    first = 0
+    for rows in orders:
+        up[rows.start : rows.stop : rows.step] = module.up[first : first + len(rows)]
+        first += len(rows)
+    return replace(module, up=up)
+
+
 def common_dtype(arrays: Sequence[np.ndarray]) -> np.dtype:
     """The narrowest dtype that holds what any of some arrays holds; as of `StructuredModule`."""
     found = {array.dtype for array in arrays}

@@ -15,9 +15,14 @@ from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.published import published_base, told_apart
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.adapters.inspection import Inspection, inspect_adapter
+from prolora_jax.adapters.inspection import (
+    Inspection,
+    inspect_adapter,
+    inspect_base,
+    language_model,
+)
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.outputs.reports import read_report, report_path
@@ -26,6 +31,11 @@ from prolora_jax.plans.companions import require_no_whole_layers
 LORA = "lora"
 """What `convert_file` takes for a format: LoRA factors, in the format that the file has."""
 _SIDES = "source", "target"
+# Why a base model is no adapter: its keys, packed weights, or that its folder is none of peft's.
+_PERHAPS_A_BASE = (
+    *(Refusal.NOT_AN_ADAPTER, Refusal.MISSING_FILE),
+    *(Refusal.UNSUPPORTED_DTYPE, Refusal.UNKNOWN_KEYS),
+)
 
 
 class ConvertedFile(NamedTuple):
@@ -142,7 +152,8 @@ def inspect_file(
         allow_pickle: whether a pickle may be read.
 
     Returns:
-        Format, ranks, modules, evidence about its base model.
+        Format, ranks, modules, evidence about its base model, or of a language model's base that
+        itself; of a language model what that is.
 
     Raises:
         UsageError: there is no such file.
@@ -150,9 +161,29 @@ def inspect_file(
     """
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
-    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True)
-    adapter = told_apart(adapter) if base is None else hold(adapter, base, assume_base).adapter
-    return inspect_adapter(adapter, str(path))
+    try:
+        adapter = load_adapter(
+            path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True
+        )
+    except (AdapterRefused, UsageError) as error:
+        found = _language_model(Path(path)) if error.code in _PERHAPS_A_BASE else None
+        if found is None:
+            raise
+        return found
+    if base is None:
+        return inspect_adapter(told_apart(adapter), str(path))
+    held = inspect_adapter(hold(adapter, base, assume_base).adapter, str(path))
+    return replace(held, base_model=language_model(base))
+
+
+def _language_model(path: Path) -> Inspection | None:
+    """What is known of a language model; None where there is none, or one that is not read."""
+    if not path.exists():
+        return None  # and nothing is fetched by that name
+    try:
+        return inspect_base(load_base_model(path).spec, str(path))
+    except ProloraError:
+        return None
 
 
 def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) -> ComparedFiles:

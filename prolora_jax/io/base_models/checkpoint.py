@@ -129,10 +129,9 @@ class BaseModel:
         return self._source(path).packing
 
     @property
-    def packings(self) -> dict[str, int]:
+    def packings(self) -> Mapping[str, int]:
         """Number of weights by packing, for people; empty where none is packed."""
-        found = (source.packing for source in self.sources.values())
-        return dict(sorted(Counter(name for name in found if name is not None).items()))
+        return self.spec.packings
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -243,6 +242,8 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     for module, placement in placed.items():
         for twin in placement.twins:
             _require_equal(origin, module, (placement, twin), tensors)
+    packed = Counter(one.packing for one in sources.values() if one.packing is not None)
+    spec = replace(spec, packings=dict(sorted(packed.items())))
     return BaseModel(spec, origin, sources, known)
 
 

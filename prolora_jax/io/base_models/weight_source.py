@@ -34,23 +34,35 @@ class Source:
         span = self._span
         if span is not None:
             return span.elements(0, span.size).reshape(span.shape)
-        tensor = self._rows_of(self.file.tensor(self.placement.key))
-        return kernel_to_weight(tensor) if self.placement.transposed else tensor
+        where = self.placement
+        tensor = self.file.tensor(where.key) if where.expert is None else self._expert(where.expert)
+        return self._rows_of(kernel_to_weight(tensor) if where.transposed else tensor)
+
+    def _expert(self, number: int) -> np.ndarray:
+        """One matrix of a tensor that has one for each expert, as stored."""
+        file, key = self.file, self.placement.key
+        if not isinstance(file, StreamedFile | PackedWeights):
+            return file.tensor(key)[number]
+        _, *sides = file.shape(key)
+        size = math.prod(sides)
+        return file.elements(key, number * size, (number + 1) * size).reshape(sides)
 
     def bias(self) -> np.ndarray | None:
         """The bias beside the weight, in its stored dtype; None where there is none."""
-        before, found, _ = self.placement.key.rpartition("weight")
-        key = f"{before}bias"
-        if not found or key not in self.file.keys:
+        where = self.placement
+        before, found, _ = where.key.rpartition("weight")
+        key = f"{before}bias" if where.expert is None else f"{where.key}_bias"
+        if (where.expert is None and not found) or key not in self.file.keys:
             return None
-        return self._rows_of(self.file.tensor(key))
+        tensor = self.file.tensor(key)
+        return self._rows_of(tensor if where.expert is None else tensor[where.expert])
 
     def _rows_of(self, tensor: np.ndarray) -> np.ndarray:
         """The rows that are this module's, in their order."""
-        segments = self.placement.segments
+        segments, step = self.placement.segments, self.placement.step
         if segments is None:
             return tensor
-        parts = [tensor[first:end] for first, end in segments]
+        parts = [tensor[first:end:step] for first, end in segments]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def digest(self) -> str:
@@ -60,12 +72,15 @@ class Source:
         two ways are two, even where their floats are equal, and none is one that is not packed.
         """
         packed, span = self.packed, self._span
-        if isinstance(self.file, PackedWeights) and packed is not None and not packed.is_plain:
+        packed = None if packed is not None and packed.is_plain else packed
+        whole = self.placement.expert is None
+        if isinstance(self.file, PackedWeights) and packed is not None and whole:
             head = f"packed {packed.dtype.name} {packed.shape} {self.placement.segments} "
             pieces = self.file.pieces(self.placement.key)
         elif span is None or not isinstance(span.file, StreamedFile):
-            weight = self.read()
+            weight = self.read()  # an expert's floats: its bytes are not in one piece
             head = f"{weight.dtype.name} {weight.shape} "
+            head = head if packed is None else f"packed {packed.packing} {head}"
             # As bytes first: NumPy hands out no buffer of bfloat16.
             pieces = iter([np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data])
         else:
@@ -146,7 +161,8 @@ class Source:
         """What tells this weight from others of its file."""
         where, packed = self.placement, self.packed
         how = "" if packed is None else f"{packed.packing}: "
-        return f"{how}{where.key} {where.segments} {where.transposed}"
+        which = "" if where.expert is None else f" {where.expert} {where.step}"
+        return f"{how}{where.key} {where.segments} {where.transposed}{which}"
 
     @property
     def _span(self) -> "_Span | None":
@@ -154,12 +170,13 @@ class Source:
         file, where = self.file, self.placement
         if not isinstance(file, StreamedFile | PackedWeights) or where.transposed:
             return None
-        if isinstance(file, PackedWeights) and not file.in_parts(where.key):
+        if where.step > 1 or (isinstance(file, PackedWeights) and not file.in_parts(where.key)):
             return None
         stored = file.shape(where.key)
+        before, stored = (0, stored) if where.expert is None else (where.expert, stored[1:])
         segments = ((0, stored[0]),) if where.segments is None else where.segments
-        row = math.prod(stored[1:])
-        runs = tuple((first * row, end * row) for first, end in segments)
+        row, before = math.prod(stored[1:]), before * math.prod(stored)
+        runs = tuple((before + first * row, before + end * row) for first, end in segments)
         rows = sum(end - first for first, end in segments)
         return _Span(file, where.key, (rows, *stored[1:]), runs)
 
