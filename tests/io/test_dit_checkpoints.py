@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from dit_tables import in_original_naming, modules, tiny, weights
 from numpy.testing import assert_array_equal
+from packed_fixtures import fixture
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save
 
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
@@ -29,6 +31,7 @@ WEIGHTS = {
     if key.endswith(".weight") and value.ndim == 2
 }
 PREFIX = "model.diffusion_model."
+FIXED = "model.layers.0.self_attn.q_proj"
 
 
 def save(file: Path, tensors: Mapping[str, np.ndarray], prefix: str = "") -> Path:
@@ -161,3 +164,30 @@ def test_a_pipeline_with_two_experts_in_shards(tmp_path):
     (tmp_path / "wan" / "transformer_2" / "a.safetensors").unlink()
     with pytest.raises(BaseModelError, match="1 of 2 shards are missing, first a.safetensors"):
         load_base_model(tmp_path / "wan")
+
+
+@pytest.mark.parametrize(
+    "packing",
+    [
+        *("nf4", "nf4_twice", "fp4_stored_as_bf16", "int8"),
+        *("qint8", "qfloat8", "torchao_int8", "torchao_float8"),
+    ],
+)
+def test_halves_of_a_fused_weight_that_another_library_has_packed(packing, tmp_path):
+    """A half may begin within a block of numbers that have one scale."""
+    held, name = fixture(packing), "blocks.0.cross_attn.kv_linear"
+    tensors, metadata = {}, {}
+    for key, tensor in held.tensors.items():
+        if key.startswith(FIXED):
+            tensors[name + key.removeprefix(FIXED)] = tensor
+    for key, value in held.metadata.items():
+        metadata[key.replace(FIXED, name)] = value.replace(FIXED, name)
+    torch_save(tensors, tmp_path / "packed.safetensors", metadata)
+    model = load_base_model(tmp_path / "packed.safetensors")
+    want = held.floats[FIXED].float().numpy()
+    for half, one in zip(np.split(want, 2), ("to_k", "to_v"), strict=True):
+        ours = f"transformer.transformer_blocks.0.attn2.{one}"
+        assert_array_equal(model.matrix(ours), half)
+        flat = np.concatenate([*model.numbers(ours, 101)]).astype(np.float32)
+        assert_array_equal(flat, half.reshape(-1))
+    assert len(model.spec.modules) == 2

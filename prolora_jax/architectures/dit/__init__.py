@@ -7,6 +7,7 @@ families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
 spellings.py: What adapter files call the layers, behind which prefixes.
 layouts.py: Where a file has the weights: its prefix, its family, its rows.
+correspondence.py: Which block of one published transformer each block of another comes from.
 published.py: Published transformers by id, and which of them a model is.
 tables_streams.py: Modules of published transformers with two streams.
 tables_cross.py: Modules of published transformers with one stream.

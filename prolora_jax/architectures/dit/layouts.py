@@ -41,7 +41,7 @@ class DitLayer(NamedTuple):
     segments: Segments | None
 
 
-class Found(NamedTuple):
+class DitInFile(NamedTuple):
     """A diffusion transformer in a file, and what stands before its names there."""
 
     component: str
@@ -49,7 +49,7 @@ class Found(NamedTuple):
     prefix: str
 
 
-def transformers_in(shapes: Shapes) -> list[Found]:
+def transformers_in(shapes: Shapes) -> list[DitInFile]:
     """The diffusion transformers of a file.
 
     Args:
@@ -65,7 +65,7 @@ def transformers_in(shapes: Shapes) -> list[Found]:
         for prefix in prefixes:
             family = dit_family(_names(shapes, prefix))
             if family is not None:
-                found.append(Found(component, family, prefix))
+                found.append(DitInFile(component, family, prefix))
                 break
     return found
 

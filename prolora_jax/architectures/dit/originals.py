@@ -16,7 +16,7 @@ Segments = tuple[tuple[int, int], ...]
 """First row and end of each run of rows, in the order in which they make up a weight."""
 
 
-class Part(NamedTuple):
+class OriginalPart(NamedTuple):
     """Where a module's weight is in the authors' model.
 
     Attributes:
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     segments: Segments | None
 
 
-def originals(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Part]:
+def originals(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, OriginalPart]:
     """Where the modules of a base model are in the naming of its authors.
 
     Args:
@@ -38,7 +38,7 @@ def originals(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Part]:
         Place by path, for every module of a diffusion transformer of a known family; the rest of
         the model is left out. A module that has no other name there is named as it is here.
     """
-    found: dict[str, Part] = {}
+    found: dict[str, OriginalPart] = {}
     for component, paths in groupby(sorted(shapes), key=lambda path: path.partition(".")[0]):
         if component not in DIT_COMPONENTS:
             continue
@@ -49,17 +49,19 @@ def originals(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Part]:
     return found
 
 
-def _parts(family: DitFamily, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, Part]]:
+def _parts(
+    family: DitFamily, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[tuple[str, OriginalPart]]:
     for name, shape in shapes.items():
         fused, names = family.original(name)
         if family.is_swapped(name, shape):
-            yield name, Part(fused, halves_swapped(shape[0]))
+            yield name, OriginalPart(fused, halves_swapped(shape[0]))
         elif len(names) == 1:
-            yield name, Part(fused, None)
+            yield name, OriginalPart(fused, None)
         elif all(one in shapes for one in names):
             ends = (0, *accumulate(shapes[one][0] for one in names))
             first, end = list(pairwise(ends))[names.index(name)]
-            yield name, Part(fused, ((first, end),))
+            yield name, OriginalPart(fused, ((first, end),))
 
 
 def halves_swapped(rows: int) -> Segments:

@@ -8,7 +8,7 @@ names are looked up. An original layer may hold several canonical ones, row afte
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from prolora_jax.architectures.dit.originals import Part, Segments, originals
+from prolora_jax.architectures.dit.originals import OriginalPart, Segments, originals
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.naming import flat
 
@@ -177,7 +177,7 @@ def _bare(name: str) -> Iterable[str]:
         yield _WHOLE + name.removeprefix(_TRUNCATED)
 
 
-def _grouped(parts: Mapping[str, Part], rows: Mapping[str, int]) -> Iterable[FileLayer]:
+def _grouped(parts: Mapping[str, OriginalPart], rows: Mapping[str, int]) -> Iterable[FileLayer]:
     """Original layers with the canonical ones that they hold."""
     groups: dict[str, list[HeldLayer]] = {}
     for path, part in parts.items():
