@@ -63,6 +63,11 @@ def assert_close(found: Tensors, wanted: Tensors) -> None:
         assert error < 1e-6, (name, error)
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "diffusers loads and fuses",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     given = pairs(shapes(family))
@@ -78,6 +83,11 @@ def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     assert_close(found, dense(given, scales))
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "original names, rows by diffusers' converters of checkpoints",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("choice", ["kohya", "comfyui"])
 def test_original_names_hold_the_same_update_in_the_original_layers(
@@ -157,6 +167,11 @@ def test_a_part_that_was_not_trained_gets_rows_of_zeros() -> None:
     )
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Wan"),
+    "write",
+    "peft reads and merges",
+)
 @pytest.mark.parametrize("family", ["wan", "flux"])
 def test_a_folder_of_peft_s_is_anchored_and_merged_by_peft(family: str, tmp_path: Path) -> None:
     # A pattern of peft's hits every path that ends so: `proj_out` is one of a block, too.
