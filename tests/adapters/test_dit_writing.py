@@ -30,6 +30,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.dumping import concrete_format, dump
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
@@ -218,3 +219,23 @@ def test_sixteen_bits_and_powers_of_two_round_nothing() -> None:
         assert a.dtype == b.dtype == np.float16
         exact = scales[name] * up.astype(np.float64) @ down.astype(np.float64)
         np.testing.assert_array_equal(b.astype(np.float64) @ a.astype(np.float64), exact)
+
+
+@pytest.mark.parametrize("format", ["kohya-ldm", "comfyui"])
+def test_a_text_encoder_goes_along_under_the_format_s_own_name(format: str) -> None:
+    tail = "text_model.encoder.layers.0.self_attn.q_proj"
+    given = pairs({"x_embedder": shapes("flux")["x_embedder"], tail: (8, 8)})
+    modules = (
+        LoraModule("transformer.x_embedder", *given["x_embedder"], 4.0),
+        LoraModule(f"text_encoder.{tail}", *given[tail], 4.0),
+    )
+    layers = base("flux").modules | {f"text_encoder.{tail}": ModuleSpec(tail, (8, 8))}
+    tensors, _ = dump(Adapter(modules, "diffusers"), format, BaseModelSpec("both", layers))
+    names = {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors}
+    assert (
+        names
+        == {
+            "kohya-ldm": {"lora_unet_img_in", f"lora_te1_{tail.replace('.', '_')}"},
+            "comfyui": {"diffusion_model.img_in", f"text_encoders.clip_l.transformer.{tail}"},
+        }[format]
+    )
