@@ -118,3 +118,13 @@ def test_bad_tables_are_refused_by_what_is_wrong():
         spec_from_shapes(image, name="f")
     with pytest.raises(BaseModelError, match="of no known family .*; give it in diffusers' naming"):
         spec_from_shapes({"transformer_blocks.0.attn.to_x.weight": (4, 4)}, name="f")
+
+
+def test_a_t5_is_no_clip():
+    """Pipelines with both call them text_encoder and text_encoder_2."""
+    shapes = header(table("flux2_klein_4b"), "transformer.")
+    layer = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    shapes |= {f"text_encoder_2.{layer}": (8, 8), "text_encoder_2.shared.weight": (9, 8)}
+    clip = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
+    placed = placements(shapes | {f"{clip}.weight": (8, 8)})
+    assert {*placed} - {*with_component(table("flux2_klein_4b"))} == {clip}

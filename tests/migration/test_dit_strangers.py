@@ -1,5 +1,6 @@
 """Diffusion transformers that have nothing in common are refused, whatever their names say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from prolora_jax.architectures.identify import published_spec
 from prolora_jax.errors import Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.matching.matching import match_modules
+from prolora_jax.migration.base_similarity import similarity
 from prolora_jax.migration.kinship import Strangers, UnlikeWidths, require_a_common_shape
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
@@ -73,3 +75,13 @@ def test_equal_shapes_without_a_common_weight(tmp_path):
     tuned = {key: value + 0.3 * weights(tiny("qwen"), 2)[key] for key, value in own.items()}
     relative = BasePair(source, saved(tmp_path / "tuned.safetensors", tuned))
     relative.require_kinship(relative.matching("auto", OPTIONS).pairs, OPTIONS)
+
+
+def test_similarity_says_that_shapes_do_not_name_a_model(tmp_path):
+    """A toy net stands for the published one, whose weights fill a disk."""
+    found = saved(tmp_path / "mine.safetensors", weights(tiny("flux")))
+    krea = replace(found, spec=replace(found.spec, family="flux1-dev"))
+    compared = similarity(found, krea)
+    assert compared.relation.word == "close relatives"
+    (said,) = compared.lookalikes
+    assert said.startswith("mine: flux1-dev by the shapes of its modules, as are FLUX.1 Krea dev")

@@ -53,7 +53,7 @@ def transformers_in(shapes: Shapes) -> list[DitInFile]:
     """The diffusion transformers of a file.
 
     Args:
-        shapes: shape by key, of all tensors of the file.
+        shapes: shape by key, of all tensors of the file; only the keys count.
 
     Returns:
         One for each component; none where there are no names of a known family.

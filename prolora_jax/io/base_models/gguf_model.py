@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.architectures.dit.families import dit_family
+from prolora_jax.architectures.dit.layouts import transformers_in
 from prolora_jax.architectures.llm.gguf_names import gguf_places
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.packed_weights import PackedWeights
@@ -40,7 +40,7 @@ def open_gguf(path: Path) -> PackedWeights:
             f"them together (llama-gguf-split --merge)",
             code=Refusal.UNREADABLE_BASE,
         )
-    if dit_family(key.rpartition(".")[0] for key in file.keys) is not None:
+    if transformers_in(dict.fromkeys(file.keys, ())):
         return PackedWeights({key: file.weight(key) for key in file.keys}, {})
     places = gguf_places(str(path), file.keys, file.values)
     weights: dict[str, PackedWeight] = {}
