@@ -112,6 +112,14 @@ def test_original_names_hold_the_same_update_in_the_original_layers(
     assert {m.rank for m in again.modules} == {4}  # the blocks are cut out again
 
 
+@pytest.mark.parametrize("family", ["flux2", "ltx", "qwen", "wan"])
+def test_blocks_under_comfyui_s_names_are_read_by_diffusers_of_some_families(family: str) -> None:
+    given = pairs({name: shape for name, shape in shapes(family).items() if "block" in name})
+    adapter, scales = adapter_of(given)
+    tensors, _ = dump(adapter, "comfyui", base(family))
+    assert_close(added_in_diffusers(family, built(family).double(), tensors), dense(given, scales))
+
+
 def test_parts_that_share_down_keep_their_rank_and_their_numbers() -> None:
     given = pairs(original_shapes("flux"))
     kohya = {

@@ -217,3 +217,23 @@ def test_names_that_do_not_say_which_expert_are_refused(tmp_path: Path) -> None:
     save_file(said, tmp_path / "in.safetensors")
     (module,) = resolve(load_adapter(tmp_path / "in.safetensors"), spec).modules
     assert module.path == "transformer_2.blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize("pair", ["flux"], indirect=True)
+def test_files_of_one_header_need_not_be_cut_alike(pair: Pair, tmp_path: Path) -> None:
+    # Columns that a part of a fused layer does not use are left out: which, is a file's own matter.
+    name, rank, rows = "double_blocks.0.img_attn.qkv", 6, 32
+    stem, (down, up) = "lora_unet_double_blocks_0_img_attn_qkv", pairs({name: (96, 32)}, rank)[name]
+    sparse = up * np.kron(np.eye(3), np.ones((rows, rank // 3))).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for number, whole in enumerate((up, sparse, 2 * up, 3 * sparse)):
+        tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": whole}
+        save_file(tensors, tmp_path / "in" / f"{number}.safetensors")
+    assert moved(tmp_path / "in", pair.source, pair.target, tmp_path / "out") == 0
+    for number, whole in enumerate((up, sparse, 2 * up, 3 * sparse)):
+        found = load_file(next((tmp_path / "out").rglob(f"{number}.safetensors")))
+        for i, part in enumerate("qkv"):
+            key = f"transformer.transformer_blocks.0.attn.to_{part}.lora_"
+            a, b = found[f"{key}A.weight"], found[f"{key}B.weight"]
+            assert len(a) == (rank if number % 2 == 0 else rank // 3)
+            np.testing.assert_allclose(b @ a, whole[rows * i : rows * (i + 1)] @ down, atol=1e-5)
