@@ -237,7 +237,7 @@ def test_a_text_encoder_goes_along_under_the_format_s_own_name(format: str) -> N
         LoraModule("transformer.x_embedder", *given["x_embedder"], 4.0),
         LoraModule(f"text_encoder.{tail}", *given[tail], 4.0),
     )
-    layers = base("flux").modules | {f"text_encoder.{tail}": ModuleSpec(tail, (8, 8))}
+    layers = {**base("flux").modules, f"text_encoder.{tail}": ModuleSpec(tail, (8, 8))}
     tensors, _ = dump(Adapter(modules, "diffusers"), format, BaseModelSpec("both", layers))
     names = {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors}
     assert (

@@ -174,9 +174,7 @@ def test_the_image_branch_stays_behind_where_the_target_has_none(tmp_path: Path)
     }
 
 
-def test_each_of_two_experts_gets_an_output_of_its_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_of_two_experts_gets_an_output_of_its_own(tmp_path: Path) -> None:
     source = saved(built("wan"), tmp_path / "source")
     target = tmp_path / "target"
     nets = {"transformer": built("wan", seed=5), "transformer_2": built("wan", seed=6)}
@@ -193,6 +191,10 @@ def test_each_of_two_experts_gets_an_output_of_its_own(
         report = (tmp_path / f"out.{component}.safetensors.report.json").read_text()
         assert str(target / component) in report
     assert not out.exists()
+    (tmp_path / "out.transformer.safetensors").unlink()  # of two outputs one is still there
+    (tmp_path / "out.transformer.safetensors.report.json").unlink()
+    assert moved(adapter, source, target, out, "--min-similarity", "-1") == 2
+    assert not (tmp_path / "out.transformer.safetensors").exists()
     with pytest.raises(BaseModelError, match="found transformers transformer and transformer_2"):
         migrate_file(adapter, source, target, out, MigrationOptions(method="copy"))
 
