@@ -139,13 +139,16 @@ def _require_inputs(inputs: Sequence[Path], *, merge: bool, weights: Sequence[fl
 def _each(inputs: Sequence[Path], out_file: Path | None, *, target: Path, **asked: Any) -> int:
     """`_one`, for each transformer of a target that has one more than the source."""
     from prolora_jax.migration.experts import experts_of, output_for
+    from prolora_jax.migration.files import refuse_outputs
 
     experts = experts_of(asked["source"], target)
     if not experts:
         return _one(inputs, out_file, target=target, **asked)
     outs = [None if out_file is None else output_for(out_file, expert) for expert in experts]
+    for own in filter(None, outs):  # all of them before any is written
+        refuse_outputs(inputs[0], own, asked["writing"], read=inputs)
     return max(
-        _one(inputs, out, target=expert, **asked) for out, expert in zip(outs, experts, strict=True)
+        _one(inputs, own, target=expert, **asked) for own, expert in zip(outs, experts, strict=True)
     )
 
 

@@ -30,6 +30,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.dumping import concrete_format, dump
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 
@@ -63,6 +64,11 @@ def assert_close(found: Tensors, wanted: Tensors) -> None:
         assert error < 1e-6, (name, error)
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "diffusers loads and fuses",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     given = pairs(shapes(family))
@@ -78,6 +84,11 @@ def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     assert_close(found, dense(given, scales))
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "original names, rows by diffusers' converters of checkpoints",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("choice", ["kohya", "comfyui"])
 def test_original_names_hold_the_same_update_in_the_original_layers(
@@ -99,6 +110,14 @@ def test_original_names_hold_the_same_update_in_the_original_layers(
     assert_close(cut_by_map(family, found), dense(given, scales))
     again = resolve(parse(tensors, {}, "again"), base(family))
     assert {m.rank for m in again.modules} == {4}  # the blocks are cut out again
+
+
+@pytest.mark.parametrize("family", ["flux2", "ltx", "qwen", "wan"])
+def test_blocks_under_comfyui_s_names_are_read_by_diffusers_of_some_families(family: str) -> None:
+    given = pairs({name: shape for name, shape in shapes(family).items() if "block" in name})
+    adapter, scales = adapter_of(given)
+    tensors, _ = dump(adapter, "comfyui", base(family))
+    assert_close(added_in_diffusers(family, built(family).double(), tensors), dense(given, scales))
 
 
 def test_parts_that_share_down_keep_their_rank_and_their_numbers() -> None:
@@ -157,6 +176,11 @@ def test_a_part_that_was_not_trained_gets_rows_of_zeros() -> None:
     )
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Wan"),
+    "write",
+    "peft reads and merges",
+)
 @pytest.mark.parametrize("family", ["wan", "flux"])
 def test_a_folder_of_peft_s_is_anchored_and_merged_by_peft(family: str, tmp_path: Path) -> None:
     # A pattern of peft's hits every path that ends so: `proj_out` is one of a block, too.
@@ -203,3 +227,23 @@ def test_sixteen_bits_and_powers_of_two_round_nothing() -> None:
         assert a.dtype == b.dtype == np.float16
         exact = scales[name] * up.astype(np.float64) @ down.astype(np.float64)
         np.testing.assert_array_equal(b.astype(np.float64) @ a.astype(np.float64), exact)
+
+
+@pytest.mark.parametrize("format", ["kohya-ldm", "comfyui"])
+def test_a_text_encoder_goes_along_under_the_format_s_own_name(format: str) -> None:
+    tail = "text_model.encoder.layers.0.self_attn.q_proj"
+    given = pairs({"x_embedder": shapes("flux")["x_embedder"], tail: (8, 8)})
+    modules = (
+        LoraModule("transformer.x_embedder", *given["x_embedder"], 4.0),
+        LoraModule(f"text_encoder.{tail}", *given[tail], 4.0),
+    )
+    layers = {**base("flux").modules, f"text_encoder.{tail}": ModuleSpec(tail, (8, 8))}
+    tensors, _ = dump(Adapter(modules, "diffusers"), format, BaseModelSpec("both", layers))
+    names = {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors}
+    assert (
+        names
+        == {
+            "kohya-ldm": {"lora_unet_img_in", f"lora_te1_{tail.replace('.', '_')}"},
+            "comfyui": {"diffusion_model.img_in", f"text_encoders.clip_l.transformer.{tail}"},
+        }[format]
+    )
