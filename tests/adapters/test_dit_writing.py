@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft import PeftModel
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformer_nets import (
     KINDS,
     Pair,
@@ -31,8 +31,9 @@ from prolora_jax.adapters.formats.dumping import concrete_format, dump
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.adapters.whole_files import convert_file
 
 FAMILIES = sorted(KINDS)
 ALPHAS = (4.0, 2.0, 1.0, 8.0)
@@ -247,3 +248,21 @@ def test_a_text_encoder_goes_along_under_the_format_s_own_name(format: str) -> N
             "comfyui": {"diffusion_model.img_in", f"text_encoders.clip_l.transformer.{tail}"},
         }[format]
     )
+
+
+def test_names_of_a_published_model_are_known_by_its_id(tmp_path: Path):
+    module = "transformer.transformer_blocks.0.attn.to_k"
+    given = {f"{module}.lora_A.weight": np.ones((1, 3072), np.float32)}
+    given[f"{module}.lora_B.weight"] = np.arange(3072, dtype=np.float32)[:, None]
+    save_file(given, tmp_path / "given.safetensors")
+    out = tmp_path / "out.safetensors"
+    convert_file(tmp_path / "given.safetensors", "kohya", out, "flux1-dev")
+    written = load_file(out)
+    layer = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert {key.partition(".")[0] for key in written} == {layer}
+    up = written[f"{layer}.lora_up.weight"]
+    assert np.array_equal(up[3072:6144], given[f"{module}.lora_B.weight"])
+    assert not up[:3072].any()
+    assert not up[6144:].any()
+    with pytest.raises(UsageError, match="flux1-dev"):  # several have it, under unlike names
+        convert_file(tmp_path / "given.safetensors", "kohya", tmp_path / "other.safetensors")
