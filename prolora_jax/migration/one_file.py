@@ -81,7 +81,8 @@ def plan_file(
         ProloraError: what `migrate_file` would raise before it writes.
     """
     paths = _paths(inputs, merge)
-    pair = open_pair(source, target, store, workers)
+    fused = "parts" if options is None else options.fused
+    pair = open_pair(source, target, store, workers, fused)
     folder = paths[0].is_dir()
     given = _read(paths, pair, options, writing or Writing(), weights if merge else None, folder)
     return _planned(given, pair, plan, progress)
@@ -131,7 +132,8 @@ def migrate_file(
     paths, out, writing = _paths(inputs, merge), Path(out), writing or Writing()
     places = (location_of(source), location_of(target))
     refuse_outputs(paths[0], out, writing, read=(*paths, *places))
-    pair = open_pair(source, target, store, workers)
+    fused = "parts" if options is None else options.fused
+    pair = open_pair(source, target, store, workers, fused)
     folder = paths[0].is_dir() and writes_folder(out, "peft")
     given = _read(paths, pair, options, writing, weights if merge else None, folder)
     todo = _planned(given, pair, plan, progress)

@@ -24,6 +24,7 @@ from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.magnitudes import kept_magnitudes
+from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
@@ -72,8 +73,8 @@ def migrate(
         The migrated adapter (in the input's format) and the report.
     """
     options = options or MigrationOptions()
-    pair = BasePair(source, target, store)
-    fitted = fit_to(source, adapter, options)
+    pair = open_pair(source, target, store, fused=options.fused)
+    fitted = fit_to(pair.source, adapter, options)
     plan = plan_fitted(fitted, pair, options, progress)
     return run_plan(fitted.adapter, pair, plan, progress)
 
@@ -115,7 +116,9 @@ def plan_fitted(
 
     Raises:
         Strangers: the base models are language models without anything in common.
+        UsageError: the pair was opened for another `fused`.
     """
+    require_opened_for(pair, options.fused)
     adapter = fitted.adapter
     matching = pair.matching(options.match, options)
     wanted = wanted_pairs(adapter, matching, options)

@@ -31,7 +31,11 @@ from prolora_jax.adapters.formats.keys import (
 )
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
-from prolora_jax.adapters.formats.original_layers import original_paths, with_original_layers
+from prolora_jax.adapters.formats.original_layers import (
+    in_parts,
+    original_paths,
+    with_original_layers,
+)
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
@@ -83,7 +87,8 @@ def dump(
             reads language models' adapters in this format.
     """
     require_format(format)
-    given = resolve(adapter, spec)
+    given, spec = in_parts(resolve(adapter, spec), spec), spec.in_parts
+    given = resolve(given, spec)
     _require_reader(given, format, spec, folded=folded)
     transformer = bool(spec.layer_names.components)
     if transformer and folded and format == "peft":

@@ -6,11 +6,11 @@ the same. A part without a pair gets rows of zeros.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.segments import joined
+from prolora_jax.adapters.formats.segments import joined, rows_of
 from prolora_jax.architectures.dit.spellings import FileLayer
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -63,6 +63,51 @@ def with_original_layers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         for m in adapter.structured
     )
     return replace(adapter, modules=tuple(modules), structured=others)
+
+
+def in_parts(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
+    """The same updates with no pair of a layer that the base model has beside its parts.
+
+    Every part keeps all columns, so that they still have one `down`: whatever is written, a fused
+    layer's rank is the one it had.
+
+    Args:
+        adapter: resolved against `spec`.
+        spec: the base model.
+    """
+    found: list[LoraModule] = []
+    for module in adapter.modules:
+        layer = (spec.whole or {}).get(module.path)
+        if layer is None:
+            found.append(module)
+            continue
+        for part in layer.parts:
+            assert part.segments is not None  # of a layer with several parts
+            found.append(replace(module, path=part.path, up=rows_of(module.up, part.segments)))
+    return replace(adapter, modules=tuple(found))
+
+
+def whole_again(adapter: Adapter, paths: Iterable[str], spec: BaseModelSpec) -> Adapter:
+    """The reverse of `in_parts`, for layers all of whose parts are there with one `down`.
+
+    Args:
+        adapter: resolved against `spec.in_parts`.
+        paths: layers that are to be whole; others of `spec.whole` stay as they are.
+        spec: the base model.
+    """
+    given = {module.path: module for module in adapter.modules}
+    for path in paths:
+        layer = (spec.whole or {}).get(path)
+        parts = [] if layer is None else [given.get(part.path) for part in layer.parts]
+        if layer is None or any(part is None for part in parts):
+            continue
+        first = given[layer.parts[0].path]
+        pair = joined(path, parts, [part.segments or () for part in layer.parts], adapter.origin)
+        if pair.rank == first.rank:
+            for part in layer.parts:
+                del given[part.path]
+            given[path] = pair
+    return replace(adapter, modules=tuple(given.values()))
 
 
 def original_paths(adapter: Adapter, spec: BaseModelSpec) -> frozenset[str]:

@@ -20,6 +20,9 @@ from prolora_jax.architectures.dit.spellings import FileLayer, HeldLayer, said_c
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
+IN_PARTS = "in-parts: "
+"""Start of the flag of a fused layer that was to move whole, and moves in parts."""
+
 # Parts of other algorithms' modules whose first axis is the layer's rows, and the others.
 _BY_ROW = {
     "dora": ({"up", *MAGNITUDES}, {"down"}),
@@ -36,7 +39,9 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         spec: the base model.
 
     Returns:
-        The adapter; what the base model has no layer for keeps its name, to be refused for it.
+        The adapter; what the base model has no layer for keeps its name, to be refused for it. A
+        layer that is a module beside its parts stays whole; where there are such modules and the
+        adapter has other layers that are cut, a flag says which.
 
     Raises:
         AdapterRefused: a layer has other rows than the base model's, or an algorithm whose update
@@ -49,6 +54,9 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     modules = [part for m in adapter.modules for part in place.pairs(m)]
     others = [part for m in adapter.structured for part in place.others(m)]
     left = tuple(c for c in adapter.companions if _may_stay(c, adapter.origin))
+    if spec.whole is not None and place.cut:
+        which = f"{IN_PARTS}{len(place.cut)} layers, first {place.cut[0]}"
+        adapter = replace(adapter, flags=(*adapter.flags, which))
     return replace(adapter, modules=tuple(modules), structured=tuple(others), companions=left)
 
 
@@ -57,6 +65,7 @@ class _Place:
 
     def __init__(self, adapter: Adapter, spec: BaseModelSpec):
         self._spec, self._origin = spec, adapter.origin
+        self.cut: list[str] = []
         every = [*adapter.modules, *adapter.structured]
         self._names = spec.layer_names
         paths = [m.path for m in every if m.path not in spec.modules]
@@ -81,25 +90,34 @@ class _Place:
     def pairs(self, module: LoraModule) -> Iterator[LoraModule]:
         """The pairs of a module's layers."""
         layer = self._layer(module.path)
+        whole = self._whole(module.path, layer)
         if layer is None:
             yield module
+        elif whole is not None:
+            self._require_rows(module.path, layer, module.up.shape[0])
+            yield replace(module, path=whole)
         elif _is_one(layer):
             yield replace(module, path=layer.parts[0].path)
         else:
+            self.cut += [layer.name] * (len(layer.parts) > 1)
             up, down = layout.up_to_matrix(module.up), layout.down_to_matrix(module.down)
             self._require_rows(module.path, layer, up.shape[0])
-            whole = replace(module, up=up, down=down)
+            pair = replace(module, up=up, down=down)
             for part in layer.parts:
-                yield cut(whole, part.path, part.segments or ((0, layer.rows),))
+                yield cut(pair, part.path, part.segments or ((0, layer.rows),))
 
     def others(self, module: StructuredModule) -> Iterator[StructuredModule]:
         """The modules of another algorithm's layers."""
         layer = self._layer(module.path)
+        whole = self._whole(module.path, layer)
         if layer is None:
             yield module
+        elif whole is not None:
+            yield replace(module, path=whole)
         elif _is_one(layer):
             yield replace(module, path=layer.parts[0].path)
         else:
+            self.cut += [layer.name] * (len(layer.parts) > 1)
             yield from (self._part(module, layer, part) for part in layer.parts)
 
     def _layer(self, path: str) -> FileLayer | None:
@@ -107,6 +125,14 @@ class _Place:
             return None
         said, known = said_component(path), self._names.components
         return self._names.find(path, said if said in known else known[0])
+
+    def _whole(self, name: str, layer: FileLayer | None) -> str | None:
+        """Path of a layer that is a module of the base model beside its parts."""
+        if layer is None or not self._spec.whole:
+            return None
+        said, known = said_component(name), self._names.components
+        path = f"{said if said in known else known[0]}.{layer.name}"
+        return path if path in self._spec.whole else None
 
     def _part(
         self, module: StructuredModule, layer: FileLayer, part: HeldLayer
