@@ -14,7 +14,13 @@ from prolora_jax.io.adapters.files import writes_folder
 from prolora_jax.io.adapters.peft_folder import is_adapter_folder
 from prolora_jax.io.adapters.sidecars import Folders, carry
 from prolora_jax.io.outputs.reports import read_plan
-from prolora_jax.migration.files import Writing, read_fitted, refuse_outputs, write_migrated
+from prolora_jax.migration.files import (
+    Writing,
+    as_written,
+    read_fitted,
+    refuse_outputs,
+    write_migrated,
+)
 from prolora_jax.migration.merged import parts_of, widest
 from prolora_jax.migration.opening import Place, location_of, open_pair
 from prolora_jax.migration.pair import BasePair
@@ -140,6 +146,7 @@ def migrate_file(
     migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
         report = replace(report, parts=parts_of(given.parts, weights))
+    report = as_written(migrated, report, pair.target.spec, writing)
     report_file = write_migrated(migrated, report, out, pair.target.spec, writing)
     if writing.sidecars:
         note = {"source": pair.source.spec.name, "target": pair.target.spec.name}

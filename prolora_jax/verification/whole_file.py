@@ -92,7 +92,7 @@ def file_problems(
     beside = plan_companions(before, *models, matched.matching.pairs, moved, told.options)
     given = told.companions, beside, before, output, told.options, (source, target)
     problems += companion_problems(*given)
-    problems += strings + flag_problems(told, plan, before, models, beside, after)
+    problems += strings + flag_problems(told, plan, before, models, beside, output)
     not_checked = [*not_checked, *open_]
     if told.parts and not parts:
         not_checked.append("fingerprints of the parts: they were not given one by one")

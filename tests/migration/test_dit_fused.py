@@ -1,6 +1,7 @@
-"""Fused layers of diffusion transformers that move whole, by a dense reference of all their rows."""
+"""Fused layers of diffusion transformers moved whole, by a dense reference of all their rows."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from transformer_nets import (
     Tensors,
     added_in_diffusers,
+    base,
     built,
     cut_by_map,
     dense,
@@ -20,11 +22,19 @@ from transformer_nets import (
     row_map,
 )
 
+from prolora_jax.adapters.formats.parsing import parse
+from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import ModuleSpec
+from prolora_jax.architectures.whole_layers import whole_layers
+from prolora_jax.cli.main import main
 from prolora_jax.errors import UsageError
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.migration.single import make_plan
 from prolora_jax.plans.options import BadOption, MigrationOptions
+from prolora_jax.plans.plan import Action
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -122,3 +132,117 @@ def test_a_kept_layer_is_the_dense_formula_of_all_its_rows(
     assert ranks == {4 if method == "prolora-full" else 8}
     checked = verify_file(out)
     assert checked.ok, checked
+
+
+def test_kept_layers_keep_their_rank_in_the_authors_names_and_copies_their_numbers(
+    pair: Pair, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    options = MigrationOptions(method="copy", **KEEP)
+    migrate_file(pair.adapter, pair.source, pair.target, out, options, Writing("kohya"))
+    given, written = load_file(pair.adapter), load_file(out)
+    assert written.keys() == given.keys()
+    for name in pair.given:
+        stem = f"lora_unet_{name.replace('.', '_')}"
+        down, up = written[f"{stem}.lora_down.weight"], written[f"{stem}.lora_up.weight"]
+        assert down.shape == given[f"{stem}.lora_down.weight"].shape
+        scale = float(written[f"{stem}.alpha"]) / len(down)
+        np.testing.assert_allclose(scale * up @ down, pair.given[name], atol=1e-5)
+    assert verify_file(out).ok
+
+
+def test_layers_move_in_parts_where_the_target_has_none_alike_and_the_report_says_so(
+    tmp_path: Path,
+) -> None:
+    # A target whose single blocks have a wider MLP has no `linear1` that is cut alike.
+    spec = base("flux")
+    wider = {
+        path: ModuleSpec(path, (module.shape[0] + 32, module.shape[1]))
+        if path.endswith("proj_mlp")
+        else module
+        for path, module in spec.modules.items()
+    }
+    source, target = whole_layers(spec, replace(spec, modules=wider))
+    assert source.whole is not None
+    assert target.whole is not None
+    assert source.whole.keys() == target.whole.keys()
+    assert {path.split(".")[1] for path in source.whole} == {"double_blocks"}
+    tensors = as_kohya(pairs({name: original_shapes("flux")[name] for name in (QKV, LINEAR1)}))
+    adapter = resolve(parse(tensors, {}, "given"), source)
+    assert {module.path for module in adapter.modules} == {
+        f"transformer.{QKV}",
+        *(f"transformer.single_transformer_blocks.0.attn.to_{x}" for x in "qkv"),
+        "transformer.single_transformer_blocks.0.proj_mlp",
+    }
+    assert adapter.flags == (f"in-parts: 1 layers, first {LINEAR1}",)
+    assert resolve(adapter, source) == adapter
+
+
+def test_kept_layers_follow_their_blocks_into_another_depth(pair: Pair, tmp_path: Path) -> None:
+    # The target's second double block is the source's; its first one was put in.
+    deeper = built("flux", seed=5, num_layers=3)
+    own = deeper.state_dict()
+    taken = {"0": "1", "1": "2"}
+    with torch.no_grad():
+        for name, tensor in built("flux").state_dict().items():
+            levels = name.split(".")
+            if levels[0] == "transformer_blocks":
+                levels[1] = taken[levels[1]]
+            own[".".join(levels)].copy_(tensor)
+    deeper.save_pretrained(tmp_path / "target" / "transformer")
+    out = tmp_path / "out.safetensors"
+    report = migrate_file(
+        pair.adapter, pair.source, tmp_path / "target", out, MigrationOptions(**KEEP)
+    ).report
+    found = {m.path: m.source_path for m in report.modules}
+    moved = QKV.replace(".0.", ".1.")
+    assert found[f"transformer.{moved}"] == f"transformer.{QKV}"
+    assert found[f"transformer.{LINEAR1}"] == f"transformer.{LINEAR1}"
+    assert {m.action for m in report.modules} == {Action.COPY}  # the weights are equal
+    assert verify_file(out).ok
+
+
+def test_a_folder_s_layers_are_kept_and_verified(pair: Pair, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number in range(2):
+        (folder / f"{number}.safetensors").write_bytes(pair.adapter.read_bytes())
+    where = "--source", str(pair.source), "--target", str(pair.target), "--out", str(out)
+    how = "--fused", "keep", "--min-similarity", "-1", "--basis-rank", "rank=8"
+    with pytest.raises(SystemExit) as ended:
+        main(["migrate", str(folder), *where, *how])
+    assert not ended.value.code
+    shared = (out / "pair.report.json").read_text()
+    assert f"transformer.{QKV}" in shared
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(out)])
+    assert not ended.value.code
+
+
+def test_written_with_the_ranks_of_all_parts_is_in_the_report(pair: Pair, tmp_path: Path) -> None:
+    names = [f"transformer_blocks.0.attn.to_{x}" for x in "qkv"]
+    tensors = {}
+    for name, (down, up) in pairs(dict.fromkeys(names, (32, 32))).items():
+        stem = f"transformer.{name}"
+        tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    save_file(tensors, tmp_path / "in.safetensors")
+    places = tmp_path / "in.safetensors", pair.source, pair.target
+    options, out = MigrationOptions(method="copy"), tmp_path / "out.safetensors"
+    report = migrate_file(*places, out, options, Writing("comfyui")).report
+    assert report.flags == (f"fused-ranks: 1 layers, first transformer.{QKV}",)
+    assert {len(a) for key, a in load_file(out).items() if "lora_A" in key} == {12}
+    assert verify_file(out).ok
+    plain = tmp_path / "plain.safetensors"
+    assert migrate_file(*places, plain, options).report.flags == ()
+    told = Path(f"{out}.report.json")
+    told.write_text(told.read_text().replace("fused-ranks: 1 layers", "fused-ranks: 2 layers"))
+    assert not verify_file(out).ok
+
+
+def test_what_cannot_be_is_refused(pair: Pair) -> None:
+    with pytest.raises(BadOption, match="expected parts with --match module"):
+        MigrationOptions(fused="keep", match="module")
+    opened = open_pair(pair.source, pair.target)
+    adapter = load_adapter(pair.adapter)
+    with pytest.raises(UsageError, match="--fused keep: found base models opened for parts"):
+        make_plan(adapter, opened, MigrationOptions(**KEEP))

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.segments import joined, rows_of
 from prolora_jax.architectures.dit.spellings import FileLayer
@@ -16,6 +18,12 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _log = logging.getLogger(__name__)
+
+ORIGINAL = frozenset({"comfyui", "kohya-ldm"})
+"""Formats whose names are the original code's; of a transformer, its layers are, too."""
+
+GROWN = "fused-ranks: "
+"""Start of the flag of a file whose fused layers have the ranks of several parts together."""
 
 
 def with_original_layers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
@@ -108,6 +116,39 @@ def whole_again(adapter: Adapter, paths: Iterable[str], spec: BaseModelSpec) -> 
                 del given[part.path]
             given[path] = pair
     return replace(adapter, modules=tuple(given.values()))
+
+
+def grown_ranks(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[str, ...]:
+    """A flag where original layers of a format need more columns than any of their parts.
+
+    Args:
+        adapter: resolved against `spec`, before or after it was written: columns without an effect
+            on a part do not count for it.
+        format: that it is written in.
+        spec: the base model.
+
+    Returns:
+        The flag, with how many layers there are and the first one's name; none of other formats.
+    """
+    if format not in ORIGINAL:
+        return ()
+    groups: dict[str, list[LoraModule]] = {}
+    for module in adapter.modules:
+        if spec.layer_names.has(module.path):
+            component, name = module.path.partition(".")[0], spec.layer_names.original(module.path)
+            groups.setdefault(f"{component}.{name.name}", []).append(module)
+    grown = []
+    for path, parts in sorted(groups.items()):
+        columns = [_columns(part) for part in parts] if len(parts) > 1 else []
+        if columns and len(frozenset().union(*columns)) > max(map(len, columns)):
+            grown.append(path)
+    return (f"{GROWN}{len(grown)} layers, first {grown[0]}",) if grown else ()
+
+
+def _columns(module: LoraModule) -> frozenset[bytes]:
+    """The different columns of a pair that add something, by their side of `down`."""
+    used = module.up.reshape(len(module.up), -1).any(axis=0)
+    return frozenset(row.tobytes() for row in module.down[used].astype(np.float32))
 
 
 def original_paths(adapter: Adapter, spec: BaseModelSpec) -> frozenset[str]:
