@@ -130,8 +130,7 @@ def test_a_kept_layer_is_the_dense_formula_of_all_its_rows(
         assert error < LAW, (name, error)
     ranks = {len(array) for key, array in load_file(out).items() if "lora_A" in key}
     assert ranks == {4 if method == "prolora-full" else 8}
-    checked = verify_file(out)
-    assert checked.ok, checked
+    assert verify_file(out).ok
 
 
 def test_kept_layers_keep_their_rank_in_the_authors_names_and_copies_their_numbers(

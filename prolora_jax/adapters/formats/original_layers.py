@@ -6,13 +6,14 @@ the same. A part without a pair gets rows of zeros.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.formats.segments import joined, rows_of
+from prolora_jax.adapters.formats.transformer_layers import stacked
 from prolora_jax.architectures.dit.spellings import FileLayer
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -103,19 +104,33 @@ def whole_again(adapter: Adapter, paths: Iterable[str], spec: BaseModelSpec) -> 
         paths: layers that are to be whole; others of `spec.whole` stay as they are.
         spec: the base model.
     """
-    given = {module.path: module for module in adapter.modules}
+    given = {module.path: module for module in (*adapter.modules, *adapter.structured)}
     for path in paths:
         layer = (spec.whole or {}).get(path)
         parts = [] if layer is None else [given.get(part.path) for part in layer.parts]
-        if layer is None or any(part is None for part in parts):
+        known = [part for part in parts if part is not None]
+        if layer is None or len(known) < len(parts):
             continue
-        first = given[layer.parts[0].path]
-        pair = joined(path, parts, [part.segments or () for part in layer.parts], adapter.origin)
-        if pair.rank == first.rank:
+        whole = _joint(path, layer, known, adapter.origin)
+        if whole is not None:
             for part in layer.parts:
                 del given[part.path]
-            given[path] = pair
-    return replace(adapter, modules=tuple(given.values()))
+            given[path] = whole
+    modules = tuple(m for m in given.values() if isinstance(m, LoraModule))
+    others = tuple(m for m in given.values() if isinstance(m, StructuredModule))
+    return replace(adapter, modules=modules, structured=others)
+
+
+def _joint(
+    path: str, layer: FileLayer, parts: Sequence[LoraModule | StructuredModule], origin: str
+) -> LoraModule | StructuredModule | None:
+    """The module that all parts of a layer were cut out of; None where they were not."""
+    pairs = [part for part in parts if isinstance(part, LoraModule)]
+    if len(pairs) == len(parts):
+        whole = joined(path, pairs, [part.segments or () for part in layer.parts], origin)
+        return whole if whole.rank == pairs[0].rank else None
+    others = [part for part in parts if isinstance(part, StructuredModule)]
+    return stacked(path, others) if len(others) == len(parts) else None
 
 
 def grown_ranks(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[str, ...]:

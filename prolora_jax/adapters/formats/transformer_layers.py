@@ -5,7 +5,7 @@ own. Rows of `up` are rows of the layer, so that a layer's pair is that of its p
 and each part keeps the rank and the scale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +171,27 @@ class _Place:
                 f"was trained on",
                 code=Refusal.SHAPE_MISMATCH,
             )
+
+
+def stacked(path: str, parts: Sequence[StructuredModule]) -> StructuredModule | None:
+    """The module of a layer whose parts were cut out of it; None where they were not.
+
+    Args:
+        path: of the layer.
+        parts: modules of all its parts, in the order of their rows.
+    """
+    first = parts[0]
+    if any((m.algorithm, m.alpha) != (first.algorithm, first.alpha) for m in parts):
+        return None
+    by_row, _ = _BY_ROW.get(first.algorithm, (set(), set()))
+    found: dict[str, np.ndarray] = {}
+    for name, array in first.parts.items():
+        arrays = [m.parts[name] for m in parts if name in m.parts]
+        alike = all(np.array_equal(array, other) for other in arrays)
+        if len(arrays) < len(parts) or not (name in by_row or alike):
+            return None
+        found[name] = np.concatenate(arrays) if name in by_row else array
+    return replace(first, path=path, parts=found)
 
 
 def _is_one(layer: FileLayer) -> bool:
