@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.formats.original_layers import cut_alike
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import writes_folder
@@ -190,7 +191,7 @@ def _read(
     if weights is None:
         return _Given(given[0], parts, options)
     # All parts together may say which base model they are for where each leaves a choice.
-    merged = fit(combine(parts, weights), spec, options.assume_base)
+    merged = fit(combine(cut_alike(parts, spec), weights), spec, options.assume_base)
     return _Given(merged, parts, widest(options, parts))
 
 

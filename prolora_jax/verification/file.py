@@ -15,7 +15,7 @@ from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
-from prolora_jax.adapters.formats.original_layers import whole_again
+from prolora_jax.adapters.formats.original_layers import cut_alike, whole_again
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
@@ -118,7 +118,8 @@ def verify_file(
     made = tuple(factored(one, *how, **kept) for one in bare)
     original = None
     if made:
-        original = combine(made, [part.weight for part in parts]) if parts else made[0]
+        alike = cut_alike(made, source_model.spec)
+        original = combine(alike, [part.weight for part in parts]) if parts else made[0]
     migrated = with_factors_of_own(without_magnitudes(written), told.options, target_model)
     if original is not None and given and not written.structured:
         original = _plain(original)

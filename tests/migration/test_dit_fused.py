@@ -25,10 +25,11 @@ from transformer_nets import (
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import ModuleSpec
-from prolora_jax.architectures.whole_layers import whole_layers
+from prolora_jax.architectures.whole_layers import parts_of_layer, whole_layers
 from prolora_jax.cli.main import main
-from prolora_jax.errors import UsageError
+from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.opening import open_pair
@@ -67,8 +68,10 @@ def authors_weights(net: Any, names: Mapping[str, tuple[int, int]]) -> Tensors:
     for name, (original, segments) in row_map("flux").items():
         if original in found:
             weight = net.get_submodule(name).weight.detach().numpy()
-            (first, end), *_ = segments or ((0, len(weight)),)
-            found[original][first:end] = weight
+            row = 0
+            for first, end in segments or ((0, len(weight)),):
+                found[original][first:end] = weight[row : row + end - first]
+                row += end - first
     return found
 
 
@@ -245,3 +248,57 @@ def test_what_cannot_be_is_refused(pair: Pair) -> None:
     adapter = load_adapter(pair.adapter)
     with pytest.raises(UsageError, match="--fused keep: found base models opened for parts"):
         make_plan(adapter, opened, MigrationOptions(**KEEP))
+
+
+def test_what_is_there_in_parts_and_whole_moves_in_parts(pair: Pair, tmp_path: Path) -> None:
+    # XLabs' processors have the attention's rows of `linear1` alone, which no model has whole.
+    (down, up), stem = pairs({"q": (96, 32)})["q"], "single_blocks.0.processor.qkv_lora"
+    given = {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
+    save_file(given, tmp_path / "part.safetensors")
+    options, out = MigrationOptions(**KEEP), tmp_path / "out.safetensors"
+    places = pair.source, pair.target
+    report = migrate_file(tmp_path / "part.safetensors", *places, out, options).report
+    assert report.flags == (f"in-parts: 1 layers, first {LINEAR1}.qkv",)
+    assert len(report.modules) == 3
+    assert verify_file(out).ok
+    # A sum of both is one of parts, where both have them; the other layers stay whole.
+    merged, both = tmp_path / "merged.safetensors", [pair.adapter, tmp_path / "part.safetensors"]
+    report = migrate_file(both, *places, merged, options, merge=True).report
+    block = "transformer.single_transformer_blocks.0"
+    assert {m.path for m in report.modules} == {
+        f"transformer.{QKV}",
+        f"{block}.proj_out",
+        f"{block}.proj_mlp",
+        *(f"{block}.attn.to_{x}" for x in "qkv"),
+    }
+    assert verify_file(merged).ok
+
+
+def test_equal_twins_of_both_kinds_are_one() -> None:
+    source, _ = whole_layers(base("flux"), base("flux"))
+    down, up = pairs({QKV: original_shapes("flux")[QKV]})[QKV]
+    tensors = as_kohya({QKV: (down, up)})
+    names = [f"lora_unet_transformer_blocks_0_attn_to_{x}" for x in "qkv"]
+    for name, rows in zip(names, np.split(up, 3), strict=True):
+        tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": rows}
+        tensors[f"{name}.alpha"] = np.array(2.0, np.float32)
+    found = resolve(parse(tensors, {}, "given"), source).modules
+    assert {m.path.rpartition(".")[2] for m in found} == {"to_q", "to_k", "to_v"}
+    tensors[f"{names[0]}.lora_up.weight"] = 2 * up[:32]
+    with pytest.raises(AdapterRefused, match="found twice with different numbers"):
+        resolve(parse(tensors, {}, "given"), source)
+
+
+def test_a_fused_weight_is_the_same_one_in_the_authors_file(pair: Pair, tmp_path: Path) -> None:
+    weights = authors_weights(built("flux"), original_shapes("flux"))
+    stored = {f"{name}.weight": weight.astype("f4") for name, weight in weights.items()}
+    save_file(stored, tmp_path / "flux.safetensors")
+    file, folder = load_base_model(tmp_path / "flux.safetensors"), load_base_model(pair.source)
+    for name in (QKV, LINEAR1):
+        path = f"transformer.{name}"
+        np.testing.assert_array_equal(file.matrix(path), stored[f"{name}.weight"])
+        np.testing.assert_array_equal(folder.matrix(path), stored[f"{name}.weight"])
+        assert file.fingerprint(path) == folder.fingerprint(path)
+        parts = parts_of_layer(folder.spec.layer_names.joined[path])
+        biases = [folder.bias(part) for part in parts]
+        np.testing.assert_array_equal(folder.bias(path), np.concatenate(biases))

@@ -6,7 +6,7 @@ the same. A part without a pair gets rows of zeros.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -74,7 +74,22 @@ def with_original_layers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     return replace(adapter, modules=tuple(modules), structured=others)
 
 
-def in_parts(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
+def cut_alike(adapters: Sequence[Adapter], spec: BaseModelSpec) -> list[Adapter]:
+    """Adapters that are to be added up: what one has in parts, no other has whole.
+
+    Args:
+        adapters: with LoRA factors, resolved against `spec`.
+        spec: the base model.
+    """
+    paths = {module.path for adapter in adapters for module in adapter.modules}
+    layers = (spec.whole or {}).items()
+    mixed = {p for p, layer in layers if any(part.path in paths for part in layer.parts)}
+    return [in_parts(adapter, spec, mixed) for adapter in adapters] if mixed else [*adapters]
+
+
+def in_parts(
+    adapter: Adapter, spec: BaseModelSpec, paths: Collection[str] | None = None
+) -> Adapter:
     """The same updates with no pair of a layer that the base model has beside its parts.
 
     Every part keeps all columns, so that they still have one `down`: whatever is written, a fused
@@ -83,11 +98,12 @@ def in_parts(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     Args:
         adapter: resolved against `spec`.
         spec: the base model.
+        paths: of the layers that are cut; all if None.
     """
     found: list[LoraModule] = []
     for module in adapter.modules:
         layer = (spec.whole or {}).get(module.path)
-        if layer is None:
+        if layer is None or (paths is not None and module.path not in paths):
             found.append(module)
             continue
         for part in layer.parts:

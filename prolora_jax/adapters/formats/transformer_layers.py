@@ -86,6 +86,10 @@ class _Place:
                 f"the folder of that transformer alone",
                 code=Refusal.UNMATCHED_MODULES,
             )
+        # Only a model that has layers beside their parts is asked which of both a file has.
+        layers = [self._layer(m.path) for m in every] if spec.whole else []
+        found = {one.parts[0].path for one in layers if one is not None and _is_one(one)}
+        self._apart = found | {m.path for m in every if m.path in spec.in_parts.modules}
 
     def pairs(self, module: LoraModule) -> Iterator[LoraModule]:
         """The pairs of a module's layers."""
@@ -121,14 +125,19 @@ class _Place:
             yield from (self._part(module, layer, part) for part in layer.parts)
 
     def _layer(self, path: str) -> FileLayer | None:
-        if path in self._spec.modules or is_text_encoder(path):
+        if path in self._spec.in_parts.modules or is_text_encoder(path):
             return None
         said, known = said_component(path), self._names.components
         return self._names.find(path, said if said in known else known[0])
 
     def _whole(self, name: str, layer: FileLayer | None) -> str | None:
-        """Path of a layer that is a module of the base model beside its parts."""
+        """Path of a layer that is a module of the base model beside its parts.
+
+        None of a layer of which the adapter has a part, too: a part is to be there once.
+        """
         if layer is None or not self._spec.whole:
+            return None
+        if any(part.path in self._apart for part in layer.parts):
             return None
         said, known = said_component(name), self._names.components
         path = f"{said if said in known else known[0]}.{layer.name}"
