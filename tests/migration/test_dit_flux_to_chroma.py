@@ -1,6 +1,7 @@
 """Flux.1 to Chroma, which came of it: blocks are alike, modulation is a small net of its own."""
 
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -24,13 +25,14 @@ IN_BOTH = tuple(f"{BLOCK}attn.to_{x}" for x in "qkv")
 MODULATION = f"{BLOCK}norm1.linear"
 
 
-def as_chroma(flux: torch.nn.Module) -> torch.nn.Module:
+def as_chroma(flux: Any) -> Any:
     """A tiny Chroma whose blocks are those of a Flux.1 but for a tenth of noise."""
     alike = ("patch_size", "in_channels", "num_layers", "num_single_layers", "axes_dims_rope")
     alike += ("attention_head_dim", "num_attention_heads", "joint_attention_dim")
     config = {key: KINDS["flux"].config[key] for key in alike}
     small = {"approximator_num_channels": 8, "approximator_hidden_dim": 16}
-    net = diffusers.ChromaTransformer2DModel(**config, **small, approximator_layers=1)
+    made = getattr(diffusers, "ChromaTransformer2DModel")  # noqa: B009 (exported late)
+    net = made(**config, **small, approximator_layers=1)
     known = flux.state_dict()
     with torch.no_grad():
         for name, tensor in net.state_dict().items():
@@ -54,7 +56,8 @@ def test_copy_and_projection_are_told_apart_and_modulation_stays_behind(tmp_path
     save_file(tensors, tmp_path / "in.safetensors")
     places = tmp_path / "in.safetensors", tmp_path / "source", tmp_path / "target"
     updates = dense(given)
-    for method, action in (("copy", Action.COPY), ("prolora-full", Action.PROJECT)):
+    methods: dict[Any, Action] = {"copy": Action.COPY, "prolora-full": Action.PROJECT}
+    for method, action in methods.items():
         out = tmp_path / f"{method}.safetensors"
         options = MigrationOptions(method=method, min_similarity=0.0)
         report = migrate_file(*places, out, options).report

@@ -43,7 +43,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
     net.save_pretrained(folder / "source" / "transformer")
     weight = np.zeros(original_shapes("flux")[QKV])
     for name in PARTS:
-        (rows,) = row_map("flux")[name][1] or ()
+        (rows,) = row_map("flux")[name][1] or ((0, 0),)
         weight[slice(*rows)] = net.get_submodule(name).weight.detach().numpy()
     with torch.no_grad():
         for tensor in net.state_dict().values():
