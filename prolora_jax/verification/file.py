@@ -110,7 +110,7 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    written = _written(output, told, target_model.spec, quiet=quiet)
+    written = _written(output, told, given, target_model.spec, quiet=quiet)
     as_they_are = told.options.copies_as_is and has_own(written)
     kept = {"bias": source_model.bias, "keep_dora": told.options.dora == "keep"}
     kept |= {"keep_own": as_they_are, "whole_own": as_they_are}
@@ -162,13 +162,27 @@ def verify_file(
 
 
 def _written(
-    output: Path, told: MigrationReport | FileReport, spec: BaseModelSpec, *, quiet: bool
+    output: Path,
+    told: MigrationReport | FileReport,
+    given: Sequence[Adapter],
+    spec: BaseModelSpec,
+    *,
+    quiet: bool,
 ) -> Adapter:
-    """The output; layers that the report has whole are whole, whatever the file has."""
+    """The output; layers that the report has whole are whole, whatever the file has.
+
+    The report of a file in a folder has none: of these, layers that the input has whole.
+    """
     written = load_adapter(output, spec.in_parts, quiet=quiet, structured=True)
     if spec.whole is None:
         return written
-    whole = [m.path for m in told.modules] if isinstance(told, MigrationReport) else spec.whole
+    if isinstance(told, MigrationReport):
+        whole = [module.path for module in told.modules]
+    else:
+        _, shared = pair_report_above(output, told.pair)
+        trained = {m.path for one in given for m in (*one.modules, *one.structured)}
+        known = shared.modules.items()
+        whole = [path for path, m in known if not given or m.source_path in trained]
     return whole_again(written, whole, spec)
 
 

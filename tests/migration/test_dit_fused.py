@@ -207,15 +207,19 @@ def test_kept_layers_follow_their_blocks_into_another_depth(pair: Pair, tmp_path
 def test_a_folder_s_layers_are_kept_and_verified(pair: Pair, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    for number in range(2):
-        (folder / f"{number}.safetensors").write_bytes(pair.adapter.read_bytes())
+    (folder / "whole.safetensors").write_bytes(pair.adapter.read_bytes())
+    # Parts with one `down` are no layer that was kept.
+    (down, up), tensors = pairs({QKV: (96, 32)})[QKV], {}
+    for x, rows in zip("qkv", np.split(up, 3), strict=True):
+        stem = f"transformer.transformer_blocks.0.attn.to_{x}"
+        tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": rows}
+    save_file(tensors, folder / "parts.safetensors")
     where = "--source", str(pair.source), "--target", str(pair.target), "--out", str(out)
-    how = "--fused", "keep", "--min-similarity", "-1", "--basis-rank", "rank=8"
+    how = "--fused", "keep", "--method", "copy"
     with pytest.raises(SystemExit) as ended:
         main(["migrate", str(folder), *where, *how])
     assert not ended.value.code
-    shared = (out / "pair.report.json").read_text()
-    assert f"transformer.{QKV}" in shared
+    assert f"transformer.{QKV}" in (out / "pair.report.json").read_text()
     with pytest.raises(SystemExit) as ended:
         main(["verify", str(out)])
     assert not ended.value.code
@@ -302,3 +306,16 @@ def test_a_fused_weight_is_the_same_one_in_the_authors_file(pair: Pair, tmp_path
         parts = parts_of_layer(folder.spec.layer_names.joined[path])
         biases = [bias for part in parts if (bias := folder.bias(part)) is not None]
         np.testing.assert_array_equal(folder.bias(path), np.concatenate(biases))
+
+
+@pytest.mark.parametrize("fused", ["keep", "parts"])
+def test_a_report_of_the_other_way_is_found_out(pair: Pair, tmp_path: Path, fused: Any) -> None:
+    out = tmp_path / "out.safetensors"
+    options = MigrationOptions(**KEEP | {"fused": fused})
+    migrate_file(pair.adapter, pair.source, pair.target, out, options)
+    assert verify_file(out).ok
+    other, told = {"keep": "parts", "parts": "keep"}[fused], Path(f"{out}.report.json")
+    said = told.read_text()
+    assert said.count(f'"fused": "{fused}"') == 1
+    told.write_text(said.replace(f'"fused": "{fused}"', f'"fused": "{other}"'))
+    assert not verify_file(out).ok
