@@ -14,7 +14,7 @@ from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place, require_conditions, without_secrets
 from prolora_jax.io.places.pacing import Pace, StoreBusy
-from prolora_jax.io.places.place import Place, read_whole
+from prolora_jax.io.places.place import FilePlace, read_whole
 from prolora_jax.io.places.staging import PIECE, stage
 
 WRITERS = 8
@@ -50,11 +50,11 @@ def use(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["local", "store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> FilePlace:
     return request.getfixturevalue("store") if request.param == "store" else LocalPlace(tmp_path)
 
 
-def test_what_is_written_is_there(place: Place, tmp_path: Path):
+def test_what_is_written_is_there(place: FilePlace, tmp_path: Path):
     assert place.head(ODD) is None
     assert list(place.list()) == []
     written = place.create(ODD, b"hello", {"prolora-job": "a"})
@@ -84,7 +84,7 @@ def test_what_is_written_is_there(place: Place, tmp_path: Path):
         read_whole(place, "folder/none.txt", 9)
 
 
-def test_one_of_many_wins(place: Place):
+def test_one_of_many_wins(place: FilePlace):
     together = threading.Barrier(WRITERS)
 
     def write(writer: int) -> list[bool]:
@@ -99,7 +99,7 @@ def test_one_of_many_wins(place: Place):
         assert place.read_range(f"k{n}", 0, 9) == b"%d" % winners[0]
 
 
-def test_only_what_is_known_is_replaced(place: Place):
+def test_only_what_is_known_is_replaced(place: FilePlace):
     first = place.create("k", b"one", {})
     second = place.replace_if("k", b"second", first.etag, {})
     assert second.ours
@@ -113,7 +113,7 @@ def test_only_what_is_known_is_replaced(place: Place):
     assert refused.value.code == Refusal.CHANGED
 
 
-def test_files_are_staged_as_they_were_listed(place: Place, tmp_path: Path):
+def test_files_are_staged_as_they_were_listed(place: FilePlace, tmp_path: Path):
     content = os.urandom(PIECE + 1000)
     place.create("a/large.bin", content, {})
     place.create("a/b/small.bin", b"x", {})
@@ -132,12 +132,14 @@ def test_files_are_staged_as_they_were_listed(place: Place, tmp_path: Path):
     assert not list((tmp_path / "again").rglob("*.*"))
 
 
-def test_a_place_that_keeps_its_word_is_trusted(place: Place):
+def test_a_place_that_keeps_its_word_is_trusted(place: FilePlace):
     require_conditions(place)
     require_conditions(place)  # what the first check has left is no hindrance
 
 
-def test_a_store_that_ignores_conditions_is_refused(store: Place, monkeypatch: pytest.MonkeyPatch):
+def test_a_store_that_ignores_conditions_is_refused(
+    store: FilePlace, monkeypatch: pytest.MonkeyPatch
+):
     from prolora_jax.io.places import object_store
 
     put = object_store.obstore.put
@@ -155,7 +157,7 @@ def test_a_folder_that_ignores_conditions_is_refused(
 
 
 @pytest.mark.parametrize("fault", ["lose", "cut", 503, 500, 429, 409, 412])
-def test_an_unclear_answer_is_cleared_up(store: Place, proxy: FaultProxy, fault):
+def test_an_unclear_answer_is_cleared_up(store: FilePlace, proxy: FaultProxy, fault):
     """Whatever was answered: what was made is ours, once, and what was not made is made."""
     proxy.first(fault, "PUT", "made")
     written = store.create("made", b"mine", {})
@@ -172,7 +174,7 @@ def test_an_unclear_answer_is_cleared_up(store: Place, proxy: FaultProxy, fault)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_reading_goes_on_after_a_storm(store: Place, proxy: FaultProxy, method: str):
+def test_reading_goes_on_after_a_storm(store: FilePlace, proxy: FaultProxy, method: str):
     store.create("a/k", b"there", {})
     proxy.first(503, method, "a", times=2)
     if method == "HEAD":
@@ -196,7 +198,7 @@ def test_a_store_that_never_answers_ends_with_a_message(
     assert slow.rate < before
 
 
-def test_a_listing_of_many_pages_is_whole(store: Place):
+def test_a_listing_of_many_pages_is_whole(store: FilePlace):
     names = [f"many/{n:04}" for n in range(1100)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda name: store.create(name, b"", {}), names))

@@ -14,7 +14,7 @@ from pathlib import Path
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import open_regular
-from prolora_jax.io.places.place import Content, Found, Listed, Written, changed
+from prolora_jax.io.places.place import Content, Head, Listed, Written, changed
 
 
 class LocalPlace:
@@ -45,14 +45,14 @@ class LocalPlace:
                     key = path.relative_to(self._root).as_posix()
                     yield Listed(key, path.stat().st_size, etag)
 
-    def head(self, key: str) -> Found | None:
+    def head(self, key: str) -> Head | None:
         """Size and etag; None when no regular file is there."""
         path = self._root / key
         etag = _etag(path)
-        return None if etag is None else Found(path.stat().st_size, etag, {})
+        return None if etag is None else Head(path.stat().st_size, etag, {})
 
     def read_range(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
-        """Some bytes of a file (see `Place`)."""
+        """Some bytes of a file (see `FilePlace`)."""
         try:
             with open_regular(self._root / key) as file:
                 if etag is not None and _of(os.fstat(file.fileno())) != etag:
@@ -65,7 +65,7 @@ class LocalPlace:
             raise _no_answer(self._root / key, failure) from failure
 
     def create(self, key: str, content: Content, tags: Mapping[str, str]) -> Written:
-        """Make a file that is not there (see `Place`); tags are not kept."""
+        """Make a file that is not there (see `FilePlace`); tags are not kept."""
         won = []
 
         def link(temporary: Path, path: Path) -> None:
@@ -81,7 +81,7 @@ class LocalPlace:
         return Written(bool(won), _etag(path) or "")
 
     def replace_if(self, key: str, content: Content, etag: str, tags: Mapping[str, str]) -> Written:
-        """Replace a file that is as it was known (see `Place`); tags are not kept."""
+        """Replace a file that is as it was known (see `FilePlace`); tags are not kept."""
         path = self._root / key
         with _held(path.parent):
             now = _etag(path)

@@ -20,7 +20,7 @@ from obstore import exceptions
 
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.places.pacing import Pace, StoreBusy
-from prolora_jax.io.places.place import Content, Found, Listed, Written, changed
+from prolora_jax.io.places.place import Content, Head, Listed, Written, changed
 
 ATTEMPT = "prolora-attempt"
 
@@ -64,7 +64,7 @@ class ObjectPlace:
         self._store, self._pace, self._prefix = store, pace, prefix
 
     def list(self, below: str = "") -> Iterator[Listed]:
-        """Every object below a folder, in the order of their keys (see `Place`)."""
+        """Every object below a folder, in the order of their keys (see `FilePlace`)."""
         prefix = "/".join(part for part in (self._prefix, below) if part)
         cut = len(self._prefix) + 1 if self._prefix else 0
         last: str | None = None
@@ -81,11 +81,11 @@ class ObjectPlace:
         except _ANY as failure:
             raise self._said(prefix, failure) from None
 
-    def head(self, key: str) -> Found | None:
-        """Size, etag and tags of an object; None when it is not there (see `Place`)."""
+    def head(self, key: str) -> Head | None:
+        """Size, etag and tags of an object; None when it is not there (see `FilePlace`)."""
         return self._pace.patiently(lambda: self._head(key))
 
-    def _head(self, key: str) -> Found | None:
+    def _head(self, key: str) -> Head | None:
         try:
             told = obstore.get(self._store, self._full(key), options={"head": True})
         except _NOT_THERE:
@@ -93,10 +93,10 @@ class ObjectPlace:
         except _ANY as failure:
             raise self._said(key, failure) from None
         tags = {str(name).lower(): str(text) for name, text in told.attributes.items()}
-        return Found(told.meta["size"], told.meta["e_tag"] or "", tags)
+        return Head(told.meta["size"], told.meta["e_tag"] or "", tags)
 
     def read_range(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
-        """Some bytes of an object (see `Place`)."""
+        """Some bytes of an object (see `FilePlace`)."""
         return self._pace.patiently(lambda: self._read(key, start, length, etag))
 
     def _read(self, key: str, start: int, length: int, etag: str | None) -> bytes:
@@ -115,11 +115,11 @@ class ObjectPlace:
             raise self._said(key, failure) from None
 
     def create(self, key: str, content: Content, tags: Mapping[str, str]) -> Written:
-        """Make an object that is not there (see `Place`)."""
+        """Make an object that is not there (see `FilePlace`)."""
         return self._put(key, content, tags, "create")
 
     def replace_if(self, key: str, content: Content, etag: str, tags: Mapping[str, str]) -> Written:
-        """Replace an object that is as it was known (see `Place`)."""
+        """Replace an object that is as it was known (see `FilePlace`)."""
         return self._put(key, content, tags, etag)
 
     def _put(self, key: str, content: Content, tags: Mapping[str, str], mode: str) -> Written:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.pacing import Pace
-from prolora_jax.io.places.place import Place
+from prolora_jax.io.places.place import FilePlace
 
 PROBE = ".prolora/probe"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -33,7 +33,7 @@ def without_secrets(url: str) -> str:
     return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
 
 
-def open_place(place: str | Path, pace: Pace | None = None) -> Place:
+def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
     """The place that a path or a URL means; nothing is asked of it yet.
 
     Args:
@@ -62,7 +62,7 @@ def open_place(place: str | Path, pace: Pace | None = None) -> Place:
     return _s3(shown, parts.netloc, parts.path.strip("/"), pace or Pace())
 
 
-def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> Place:
+def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
     try:
         from obstore.store import S3Store
 
@@ -89,7 +89,7 @@ def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> Place:
     return ObjectPlace(shown, store, pace, prefix)
 
 
-def require_conditions(place: Place) -> None:
+def require_conditions(place: FilePlace) -> None:
     """Refuse a place to which many could not write: it lets two make one file.
 
     Args:

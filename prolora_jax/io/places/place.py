@@ -29,7 +29,7 @@ class Listed(NamedTuple):
     etag: str
 
 
-class Found(NamedTuple):
+class Head(NamedTuple):
     """What is known of one file.
 
     Attributes:
@@ -56,7 +56,7 @@ class Written(NamedTuple):
 
 
 @runtime_checkable
-class Place(Protocol):
+class FilePlace(Protocol):
     """Where files lie.
 
     Attributes:
@@ -80,7 +80,7 @@ class Place(Protocol):
         """
         ...
 
-    def head(self, key: str) -> Found | None:
+    def head(self, key: str) -> Head | None:
         """What is known of a file; None when it is not there.
 
         Raises:
@@ -132,7 +132,7 @@ class Place(Protocol):
         ...
 
 
-def read_whole(place: Place, key: str, most: int) -> tuple[bytes, str]:
+def read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:
     """A small file and its etag.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io import atomic
-from prolora_jax.io.places.place import Listed, Place
+from prolora_jax.io.places.place import Listed, FilePlace
 
 PIECE = 2**23
 """Bytes of one request: several go at once, so that one slow answer holds up little."""
@@ -14,7 +14,7 @@ PIECE = 2**23
 _AT_ONCE = 8
 
 
-def stage(place: Place, files: Iterable[Listed], folder: Path) -> None:
+def stage(place: FilePlace, files: Iterable[Listed], folder: Path) -> None:
     """Fetch files by ranges, each as it was listed.
 
     Args:
@@ -44,7 +44,7 @@ def stage(place: Place, files: Iterable[Listed], folder: Path) -> None:
                     target.write(piece)
 
 
-def _piece(asked: tuple[Place, Listed, int]) -> bytes:
+def _piece(asked: tuple[FilePlace, Listed, int]) -> bytes:
     place, file, start = asked
     length = min(PIECE, file.size - start)
     try:
@@ -56,7 +56,7 @@ def _piece(asked: tuple[Place, Listed, int]) -> bytes:
     return piece
 
 
-def _gone(place: Place, file: Listed, what: str) -> AdapterRefused:
+def _gone(place: FilePlace, file: Listed, what: str) -> AdapterRefused:
     return AdapterRefused(
         f"{place.shown}/{file.key}: {what}; expected what was listed; run again",
         code=Refusal.CHANGED,
