@@ -1,17 +1,23 @@
 """Files of a place in a local folder, whole and unchanged, or not there."""
 
-from collections.abc import Iterable
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
-from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
-from prolora_jax.io.places.place import Listed, FilePlace
+from prolora_jax.io.places.opening import open_place, without_secrets
+from prolora_jax.io.places.place import FilePlace, Listed
 
 PIECE = 2**23
 """Bytes of one request: several go at once, so that one slow answer holds up little."""
 
 _AT_ONCE = 8
+_WHOLE = ".whole"
 
 
 def stage(place: FilePlace, files: Iterable[Listed], folder: Path) -> None:
@@ -42,6 +48,56 @@ def stage(place: FilePlace, files: Iterable[Listed], folder: Path) -> None:
                 ask = [(place, file, start) for start in starts]
                 for piece in threads.map(_piece, ask):
                     target.write(piece)
+
+
+def stage_once(url: str, cache: Path) -> Path:
+    """A file or folder of a store on this host, fetched by the first process that asks for it.
+
+    Args:
+        url: of the file or folder.
+        cache: local folder; what was fetched stays there, under the digest of its listing.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        UsageError: nothing is there.
+        AdapterRefused: it was replaced while it was fetched.
+        OutputError: the store does not answer, or the local disk takes no more.
+    """
+    place, name = open_place(url), None
+    listed = [file for file in place.list() if not file.key.startswith(".")]
+    if not listed:
+        above, _, name = url.rstrip("/").rpartition("/")
+        place = open_place(above)
+        head = place.head(name)
+        if head is None:
+            raise UsageError(
+                f"{without_secrets(url)}: found nothing there; expected a base model; check the "
+                "URL",
+                code=Refusal.MISSING_FILE,
+            )
+        listed = [Listed(name, head.size, head.etag)]
+    facts = [(file.key, file.size, file.etag) for file in listed]
+    folder = cache / sha256(f"{place.shown} {facts}".encode()).hexdigest()[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        # The mark is written last: a process that was killed before has left none.
+        if not (folder / _WHOLE).exists():
+            stage(place, listed, folder)
+            atomic.write_bytes(folder / _WHOLE, b"")
+    return folder if name is None else folder / name
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes of this host, however long that takes."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _piece(asked: tuple[FilePlace, Listed, int]) -> bytes:
