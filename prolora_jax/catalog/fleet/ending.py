@@ -5,11 +5,12 @@ All of it is made from what the workers have left, and can be made again at any 
 
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import msgspec
 
 from prolora_jax.catalog.catalog import said_of
-from prolora_jax.catalog.fleet.job import JobNote, read_note
+from prolora_jax.catalog.fleet.job import OWN, JobNote, read_note
 from prolora_jax.catalog.fleet.receipts import Known, read_receipts
 from prolora_jax.catalog.fleet.worker import PARTS
 from prolora_jax.errors import Refusal, UsageError
@@ -21,6 +22,9 @@ from prolora_jax.io.places.place import FilePlace, read_whole
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport
 from prolora_jax.plans.options import MigrationOptions
+
+ENDED = f"{OWN}/ended.json"
+"""When every input had its receipt for the first time, ISO 8601, UTC: for people alone."""
 
 _LARGEST = 2**26
 
@@ -44,6 +48,7 @@ def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
     if not written.ours and read_whole(out, PAIR_REPORT, _LARGEST)[0] != text:
         # Of two who end at once both write the same.
         out.replace_if(PAIR_REPORT, text, written.etag, {})
+    out.create(ENDED, msgspec.json.encode(datetime.now(UTC).isoformat(timespec="seconds")), {})
     if out.folder is not None:
         _write_manifest(out, read_note(out), known, report)
 
@@ -112,8 +117,16 @@ def summary_of_receipts(out: FilePlace) -> tuple[CatalogSummary, list[CatalogRec
         counts.by_verdict,
         counts.by_reason,
         relation=None if report is None else report.relation,
+        finished=_ended(out),
     )
     return summary, records
+
+
+def _ended(out: FilePlace) -> str | None:
+    try:
+        return msgspec.json.decode(read_whole(out, ENDED, _LARGEST)[0], type=str)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
 
 
 def _write_manifest(
@@ -135,7 +148,7 @@ def _write_manifest(
                 options=note.options,
                 relation=report.relation,
                 started=None,
-                finished=None,
+                finished=_ended(out),
                 seconds=None,
             )
             manifest.remove([record.input for record in manifest.records()])
