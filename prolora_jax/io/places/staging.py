@@ -65,11 +65,11 @@ def stage_once(url: str, cache: Path) -> Path:
         AdapterRefused: it was replaced while it was fetched.
         OutputError: the store does not answer, or the local disk takes no more.
     """
-    place, name = open_place(url), None
+    place, name = open_place(url), without_secrets(url).rpartition("/")[2]
     listed = [file for file in place.list() if not file.key.startswith(".")]
-    if not listed:
-        above, _, name = url.rstrip("/").rpartition("/")
-        place = open_place(above)
+    alone = not listed
+    if alone:
+        place = open_place(url.rstrip("/").rpartition("/")[0])
         head = place.head(name)
         if head is None:
             raise UsageError(
@@ -84,9 +84,10 @@ def stage_once(url: str, cache: Path) -> Path:
     with _held(folder):
         # The mark is written last: a process that was killed before has left none.
         if not (folder / _WHOLE).exists():
-            stage(place, listed, folder)
+            # Under its own name, which base models are called by.
+            stage(place, listed, folder if alone else folder / name)
             atomic.write_bytes(folder / _WHOLE, b"")
-    return folder if name is None else folder / name
+    return folder / name
 
 
 @contextmanager
