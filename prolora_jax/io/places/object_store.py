@@ -68,18 +68,21 @@ class ObjectPlace:
         prefix = "/".join(part for part in (self._prefix, below) if part)
         cut = len(self._prefix) + 1 if self._prefix else 0
         last: str | None = None
-        while page := self._pace.patiently(partial(self._page, prefix, last)):
+        while True:
+            page = self._pace.patiently(partial(self._page, below, prefix, last))
             for one in page:
                 yield Listed(one["path"][cut:], one["size"], one["e_tag"] or "")
+            if len(page) < _PAGE:
+                return
             # Asked for page by page: a listing that breaks goes on behind the last key that came.
             last = page[-1]["path"]
 
-    def _page(self, prefix: str, last: str | None) -> Any:
+    def _page(self, below: str, prefix: str, last: str | None) -> Any:
         try:
             stream = obstore.list(self._store, prefix or None, offset=last, chunk_size=_PAGE)
             return next(iter(stream), ())
         except _ANY as failure:
-            raise self._said(prefix, failure) from None
+            raise self._said(below, failure) from None
 
     def head(self, key: str) -> Head | None:
         """Size, etag and tags of an object; None when it is not there (see `FilePlace`)."""
