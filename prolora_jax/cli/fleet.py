@@ -13,7 +13,7 @@ from prolora_jax.errors import Refusal, UsageError
 
 if TYPE_CHECKING:
     from prolora_jax.catalog.fleet.job import FleetJob
-    from prolora_jax.catalog.fleet.local_run import Share
+    from prolora_jax.catalog.fleet.local_run import RunShare
 
 COMMON = Common()
 OPTIONS = GroupedOptions()
@@ -81,13 +81,13 @@ def run(
     return _run(job, share_of(local, shard, time_limit), common)
 
 
-def share_of(local: int, shard: str, time_limit: float) -> "Share":
+def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
     """What `--local`, `--shard` and `--time-limit` say.
 
     Raises:
         UsageError: one of them cannot be meant.
     """
-    from prolora_jax.catalog.fleet.local_run import Share
+    from prolora_jax.catalog.fleet.local_run import RunShare
 
     part, _, parts = shard.partition("/")
     fits = part.isdecimal() and parts.isdecimal() and int(part) < int(parts)
@@ -97,10 +97,10 @@ def share_of(local: int, shard: str, time_limit: float) -> "Share":
             "from 0 to n - 1, at least one process, and a time; such as --shard 0/4 --local 2",
             code=Refusal.BAD_OPTION,
         )
-    return Share(local, int(part), int(parts), time_limit)
+    return RunShare(local, int(part), int(parts), time_limit)
 
 
-def _run(job: "FleetJob", share: "Share", common: Common) -> int:
+def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
     from prolora_jax.catalog.fleet.ending import summary_of_receipts
     from prolora_jax.catalog.fleet.local_run import run_here
     from prolora_jax.cli import catalog_tables

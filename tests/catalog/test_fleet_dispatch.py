@@ -1,6 +1,7 @@
 """Who gets which inputs: chunks that shrink, and blame for who has ended workers alone."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -69,7 +70,8 @@ class NamesOnly(LocalPlace):
     """A store that has nothing but a listing."""
 
     def __init__(self, *keys: str):
-        self.shown, self.folder, self.keys = "s3://bucket/catalog", None, keys
+        self.shown, self.keys = "s3://bucket/catalog", keys
+        self.folder: Path | None = None
 
     def list(self, below: str = ""):
         return iter([Listed(key, 10, f"etag of {key}") for key in self.keys])

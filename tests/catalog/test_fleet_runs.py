@@ -15,7 +15,7 @@ import pytest
 from prolora_jax.catalog.fleet import local_run
 from prolora_jax.catalog.fleet.checking import check_outputs, retry_damaged, retry_quarantined
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.local_run import Share, run_here
+from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import read_receipts
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
@@ -71,25 +71,25 @@ def assert_whole(inputs: Path, *without: str) -> None:
 def test_a_run_is_done_once(tmp_path: Path):
     inputs = catalog(tmp_path, *(f"a{n}" for n in range(20)), "b/c/d", "b/é ü")
     calls: list[tuple[str, int, int]] = []
-    found = run_here(job(inputs), Share(2), lambda *said: calls.append(said))
+    found = run_here(job(inputs), RunShare(2), lambda *said: calls.append(said))
     assert (found.done, found.left, found.stopped, found.complete) == (22, 0, False, True)
     assert calls[-1] == ("files", 22, 22)
     assert_whole(inputs)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    again = run_here(job(inputs), Share(2))
+    again = run_here(job(inputs), RunShare(2))
     assert (again.done, again.left) == (0, 0)
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
     (inputs / "a3.safetensors").write_bytes(b"another one")
     catalog(tmp_path, "new")
-    assert run_here(job(inputs), Share(2)).done == 2
+    assert run_here(job(inputs), RunShare(2)).done == 2
     assert_whole(inputs)
 
 
 def test_another_job_is_refused(tmp_path: Path):
     inputs = catalog(tmp_path, "a")
-    run_here(job(inputs), Share())
+    run_here(job(inputs), RunShare())
     with pytest.raises(UsageError, match="another job") as refused:
-        run_here(job(inputs, writing=Writing("peft")), Share())
+        run_here(job(inputs, writing=Writing("peft")), RunShare())
     assert refused.value.code is Refusal.LOCKED
     assert_whole(inputs)
 
@@ -97,7 +97,7 @@ def test_another_job_is_refused(tmp_path: Path):
 def test_a_poison_file_costs_itself_alone(tmp_path: Path):
     good = [f"a{n}" for n in range(6)]
     inputs = catalog(tmp_path, *good, "segv", "killed", "broken")
-    found = run_here(job(inputs), Share(2))
+    found = run_here(job(inputs), RunShare(2))
     assert found.found == {"done": 6, "quarantined": 3}
     assert (found.left, found.complete) == (0, True)
     assert_whole(inputs, "segv", "killed", "broken")
@@ -105,7 +105,7 @@ def test_a_poison_file_costs_itself_alone(tmp_path: Path):
     assert "signal SIGSEGV" in messages["segv.safetensors"]
     assert "perhaps for want of memory" in messages["killed.safetensors"]
     assert "RuntimeError: made" in messages["broken.safetensors"]
-    assert run_here(job(inputs), Share(2)).done == 0  # nobody asked for it again
+    assert run_here(job(inputs), RunShare(2)).done == 0  # nobody asked for it again
     # Now it is another file, and somebody asks.
     for name in ("segv", "killed"):
         (inputs / f"{name}.safetensors").rename(inputs / f"was {name[0]}.safetensors")
@@ -115,7 +115,7 @@ def test_a_poison_file_costs_itself_alone(tmp_path: Path):
         "segv.safetensors",
     ]
     (inputs / "broken.safetensors").unlink()
-    assert run_here(job(inputs), Share(1)).found == {"done": 2}
+    assert run_here(job(inputs), RunShare(1)).found == {"done": 2}
 
 
 def known_of(inputs: Path):
@@ -124,7 +124,7 @@ def known_of(inputs: Path):
 
 def test_an_endless_file_is_ended(tmp_path: Path):
     inputs = catalog(tmp_path, "a", "endless", "b")
-    found = run_here(job(inputs), Share(1, silence=1.5))
+    found = run_here(job(inputs), RunShare(1, silence=1.5))
     assert found.found == {"done": 2, "quarantined": 1}
     assert_whole(inputs, "endless")
 
@@ -132,7 +132,7 @@ def test_an_endless_file_is_ended(tmp_path: Path):
 def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):
     inputs = catalog(tmp_path, *(f"trouble{n}" for n in range(4)))
     with pytest.raises(OutputError, match=r"trouble that is no adapter's \(.*disk full"):
-        run_here(job(inputs), Share(1))
+        run_here(job(inputs), RunShare(1))
     assert states(inputs) == {}
 
 
@@ -140,16 +140,16 @@ def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: 
     inputs = catalog(tmp_path, "a")
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_never)
     with pytest.raises(ProloraError, match="ended before they were ready") as told:
-        run_here(job(inputs), Share(1))
+        run_here(job(inputs), RunShare(1))
     assert told.value.code is Refusal.WORKER_ENDED
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_refused)
     with pytest.raises(OutputError, match="the place is gone"):
-        run_here(job(inputs), Share(1))
+        run_here(job(inputs), RunShare(1))
 
 
 def test_damage_is_seen_and_mended(tmp_path: Path):
     inputs = catalog(tmp_path, "a", "b", "c")
-    run_here(job(inputs), Share())
+    run_here(job(inputs), RunShare())
     out = tmp_path / "out"
     place = LocalPlace(out)
     assert check_outputs(place).problems == {}
@@ -160,7 +160,7 @@ def test_damage_is_seen_and_mended(tmp_path: Path):
     assert "has other content" in check.problems["a.safetensors"]
     assert "is not there" in check.problems["b.safetensors"]
     assert retry_damaged(place) == ["a.safetensors", "b.safetensors"]
-    assert run_here(job(inputs), Share()).done == 2
+    assert run_here(job(inputs), RunShare()).done == 2
     assert check_outputs(place).problems == {}
     assert_whole(inputs)
 
@@ -170,11 +170,11 @@ def test_outputs_of_others_stay(tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.safetensors").write_bytes(b"somebody's")
     for _ in range(2):
-        assert run_here(job(inputs), Share()).left == 1
+        assert run_here(job(inputs), RunShare()).left == 1
         assert (tmp_path / "out" / "a.safetensors").read_bytes() == b"somebody's"
         assert states(inputs) == {"a": "failed", "b": "done"}
     (tmp_path / "out" / "a.safetensors").unlink()
-    assert run_here(job(inputs), Share()).left == 0
+    assert run_here(job(inputs), RunShare()).left == 0
     assert_whole(inputs)
 
 
@@ -236,7 +236,7 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
         one.kill()
         one.communicate()
     retry_quarantined(LocalPlace(tmp_path / "out"))  # who was killed three times over one file
-    found = run_here(job(inputs), Share(2))
+    found = run_here(job(inputs), RunShare(2))
     assert (found.left, found.complete) == (0, True)
     assert_whole(inputs)
 
@@ -248,7 +248,7 @@ def test_shards_share_a_catalog(tmp_path: Path):
     assert said == ["0 False\n"] * 3
     assert_whole(inputs)
     assert (tmp_path / "out/.prolora/job.json").is_file()
-    sizes = [sum(map(Share(1, shard, 3).has, map(unit, inputs.iterdir()))) for shard in range(3)]
+    sizes = [sum(map(RunShare(1, shard, 3).has, map(unit, inputs.iterdir()))) for shard in range(3)]
     assert sum(sizes) == 30
     assert min(sizes) > 0
 
@@ -272,5 +272,5 @@ def test_sigterm_stops_a_run_that_can_go_on(tmp_path: Path):
     assert 0 < left < 400
     assert len(states(inputs)) == 400 - left
     assert not list((tmp_path / "out").rglob(".*.prolora-tmp"))
-    assert run_here(job(inputs), Share(2)).left == 0
+    assert run_here(job(inputs), RunShare(2)).left == 0
     assert_whole(inputs)

@@ -20,7 +20,7 @@ from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.ending import end_run, summary_of_receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.worker import Done, Work, Worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
@@ -111,17 +111,17 @@ def worker(job: FleetJob) -> Worker:
     return Worker(job, threading.Event(), lambda: None)
 
 
-def work_of(job: FleetJob) -> Work:
+def work_of(job: FleetJob) -> ChunkWork:
     """All of a catalog as one chunk."""
     out = open_place(job.out)
     known = receipts.read_receipts(out)
     found = find_inputs(open_place(job.inputs), out, previews=job.writing.sidecars)
     inputs = [one for unit in units_of(found) for one in unit]
     left = [o for o in inputs if o.name not in known or not known[o.name].receipt.settles(o)]
-    return Work(tuple(left), {o.name: known[o.name] for o in left if o.name in known})
+    return ChunkWork(tuple(left), {o.name: known[o.name] for o in left if o.name in known})
 
 
-def run(job: FleetJob) -> Done:
+def run(job: FleetJob) -> ChunkDone:
     return worker(job)(work_of(job))
 
 
@@ -289,7 +289,7 @@ def test_receipts_of_a_chunk_and_of_a_table(made: Made, tmp_path: Path):
     assert receipts.read_receipts(places[1]) == known
     # A receipt that is newer than the table holds.
     a0 = next(one for one in work.inputs if one.name == "a0.safetensors")
-    worker(together)(Work((FleetInput(a0.name, "newer", a0.size, a0.item),), known))
+    worker(together)(ChunkWork((FleetInput(a0.name, "newer", a0.size, a0.item),), known))
     now = receipts.read_receipts(places[1])["a0.safetensors"].receipt
     assert (now.etag, now.round) == ("newer", 1)
     assert run(single).states == {}

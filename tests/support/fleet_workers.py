@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.worker import Done, Work, Worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import ManifestRow, Proof
@@ -80,7 +80,7 @@ def fate(name: str) -> None:
 
 def start_toy(
     job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
-) -> Callable[[Work], Done]:
+) -> Callable[[ChunkWork], ChunkDone]:
     return ToyWorker(job, hurried, sign)
 
 
@@ -98,12 +98,12 @@ import fleet_workers
 from pathlib import Path
 from prolora_jax.catalog.fleet import local_run
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.local_run import Share
+from prolora_jax.catalog.fleet.local_run import RunShare
 
 if __name__ == "__main__":
     local_run.start_worker = fleet_workers.start_toy
     job = FleetJob(sys.argv[1], sys.argv[2], "source", "target")
-    share = Share(2, *map(int, sys.argv[3:5]))
+    share = RunShare(2, *map(int, sys.argv[3:5]))
     found = local_run.run_here(job, share)
     print(found.left, found.stopped, flush=True)
 """

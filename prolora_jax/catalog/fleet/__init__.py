@@ -1,8 +1,5 @@
 """A catalog by many workers, on one host or on many, over folders and object stores.
 
-What is true is in the place of the outputs alone: a receipt there is the commit of a file. Who
-gives out the work, and on what, changes no output.
-
 job.py: What is to be done, as every worker is told it; the note that one place has one job.
 inputs.py: The adapters of a place, from its listing, and which of them must be looked at together.
 receipts.py: What became of each input: written once, read together.

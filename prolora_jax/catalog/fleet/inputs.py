@@ -8,6 +8,7 @@ belongs to its inputs into a folder, and `expand` has the last word there.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from os.path import splitext
 from pathlib import Path, PurePosixPath
 
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
@@ -165,10 +166,11 @@ def units_of(inputs: Sequence[FleetInput]) -> list[Unit]:
 
 def _bare(name: str) -> str:
     """A path without what an output's name may add or replace."""
-    path = PurePosixPath(name)
-    while path.suffix.lower() in _ADDED and path.stem:
-        path = path.with_suffix("")
-    return str(path)
+    stem, suffix = splitext(name)
+    while suffix.lower() in _ADDED:
+        name = stem
+        stem, suffix = splitext(name)
+    return name
 
 
 def fetch(place: FilePlace, inputs: Sequence[FleetInput], folder: Path) -> dict[str, ProloraError]:

@@ -18,7 +18,7 @@ from prolora_jax.catalog.fleet.ending import end_run
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob, require_same_job
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
-from prolora_jax.catalog.fleet.worker import Done, Work, start_worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, start_worker
 from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal
@@ -40,7 +40,7 @@ _LAST_SECONDS = 25.0
 
 
 @dataclass(frozen=True)
-class Share:
+class RunShare:
     """Which part of a catalog a run does, and how.
 
     Attributes:
@@ -80,7 +80,7 @@ class RunResult:
     complete: bool
 
 
-def run_here(job: FleetJob, share: Share, progress: Progress | None = None) -> RunResult:
+def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -> RunResult:
     """Do a catalog, or a part of it, with worker processes of this host.
 
     SIGTERM ends it early: what is at work is finished or dropped within half a minute.
@@ -148,7 +148,7 @@ class _Run:
         out: FilePlace,
         todo: list[Unit],
         before: Mapping[str, Known],
-        share: Share,
+        share: RunShare,
         progress: Progress | None,
         together: bool,
     ):
@@ -168,7 +168,7 @@ class _Run:
 
     def run(self) -> None:
         """Give out the work until there is none, or the run is to stop."""
-        self.crew: Crew[Work] = Crew(start_worker, self.job)
+        self.crew: Crew[ChunkWork] = Crew(start_worker, self.job)
         try:
             for _ in range(self.workers):
                 self.crew.add()
@@ -193,11 +193,11 @@ class _Run:
             self.busy[worker] = chunk
             self.crew.give(worker, self._work(chunk))
 
-    def _work(self, chunk: Chunk) -> Work:
+    def _work(self, chunk: Chunk) -> ChunkWork:
         inputs = tuple(one for unit in chunk for one in unit)
         # Also what was found inside of a folder, under names of its own.
         before = {one.name: self.before[one.name] for one in inputs if one.name in self.before}
-        return Work(inputs, before, self.together and len(inputs) > 1)
+        return ChunkWork(inputs, before, self.together and len(inputs) > 1)
 
     def _finish_early(self) -> None:
         self.crew.hurry()
@@ -216,7 +216,7 @@ class _Run:
         else:
             self._ended(event.worker, event.told)
 
-    def _noted(self, worker: int, done: Done) -> None:
+    def _noted(self, worker: int, done: ChunkDone) -> None:
         """What a worker has done of its chunk; the rest goes to another, if this host can."""
         chunk = self.busy.pop(worker)
         for name, state in done.states.items():

@@ -42,7 +42,7 @@ PARTS = f"{OWN}/pairs"
 NO_PROOF = Proof()
 
 
-class Work(NamedTuple):
+class ChunkWork(NamedTuple):
     """What a worker is given.
 
     Attributes:
@@ -56,7 +56,7 @@ class Work(NamedTuple):
     together: bool = False
 
 
-class Done(NamedTuple):
+class ChunkDone(NamedTuple):
     """What a worker has done.
 
     Attributes:
@@ -119,7 +119,7 @@ class Worker:
         self._scanner = Scanner(self.pair, job.options, job.writing)
         self._told: set[str] = set()
 
-    def __call__(self, work: Work) -> Done:
+    def __call__(self, work: ChunkWork) -> ChunkDone:
         """Do a chunk.
 
         Args:
@@ -136,7 +136,7 @@ class Worker:
         with tempfile.TemporaryDirectory(prefix="prolora-", ignore_cleanup_errors=True) as folder:
             return self._done(work, Path(folder).resolve())
 
-    def _done(self, work: Work, folder: Path) -> Done:
+    def _done(self, work: ChunkWork, folder: Path) -> ChunkDone:
         staged, made = folder / "in", folder / "out"
         self._shown |= {str(staged): self.inputs.shown, str(made): self.out.shown}
         failed: dict[str, ProloraError] = {}
@@ -174,7 +174,7 @@ class Worker:
         if stage == "files" and self._hurried.is_set():
             raise _Hurried
 
-    def _committed(self, rows: dict[str, ManifestRow], work: Work, made: Path) -> Done:
+    def _committed(self, rows: dict[str, ManifestRow], work: ChunkWork, made: Path) -> ChunkDone:
         """Publish what was made, file by file, each with its receipt behind it."""
         self._tell_pair()
         self._publish_beside(rows, made)
@@ -194,9 +194,9 @@ class Worker:
             self._sign()
         if together:
             receipts.file_chunk(self.out, together)
-        return Done(states, tuple(left), trouble)
+        return ChunkDone(states, tuple(left), trouble)
 
-    def _receipt(self, row: ManifestRow, work: Work, made: Path) -> Receipt:
+    def _receipt(self, row: ManifestRow, work: ChunkWork, made: Path) -> Receipt:
         record, files = row.record, dict[str, Filed]()
         before = work.before.get(record.input)
         etag = next((one.etag for one in work.inputs if _is_of(record.input, one.name)), "")
@@ -260,7 +260,7 @@ class Worker:
 
 def start_worker(
     job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
-) -> Callable[[Work], Done]:
+) -> Callable[[ChunkWork], ChunkDone]:
     """A worker in a process of its own (see `Worker`)."""
     return Worker(job, hurried, sign)
 
