@@ -77,7 +77,8 @@ def run(
     writing = writing._replace(reader=for_reader)
     store = common.store or default_store()
     places = (inputs, out_path, source, target)
-    job = FleetJob(*places, given, writing, store, cache, common.processes)
+    processes = common.workers or max(common.processes // max(local, 1), 1)
+    job = FleetJob(*places, given, writing, store, cache, processes)
     return _run(job, share_of(local, shard, time_limit), common)
 
 

@@ -6,19 +6,28 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import fleet_workers
 import pytest
+from fleet_workers import ToyWorker
 
-from prolora_jax.catalog.fleet import local_run
+from prolora_jax.catalog.fleet import dispatch, local_run
 from prolora_jax.catalog.fleet.checking import check_outputs, retry_damaged, retry_quarantined
+from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import read_receipts
+from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
-from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.adapters.inputs import Input
+from prolora_jax.io.places.local import LocalPlace, sweep_unfinished
+from prolora_jax.io.places.scratch import scratch
 from prolora_jax.migration.files import Writing
 
 SUPPORT = Path(fleet_workers.__file__).parent
@@ -26,8 +35,17 @@ ROOT = SUPPORT.parents[1]
 
 
 @pytest.fixture(autouse=True)
-def toys(monkeypatch: pytest.MonkeyPatch):
+def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Workers without an engine; whatever ended them, their folders are gone when all is done."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_toy)
+    yield
+    with scratch():
+        assert len(list(temporary.glob("prolora-fleet-*"))) == 1
+    assert not list(temporary.glob("*prolora-fleet-*"))
 
 
 def catalog(folder: Path, *names: str) -> Path:
@@ -96,37 +114,40 @@ def test_another_job_is_refused(tmp_path: Path):
 
 def test_a_poison_file_costs_itself_alone(tmp_path: Path):
     good = [f"a{n}" for n in range(6)]
-    inputs = catalog(tmp_path, *good, "segv", "killed", "broken")
+    inputs = catalog(tmp_path, *good, "segv", "broken")
     found = run_here(job(inputs), RunShare(2))
-    assert found.found == {"done": 6, "quarantined": 3}
+    assert found.found == {"done": 6, "quarantined": 2}
     assert (found.left, found.complete) == (0, True)
-    assert_whole(inputs, "segv", "killed", "broken")
+    assert_whole(inputs, "segv", "broken")
     messages = {k.receipt.record.input: k.receipt.record.message or "" for k in known_of(inputs)}
     assert "signal SIGSEGV" in messages["segv.safetensors"]
-    assert "perhaps for want of memory" in messages["killed.safetensors"]
     assert "RuntimeError: made" in messages["broken.safetensors"]
     assert run_here(job(inputs), RunShare(2)).done == 0  # nobody asked for it again
     # Now it is another file, and somebody asks.
-    for name in ("segv", "killed"):
-        (inputs / f"{name}.safetensors").rename(inputs / f"was {name[0]}.safetensors")
+    (inputs / "segv.safetensors").rename(inputs / "renamed.safetensors")
     assert retry_quarantined(LocalPlace(tmp_path / "out")) == [
         "broken.safetensors",
-        "killed.safetensors",
         "segv.safetensors",
     ]
     (inputs / "broken.safetensors").unlink()
-    assert run_here(job(inputs), RunShare(1)).found == {"done": 2}
+    assert run_here(job(inputs), RunShare(1)).found == {"done": 1}
 
 
 def known_of(inputs: Path):
     return list(read_receipts(LocalPlace(inputs.parent / "out")).values())
 
 
-def test_an_endless_file_is_ended(tmp_path: Path):
-    inputs = catalog(tmp_path, "a", "endless", "b")
-    found = run_here(job(inputs), RunShare(1, silence=1.5))
-    assert found.found == {"done": 2, "quarantined": 1}
-    assert_whole(inputs, "endless")
+def test_what_is_endless_or_needs_all_memory_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dispatch, "TRIES", 1)
+    inputs = catalog(tmp_path, "a", "endless", "killed")
+    found = run_here(job(inputs), RunShare(2, silence=3))
+    assert found.found == {"done": 1, "quarantined": 2}
+    assert_whole(inputs, "endless", "killed")
+    told = [k.receipt.record.message or "" for k in known_of(inputs) if k.receipt.quarantined]
+    # The system ends what needs too much as this does what says nothing.
+    assert all("signal SIGKILL, perhaps for want of memory" in message for message in told)
 
 
 def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):
@@ -176,6 +197,59 @@ def test_outputs_of_others_stay(tmp_path: Path):
     (tmp_path / "out" / "a.safetensors").unlink()
     assert run_here(job(inputs), RunShare()).left == 0
     assert_whole(inputs)
+
+
+class Killed(BaseException):
+    """A worker is no more."""
+
+
+def test_a_worker_may_die_at_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Before and after each file that a chunk writes, in their order; the next one mends it."""
+    real, calls = LocalPlace._write, [0]
+    work = [FleetInput(f"a{n}.safetensors", "etag") for n in range(2)]
+    for dies_at in count():
+        inputs = catalog(tmp_path / str(dies_at), "a0", "a1")
+        items = [Input(inputs / one.name, Path(one.name)) for one in work]
+        todo = ChunkWork(tuple(replace(o, item=i) for o, i in zip(work, items, strict=True)), {})
+        calls[0] = 0
+
+        def write(self, *given, dies_at=dies_at):
+            if calls[0] == dies_at:
+                raise Killed
+            real(self, *given)
+            calls[0] += 1
+            if calls[0] == dies_at:
+                raise Killed
+
+        monkeypatch.setattr(LocalPlace, "_write", write)
+        ended = False
+        try:
+            worker = ToyWorker(job(inputs), threading.Event(), lambda: None)
+            worker(todo)
+        except Killed:
+            ended = True
+        monkeypatch.setattr(LocalPlace, "_write", real)
+        worker = ToyWorker(job(inputs), threading.Event(), lambda: None)
+        assert worker(todo).states == {one.name: "done" for one in work}
+        assert_whole(inputs)
+        if not ended:
+            assert dies_at == calls[0] + 1 == 8  # job.json, and for each: output, report, receipt
+            return
+
+
+def test_what_killed_processes_leave_goes_and_nothing_else(tmp_path: Path):
+    place, seen = LocalPlace(tmp_path / "place"), []
+    (tmp_path / "place").mkdir()
+    left = tmp_path / "place" / ".0123456789abcdef.prolora-tmp"
+    left.write_bytes(b"half of it")
+
+    def publish(temporary: Path, path: Path) -> None:
+        seen.append(sweep_unfinished(tmp_path / "place"))
+        os.link(temporary, path)
+
+    place._write(tmp_path / "place" / "k", b"whole", publish)
+    assert seen == [1]
+    assert [p.name for p in (tmp_path / "place").iterdir()] == ["k"]
 
 
 def driver(inputs: Path, shard: int = 0, shards: int = 1) -> subprocess.Popen[str]:
@@ -254,8 +328,6 @@ def test_shards_share_a_catalog(tmp_path: Path):
 
 
 def unit(path: Path):
-    from prolora_jax.catalog.fleet.inputs import FleetInput
-
     return (FleetInput(path.name, ""),)
 
 

@@ -34,8 +34,7 @@ class ToyWorker(Worker):
         self.inputs, self.out = open_place(job.inputs), open_place(job.out)
         self._shown, self._told, self._writing = {}, set(), job.writing
         note = JobNote(1, job.asked, "no bases", job.inputs, "source", "target", {})
-        claim(self.out, note)
-        self._publisher = Publisher(self.out, note.digest, job.writing.overwrite)
+        self._publisher = Publisher(self.out, claim(self.out, note).digest, job.writing.overwrite)
 
     def _migrated(self, items: Sequence[Input], folder: Path) -> list[ManifestRow]:
         rows = []

@@ -18,6 +18,7 @@ from prolora_jax.io.outputs.catalog_files import stamp
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import PAIR_REPORT
+from prolora_jax.io.places.local import sweep_unfinished
 from prolora_jax.io.places.place import FilePlace, read_whole
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport
@@ -40,6 +41,9 @@ def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
         UsageError: what the workers have left cannot be read.
         OutputError: the place does not answer.
     """
+    if out.folder is not None:
+        sweep_unfinished(out.folder)
+    out.create(ENDED, msgspec.json.encode(datetime.now(UTC).isoformat(timespec="seconds")), {})
     report = merged_report(out)
     if report is None:
         return
@@ -48,7 +52,6 @@ def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
     if not written.ours and read_whole(out, PAIR_REPORT, _LARGEST)[0] != text:
         # Of two who end at once both write the same.
         out.replace_if(PAIR_REPORT, text, written.etag, {})
-    out.create(ENDED, msgspec.json.encode(datetime.now(UTC).isoformat(timespec="seconds")), {})
     if out.folder is not None:
         _write_manifest(out, read_note(out), known, report)
 

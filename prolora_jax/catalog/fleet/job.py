@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places.opening import without_secrets
+from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace, read_whole
 from prolora_jax.migration.files import Writing
 from prolora_jax.plans.options import MigrationOptions
@@ -49,7 +49,7 @@ class FleetJob:
     @property
     def asked(self) -> str:
         """Digest of all that is asked for, but where the base models lie on this host."""
-        facts = (without_secrets(self.inputs), self.options, self.writing._replace(pair=None))
+        facts = (open_place(self.inputs).shown, self.options, self.writing._replace(pair=None))
         return sha256(msgspec.json.encode(facts)).hexdigest()[:32]
 
 
@@ -81,23 +81,28 @@ class JobNote:
         return sha256(msgspec.json.encode(self)).hexdigest()[:32]
 
 
-def claim(place: FilePlace, note: JobNote) -> None:
+def claim(place: FilePlace, note: JobNote) -> JobNote:
     """Note the job of a place, or find the same one there.
 
     Args:
         place: of the outputs.
         note: of the job.
 
+    Returns:
+        What is noted there: base models may have other names on other hosts.
+
     Raises:
         UsageError: it has another job.
         OutputError: it does not answer.
     """
     text = msgspec.json.format(msgspec.json.encode(note)) + b"\n"
-    if not place.create(JOB, text, {}).ours:
-        known = read_note(place)
-        if known != note:
-            told = "other base models" if known.asked == note.asked else "another job"
-            raise UsageError(_another(place, told), code=Refusal.LOCKED)
+    if place.create(JOB, text, {}).ours:
+        return note
+    known = read_note(place)
+    if (known.version, known.asked, known.bases) != (note.version, note.asked, note.bases):
+        told = "other base models" if known.asked == note.asked else "another job"
+        raise UsageError(_another(place, told), code=Refusal.LOCKED)
+    return known
 
 
 def require_same_job(place: FilePlace, job: FleetJob) -> None:

@@ -195,7 +195,6 @@ class _Run:
 
     def _work(self, chunk: Chunk) -> ChunkWork:
         inputs = tuple(one for unit in chunk for one in unit)
-        # Also what was found inside of a folder, under names of its own.
         before = {one.name: self.before[one.name] for one in inputs if one.name in self.before}
         return ChunkWork(inputs, before, self.together and len(inputs) > 1)
 

@@ -6,7 +6,6 @@ it has made is then published file by file, and each file's receipt is its commi
 those of one machine, bit for bit, whoever works on what.
 """
 
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import NAME, Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import read_any_report, report_path, write_report
 from prolora_jax.io.places.opening import is_url, open_place, without_secrets
+from prolora_jax.io.places.scratch import scratch
 from prolora_jax.io.places.staging import stage_once
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration.opening import open_pair
@@ -107,13 +107,12 @@ class Worker:
             VERSION,
             job.asked,
             sha256(msgspec.json.encode(weights)).hexdigest()[:32],
-            without_secrets(job.inputs),
+            self.inputs.shown,
             self.pair.source.spec.name,
             self.pair.target.spec.name,
             msgspec.to_builtins({"method": job.options.method, **job.options.changed()}),
         )
-        claim(self.out, note)
-        self._publisher = Publisher(self.out, note.digest, job.writing.overwrite)
+        self._publisher = Publisher(self.out, claim(self.out, note).digest, job.writing.overwrite)
         digest = pair_report(job.options, self.pair, {}).digest
         self._writing = job.writing._replace(pair=digest)
         self._scanner = Scanner(self.pair, job.options, job.writing)
@@ -133,8 +132,8 @@ class Worker:
             BaseModelError: a base model cannot be read.
         """
         # Its name is new each time: what is known of a folder's files is kept by their paths.
-        with tempfile.TemporaryDirectory(prefix="prolora-", ignore_cleanup_errors=True) as folder:
-            return self._done(work, Path(folder).resolve())
+        with scratch() as folder:
+            return self._done(work, folder)
 
     def _done(self, work: ChunkWork, folder: Path) -> ChunkDone:
         staged, made = folder / "in", folder / "out"
@@ -199,6 +198,9 @@ class Worker:
     def _receipt(self, row: ManifestRow, work: ChunkWork, made: Path) -> Receipt:
         record, files = row.record, dict[str, Filed]()
         before = work.before.get(record.input)
+        if before is None and all(record.input != one.name for one in work.inputs):
+            # It was found inside of a folder: whoever gave out the work knows the folder alone.
+            before = receipts.read_one(self.out, record.input)
         etag = next((one.etag for one in work.inputs if _is_of(record.input, one.name)), "")
         if record.state in FINISHED:
             self._relocate(made / str(record.output))

@@ -7,8 +7,8 @@ Also one that several hosts share, where its file system makes links of which on
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from prolora_jax.errors import OutputError, Refusal
@@ -76,8 +76,7 @@ class LocalPlace:
             won.append(path)
 
         path = self._root / key
-        with atomic.atomic_path(path, publish=link) as temporary:
-            _fill(temporary, content)
+        self._write(path, content, link)
         return Written(bool(won), _etag(path) or "")
 
     def replace_if(self, key: str, content: Content, etag: str, tags: Mapping[str, str]) -> Written:
@@ -87,17 +86,44 @@ class LocalPlace:
             now = _etag(path)
             if now != etag:
                 return Written(False, now or "")
-            with atomic.atomic_path(path) as temporary:
-                _fill(temporary, content)
+            self._write(path, content, os.replace)
             return Written(True, _etag(path) or "")
 
+    def _write(self, path: Path, content: Content, publish: Callable[[Path, Path], object]) -> None:
+        with ExitStack() as held, atomic.atomic_path(path, publish=publish) as temporary:
+            held.enter_context(_filled(temporary, content))
 
-def _fill(temporary: Path, content: Content) -> None:
-    if isinstance(content, bytes):
-        temporary.write_bytes(content)
-        return
-    with open_regular(content) as source, temporary.open("wb") as target:
-        shutil.copyfileobj(source, target, 2**22)
+
+def sweep_unfinished(folder: Path) -> int:
+    """Remove what killed processes have left in a folder, and nothing that is being written.
+
+    Args:
+        folder: of a place, and all below it.
+
+    Returns:
+        How many files were removed.
+    """
+    count = 0
+    for path in folder.rglob(f".*{atomic.TEMPORARY_SUFFIX}"):
+        with suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            count += 1
+    return count
+
+
+@contextmanager
+def _filled(temporary: Path, content: Content) -> Iterator[None]:
+    """Fill a file, and hold it against `sweep_unfinished` until it has its name."""
+    with temporary.open("wb") as target:
+        fcntl.flock(target, fcntl.LOCK_EX)
+        if isinstance(content, bytes):
+            target.write(content)
+        else:
+            with open_regular(content) as source:
+                shutil.copyfileobj(source, target, 2**22)
+        target.flush()
+        yield
 
 
 @contextmanager
