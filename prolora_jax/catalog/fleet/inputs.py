@@ -5,13 +5,13 @@ alone: files count by their suffix, and what a folder is, its names say. Each wo
 belongs to its inputs into a folder, and `expand` has the last word there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from os.path import splitext
 from pathlib import Path, PurePosixPath
 
-from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.inputs import ARCHIVE_SUFFIXES, Input, expand
 from prolora_jax.io.adapters.leftovers import is_training_state
@@ -25,7 +25,7 @@ from prolora_jax.io.adapters.peft_folder import (
 from prolora_jax.io.adapters.sidecars import PREVIEWS, names_beside
 from prolora_jax.io.outputs.catalog_files import stamp
 from prolora_jax.io.places.place import FilePlace, Listed
-from prolora_jax.io.places.staging import stage
+from prolora_jax.io.places.staging import path_below, stage
 
 _SUFFIXES = ADAPTER_SUFFIXES | {".gguf"}
 _ADDED = _SUFFIXES | {".peft"}
@@ -173,13 +173,19 @@ def _bare(name: str) -> str:
     return name
 
 
-def fetch(place: FilePlace, inputs: Sequence[FleetInput], folder: Path) -> dict[str, ProloraError]:
+def fetch(
+    place: FilePlace,
+    inputs: Sequence[FleetInput],
+    folder: Path,
+    sign: Callable[[], object],
+) -> dict[str, ProloraError]:
     """Have inputs of a store in a local folder, each as it was listed.
 
     Args:
         place: where they are.
         inputs: of a listing.
         folder: gets them under their names, and an empty file where a name says all.
+        sign: called with each piece that has come.
 
     Returns:
         Why some are not there, by their names.
@@ -189,15 +195,21 @@ def fetch(place: FilePlace, inputs: Sequence[FleetInput], folder: Path) -> dict[
     """
     failed: dict[str, ProloraError] = {}
     for one in inputs:
-        if one.by_name:
-            atomic.write_bytes(folder / one.name, b"")
-            continue
-        about = [file for file in one.beside if not (folder / file.key).exists()]
         try:
+            if one.by_name:
+                atomic.write_bytes(path_below(place, one.name, folder), b"")
+                continue
+            about = [file for file in one.beside if not (folder / file.key).exists()]
             # First what is beside it: without a licence that was listed nothing is done with it.
-            stage(place, [*about, *one.files], folder)
+            stage(place, [*about, *one.files], folder, sign)
         except AdapterRefused as refused:
             failed[one.name] = refused
+        except OutputError as error:
+            if not isinstance(error.__cause__, NotADirectoryError | IsADirectoryError):
+                raise
+            # A store may have both `a.pt` and `a.pt/b.pt`.
+            message = f"{place.shown}/{one.name}: found a folder by the name of a file; rename one"
+            failed[one.name] = AdapterRefused(message, code=Refusal.BAD_NAME)
     return failed
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.catalog.fleet.receipts import Filed, Known
-from prolora_jax.errors import OutputError, Refusal
+from prolora_jax.errors import AdapterRefused, OutputError, Refusal
 from prolora_jax.io.outputs.catalog_files import file_hash
 from prolora_jax.io.outputs.reports import report_path
 from prolora_jax.io.places.place import FilePlace, Head
@@ -85,7 +85,10 @@ class Publisher(NamedTuple):
             if head is None:
                 written = self.place.create(key, file, tags)
                 continue
-            theirs = _hash(self.place, key, head)
+            try:
+                theirs = _hash(self.place, key, head)
+            except (AdapterRefused, FileNotFoundError):
+                continue  # it was replaced while it was read
             if theirs == ours or all(head.tags.get(name) == text for name, text in tags.items()):
                 return Filed(theirs, head.etag)
             if not self.overwrite and (known is None or known.etag != head.etag):

@@ -29,6 +29,7 @@ from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import NAME, Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import read_any_report, report_path, write_report
 from prolora_jax.io.places.opening import is_url, open_place, without_secrets
+from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.scratch import scratch
 from prolora_jax.io.places.staging import stage_once
 from prolora_jax.io.stores.basis_store import FolderStore
@@ -91,7 +92,9 @@ class Worker:
 
     def __init__(self, job: FleetJob, hurried: threading.Event, sign: Callable[[], None]):
         self.job, self._hurried, self._sign = job, hurried, sign
-        self.inputs, self.out = open_place(job.inputs), open_place(job.out)
+        # A worker that waits for a store is alive, and its input is not to blame.
+        places = (open_place(place, Pace(waiting=sign)) for place in (job.inputs, job.out))
+        self.inputs, self.out = places
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
         self._shown = dict(_local_base(base, cache) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
@@ -140,7 +143,7 @@ class Worker:
         self._shown |= {str(staged): self.inputs.shown, str(made): self.out.shown}
         failed: dict[str, ProloraError] = {}
         if self.inputs.folder is None:
-            failed = fetch(self.inputs, work.inputs, staged)
+            failed = fetch(self.inputs, work.inputs, staged, self._sign)
         items = as_items(self.inputs, work.inputs, staged, failed)
         rows = {row.record.input: row for row in self._migrated(items, made)} if items else {}
         for one in work.inputs:

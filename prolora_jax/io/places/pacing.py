@@ -46,6 +46,7 @@ class Pace:
         patience: seconds without an answer before `StoreBusy` is raised.
         clock: seconds that only rise.
         sleep: waits for so many seconds.
+        waiting: called before each wait for a store, which may be a sign of life.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Pace:
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
+        waiting: Callable[[], object] | None = None,
     ):
         self.rate = FIRST_RATE
         self._patience, self._clock, self._sleep = patience, clock, sleep
+        self._waiting = waiting
         self._lock = threading.Lock()
         self._free_at = clock()
         self._halved = self._free_at - _HALVED_AT_MOST_EVERY
@@ -79,6 +82,8 @@ class Pace:
                     self._slow_down()
                 if self._clock() - begun + wait > self._patience:
                     raise
+                if self._waiting is not None:
+                    self._waiting()
                 self._sleep(random.uniform(wait / 2, wait))
                 wait = min(2 * wait, _LONGEST_WAIT)
                 continue

@@ -6,10 +6,13 @@ that copies: a copy on the server has no condition on most stores.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from prolora_jax.errors import AdapterRefused, Refusal
+
+_MEETINGS = 5
 
 Content = bytes | Path
 """Bytes, or the file that holds them."""
@@ -142,9 +145,17 @@ def read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:
 
     Raises:
         FileNotFoundError: it is not there.
-        AdapterRefused: it was changed meanwhile, or is larger.
+        AdapterRefused: it is changed all the time, or is larger.
         OutputError: the place does not answer.
     """
+    for _ in range(_MEETINGS):
+        # Others may replace it between the two questions.
+        with suppress(_Changed):
+            return _read_whole(place, key, most)
+    return _read_whole(place, key, most)
+
+
+def _read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:
     found = place.head(key)
     if found is None:
         raise FileNotFoundError(key)
@@ -157,9 +168,13 @@ def read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:
     return place.read_range(key, 0, found.size, found.etag), found.etag
 
 
+class _Changed(AdapterRefused):
+    """Raised when a file is not the one that was listed."""
+
+
 def changed(shown: str, key: str) -> AdapterRefused:
     """The refusal of a file that is not the one that was listed."""
-    return AdapterRefused(
+    return _Changed(
         f"{shown}/{key}: was replaced since it was listed; expected the same content; run again",
         code=Refusal.CHANGED,
     )

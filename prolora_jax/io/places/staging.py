@@ -2,11 +2,11 @@
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
@@ -18,36 +18,63 @@ PIECE = 2**23
 
 _AT_ONCE = 8
 _WHOLE = ".whole"
+_LONGEST_NAME = 255
 
 
-def stage(place: FilePlace, files: Iterable[Listed], folder: Path) -> None:
+def stage(
+    place: FilePlace,
+    files: Iterable[Listed],
+    folder: Path,
+    sign: Callable[[], object] | None = None,
+) -> None:
     """Fetch files by ranges, each as it was listed.
 
     Args:
         place: where they are.
         files: of a listing.
         folder: gets them under their keys.
+        sign: called with each piece, which may be a sign of life.
 
     Raises:
-        AdapterRefused: one was replaced since it was listed, is gone, or its key leads elsewhere.
+        AdapterRefused: one was replaced since it was listed, is gone, or has a key that can be no
+            file's name here.
         OutputError: the place does not answer, or the local disk takes no more.
     """
     with ThreadPoolExecutor(_AT_ONCE, "stage") as threads:
         for file in files:
-            if ".." in Path(file.key).parts:
-                raise AdapterRefused(
-                    f"{place.shown}/{file.key}: found a name that leads out of its folder; "
-                    "expected one below it; rename it",
-                    code=Refusal.BAD_NAME,
-                )
+            path = path_below(place, file.key, folder)
             starts = range(0, file.size, PIECE)
             with (
-                atomic.atomic_path(folder / file.key) as temporary,
+                atomic.atomic_path(path) as temporary,
                 temporary.open("wb") as target,
             ):
                 ask = [(place, file, start) for start in starts]
                 for piece in threads.map(_piece, ask):
                     target.write(piece)
+                    if sign is not None:
+                        sign()
+
+
+def path_below(place: FilePlace, key: str, folder: Path) -> Path:
+    """Where a file of a place is fetched to.
+
+    Args:
+        place: where it is.
+        key: of the file, which other programs have chosen.
+        folder: that it goes into.
+
+    Raises:
+        AdapterRefused: the key leads out of the folder, or is too long for a file's name.
+    """
+    path = PurePosixPath(key)
+    leads_out = path.is_absolute() or ".." in path.parts or "\0" in key
+    if leads_out or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+        raise AdapterRefused(
+            f"{place.shown}/{key}: found a name that no file below a folder can have; expected one "
+            f"without .., each part of at most {_LONGEST_NAME} bytes; rename it",
+            code=Refusal.BAD_NAME,
+        )
+    return folder / path
 
 
 def stage_once(url: str, cache: Path) -> Path:
