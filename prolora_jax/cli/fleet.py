@@ -1,5 +1,6 @@
 """`prolora fleet run | status | compact | verify | retry`."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,11 +76,21 @@ def run(
     format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
-    store = common.store or default_store()
+    store = _local_folder("--store", common.store or default_store())
     places = (inputs, out_path, source, target)
-    processes = common.workers or max(common.processes // max(local, 1), 1)
-    job = FleetJob(*places, given, writing, store, cache, processes)
+    job = FleetJob(*places, given, writing, store, cache, common.processes)
     return _run(job, share_of(local, shard, time_limit), common)
+
+
+def _local_folder(option: str, folder: Path) -> Path:
+    # A URL loses a slash when it is taken for a path.
+    if re.match(r"[a-z0-9]+:/", str(folder)):
+        raise UsageError(
+            f"{option} {folder}: found a URL; expected a local folder of each host; fill it once "
+            "with prolora subspaces build --for-pair, and copy it to the others",
+            code=Refusal.BAD_OPTION,
+        )
+    return folder
 
 
 def share_of(local: int, shard: str, time_limit: float) -> "RunShare":

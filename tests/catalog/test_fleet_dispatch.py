@@ -17,7 +17,8 @@ def units(count: int):
 
 
 def test_chunks_shrink_towards_the_end():
-    dispatch, sizes = Dispatch(units(100), 3), []
+    dispatch, sizes = Dispatch(units(101), 3), []
+    assert dispatch.next(one=True) == (units(1)[0],)
     while (chunk := dispatch.next()) is not None:
         sizes.append(len(chunk))
     assert sum(sizes) == 100

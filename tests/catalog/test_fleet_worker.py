@@ -244,6 +244,19 @@ def test_lost_answers_change_nothing(made: Made, bucket: str, proxy: FaultProxy,
     }
 
 
+def test_a_name_that_a_store_cannot_hold_is_that_files_refusal(
+    made: Made, bucket: str, tmp_path: Path
+):
+    inputs = tmp_path / "catalog"
+    inputs.mkdir()
+    for name in ("a0", "line\nbreak"):
+        shutil.copy(made.inputs / "a0.safetensors", inputs / f"{name}.safetensors")
+    job = made.job(inputs, f"{bucket}/out")
+    assert run(job).states == {"a0.safetensors": "done", "line\nbreak.safetensors": "refused"}
+    record = receipts.read_receipts(open_place(job.out))["line\nbreak.safetensors"].receipt.record
+    assert record.reason == str(Refusal.BAD_NAME)
+
+
 def test_an_input_that_is_replaced_meanwhile_is_done_by_the_next_run(made: Made, bucket: str):
     job = made.job(f"{bucket}/catalog", f"{bucket}/out")
     inputs, out, ready = open_place(job.inputs), open_place(job.out), worker(job)

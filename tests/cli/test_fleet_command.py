@@ -93,6 +93,7 @@ WRONG = {
     "shard": (["--shard", "4/4"], "expected i/n"),
     "no part": (["--shard", "x"], "expected i/n"),
     "local": (["--local", "0"], "at least one process"),
+    "store": (["--store", "s3://bucket/store"], "expected a local folder"),
     "time": (["--time-limit", "nan"], "and a time"),
     "secret": (["fleet", "status", "s3://KEY:SECRET@bucket/x"], "leave them out"),
     "nothing": (["fleet", "status", "sdxl"], "found no .prolora/job.json"),

@@ -221,6 +221,13 @@ def chained(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
+def test_a_name_that_no_store_takes_is_refused(store: FilePlace):
+    for act in (lambda: store.create("line\nbreak", b"", {}), lambda: store.head("bell\a")):
+        with pytest.raises(AdapterRefused, match="control character") as refused:
+            act()
+        assert refused.value.code is Refusal.BAD_NAME
+
+
 def test_a_bucket_that_is_not_there_is_named(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):
     use(proxy.endpoint, monkeypatch)
     proxy.choose = lambda method, path: 404  # SeaweedFS itself makes a bucket that is not there

@@ -40,11 +40,15 @@ class Dispatch:
         """Units that no worker has."""
         return len(self._waiting) + len(self._alone)
 
-    def next(self) -> Chunk | None:
-        """What a worker that is free is to do; None when there is nothing now."""
+    def next(self, *, one: bool = False) -> Chunk | None:
+        """What a worker that is free is to do; None when there is nothing now.
+
+        Args:
+            one: whether it is to be a single unit, whatever is left.
+        """
         if self._waiting:
             size = ceil(len(self._waiting) / (2 * self._workers))
-            count = max(1, min(size, self._most))
+            count = 1 if one else max(1, min(size, self._most))
             return tuple(self._waiting.popleft() for _ in range(count))
         return (self._alone.popleft(),) if self._alone else None
 

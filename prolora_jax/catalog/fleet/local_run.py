@@ -164,6 +164,8 @@ class _Run:
         self.idle: list[int] = []
         self.strikes: dict[int, int] = {}
         self.never_ready = 0
+        # One input goes ahead: what it needs of the base models would else be computed by all.
+        self.warm = self.workers == 1
         self.trouble: str | None = None
 
     def run(self) -> None:
@@ -186,7 +188,9 @@ class _Run:
             if self.crew.silent(worker) > self.share.silence:
                 self.crew.kill(worker)
         while self.idle and not self.stop.is_set():
-            chunk = self.dispatch.next()
+            if not self.warm and self.busy:
+                return
+            chunk = self.dispatch.next(one=not self.warm)
             if chunk is None:
                 return
             worker = self.idle.pop()
@@ -217,7 +221,7 @@ class _Run:
 
     def _noted(self, worker: int, done: ChunkDone) -> None:
         """What a worker has done of its chunk; the rest goes to another, if this host can."""
-        chunk = self.busy.pop(worker)
+        chunk, self.warm = self.busy.pop(worker), True
         for name, state in done.states.items():
             self.states[state] = self.states.get(state, 0) + 1
             self._count(name in self.names)
@@ -271,6 +275,7 @@ class _Run:
             self.crew.add()
 
     def _died(self, chunk: Chunk, how: str) -> None:
+        self.warm = True
         left = [unit for unit in chunk if not self._has_receipts(unit)]
         self.done += sum(len(unit) for unit in chunk if unit not in left)
         for unit in self.dispatch.died(chunk, left):

@@ -51,6 +51,7 @@ class Publisher(NamedTuple):
             What is there now, by key.
 
         Raises:
+            AdapterRefused: the place cannot hold a file of that name.
             OutputError: somebody else's file is there, or the place does not answer.
         """
         path = folder / output

@@ -24,7 +24,7 @@ from prolora_jax.catalog.fleet.publishing import Publisher
 from prolora_jax.catalog.fleet.receipts import Filed, Known, Receipt
 from prolora_jax.catalog.run import CatalogJob, CatalogRun, failed_record
 from prolora_jax.catalog.scan import Scanner
-from prolora_jax.errors import OutputError, ProloraError, Refusal
+from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import NAME, Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import read_any_report, report_path, write_report
@@ -209,8 +209,8 @@ class Worker:
             self._relocate(made / str(record.output))
             try:
                 files = self._publisher.publish(made, str(record.output), etag, before)
-            except OutputError as error:
-                if error.code != Refusal.OUTPUT_EXISTS:
+            except (OutputError, AdapterRefused) as error:
+                if error.code not in (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME):
                     raise
                 record = failed_record(record, error.code, str(error))
             # Another worker's may stand there, made by another kind of device.

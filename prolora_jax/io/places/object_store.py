@@ -18,7 +18,7 @@ from typing import Any
 import obstore
 from obstore import exceptions
 
-from prolora_jax.errors import OutputError, Refusal
+from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
 from prolora_jax.io.places.pacing import Pace, StoreBusy
 from prolora_jax.io.places.place import Content, Head, Listed, Written, changed
 
@@ -81,6 +81,12 @@ class ObjectPlace:
         try:
             stream = obstore.list(self._store, prefix or None, offset=last, chunk_size=_PAGE)
             return next(iter(stream), ())
+        except exceptions.InvalidPathError:
+            raise UsageError(
+                f"{self.shown}/{below}: found a key with a control character or an empty part; "
+                "expected keys that are paths; rename it",
+                code=Refusal.BAD_NAME,
+            ) from None
         except _ANY as failure:
             raise self._said(below, failure) from None
 
@@ -162,6 +168,13 @@ class ObjectPlace:
         return Written(True, put["e_tag"] or "")
 
     def _full(self, key: str) -> str:
+        """The key in the bucket."""
+        if any(ord(letter) < 32 or ord(letter) == 127 for letter in key):
+            raise AdapterRefused(
+                f"{self.shown}/{key}: found a control character in the name; expected none, which "
+                "stores do not take; rename it",
+                code=Refusal.BAD_NAME,
+            )
         return f"{self._prefix}/{key}" if self._prefix else key
 
     def _said(self, key: str, failure: Exception) -> OutputError:

@@ -79,6 +79,7 @@ class FilePlace(Protocol):
             below: the folder's key, without a slash at its end; the place itself when empty.
 
         Raises:
+            UsageError: it holds a key that is no path.
             OutputError: the place does not answer.
         """
         ...
@@ -116,6 +117,7 @@ class FilePlace(Protocol):
             tags: to be kept with it, where the place can: ASCII.
 
         Raises:
+            AdapterRefused: the place cannot hold a file of that name.
             OutputError: the place does not answer, or may not be written to.
         """
         ...
