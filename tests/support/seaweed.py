@@ -58,6 +58,7 @@ class Seaweed:
             str(program()),
             *("server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-dir=.", "-s3"),
             *(f"-s3.port={ports['s3']}", "-s3.config=s3.json", "-s3.port.iceberg=0"),
+            "-s3.port.lance=0",
             *(f"-master.port={ports['master']}", f"-volume.port={ports['volume']}"),
             *(f"-filer.port={ports['filer']}", "-volume.max=20", "-master.volumeSizeLimitMB=64"),
         ]
@@ -67,7 +68,7 @@ class Seaweed:
             )
         begun = time.monotonic()
         while not self._made_bucket():
-            if time.monotonic() - begun > _WAIT_SECONDS:
+            if self._process.poll() is not None or time.monotonic() - begun > _WAIT_SECONDS:
                 raise TimeoutError((self.folder / "log").read_text()[-2000:])
             time.sleep(0.2)
 
