@@ -10,6 +10,7 @@ another place for each weight, so that no two weights are alike. Embeddings have
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -45,12 +46,12 @@ class Numbers:
         rng = np.random.default_rng(seed)
         self._buffer = (0.02 * rng.standard_normal(INNER * HIDDEN + 2**22, np.float32)).astype(BF16)
 
-    def weight(self, number: int, shape: tuple[int, int]) -> np.ndarray:
+    def weight(self, number: int, shape: tuple[int, ...]) -> np.ndarray:
         """The weight of a number; of another number it is another one."""
         room = self._buffer.size
         start = (number * 7_919_777) % room
         parts = (self._buffer[start:], self._buffer)
-        return np.concatenate(parts)[: shape[0] * shape[1]].reshape(shape)
+        return np.concatenate(parts)[: math.prod(shape)].reshape(shape)
 
 
 def write_model(folder: Path, layers: list[int], noise: Numbers | None) -> None:

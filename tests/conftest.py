@@ -15,9 +15,12 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from checked_types import check_types  # noqa: E402
 from memory import PeakMemory, memory_given_back, memory_given_back_within  # noqa: E402
 from quick import has_quick, is_quick  # noqa: E402
 from slow import turn  # noqa: E402
+
+check_types()  # before anything of the package is imported
 
 __all__ = ["memory_given_back", "memory_given_back_within"]  # fixtures of every file and test
 

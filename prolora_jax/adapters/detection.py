@@ -17,8 +17,15 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.algorithms.factoring import sketches
 from prolora_jax.adapters.formats.header_strings import PROVENANCE
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
+from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.adapters.formats.resolution import fits
+from prolora_jax.adapters.transformer_evidence import (
+    held_by_transformers,
+    other_checkpoint,
+    same_shapes,
+)
 from prolora_jax.architectures.clip.table import ENCODERS_OF, TEXT_ENCODERS
+from prolora_jax.architectures.dit.spellings import is_transformer_name
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.naming import UNET, flat
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
@@ -109,8 +116,9 @@ def detect(adapter: Adapter) -> Detection:
         verdict = "ambiguous-base" if fitting else "unknown"
         return Detection(verdict, fitting, (), tuple(lines))
     lines += _widths(modules)
-    held = _held(modules)
-    strays = _strays(modules, held)
+    of_transformer = any(is_transformer_name(module.path) for module in modules)
+    held = held_by_transformers(modules) if of_transformer else _held(modules)
+    strays = [] if of_transformer else _strays(modules, held)
     if strays:
         more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
         lines.append(f"as in no published model, and left out: {strays[0]}{more}")
@@ -120,9 +128,13 @@ def detect(adapter: Adapter) -> Detection:
     for c in fitting if fitting else found[:2]:
         of_all = f"{c.trained} of its {c.trainable} modules in the roles trained here"
         lines.append(f"{c.architecture}: has {c.matched} of {c.total} modules; trained: {of_all}")
-    left = fitting if len(complete) != 1 else complete
-    if len(fitting) > 1 and len(complete) == 1:
-        lines.append(f"absent modules: the file has all of {complete[0].architecture} and no more")
+    # Of transformers several have the very same blocks, and differ in what stands around them.
+    decides = len(complete) == 1 or (of_transformer and 0 < len(complete) < len(fitting))
+    left = complete if decides else fitting
+    lines += filter(None, (same_shapes(c.architecture) for c in left))
+    if len(fitting) > 1 and decides:
+        names = " and of ".join(c.architecture for c in complete)
+        lines.append(f"absent modules: the file has all of {names} and no more")
     elif len(fitting) > 1:
         lines.append("names and shapes fit several models, and no absent module decides")
     verdict = "unknown" if not left else "found" if len(left) == 1 else "ambiguous-base"
@@ -154,7 +166,8 @@ def check_base(
         assumed: id of the model to believe in, whatever the file says.
 
     Returns:
-        Flags for the report: what was assumed, or between which models the file leaves a choice.
+        Flags for the report: what was assumed, between which models the file leaves a choice, or
+        which other checkpoint of the same shapes its header says.
 
     Raises:
         WrongBase: it belongs to another model.
@@ -164,15 +177,16 @@ def check_base(
         if known not in (None, assumed):
             raise WrongBase(adapter, source, f"--assume-base {assumed}")
         return (f"assumed-base: {assumed}",)
+    said = other_checkpoint(adapter.metadata, source)
     if known is None or known == moved_to(adapter.metadata):
-        return ()
+        return said
     found = detect(adapter)
     if found.architectures and known not in found.architectures:
         evidence = f"an adapter for {' or '.join(found.architectures)} ({found.evidence[-1]})"
         raise WrongBase(adapter, source, evidence)
     if found.verdict == "ambiguous-base" and found.candidates:
-        return (f"ambiguous-base: {', '.join(found.architectures)}",)
-    return ()
+        return (f"ambiguous-base: {', '.join(found.architectures)}", *said)
+    return said
 
 
 def moved_to(metadata: Mapping[str, str]) -> str | None:
@@ -192,6 +206,9 @@ def moved_to(metadata: Mapping[str, str]) -> str | None:
 
 def _hints(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield from ((key, metadata[key]) for key in HINTS if metadata.get(key))
+    name = base_name(metadata)
+    if name and not metadata.get("base_model_name_or_path"):
+        yield "base_model_name_or_path", name
 
 
 def _widths(modules: list[LoraModule]) -> Iterator[str]:

@@ -7,7 +7,32 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import Detection, detect
+from prolora_jax.architectures.dit.spellings import is_transformer_name, said_component
+from prolora_jax.architectures.llm.layouts import is_embedding
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.stacks import tree
 from prolora_jax.errors import ProloraError
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A language model as people ask for it.
+
+    Attributes:
+        family: what its configuration calls it; None without one.
+        layers: how many it has.
+        width: of its embedding; None without one.
+        vocabulary: rows of its embedding, padding included; None without one.
+        modules: linear layers, experts one by one.
+        packings: number of weights by packing; empty where none is packed.
+    """
+
+    family: str | None
+    layers: int
+    width: int | None
+    vocabulary: int | None
+    modules: int
+    packings: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -16,7 +41,7 @@ class Inspection:
 
     Attributes:
         path: the file.
-        verdict: `ok` or `refused`.
+        verdict: `ok`, `refused`, or `base-model` of what is no adapter but a language model.
         reason: code of the refusal.
         message: the refusal in words.
         format: key convention.
@@ -35,6 +60,8 @@ class Inspection:
         flags: what had to be decided to read it, such as where its scale comes from.
         algorithms: number of modules by algorithm, of those that are no plain LoRA; ranks, scales
             and norm are of the others.
+        base_model: what is known of a language model: family, number of layers, width, and number
+            of weights by packing.
     """
 
     path: str
@@ -56,6 +83,7 @@ class Inspection:
     companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     algorithms: dict[str, int] = field(default_factory=dict)
+    base_model: LanguageModel | None = None
 
 
 TRAINED_ON = (
@@ -97,12 +125,37 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
     )
 
 
+def language_model(spec: BaseModelSpec) -> LanguageModel | None:
+    """What a base model is, as far as it is a language model; None of others."""
+    paths = spec.component("lm")
+    if not paths:
+        return None
+    part = tree(paths).get("lm")
+    layers = sum(len(parts) for parts in part.stacks.values()) if part is not None else 0
+    embedding = next((spec.modules[path].shape for path in paths if is_embedding(path)), None)
+    vocabulary, width = (None, None) if embedding is None else embedding
+    family = None if spec.facts is None else spec.facts.family
+    modules = sum(not is_embedding(path) for path in paths)
+    return LanguageModel(family, layers, width, vocabulary, modules, dict(spec.packings))
+
+
+def inspect_base(spec: BaseModelSpec, path: str) -> Inspection | None:
+    """The record of a language model where an adapter was expected; None of other base models."""
+    found = language_model(spec)
+    if found is None:
+        return None
+    message = f"{path}: a base model, not an adapter"
+    return Inspection(path, "base-model", message=message, base_model=found)
+
+
 def refused(path: str, error: ProloraError) -> Inspection:
     """The record of a file that could not be used."""
     return Inspection(path=path, verdict="refused", reason=str(error.code), message=str(error))
 
 
 def _component(path: str) -> str:
+    if is_transformer_name(path):
+        return said_component(path) or "transformer"
     if path.startswith(("lora_unet_", "unet.", "unet/")):
         return "unet"
     return path.split(".", 1)[0]

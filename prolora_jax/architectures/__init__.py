@@ -2,6 +2,7 @@
 
 naming.py: The spellings of a module: diffusers and LDM block names, dotted and flat.
 clip/: CLIP's text encoders: their tensors, and their names in single files.
+dit/: Diffusion transformers: what their modules are called, and where their weights are.
 flax_parts.py: Text encoders and VAEs.
 flax_trees.py: Flax trees: where each torch tensor is in one, and the way back.
 llm/: Language models: what their layers are called, and where their weights are.

@@ -10,15 +10,20 @@ from prolora_jax.architectures.clip.table import (
     TEXT_ENCODERS,
     text_encoder_table,
 )
+from prolora_jax.architectures.dit.published import DITS, dit_architecture, dit_modules
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import modules_of, spec_from_shapes
-from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.architectures.unet.family import Families
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 
 Shapes = frozenset[tuple[str, tuple[int, ...]]]
+
+ARCHITECTURES = (*CONFIGS, *DITS)
+"""Ids of all published models that are known here."""
 
 
 def identified(spec: BaseModelSpec) -> BaseModelSpec:
@@ -32,8 +37,11 @@ def identified(spec: BaseModelSpec) -> BaseModelSpec:
         from that; none where no published UNet has them, or where several are equally near, which
         the differences name then. Its text encoders are those that the family uses; for an unknown
         UNet, and one that takes its text another way, the known ones among those whose modules are
-        in `spec`.
+        in `spec`. Of a diffusion transformer the family is the published one with the very same
+        modules, which is an architecture and no checkpoint: see `lookalikes`.
     """
+    if any(spec.component(component) for component in DIT_COMPONENTS):
+        return replace(spec, family=_transformer(spec), text_encoders=_encoders_at_hand(spec))
     near = _families().nearest(_unet(spec))
     if len(near) != 1:
         choice = " and to ".join(likeness.family for likeness in near)
@@ -59,8 +67,8 @@ def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseMod
     """The spec of a published model, without a checkpoint.
 
     Args:
-        architecture: id in `configs.CONFIGS`; the spec's name, too.
-        text_encoders: whether its text encoders' modules are in it.
+        architecture: id in `ARCHITECTURES`; the spec's name, too.
+        text_encoders: whether its text encoders' modules are in it; of a UNet's alone.
 
     Returns:
         What `io.checkpoint` finds in that model's files.
@@ -68,6 +76,11 @@ def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseMod
     Raises:
         KeyError: there is no such architecture.
     """
+    if architecture in DITS:
+        modules = dit_modules(architecture)
+        named = {f"{DIT_COMPONENTS[0]}.{name}": shape for name, shape in modules.items()}
+        found = {path: ModuleSpec(path, named[path]) for path in sorted(named)}
+        return replace(BaseModelSpec(architecture, found), family=architecture)
     tensors = {f"unet.{key}": shape for key, shape in unet_table(CONFIGS[architecture]).items()}
     for component, encoder in ENCODERS_OF[architecture].items() if text_encoders else ():
         table = text_encoder_table(TEXT_ENCODERS[encoder])
@@ -75,9 +88,33 @@ def published_spec(architecture: str, *, text_encoders: bool = False) -> BaseMod
     return identified(spec_from_shapes(tensors, name=architecture))
 
 
+def lookalikes(spec: BaseModelSpec) -> str | None:
+    """What to say of a diffusion transformer that was identified by its shapes; None of others.
+
+    Equal shapes do not name a checkpoint: Krea's and Kontext's are those of FLUX.1 dev.
+    """
+    table = DITS.get(spec.family or "")
+    if table is None:
+        return None
+    others = f", as are {', '.join(table.same)}" if table.same else ""
+    return (
+        f"{spec.name}: {spec.family} by the shapes of its modules{others}; shapes do not tell a "
+        f"model from what was tuned, edited or distilled from it"
+    )
+
+
 def spec_from_config(config: UNetTensors, *, name: str) -> BaseModelSpec:
     """The modules of the UNet that `config` describes."""
     return spec_from_shapes(unet_table(config), name=name)
+
+
+def _transformer(spec: BaseModelSpec) -> str | None:
+    """The published transformer that the first one of a model is."""
+    component = next(name for name in DIT_COMPONENTS if spec.component(name))
+    paths = spec.component(component)
+    return dit_architecture(
+        {path.removeprefix(f"{component}."): spec.modules[path].shape for path in paths}
+    )
 
 
 def _encoders_at_hand(spec: BaseModelSpec) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Where a file has the weight of each module, whatever naming its keys follow.
 
-Names in, names out: the tensors themselves stay on disk. One file may hold a UNet and text
-encoders, or a language model; of every other component (VAE, schedules) nothing is said.
+Names in, names out: the tensors themselves stay on disk. One file may hold a UNet or a diffusion
+transformer and text encoders, or a language model; of every other component (VAE, schedules)
+nothing is said.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,8 @@ from prolora_jax.architectures.clip.single_files import (
     open_clip_layers,
     plain_layers,
 )
+from prolora_jax.architectures.dit.layouts import dit_layers
+from prolora_jax.architectures.dit.originals import Segments
 from prolora_jax.architectures.llm.layouts import lm_layers
 from prolora_jax.architectures.naming import UNET, without_wrappers
 from prolora_jax.architectures.unet.ldm import LDM_PARTS, ldm_prefix, paths_of_ldm_names
@@ -29,26 +32,40 @@ class Placement:
     Attributes:
         key: name of the tensor.
         shape: shape of the module's weight, `(out, in)` or `(out, in, kh, kw)`.
-        rows: first row and end of the weight in a tensor that holds several; None for all rows.
-        transposed: whether the tensor is `(in, out)`.
+        segments: first row and end of each run of rows that the weight is made of, in order; None
+            for all rows of the tensor as they are.
+        transposed: whether the tensor is `(in, out)`; rows are those of `(out, in)` all the same.
+        twins: other places that hold the module, too, under another of its names.
+        expert: which matrix of a tensor with one for each expert; None where it is a matrix itself.
+        step: every which one of the rows it is.
     """
 
     key: str
     shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
+    segments: Segments | None = None
     transposed: bool = False
+    twins: tuple["Placement", ...] = ()
+    expert: int | None = None
+    step: int = 1
 
 
-def placements(shapes: Shapes) -> dict[str, Placement]:
-    """Every linear layer and convolution of the UNet, text encoders or language model in a file.
+def placements(shapes: Shapes, origin: str = "the base model") -> dict[str, Placement]:
+    """Every linear layer and convolution of the networks in a file that adapters are made for.
+
+    They are the UNet or diffusion transformer with its text encoders, or the language model.
 
     Args:
         shapes: shape by tensor key: diffusers names, bare (`conv_in.weight`) or with component
             (`unet.conv_in.weight`, `text_encoder.…`), or LDM names, bare or as in checkpoints;
-            a language model's as transformers has them.
+            a language model's as transformers has them; a diffusion transformer's as diffusers or
+            its authors have them, behind any of the usual prefixes.
+        origin: what to call the file in messages.
 
     Returns:
         Placement by module path, sorted by path.
+
+    Raises:
+        BaseModelError: a fused weight has a number of rows that its parts cannot have.
     """
     stored = _unwrapped(shapes)
     plain = {key: shapes[own] for key, own in stored.items()}
@@ -58,9 +75,21 @@ def placements(shapes: Shapes) -> dict[str, Placement]:
     for prefix in OPEN_CLIP_PREFIXES:
         found += _open_clip(plain, prefix)
     for layer in lm_layers(plain):
-        place = Placement(layer.key, layer.shape, transposed=layer.transposed)
-        found.append((layer.path, place))
-    return {path: replace(place, key=stored[place.key]) for path, place in sorted(found)}
+        segments = None if layer.rows is None else (layer.rows,)
+        where = {"transposed": layer.transposed, "expert": layer.expert, "step": layer.step}
+        found.append((layer.path, Placement(layer.key, layer.shape, segments, **where)))
+    placed = dict(found)
+    for path, key, shape, segments in dit_layers(plain, origin):
+        place = Placement(key, shape, segments)
+        twin = placed.get(path)
+        placed[path] = place if twin is None else replace(twin, twins=(*twin.twins, place))
+    return {path: _stored(placed[path], stored) for path in sorted(placed)}
+
+
+def _stored(place: Placement, stored: Mapping[str, str]) -> Placement:
+    """The same place by the keys that the file has."""
+    twins = tuple(_stored(twin, stored) for twin in place.twins)
+    return replace(place, key=stored[place.key], twins=twins)
 
 
 def unet_keys(shapes: Shapes) -> dict[str, str]:
@@ -131,7 +160,7 @@ def _clip(shapes: Shapes, prefix: str, component: str) -> Iterator[tuple[str, Pl
     for key, shape in shapes.items():
         name = key.removeprefix(prefix).removesuffix(_WEIGHT)
         # Some writers leave out the level that holds the tower.
-        name = f"text_model.{name}" if name.startswith("encoder.") else name
+        name = f"text_model.{name}" if name.startswith("encoder.layers.") else name
         # Rows of an embedding are looked up, not multiplied with: no adapter of ours is for them.
         layer = name.startswith("text_model.encoder.") or name == "text_projection"
         if layer and key.startswith(prefix) and _is_module(key, shape):
@@ -143,9 +172,9 @@ def _open_clip(shapes: Shapes, prefix: str) -> Iterator[tuple[str, Placement]]:
         fused = f"{layer}.attn.in_proj_weight"
         width = shapes[fused][0] // len(FUSED)
         for i, name in enumerate(FUSED):
-            rows = (i * width, (i + 1) * width)
+            rows = ((i * width, (i + 1) * width),)
             shape = (width, *shapes[fused][1:])
-            yield f"{path}.self_attn.{name}", Placement(fused, shape, rows=rows)
+            yield f"{path}.self_attn.{name}", Placement(fused, shape, rows)
         for key, inner in plain_layers(layer, path):
             if key in shapes:
                 yield inner, Placement(key, shapes[key])

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Mapping
 
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
+from prolora_jax.architectures.dit.wholeness import require_whole_stacks
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.placement import Placement, Shapes, placements
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import BaseModelError, Refusal
 
+_BASES = (UNET, LM, *(f"{component}." for component in DIT_COMPONENTS))
 # What other files look like, by a piece of a key, and what to do about it; first match wins.
 _SOMETHING_ELSE = (
     (
@@ -16,14 +19,14 @@ _SOMETHING_ELSE = (
         "give the base model here and the adapter as input",
     ),
     (
+        ("double_blocks.", "joint_blocks.", "transformer_blocks.0.attn."),
+        "a diffusion transformer of no known family",
+        "give it in diffusers' naming, with all of its blocks",
+    ),
+    (
         ("model.diffusion_model.", "input_blocks."),
         "a checkpoint in LDM naming with blocks of no known layout",
         "convert it to a diffusers folder and give that",
-    ),
-    (
-        ("double_blocks.", "joint_blocks.", "transformer_blocks.0.attn.add_k_proj"),
-        "a transformer model, not a UNet",
-        "only UNets of the Stable Diffusion family and language models are supported",
     ),
     (
         ("text_model.", "token_embedding.", "encoder.conv_in", "decoder.conv_in"),
@@ -38,7 +41,8 @@ def spec_from_shapes(shapes: Shapes, *, name: str, origin: str | None = None) ->
 
     Args:
         shapes: shape by tensor key, in any naming that `placement` knows; tensors of components
-            other than the UNet, the text encoders and the language model are passed over.
+            other than the UNet or diffusion transformer, the text encoders and the language model
+            are passed over.
         name: what to call the model.
         origin: what to call the checkpoint in messages; `name` if None.
 
@@ -46,9 +50,10 @@ def spec_from_shapes(shapes: Shapes, *, name: str, origin: str | None = None) ->
         Every linear layer and convolution, sorted by path.
 
     Raises:
-        BaseModelError: the keys are neither those of a UNet nor of a language model.
+        BaseModelError: the keys are those of none of these, or a block of theirs is missing.
     """
-    return spec_from_placements(placements(shapes), shapes, name=name, origin=origin)
+    placed = placements(shapes, origin or name)
+    return spec_from_placements(placed, shapes, name=name, origin=origin)
 
 
 def spec_from_placements(
@@ -57,15 +62,17 @@ def spec_from_placements(
     """The modules that `placed` has found among `keys`; see `spec_from_shapes`.
 
     Raises:
-        BaseModelError: there is neither a UNet nor a language model among them.
+        BaseModelError: there is no base model among them, or blocks of it are missing.
     """
-    if not any(path.startswith((UNET, LM)) for path in placed):
+    if not any(path.startswith(_BASES) for path in placed):
         raise BaseModelError(
             f"{origin or name}: {_found(keys)}. Expected a UNet in diffusers naming "
-            f"(conv_in.weight, down_blocks.*) or in LDM naming (input_blocks.*), or a language "
+            f"(conv_in.weight, down_blocks.*) or in LDM naming (input_blocks.*), a diffusion "
+            f"transformer (transformer_blocks.*, double_blocks.*), or a language "
             f"model in transformers' naming (model.layers.*)",
             code=Refusal.UNREADABLE_BASE,
         )
+    require_whole_stacks(placed, origin or name)
     return BaseModelSpec(name, modules_of(placed))
 
 

@@ -4,14 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from prolora_jax.architectures.dit.spellings import LayerNames
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.layouts import is_embedding
-from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
 
-# Of the UNet and of language models; text encoders have none that is counted as such.
-_ATTENTION = (".attn1.", ".attn2."), (".self_attn.", ".attn.", ".attention.")
+# By component; text encoders have none that is counted as such.
+_ATTENTION: Mapping[str, tuple[str, ...]] = {
+    "unet": (".attn1.", ".attn2."),
+    "lm": (".self_attn.", ".attn.", ".attention."),
+    **dict.fromkeys(DIT_COMPONENTS, ("attn.", "attn1.", "attn2.", "attention.")),
+}
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class ModuleSpec:
 
     Attributes:
         path: dotted path with component, `unet.mid_block.resnets.0.conv1`,
-            `text_encoder.text_model.encoder.layers.0.mlp.fc1` or `lm.model.layers.0.mlp.up_proj`.
+            `text_encoder.text_model.encoder.layers.0.mlp.fc1`, `lm.model.layers.0.mlp.up_proj` or
+            `transformer.transformer_blocks.0.attn.to_q`.
         shape: shape of the torch weight, `(out, in)` or `(out, in, kh, kw)`.
     """
 
@@ -36,7 +42,8 @@ class ModuleSpec:
             return False
         if kind == "all":
             return True
-        attention = any(name in self.path for name in _ATTENTION[self.path.startswith(LM)])
+        names = _ATTENTION.get(self.path.partition(".")[0], ())
+        attention = any(name in self.path for name in names)
         return len(self.shape) == 2 and (kind == "linear" or attention)
 
     @property
@@ -57,15 +64,17 @@ class BaseModelSpec:
         name: what to call it in messages and reports.
         modules: every module that an adapter could touch, by path; text encoders' too, where
             their weights are at hand.
-        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, from
-            `identified`; None for any other. Text encoders, header strings and the models whose
-            adapters fit are those of the family.
+        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, or of the
+            published transformer whose modules these are, from `identified`; None for any other.
+            Text encoders, header strings and the models whose adapters fit are those of the
+            family.
         differences: in which places the UNet differs from its family's, in words; where several
             families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
         facts: of a language model, what its configuration says and its tensors do not; the same
             modules are the same without it.
+        packings: number of weights by packing, empty where none is packed; likewise.
     """
 
     name: str
@@ -74,10 +83,11 @@ class BaseModelSpec:
     differences: tuple[str, ...] = ()
     text_encoders: tuple[str, ...] = ()
     facts: LmFacts | None = field(default=None, compare=False)
+    packings: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def architecture(self) -> str | None:
-        """Id of the published UNet that this is to the last layer; None for any other.
+        """Id of the published model that this is to the last layer; None for any other.
 
         Only for what depends on every number: a table of layers that somebody published.
         """
@@ -92,7 +102,7 @@ class BaseModelSpec:
         return "unet.add_embedding.linear_1" in self.modules
 
     def component(self, component: str) -> tuple[str, ...]:
-        """Paths of one component: `unet`, `text_encoder`, `text_encoder_2` or `lm`."""
+        """Paths of one component: `unet`, `transformer`, `text_encoder`, `lm`, ..."""
         return tuple(path for path in self.modules if path.startswith(f"{component}."))
 
     @cached_property
@@ -129,6 +139,11 @@ class BaseModelSpec:
     def ldm_name(self, path: str) -> str | None:
         """`input_blocks.4.1.proj_in` of a UNet's module; None where LDM has no name for it."""
         return self._ldm.get(path)
+
+    @cached_property
+    def layer_names(self) -> LayerNames:
+        """Every name of the layers of its transformers; none of another kind of model."""
+        return LayerNames({path: module.shape for path, module in self.modules.items()})
 
     @cached_property
     def _ldm(self) -> Mapping[str, str]:

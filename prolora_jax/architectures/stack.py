@@ -17,6 +17,8 @@ class Stack:
         single: whether there is one part, whose path has no number (`mid_block`).
         kind: what it has in common with other stacks whose modules could stand for its own;
             its name where nothing is said.
+        apart: starts of roles that only some of its parts have; parts can stand for each other
+            where they have the same of these, whatever else they have in common.
     """
 
     name: str
@@ -25,3 +27,4 @@ class Stack:
     deep: bool = False
     single: bool = False
     kind: str = ""
+    apart: tuple[str, ...] = ()

@@ -21,6 +21,8 @@ def inspect(
 ) -> int:
     """What an adapter file is: format, ranks, modules, or why it would be refused.
 
+    Of a language model's folder or file it says family, layers, width and packing.
+
     Args:
         paths: adapter files.
         source: base model it was trained on; then it is checked against that as migrate does.

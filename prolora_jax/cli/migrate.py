@@ -58,13 +58,15 @@ def migrate(
     Args:
         inputs: adapter files, or folders of them.
         source: base model the adapter was trained on: diffusers folder or single file.
-        target: base model to move it to.
+        target: base model to move it to; of a pipeline with two transformers, where the source has
+            one, each gets an output: OUT with .transformer and .transformer_2 in its name.
         out_path: file (or folder) to write; not needed with --dry-run.
         dry_run: print the plan and write nothing.
         overwrite: replace an existing output.
         format: key convention of the output; same: the input's, and LoHa and LoKr modules that
             are copied stay so; lora: the input's, LoRA factors alone; kohya: what kohya's trainer
-            writes for this base.
+            writes for this base. For diffusion transformers: diffusers (also same and lora),
+            comfyui and kohya (original names, fused layers), peft.
         for_reader: vllm: a folder of peft's with one rank, padded with zeros, alpha folded in and
             no patterns, of which vLLM knows nothing; other tensors than pairs are refused.
         preset: paper: the gate on the left side only and the arm `prolora`, as published.
@@ -124,7 +126,7 @@ def migrate(
     out_file = None if dry_run else out_path
     asked = {"options": given, "writing": writing, "merge": merge, "weights": weight, "plan": plan}
     asked["store"] = common.basis_store(keeps=keep_operators)
-    return _one(inputs, out_file, **places, **asked)
+    return _each(inputs, out_file, **places, **asked)
 
 
 def _require_inputs(inputs: Sequence[Path], *, merge: bool, weights: Sequence[float]) -> None:
@@ -132,6 +134,22 @@ def _require_inputs(inputs: Sequence[Path], *, merge: bool, weights: Sequence[fl
         raise UsageError("migrate needs at least one adapter", code=Refusal.BAD_OPTION)
     if weights and not merge:
         raise UsageError("--weight is for --merge", code=Refusal.BAD_OPTION)
+
+
+def _each(inputs: Sequence[Path], out_file: Path | None, *, target: Path, **asked: Any) -> int:
+    """`_one`, for each transformer of a target that has one more than the source."""
+    from prolora_jax.migration.experts import experts_of, output_for
+    from prolora_jax.migration.files import refuse_outputs
+
+    experts = experts_of(asked["source"], target)
+    if not experts:
+        return _one(inputs, out_file, target=target, **asked)
+    outs = [None if out_file is None else output_for(out_file, expert) for expert in experts]
+    for own in filter(None, outs):  # all of them before any is written
+        refuse_outputs(inputs[0], own, asked["writing"], read=inputs)
+    return max(
+        _one(inputs, own, target=expert, **asked) for own, expert in zip(outs, experts, strict=True)
+    )
 
 
 def _one(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.adapters.comparison import AdapterComparison
-from prolora_jax.adapters.inspection import Inspection
+from prolora_jax.adapters.inspection import Inspection, LanguageModel
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.cli.console import printable
 from prolora_jax.matching.alignment import Alignment
@@ -47,6 +47,7 @@ def show_plan(console: Console, plan: MigrationPlan) -> None:
         phi = ("-", "-", "-") if s is None else (_phi(s.phi_left), _phi(s.phi_right), _k(s))
         table.add_row(skipped.path or "-", skipped.source_path or "-", "skip", *phi, skipped.reason)
     console.print(table)
+    _show_packings(console, plan.packings)
     show_alignments(console, plan.alignments)
     actions = Counter(str(step.action) for step in plan.steps)
     actions.update(str(skipped.reason) for skipped in plan.skipped)
@@ -85,6 +86,14 @@ def _stage_and_layer(path: str) -> tuple[str, str]:
     outer, inner = place.steps[0], place.steps[-1].stack
     stage = outer.stack.name if outer.stack.deep else outer.under("").removeprefix(".")
     return stage, place.role.split(".")[0] if inner.deep else inner.name
+
+
+def _show_packings(console: Console, packings: Mapping[str, Mapping[str, int]]) -> None:
+    """How weights of the two bases are packed; nothing of those that are not."""
+    for side, found in packings.items():
+        if found:
+            said = ", ".join(f"{packing} ({number})" for packing, number in found.items())
+            console.print(f"Packed weights of the {side}: {said}", markup=False)
 
 
 def show_alignments(console: Console, alignments: tuple[Alignment, ...]) -> None:
@@ -141,6 +150,10 @@ def show_report(
             "",
         )
     console.print(table)
+    parties = {"source": report.source, "target": report.target}
+    _show_packings(console, {side: party.packings for side, party in parties.items()})
+    for note in sorted({note for party in parties.values() for note in party.notes}):
+        console.print(note, markup=False)
     show_alignments(console, report.alignments)
     flags = Counter(flag for m in report.modules for flag in m.flags)
     if flags:
@@ -184,6 +197,10 @@ def show_inspection(console: Console, found: Inspection) -> None:
     if found.verdict == "refused":
         console.print(f"{found.path}: refused ({found.reason})", markup=False)
         return
+    if found.base_model is not None and found.verdict == "base-model":
+        console.print(printable(f"{found.message}"), markup=False)
+        _show_language_model(console, found.base_model)
+        return
     console.print(f"{found.path}: {found.format}, {found.modules} modules", markup=False)
     scales = "" if found.scales is None else f"{found.scales[0]:.4g} .. {found.scales[1]:.4g}"
     facts = {
@@ -202,12 +219,27 @@ def show_inspection(console: Console, found: Inspection) -> None:
     for name, value in facts.items():
         if value:
             console.print(printable(f"  {name}: {value}"), markup=False)
-    if found.base is not None:
+    if found.base_model is not None:
+        _show_language_model(console, found.base_model)
+    elif found.base is not None:
         ids = ", ".join(found.base.architectures)
         verdict = f"{found.base.verdict}: {ids}" if ids else found.base.verdict
         console.print(f"  base model: {verdict}", markup=False)
         for line in found.base.evidence:
             console.print(printable(f"    {line}"), markup=False)
+
+
+def _show_language_model(console: Console, found: LanguageModel) -> None:
+    facts = {
+        "language model": found.family or "no config.json says which",
+        "layers": str(found.layers),
+        "width": "" if found.width is None else f"{found.width}, vocabulary {found.vocabulary}",
+        "linear layers": str(found.modules),
+        "packed weights": ", ".join(f"{name} ({n})" for name, n in found.packings.items()),
+    }
+    for name, value in facts.items():
+        if value:
+            console.print(printable(f"  {name}: {value}"), markup=False)
 
 
 def _counts(counts: Mapping[int, int] | Mapping[str, int]) -> str:

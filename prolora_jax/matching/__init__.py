@@ -3,6 +3,7 @@
 pairs.py: A source module and the target module that it feeds.
 alignment.py: Monotone one-to-one alignment of two lists by dynamic programming (docs/method.md 8).
 levels.py: Alignment of two base models, stack by stack.
+known_sources.py: Where it is published which module comes from which, and weights agree.
 matching.py: Which source module feeds which target module (docs/method.md 8).
 
 Never: jax, files.

@@ -49,7 +49,7 @@ class Aligner:
         found = self._role_pairs(source.own, target.own)
         for stack in (stack for stack in source.stacks if stack in target.stacks):
             s, t = list(source.stacks[stack].values()), list(target.stacks[stack].values())
-            pairs, margin = self._choose(s, t)
+            pairs, margin = self._choose(stack, s, t)
             if keep:
                 self._note(stack, source, target, pairs, margin)
             for i, j in pairs:
@@ -72,16 +72,22 @@ class Aligner:
             if stack.deep:  # counts once: how many there are is a matter of depth, not of shape
                 count += self._fit(s[0], t[0])
             else:
-                count += fitting_modules(self._fits(s, t))
+                count += fitting_modules(self._fits(stack, s, t))
         return count
 
-    def _fits(self, sources: Sequence[Part], targets: Sequence[Part]) -> np.ndarray:
-        return np.array([[self._fit(s, t) for t in targets] for s in sources], dtype=np.int64)
+    def _fits(self, stack: Stack, sources: Sequence[Part], targets: Sequence[Part]) -> np.ndarray:
+        """`_fit` of each with each; 0 where they are of two kinds."""
+        kinds = [[_kind(stack, part) for part in parts] for parts in (sources, targets)]
+        fits = [
+            [self._fit(s, t) if a == b else 0 for t, b in zip(targets, kinds[1], strict=True)]
+            for s, a in zip(sources, kinds[0], strict=True)
+        ]
+        return np.array(fits, dtype=np.int64)
 
     def _choose(
-        self, sources: Sequence[Part], targets: Sequence[Part]
+        self, stack: Stack, sources: Sequence[Part], targets: Sequence[Part]
     ) -> tuple[Pairs, float | None]:
-        fitting = self._fits(sources, targets)
+        fitting = self._fits(stack, sources, targets)
         only = only_alignment(fitting)
         if only is not None:
             return only, None
@@ -120,6 +126,11 @@ class Aligner:
         origin = None if source.path == target.path else source.path + inside
         slot = target.path + inside
         self.alignments.append(Alignment(slot, len(s), len(t), found, margin, stack.level, origin))
+
+
+def _kind(stack: Stack, part: Part) -> tuple[bool, ...]:
+    """Which of the roles that tell kinds of parts apart a part has."""
+    return tuple(any(role.startswith(start) for role in part.own) for start in stack.apart)
 
 
 def score(evidence: np.ndarray) -> float:

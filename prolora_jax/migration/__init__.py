@@ -9,6 +9,7 @@ pair.py: A source and a target base model together: matching by weights, similar
 edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
 placing.py: Operators on the devices of this host: each module has one device.
 projecting.py: One module of many adapters on a device: rank columns in, factors of files out.
+experts.py: A target of two transformers, each of which gets an adapter of its own.
 execute.py: Steps of plans on the device: one block per module for many adapters.
 magnitudes.py: Modules of DoRA that stay so: their magnitudes, recomputed on the target's weights.
 spreading.py: `--rank budget=` and `mean=`: a file's rank spread over its modules.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from prolora_jax.architectures.identify import lookalikes
 from prolora_jax.engines.progress import Progress
 from prolora_jax.matching.alignment import Alignment
 from prolora_jax.migration.opening import Place, open_pair
@@ -21,6 +22,8 @@ class BaseSimilarity:
         source: where the source lies.
         target: where the target lies.
         names: of both.
+        lookalikes: which published models have the shapes of either, in sentences, where it is a
+            diffusion transformer.
         relation: what to expect.
         alignments: which stages and blocks belong together.
         compared: source by target path of the modules that were compared.
@@ -31,6 +34,7 @@ class BaseSimilarity:
     source: str
     target: str
     names: tuple[str, str]
+    lookalikes: tuple[str, ...]
     relation: Relation
     alignments: tuple[Alignment, ...]
     compared: Mapping[str, str]
@@ -67,6 +71,7 @@ def similarity(
         BaseModelError: one of them cannot be used.
     """
     options, pair = options or MigrationOptions(), open_pair(source, target, store, workers)
+    specs = pair.source.spec, pair.target.spec
     matching = pair.matching(options.match, options)
     chosen = [p for p, m in pair.target.spec.modules.items() if m.kind_is(modules)]
     compared = {path: matching.pairs[path] for path in chosen if path in matching.pairs}
@@ -75,6 +80,7 @@ def similarity(
         pair.source.location,
         pair.target.location,
         (pair.source.spec.name, pair.target.spec.name),
+        tuple(said for said in map(lookalikes, specs) if said is not None),
         relation(measures, len(chosen) - len(compared), options),
         matching.alignments,
         compared,

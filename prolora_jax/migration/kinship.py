@@ -1,13 +1,16 @@
-"""Whether two language models are relatives at all: shapes do not tell.
+"""Whether two language models or two diffusion transformers are relatives at all.
 
-Llama 3 8B and Mistral 7B have the same layers in the same shapes and nothing else in common.
-Weights of relatives point the same way, those of strangers are at right angles.
+Equal shapes do not tell: Llama 3 8B and Mistral 7B have the same layers in the same shapes and
+nothing else in common, and so have Flux.1 and the smallest Flux.2 in part. Weights of relatives
+point the same way, those of strangers are at right angles. Unlike widths do tell: nobody makes a
+transformer of another width from the weights of a first.
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -27,8 +30,11 @@ LOOKED_AT = 5
 """Pairs of weights that are read, spread over the layers."""
 
 
+_LOOKED_AT_IN = (LM, *(f"{component}." for component in DIT_COMPONENTS))
+
+
 class Strangers(AdapterRefused):
-    """Raised when the weights of two language models have nothing in common."""
+    """Raised when the weights of two language models or transformers have nothing in common."""
 
     def __init__(self, source: BaseModel, target: BaseModel, cosine: float, count: int):
         super().__init__(
@@ -55,12 +61,50 @@ def median_cosine(
         tables: where dot products are looked up and kept.
 
     Returns:
-        None where no pair stands in a layer of a language model.
+        None where no pair stands in a layer of a language model, or a block of a transformer.
     """
-    paths = [path for path in pairs if path.startswith(LM) and place_of(path) is not None]
+    paths = [p for p in pairs if p.startswith(_LOOKED_AT_IN) and place_of(p) is not None]
     if not paths:
         return None
     places = np.unique(np.linspace(0, len(paths) - 1, LOOKED_AT).round().astype(int))
     asked = [(pairs[paths[place]], paths[place]) for place in places]
     found = [score(cosines(source, target, [s], [t], tables)[0, 0]) for s, t in asked]
     return float(np.median(found)), len(found)
+
+
+class UnlikeWidths(AdapterRefused):
+    """Raised when no block of two diffusion transformers has a module of one shape."""
+
+    def __init__(self, source: BaseModel, target: BaseModel, paths: tuple[str, str]):
+        theirs, ours = paths
+        super().__init__(
+            f"{source.location} and {target.location}: found blocks of unlike widths "
+            f"({theirs} {source.spec.modules[theirs].shape}, {ours} "
+            f"{target.spec.modules[ours].shape}); expected relatives: transformers of unlike "
+            f"widths are strangers, whose names look the same and whose weights have nothing in "
+            f"common; give the base model that descends from the adapter's, or train the adapter "
+            f"anew",
+            code=Refusal.UNRELATED,
+        )
+
+
+def require_a_common_shape(source: BaseModel, target: BaseModel, pairs: Mapping[str, str]) -> None:
+    """Refuse two diffusion transformers of which no blocks fit.
+
+    Args:
+        source: the source base model.
+        target: the target base model.
+        pairs: source path by target path, of the whole matching.
+
+    Raises:
+        UnlikeWidths: both have blocks, and no module in a block is paired.
+    """
+    for component in DIT_COMPONENTS:
+        theirs, ours = (
+            [path for path in model.spec.component(component) if place_of(path) is not None]
+            for model in (source, target)
+        )
+        if not theirs or not ours or any(path in pairs for path in ours):
+            continue
+        both = next((path for path in ours if path in source.spec.modules), None)
+        raise UnlikeWidths(source, target, (both or theirs[0], both or ours[0]))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.migration.experts import require_as_many_experts
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.subspaces.store import BasisStore
 
@@ -54,7 +55,9 @@ def open_pair(
 
     Raises:
         UsageError: one of them is not there.
-        BaseModelError: one of them cannot be used.
+        BaseModelError: one of them cannot be used, or the target has two transformers and the
+            source has one.
     """
     models = open_base_model(source, store), open_base_model(target, store)
+    require_as_many_experts(*models)
     return BasePair(*models, store, workers)

@@ -6,16 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, source_paths
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.matching.known_sources import known_sources
 from prolora_jax.matching.matching import Matching, match_modules
 from prolora_jax.matching.pairs import ModulePair, module_pairs
 from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.migration.evidence import cosines, distances, similarities
-from prolora_jax.migration.kinship import LEAST_COSINE, Strangers, median_cosine
+from prolora_jax.migration.kinship import (
+    LEAST_COSINE,
+    Strangers,
+    median_cosine,
+    require_a_common_shape,
+)
 from prolora_jax.migration.pair_work import (
     OperatorsAhead,
     WeightPair,
@@ -38,8 +43,6 @@ CLUSTERED_ANGLE = 0.1
 
 OPTIONS = MigrationOptions()
 IDENTICAL, CLOSE, TWIN = Measure(identical=True), Measure(close=True), Measure(twin=True)
-# A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
-PUBLISHED = {pair: known for pair, known in CORRESPONDENCES.items() if known.published}
 
 
 class _Known(NamedTuple):
@@ -111,7 +114,8 @@ class BasePair:
             )
 
         specs = self.source.spec, self.target.spec
-        return match_modules(*specs, evidence, mode, source_paths(*specs, PUBLISHED))
+        published = known_sources(*specs, evidence) if mode == "auto" else None
+        return match_modules(*specs, evidence, mode, published)
 
     def measure(
         self,
@@ -142,7 +146,7 @@ class BasePair:
         return found
 
     def require_kinship(self, pairs: Mapping[str, str], options: MigrationOptions) -> None:
-        """Refuse two language models whose weights have nothing in common.
+        """Refuse two language models or transformers whose weights have nothing in common.
 
         Args:
             pairs: source path by target path, of the whole matching: what is found is kept.
@@ -150,9 +154,11 @@ class BasePair:
 
         Raises:
             Strangers: they have not.
+            UnlikeWidths: not even one shape.
         """
         if options.min_similarity <= -1.0:
             return
+        require_a_common_shape(self.source, self.target, pairs)
         if self._cosine is None:
             found = median_cosine(self.source, self.target, pairs, self.store.tables)
             self._cosine = (1.0, 0) if found is None else found

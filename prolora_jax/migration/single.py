@@ -334,7 +334,8 @@ def _party(model: BaseModel, paths: list[str]) -> Party:
     """
     known = [path for path in sorted(paths) if path in model.spec.modules]
     digests = model.fingerprints(known)
-    return Party(model.location, sha256(msgspec.json.encode(digests)).hexdigest())
+    digest = sha256(msgspec.json.encode(digests)).hexdigest()
+    return Party(model.location, digest, dict(model.spec.packings), model.notes)
 
 
 def _provenance(report: MigrationReport, family: str | None) -> str:

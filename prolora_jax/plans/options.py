@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from prolora_jax.adapters.adapter import AlphaZero
 from prolora_jax.adapters.algorithms.cutting import FactorRank
+from prolora_jax.architectures.identify import ARCHITECTURES
 from prolora_jax.architectures.llm.layouts import is_embedding
-from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.method.basis import BasisRule
 from prolora_jax.method.encoding import OutputRank
@@ -111,8 +111,8 @@ class MigrationOptions:
                 raise BadOption(name, value, " | ".join(choices), meant)
         # Texts that say nothing are refused here.
         _ = self.basis_rule, self.output_rank, self.factors
-        if self.assume_base is not None and self.assume_base not in CONFIGS:
-            raise BadOption("assume_base", self.assume_base, " | ".join(CONFIGS))
+        if self.assume_base is not None and self.assume_base not in ARCHITECTURES:
+            raise BadOption("assume_base", self.assume_base, " | ".join(ARCHITECTURES))
         if not 0.0 < self.rotation_min_cos <= 1.0:
             raise BadOption("rotation_min_cos", self.rotation_min_cos, "a number in (0, 1]")
         if not -1.0 <= self.min_similarity <= 1.0:

@@ -6,7 +6,7 @@ them are listed as skipped, too.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
@@ -130,7 +130,10 @@ class SkippedModule:
 
 @dataclass(frozen=True)
 class MigrationPlan:
-    """Every step, every skipped module, and the alignments that led there."""
+    """Every step, every skipped module, and the alignments that led there.
+
+    `packings` is number of weights by packing, of `source` and `target` where they are packed.
+    """
 
     options: MigrationOptions
     source: str
@@ -141,6 +144,7 @@ class MigrationPlan:
     matched_by: MatchedBy = "name"
     flags: tuple[str, ...] = ()
     companions: tuple[PlannedCompanion, ...] = ()
+    packings: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The plan as JSON; `from_json` gives the same plan back."""
@@ -208,6 +212,11 @@ def build_plan(
         tuple(skipped),
         matching.alignments,
         matching.matched_by,
+        packings={
+            side: dict(spec.packings)
+            for side, spec in (("source", source), ("target", target))
+            if spec.packings
+        },
     )
 
 

@@ -168,10 +168,15 @@ class ModuleReport:
 
 @dataclass(frozen=True)
 class Party:
-    """A source, a target or an input: where it is and what identifies its content."""
+    """A source, a target or an input: where it is and what identifies its content.
+
+    `packings` is number of weights by packing; `notes` are what to know of that, in sentences.
+    """
 
     location: str
     fingerprint: str
+    packings: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ contents.py: Every tensor of a file accounted for.
 made_from.py: What a report says of the input as a whole: flags of the file, parts of a sum.
 header.py: The header strings of a file, against its report, its input and both bases.
 totals.py: The totals of a folder's reports, against the file, its input and the plan.
+whole_file.py: What of a file is wrong beyond single modules.
 open_options.py: Options that another value would give the very same file for.
 adapter.py: A migrated adapter checked, module by module and as a whole.
 without_input.py: A migrated adapter checked without the adapter that it was made from.

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.nearness import twins_are_copied, weights_may_decide
 from prolora_jax.plans.plan import (
     Action,
@@ -25,32 +24,18 @@ from prolora_jax.plans.plan import (
     build_plan,
     wanted_pairs,
 )
-from prolora_jax.plans.report import ModuleReport, count
-from prolora_jax.verification.budget import budget_problems, spreads
+from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.by_sight import is_possible, seen_problems
 from prolora_jax.verification.claim import Claim, Place, Record, read_claim
-from prolora_jax.verification.companions import companion_problems
-from prolora_jax.verification.contents import (
-    cannot_compare,
-    extra_problems,
-    module_problems,
-    rank_problems,
-)
+from prolora_jax.verification.contents import cannot_compare
 from prolora_jax.verification.decisions import decision_problems
 from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.evidence import close_weights, packed_twins
-from prolora_jax.verification.header import (
-    provenance_problems,
-    string_problems,
-    used_weights,
-)
-from prolora_jax.verification.made_from import fingerprint_problems, flag_problems, part_problems
 from prolora_jax.verification.open_options import open_ends, open_options
 from prolora_jax.verification.recompute import UNASKED, HeavyModule, Thoroughness, recompute_all
 from prolora_jax.verification.replan import (
     CLUSTERED,
     Matched,
-    alignment_problems,
     copied,
     loose_flags,
     match,
@@ -58,9 +43,9 @@ from prolora_jax.verification.replan import (
 )
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
 from prolora_jax.verification.sampling import Sample, draw, new_seed, work
-from prolora_jax.verification.totals import total_problems
 from prolora_jax.verification.updates import UpdateCheck, check_update
 from prolora_jax.verification.weights import Weights, dense_update, identical, update_norm
+from prolora_jax.verification.whole_file import File, file_problems
 
 NOTHING_LEFT = 1e-6
 """Share of the input's norm up to which a module may be left out as `nothing-left`."""
@@ -347,45 +332,10 @@ class AdapterCheck:
 
     def _file_problems(self, plan: MigrationPlan, parts: Sequence[Adapter]) -> list[str]:
         """What is wrong beyond single modules."""
-        told, output, before = self.claim.report, self.output, self.source_lora
-        counts = count(told.modules, told.skipped)
-        # Of the weights that should have been used: the planned steps but those left out.
-        gone = {s.path for s in told.skipped if s.reason is Skip.NOTHING_LEFT}
-        steps = [step for step in plan.steps if step.path not in gone]
-        prints = {
-            "input": before.fingerprint,
-            "source": used_weights(self.source, [step.source_path for step in steps]),
-            "target": used_weights(self.target, [step.path for step in steps]),
-        }
-        uniform = told.options.uniform_rank or (len(before.ranks) == 1 and not spreads(told))
-        problems = module_problems(output, told)
-        problems += rank_problems(output, told, uniform, self.own)
-        problems += extra_problems(output, before, told)
-        found, open_ = budget_problems(told, self.after, self.sigmas)
-        problems += found
+        models = self.source, self.target
+        given = File(self.output, self.source_lora, *models, self.claim, self.matched, self.own)
+        problems, open_ = file_problems(given, plan, parts, self.norms, self.sigmas)
         self.not_checked += open_
-        problems += alignment_problems(told.alignments, self.matched)
-        problems += [f"report has {name}, which is no field of it" for name in self.claim.unknown]
-        problems += fingerprint_problems(told, prints)
-        if told.counts != counts:
-            problems.append(f"report has counts {told.counts}; its modules are {counts}")
-        problems += provenance_problems(output, told, prints, counts, self.target.spec)
-        strings, open_ = string_problems(output, before, told, self.target.spec)
-        self.not_checked += open_
-        moved = {(step.path, step.source_path) for step in plan.steps}
-        weights, pairs = (self.source, self.target), self.matched.matching.pairs
-        models = self.source.spec, self.target.spec
-        beside = plan_companions(before, *models, pairs, moved, self.options)
-        given = told.companions, beside, before, output, self.options, weights
-        problems += companion_problems(*given)
-        problems += strings + flag_problems(told, plan, before, models, beside, self.after)
-        if told.parts and not parts:
-            self.not_checked.append("fingerprints of the parts: they were not given one by one")
-        else:
-            problems += part_problems(told, parts)
-        if self.claim.folder is not None:
-            by = self.matched.matching.matched_by
-            problems += total_problems(self.claim.folder, plan, before, output, self.norms, by)
         return problems
 
     def _open_ends(self, plan: MigrationPlan, pairs: Mapping[str, str]) -> None:

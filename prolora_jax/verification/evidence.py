@@ -9,7 +9,7 @@ from prolora_jax.plans.options import MigrationOptions, basis_rule
 from prolora_jax.plans.report import ModuleReport
 from prolora_jax.verification.claim import Record
 from prolora_jax.verification.dense import decompose, retained, similarity
-from prolora_jax.verification.weights import Weights, finite_matrix, is_packed
+from prolora_jax.verification.weights import Weights, finite_matrix, is_packed, numbers_of
 
 AT_LIMIT = 1e-5
 """The package's squared norms are sums of float32 products: they may be off by so much of them."""
@@ -29,15 +29,17 @@ def cosine_evidence(
         targets: the same in the target.
     """
     found = np.zeros((len(sources), len(targets), 3))
-    a, b = (
-        [model.weight(path).reshape(-1) for path in paths]
-        for model, paths in ((source, sources), (target, targets))
-    )
-    for start in range(0, max((len(one) for one in a), default=0), _PIECE):
-        x, y = (_piece(rows, start) for rows in (a, b))
+    read = [numbers_of(source, path, _PIECE) for path in sources]
+    read += [numbers_of(target, path, _PIECE) for path in targets]
+    for pieces in zip(*read, strict=True):
+        rows = np.empty((len(pieces), len(pieces[0])))
+        for row, piece in zip(rows, pieces, strict=True):
+            row[:] = piece
+        x, y = rows[: len(sources)], rows[len(sources) :]
         found[:, :, 0] += x @ y.T
-        found[:, :, 1] += np.sum(x * x, axis=1)[:, None]
-        found[:, :, 2] += np.sum(y * y, axis=1)
+        squares = np.einsum("ij,ij->i", rows, rows)
+        found[:, :, 1] += squares[: len(sources), None]
+        found[:, :, 2] += squares[len(sources) :]
     if not np.isfinite(found).all():
         for model, paths in ((source, sources), (target, targets)):
             for path in paths:
@@ -87,18 +89,16 @@ def _apart(
     source: Weights, target: Weights, source_path: str, path: str
 ) -> tuple[float, float, float]:
     """Squared norms of the difference of two weights, of the source's and of the target's."""
-    a = finite_matrix(source, source_path).astype(np.float64)
-    b = finite_matrix(target, path).astype(np.float64)
-    return float(np.sum((b - a) ** 2)), float(np.sum(a * a)), float(np.sum(b * b))
-
-
-def _piece(rows: Sequence[np.ndarray], start: int) -> np.ndarray:
-    """A stretch of each weight, a row each, in float64: of numbers that float32 holds."""
-    part = slice(start, start + _PIECE)
-    pieces = np.empty((len(rows), len(rows[0][part])))
-    for i, row in enumerate(rows):
-        pieces[i] = row[part] if row.itemsize <= 4 else row[part].astype(np.float32)
-    return pieces
+    pieces = (numbers_of(source, source_path, _PIECE), numbers_of(target, path, _PIECE))
+    found = np.zeros(3)
+    for pair in zip(*pieces, strict=True):
+        a, b = (piece.astype(np.float64) for piece in pair)
+        found += np.sum((b - a) ** 2), np.sum(a * a), np.sum(b * b)
+    if not np.isfinite(found).all():
+        for model, of in ((source, source_path), (target, path)):
+            finite_matrix(model, of)
+    apart, size_a, size_b = found.tolist()
+    return apart, size_a, size_b
 
 
 def similarity_evidence(

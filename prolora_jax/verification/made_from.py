@@ -1,4 +1,4 @@
-"""What a report says of the input as a whole: flags of the file, and the parts of a sum."""
+"""What a report says as a whole: flags of the file, parts of a sum, how bases are packed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +11,7 @@ from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport, made_plain
 from prolora_jax.plans.rules import idle_rules
 from prolora_jax.verification.budget import budget_flags
+from prolora_jax.verification.weights import Weights
 
 
 def flag_problems(
@@ -59,6 +60,28 @@ def part_problems(told: MigrationReport, parts: Sequence[Adapter]) -> list[str]:
         for part, one in zip(told.parts, parts, strict=True)
         if part.fingerprint != one.fingerprint
     ]
+
+
+def packing_problems(told: MigrationReport, source: Weights, target: Weights) -> list[str]:
+    """What the report says of how weights are packed, and is not so.
+
+    Args:
+        told: the report.
+        source: base model of the input.
+        target: base model of the file.
+    """
+    problems = []
+    for side, model in (("source", source), ("target", target), ("input", None)):
+        party = getattr(told, side)
+        packings = {} if model is None else dict(model.spec.packings)
+        notes = getattr(model, "notes", ())  # models in memory have none
+        for name, said, found in (
+            ("packings", party.packings, packings),
+            ("notes", party.notes, notes),
+        ):
+            if said != found:
+                problems.append(f"report has {name} {said} of its {side}; found {found}")
+    return problems
 
 
 def fingerprint_problems(told: MigrationReport, found: Mapping[str, str]) -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, source_paths
 from prolora_jax.matching.alignment import WEAK_MARGIN, Alignment
+from prolora_jax.matching.known_sources import known_sources
 from prolora_jax.matching.matching import Matching, match_modules
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
@@ -64,9 +64,8 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
         return similarity_evidence(source, target, sources, targets, options)
 
     specs = source.spec, target.spec
-    # A correspondence that was only guessed from shapes says nothing about blocks of equal shape.
-    known = {pair: c for pair, c in CORRESPONDENCES.items() if c.published}
-    matching = match_modules(*specs, evidence, options.match, source_paths(*specs, known))
+    published = known_sources(*specs, evidence) if options.match == "auto" else None
+    matching = match_modules(*specs, evidence, options.match, published)
     margins = {a: a.margin for a in matching.alignments if a.margin is not None}
     tied = _hanging(target, [a for a, margin in margins.items() if margin < TIE])
     near = [a for a, margin in margins.items() if abs(margin - WEAK_MARGIN) <= MARGIN_SLACK]

@@ -15,6 +15,7 @@ from prolora_jax.verification.dtypes import needs_float32
 from prolora_jax.verification.weights import (
     dense_update,
     shape_of,
+    update_distance,
     update_norm,
     update_values,
     used_columns,
@@ -60,17 +61,15 @@ class UpdateCheck(NamedTuple):
 
 
 class CutUpdate(NamedTuple):
-    """A recomputed update, and what its best approximation of the rank asked for keeps.
+    """What the best approximation of the rank asked for keeps of an update.
 
     Attributes:
-        whole: the update.
         rank: asked for; None where the numbers decide.
         kept: norm of what the approximation keeps.
         tail: norm of what it misses.
         sigma: singular values; None where nothing is cut.
     """
 
-    whole: np.ndarray
     rank: int | None
     kept: float
     tail: float
@@ -95,26 +94,27 @@ def check_update(
         options: as the report has them.
         brief: the record was made of totals: it has no numbers but norms and ranks of the files.
     """
-    delta, ours = dense_update(before), dense_update(after)
     moved = dense is not None and told.action is Action.PROJECT
-    reference = dense.delta_t if dense is not None and moved else delta
+    # A copy is compared by its factors: of large layers the matrices alone take half a gigabyte.
+    reference = dense.delta_t if dense is not None and moved else before
     if output_rank(options.rank).spreads:  # which rank it should have, all modules say together
         options = replace(options, rank=str(max(told.rank_out, 1)))
-    cut = cut_update(reference, options.rank, before.rank, None if moved else before)
+    cut = cut_update(reference, options.rank, before.rank)
     dtype = dtype_out(before, options)
     allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
-    size = float(np.linalg.norm(delta))
+    size = update_norm(before)
     problems = dtype_problems(told, after, dtype, brief)
     if cut.rank is not None and used_columns(after) > cut.rank:
         problems.append(f"has rank {used_columns(after)}, asked for was {cut.rank}")
     factor = options.scale
     free = dense is not None and moved and dense.undetermined
     if free and dense is not None:
-        error, norm_out, unknown = _compare_free(ours, cut, dense, delta, options)
+        error, norm_out, unknown = _compare_free(after, cut, dense, before, options)
     else:
         if options.rescale == "norm" and cut.kept > 0:
             factor *= size / cut.kept
-        error, norm_out, unknown = _compare(ours, cut, factor, size), abs(factor) * cut.kept, ""
+        apart = _distance(after, reference, factor)
+        error, norm_out, unknown = _compare(apart, cut, factor, size), abs(factor) * cut.kept, ""
     if not error <= allowed:  # "not <=", so that NaN fails
         problems.append(f"differs from the recomputed update by {error:.3g} > {allowed:.3g}")
     slack = (allowed if brief or free else FLOAT32_TOLERANCE) * abs(factor) * size
@@ -150,21 +150,20 @@ def dtype_problems(told: ModuleReport, after: LoraModule, dtype: str, brief: boo
     return problems
 
 
-def cut_update(
-    update: Matrix, wanted: str, rank_in: int, factors: LoraModule | None = None
-) -> CutUpdate:
+def cut_update(update: Matrix | LoraModule, wanted: str, rank_in: int) -> CutUpdate:
     """What the rank asked for keeps of an update, and what it misses.
 
     Args:
-        update: as the arm gives it.
+        update: as the arm gives it, dense; or the factors that it is copied from.
         wanted: the option `rank`.
         rank_in: of the input.
-        factors: of the update, where it has some: their singular values are quickly told.
     """
     kind, value = output_rank(wanted)
+    dense = isinstance(update, np.ndarray)
     if kind == "exact":
-        return CutUpdate(update, None, float(np.linalg.norm(update)), 0.0)
-    s = np.linalg.svd(update, compute_uv=False) if factors is None else update_values(factors)
+        size = float(np.linalg.norm(update)) if dense else update_norm(update)
+        return CutUpdate(None, size, 0.0)
+    s = np.linalg.svd(update, compute_uv=False) if dense else update_values(update)
     if kind == "energy" and value is not None:
         enough = np.cumsum(s**2) >= (value - ENERGY_SLACK) * np.sum(s**2)
         rank = int(np.argmax(enough)) + 1
@@ -172,16 +171,23 @@ def cut_update(
         rank = rank_in if value is None else int(value)
     known = None if kind == "energy" else rank
     kept, tail = float(np.linalg.norm(s[:rank])), float(np.linalg.norm(s[rank:]))
-    return CutUpdate(update, known, kept, tail, s)
+    return CutUpdate(known, kept, tail, s)
 
 
-def _compare(ours: Matrix, cut: CutUpdate, factor: float, size: float) -> float:
+def _distance(ours: LoraModule, reference: Matrix | LoraModule, factor: float) -> float:
+    """Norm of what an update differs by from `factor` times what it should be."""
+    if isinstance(reference, np.ndarray):
+        return float(np.linalg.norm(dense_update(ours) - factor * reference))
+    return update_distance(ours, reference, factor)
+
+
+def _compare(difference: float, cut: CutUpdate, factor: float, size: float) -> float:
     """Error relative to the input's norm, before any scaling.
 
     The best approximation of rank r misses exactly the tail, and what it misses is orthogonal
     to it: squares of the tail and of any other error add up, so the tail is taken off.
     """
-    difference, unit = float(np.linalg.norm(ours - factor * cut.whole)), abs(factor) * size
+    unit = abs(factor) * size
     if unit == 0.0:
         return 0.0 if difference == 0.0 else float("inf")
     # maximum() and not max(): it hands on NaN
@@ -189,12 +195,17 @@ def _compare(ours: Matrix, cut: CutUpdate, factor: float, size: float) -> float:
 
 
 def _compare_free(
-    ours: Matrix, cut: CutUpdate, dense: DenseResult, delta: Matrix, options: MigrationOptions
+    after: LoraModule,
+    cut: CutUpdate,
+    dense: DenseResult,
+    before: LoraModule,
+    options: MigrationOptions,
 ) -> tuple[float, float, str]:
     """Error of what all cuts of a cluster have in common, the file's norm, and what stays open.
 
     No arm makes an update longer, and `rotation` keeps every singular value: both hold for any cut.
     """
+    ours, delta = dense_update(after), dense_update(before)
     size, found = float(np.linalg.norm(delta)), float(np.linalg.norm(ours))
     unit = abs(options.scale) * size
     if unit == 0.0:
@@ -211,9 +222,11 @@ def _compare_free(
     if cut.tail > FLOAT32_TOLERANCE * size or dense.certain is None or options.method == "rotation":
         return error, found, "its update, but for the norm that none exceeds,"
     certain = dense.certain
-    difference = certain.part(ours / options.scale - cut.whole)
+    difference = certain.part(ours / options.scale - dense.delta_t)
     error = max(error, (float(np.linalg.norm(difference)) - certain.blur) / size)
-    share = float(np.linalg.norm(certain.part(cut.whole)) / max(np.linalg.norm(cut.whole), 1e-300))
+    share = float(
+        np.linalg.norm(certain.part(dense.delta_t)) / max(np.linalg.norm(dense.delta_t), 1e-300)
+    )
     known = max(share**2 - certain.blur / size, 0.0)
     return error, found, f"{1.0 - known:.0%} of its update"
 

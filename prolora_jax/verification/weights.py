@@ -1,5 +1,6 @@
-"""A base model and an adapter's module, as far as a check needs them: dense matrices."""
+"""A base model and an adapter's module, as far as a check needs them."""
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -48,6 +49,25 @@ def finite_matrix(model: Weights, path: str) -> np.ndarray:
     return matrix
 
 
+def numbers_of(model: Weights, path: str, step: int) -> Iterator[np.ndarray]:
+    """A weight's numbers, flat and row by row: of a model on disk no more than a piece is read.
+
+    Args:
+        model: base model.
+        path: of the module.
+        step: how many numbers a piece has; the last one may have fewer.
+
+    Yields:
+        The next numbers, which float32 holds.
+    """
+    read = getattr(model, "numbers", None)
+    if read is not None:
+        yield from read(path, step)
+        return
+    flat = model.matrix(path).reshape(-1)  # of a model in memory
+    yield from (flat[first : first + step] for first in range(0, flat.size, step))
+
+
 def identical(source: Weights, target: Weights, source_path: str, path: str) -> bool:
     """Whether two weights are equal, after a cast of the wider one to the narrower dtype."""
     if source.fingerprint(source_path) == target.fingerprint(path):
@@ -73,20 +93,37 @@ def dense_update(module: LoraModule) -> np.ndarray:
 
 
 def update_norm(module: LoraModule) -> float:
-    """Norm of the update of a module, from Gram matrices of its factors in float64."""
-    down = module.down.reshape(module.rank, -1).astype(np.float64)
-    up = module.up.reshape(-1, module.rank).astype(np.float64)
-    square = float(np.sum((up.T @ up) * (down @ down.T)))
-    return abs(module.scale) * float(np.sqrt(np.maximum(square, 0.0)))
+    """Norm of the update of a module, from its factors in float64; no matrix is made."""
+    return abs(module.scale) * float(np.linalg.norm(_middle(*_columns(module))))
 
 
 def update_values(module: LoraModule) -> np.ndarray:
     """Singular values of the update of a module, descending: its rank of them, the rest is zero."""
+    return abs(module.scale) * np.linalg.svd(_middle(*_columns(module)), compute_uv=False)
+
+
+def update_distance(a: LoraModule, b: LoraModule, factor: float) -> float:
+    """Norm of `a`'s update minus `factor` times `b`'s, scales included; no matrix is made.
+
+    With both pairs side by side the difference is one product of thin factors. Both become
+    orthonormal columns times a small square (QR), and the product of the squares has its norm. Gram
+    matrices would do as well, but they square what cancels: of equal updates 1e-8 would be left.
+    """
+    (up_a, down_a), (up_b, down_b) = _columns(a), _columns(b)
+    up = np.concatenate([a.scale * up_a, -factor * b.scale * up_b], axis=1)
+    return float(np.linalg.norm(_middle(up, np.concatenate([down_a, down_b], axis=1))))
+
+
+def _columns(module: LoraModule) -> tuple[np.ndarray, np.ndarray]:
+    """Both factors in float64 with a column for each rank, `(out, rank)` and `(in, rank)`."""
     down = module.down.reshape(module.rank, -1).astype(np.float64)
-    up = module.up.reshape(-1, module.rank).astype(np.float64)
-    (_, left), (_, right) = np.linalg.qr(up), np.linalg.qr(down.T)
-    middle = left @ right.T
-    return abs(module.scale) * np.linalg.svd(middle, compute_uv=False)
+    return module.up.reshape(-1, module.rank).astype(np.float64), down.T
+
+
+def _middle(up: np.ndarray, down: np.ndarray) -> np.ndarray:
+    """`up @ down.T` in the frames of both factors' columns: the same singular values."""
+    (_, left), (_, right) = np.linalg.qr(up), np.linalg.qr(down)
+    return left @ right.T
 
 
 def shape_of(module: LoraModule) -> tuple[int, int]:

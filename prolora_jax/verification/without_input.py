@@ -22,6 +22,7 @@ from prolora_jax.verification.claim import read_claim
 from prolora_jax.verification.contents import SCALES_FOLDED, module_problems, rank_problems
 from prolora_jax.verification.dense import DenseResult, recompute
 from prolora_jax.verification.header import provenance_problems, used_weights
+from prolora_jax.verification.made_from import packing_problems
 from prolora_jax.verification.recompute import UNASKED, Thoroughness
 from prolora_jax.verification.replan import alignment_problems
 from prolora_jax.verification.result import VerifyReport
@@ -196,6 +197,7 @@ class _WithoutInput(AdapterCheck):
             for name, found in prints.items()
             if (said := getattr(told, name).fingerprint) != found
         ]
+        problems += packing_problems(told, self.source, self.target)
         prints["input"] = told.input.fingerprint
         problems += provenance_problems(output, told, prints, told.counts, self.target.spec)
         problems += _beside_problems(output, told) + self._count_problems()

@@ -67,6 +67,11 @@ def test_runs_ahead_as_far_as_depth_and_no_further(depth: int):
     assert list(ahead) == list(range(3, 20))
 
 
+class Unwilling:
+    def __iter__(self) -> Iterator[int]:
+        raise TypeError("not before noon")
+
+
 def test_error_comes_after_the_items_before_it():
     counted, seen = Counted(20, fail_at=3), []
     with pytest.raises(OSError, match="disk gone"):
@@ -74,8 +79,8 @@ def test_error_comes_after_the_items_before_it():
     assert seen == [0, 1, 2]
     assert counted.closed
     assert threads() == []
-    with pytest.raises(TypeError):
-        next(prefetch(5))  # pyright: ignore[reportArgumentType] (fails in the thread)
+    with pytest.raises(TypeError, match="not before noon"):
+        next(prefetch(Unwilling()))  # fails in the thread
     with pytest.raises(ValueError, match="depth 0; expected 1 or more"):
         next(prefetch([1], 0))
 

@@ -176,10 +176,11 @@ def test_a_missing_base_is_the_commands_fault(tmp_path):
 
 
 def test_folders_without_weights(tmp_path):
-    refused(tmp_path, "found an empty folder; expected .*its unet/ folder", Refusal.UNREADABLE_BASE)
+    message = "found an empty folder; expected .*its unet/ or transformer/ folder"
+    refused(tmp_path, message, Refusal.UNREADABLE_BASE)
     (tmp_path / "model_index.json").write_text("{}")
     (tmp_path / "transformer").mkdir()
-    refused(tmp_path, "found model_index.json, transformer; expected", Refusal.UNREADABLE_BASE)
+    refused(tmp_path, "transformer: found an empty folder; expected", Refusal.UNREADABLE_BASE)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
     refused(tmp_path, "found only diffusion_pytorch_model.bin, a pickle", Refusal.PICKLE)
@@ -205,7 +206,7 @@ OTHERS = [
     (["model.diffusion_model.out.2.weight"], "a checkpoint in LDM naming .*; convert it"),
     (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "an adapter .*; give the base"),
     (["unet.down_blocks.0.attentions.0.proj_in.lora_A.weight"], "an adapter .*; give the base"),
-    (["double_blocks.0.img_attn.qkv.weight"], "a transformer model, not a UNet .*; only UNet"),
+    (["double_blocks.0.attn.weight"], "a diffusion transformer of no known family .*; give it in"),
     (["text_model.encoder.layers.0.mlp.fc1.weight"], "a text encoder or a VAE .*; give the UNet"),
     # As transformers has it since 5.
     (["embeddings.token_embedding.weight"], "a text encoder or a VAE .*; give the UNet"),

@@ -39,6 +39,7 @@ class Family:
         torch.manual_seed(seed)
         config = getattr(transformers, f"{self.name}Config")(**self.sizes, **{self.depth: depth})
         head = "GPT2LMHeadModel" if self.name == "GPT2" else f"{self.name}ForCausalLM"
+        head = head.replace("Text", "")
         model = getattr(transformers, head)(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -85,6 +86,22 @@ EXPERTS = {
 }
 """Models with experts, and what transformers 4 calls their layers, as all their files do."""
 
+TURNED = {
+    "gpt-oss": Family(
+        "GptOss",
+        _LLAMA[:4],
+        SIZES | {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 32},
+    ),
+    "llama4": Family(
+        "Llama4Text",
+        _LLAMA[:4],
+        SIZES
+        | {"num_local_experts": 3, "num_experts_per_tok": 1, "intermediate_size": 32}
+        | {"interleave_moe_layer_step": 1, "intermediate_size_mlp": 24},
+    ),
+}
+"""Models whose files have one tensor for a layer of all experts, as `(in, out)`."""
+
 
 @dataclass(frozen=True)
 class LanguagePair:
@@ -129,7 +146,7 @@ def make_language_pair(
         layers: that are adapted; those of the family when empty.
         lora: fields of peft's configuration beside or instead of the usual ones.
     """
-    kind = (FAMILIES | EXPERTS)[family]
+    kind = (FAMILIES | EXPERTS | TURNED)[family]
     source, target = kind.build(depth, seed=0), kind.build(len(kept), seed=1)
     given = source.state_dict()
     generator = torch.Generator().manual_seed(2)

@@ -104,7 +104,7 @@ def test_a_field_that_no_report_has_is_noticed():
     for place in objects:
         changed = copy.deepcopy(right)
         at(changed, place)["more"] = 1
-        if place == ("counts",):
+        if place[-1:] in {("counts",), ("packings",)}:  # their names are data
             assert is_noticed(files, changed)
             continue
         found = verify_adapter(files.output, files.source_lora, files.source, files.target, changed)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from prolora_jax.adapters.algorithms.table import PLAIN_PARTS, nearest_algorithm
+from prolora_jax.architectures.llm.layouts import lm_layers
 from prolora_jax.errors import AdapterRefused, Refusal
 
 # Pieces of keys that only one other kind of file has.
@@ -46,6 +47,10 @@ _ALGORITHMS = {
     "VeRA": ("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B")
     + ("vera_lambda_b.*", "vera_lambda_d.*", "vera_A.*", "vera_B.*"),
     "reshaped-base": ("reshape_weight",),
+    "control-LoRA": ("query_norm.scale", "key_norm.scale"),
+}
+_WHY = {
+    "control-LoRA": ", a norm that it replaces; it also adds to biases and widens the input",
 }
 _ALGORITHM_BY_END = {end: name for name, ends in _ALGORITHMS.items() for end in ends}
 
@@ -64,6 +69,15 @@ def refuse_foreign(
         AdapterRefused: the file is not an adapter, or uses another algorithm, or has keys that
             nobody here knows.
     """
+    shapes = {key: tensors[key].shape for key in unread if len(unread) == len(tensors)}
+    layer = next(lm_layers(shapes), None)
+    if layer is not None and algorithm_of(layer.key) is None:
+        raise AdapterRefused(
+            f"{origin}: not-an-adapter:base-model: found {layer.key} of a language model: a base "
+            f"model, not an adapter; expected LoRA factors of its layers; give it as --source or "
+            f"--target, and an adapter here",
+            code=Refusal.NOT_AN_ADAPTER,
+        )
     kind = _kind(tensors.keys(), unread)
     if kind is not None:
         what, key = kind
@@ -78,8 +92,8 @@ def refuse_foreign(
             name = "BOFT"  # its blocks have the same name and one axis more
         if name is not None:
             raise AdapterRefused(
-                f"{origin}: unsupported-algorithm:{name}: found key {key}; expected plain LoRA "
-                f"(down, up, alpha); extract a plain LoRA from it first",
+                f"{origin}: unsupported-algorithm:{name}: found key {key}{_WHY.get(name, '')}; "
+                f"expected plain LoRA (down, up, alpha); extract a plain LoRA from it first",
                 code=Refusal.UNSUPPORTED_ALGORITHM,
             )
     if unread:

@@ -22,13 +22,21 @@ from prolora_jax.adapters.formats.companion_keys import companion_tensors
 from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
-from prolora_jax.adapters.formats.keys import FORMATS, GGUF_FACTS, LM_FORMATS, MLX_CONFIG
+from prolora_jax.adapters.formats.keys import (
+    FORMATS,
+    GGUF_FACTS,
+    LM_FORMATS,
+    MLX_CONFIG,
+    TRANSFORMER_FORMATS,
+)
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
+from prolora_jax.adapters.formats.original_layers import original_paths, with_original_layers
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.formats.vllm import configured, for_vllm
+from prolora_jax.architectures.dit.spellings import said_component
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -37,6 +45,9 @@ from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 Tensors = dict[str, np.ndarray]
 Reader = Literal["vllm"]
 """Programs that read less of a folder of peft's than peft does."""
+
+_ORIGINAL = frozenset({"comfyui", "kohya-ldm"})
+"""Formats whose names are the original code's; of a transformer, its layers are, too."""
 
 SAME = ("same", "lora")
 """Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
@@ -73,13 +84,20 @@ def dump(
     """
     require_format(format)
     given = resolve(adapter, spec)
-    _require_reader(given, format, folded=folded)
+    _require_reader(given, format, spec, folded=folded)
+    transformer = bool(spec.layer_names.components)
+    if transformer and folded and format == "peft":
+        format = "diffusers"  # a single file of peft's is read by nobody there
     if reader == "vllm":
         given = for_vllm(given, spec)
+    given = replace(given, modules=tuple(_shaped(m, spec) for m in given.modules))
+    if transformer and format in _ORIGINAL:
+        given = with_original_layers(given, spec)
     magnitudes = magnitude_tensors(given, format, spec)
     adapter = without_magnitudes(given)
     adapter = replace(adapter, modules=tuple(_shaped(m, spec) for m in adapter.modules))
-    if folded or format in {"diffusers", "diffusers-old"}:  # no field for the scale
+    # No field for the scale, or one that readers of a transformer's adapter pass over.
+    if folded or format in {"diffusers", "diffusers-old"} or (transformer and format == "comfyui"):
         adapter = fold_scales(adapter)
     parameters, routers = (), ()
     if format == "peft" and not folded:
@@ -146,15 +164,15 @@ def key_names(adapter: Adapter, format: str, spec: BaseModelSpec) -> frozenset[s
     Raises:
         AdapterRefused: the format has no name for a module.
     """
-    every = (*adapter.modules, *adapter.structured)
+    paths = frozenset(module.path for module in (*adapter.modules, *adapter.structured))
+    if format in _ORIGINAL:
+        paths = original_paths(adapter, spec)
     if format == "comfyui":
-        named = (comfyui.module_name(m.path, spec, adapter.origin) for m in every)
-        return frozenset(named)
+        return frozenset(comfyui.module_name(path, spec, adapter.origin) for path in paths)
     if format not in {"kohya-ldm", "kohya-diffusers", "maxdiffusion"}:
-        return frozenset(module.path for module in every)
+        return paths
     ldm = format == "kohya-ldm" or (format == "maxdiffusion" and spec.is_sdxl_family)
-    names = (kohya.module_name(m.path, spec, ldm, adapter.origin) for m in every)
-    return frozenset(names)
+    return frozenset(kohya.module_name(path, spec, ldm, adapter.origin) for path in paths)
 
 
 def require_format(format: str) -> None:
@@ -184,8 +202,12 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
         base: LDM block names for SDXL's family, diffusers block names for SD 1 and 2. Where LDM
         has no name for one of the modules (`encoder_hid_proj` of Kolors), they are diffusers block
         names, which the readers of either take. A format that was asked for by its name is that
-        one.
+        one. Of a transformer's adapter, `same` and `lora` are peft's for one of peft's and
+        diffusers' for every other, which all readers take; `kohya` has the original names.
     """
+    if spec.layer_names.components and choice in {*SAME, "kohya"}:
+        kept = "peft" if adapter.format == "peft" else "diffusers"
+        return "kohya-ldm" if choice == "kohya" else kept
     if choice in SAME:
         chosen = adapter.format
     elif choice == "kohya":
@@ -199,7 +221,7 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     return chosen
 
 
-def _require_reader(adapter: Adapter, format: str, *, folded: bool) -> None:
+def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool) -> None:
     path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
     rows = next((c.key for c in adapter.companions if c.part == "rows"), None)
     if rows is not None and (folded or format != "peft"):
@@ -209,13 +231,29 @@ def _require_reader(adapter: Adapter, format: str, *, folded: bool) -> None:
             f"are; name a folder, or leave them behind (--exclude '*embed_tokens')",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
-    of_lm = path.startswith(LM)
-    if format not in (LM_FORMATS if of_lm else FORMATS):
-        what = "a language model" if of_lm else "a UNet or a text encoder"
-        expected = ", ".join(LM_FORMATS if of_lm else FORMATS)
+    what, readable = "a UNet or a text encoder", FORMATS
+    if path.startswith(LM):
+        what, readable = "a language model", LM_FORMATS
+    elif spec.layer_names.components:
+        what, readable = "a transformer", TRANSFORMER_FORMATS
+        _require_one_transformer(adapter, format)
+    if format not in readable:
+        expected = ", ".join(readable)
         raise AdapterRefused(
             f"{adapter.origin}: {path}: found an adapter of {what}, to be written as {format}; "
             f"expected {expected}, which its readers take; leave the format away or name one",
+            code=Refusal.UNMATCHED_MODULES,
+        )
+
+
+def _require_one_transformer(adapter: Adapter, format: str) -> None:
+    """Refuse two transformers for a format whose names do not say which of them a layer is of."""
+    said = {said_component(m.path) for m in (*adapter.modules, *adapter.structured)} - {None}
+    if format in _ORIGINAL and len(said) > 1:
+        raise AdapterRefused(
+            f"{adapter.origin}: found modules of {len(said)} transformers, to be written as "
+            f"{format}; expected those of one, since its names do not say which; write format "
+            f"diffusers, or give each transformer's folder by itself",
             code=Refusal.UNMATCHED_MODULES,
         )
 

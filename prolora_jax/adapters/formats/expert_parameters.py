@@ -2,27 +2,39 @@
 
 Keys carry no parameter's name. With two of them adapted in a layer, `experts.base_layer` is the
 first one, `gate_up_proj`, and `experts` the other. `A` is `(experts * rank, in)`, the expert
-slowest; `B` is `(out, rank * experts)`, the expert fastest. peft before 0.19 had `A` for the rows
-and `B` for the columns of such a parameter.
+slowest; `B` is `(out, rank * experts)`, the expert fastest. peft before 0.19 took every parameter
+for `(in, out)`, and had `A` for the rows and `B` for the columns of others; later ones take it for
+`(out, in)` unless the model says otherwise. Llama 4's are `(in, out)`, and it says nothing; so are
+gpt-oss's, and newer transformers say it.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.lora_config import alpha_by_config, settings_of
-from prolora_jax.adapters.formats.segments import common_dtype, cut, joined, scaled_alike
+from prolora_jax.adapters.formats.segments import (
+    common_dtype,
+    cut,
+    gathered_rows,
+    joined,
+    one_after_another,
+    placed_rows,
+    scaled_alike,
+)
 from prolora_jax.architectures.llm.fused import (
     PARAMETERS,
     expert_of,
     expert_path,
     in_memory,
+    is_llama4,
+    is_turned,
     on_disk,
+    row_orders,
 )
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -113,21 +125,23 @@ def experts_apart(
             adapter, module, f"pairs of {' or '.join(names) or 'no parameter'}"
         )
     name = names[0]
-    out, inner = sum(layers[part][0] for part in PARAMETERS[name]), layers[PARAMETERS[name][0]][1]
+    rows, inner = [layers[part][0] for part in PARAMETERS[name]], layers[PARAMETERS[name][0]][1]
+    out = sum(rows)
     a = module.down.reshape(count, rank, width)
     b = module.up.reshape(height, rank, count)
     exchanged = (width, height) == (out, inner)
     if exchanged and out == inner:
-        exchanged = _is_old(_version(adapter, module))
+        exchanged = _is_exchanged(adapter, module, block, layers, spec)
     path = f"{in_memory(block)}.experts.{name}"
     alpha = alpha_by_config(path, rank, adapter.metadata, adapter.origin)
-    ends = [*accumulate(layers[part][0] for part in PARAMETERS[name])]
+    orders = row_orders(block, name, rows, spec.modules)
     found = []
     for number in range(count):
         down, up = (b[:, :, number].T, a[number].T) if exchanged else (a[number], b[:, :, number])
         whole = LoraModule(path, down, up, alpha)
-        for part, first, end in zip(PARAMETERS[name], [0, *ends], ends, strict=False):
-            found.append(cut(whole, expert_path(block, number, part), first, end))
+        whole = gathered_rows(whole, orders)
+        for part, segments in zip(PARAMETERS[name], one_after_another(rows), strict=True):
+            found.append(cut(whole, expert_path(block, number, part), segments))
     return found
 
 
@@ -164,7 +178,7 @@ def parameters_of(
     found = tuple(
         _together(
             *(block, name, group, counts[block], shapes[block]),
-            *(all((block, other) in by_place for other in PARAMETERS), old, adapter.origin),
+            *(all((block, other) in by_place for other in PARAMETERS), old, adapter.origin, spec),
         )
         for (block, name), group in by_place.items()
     )
@@ -185,14 +199,19 @@ def _together(
     both: bool,  # noqa: FBT001 (all of them are given)
     old: bool,  # noqa: FBT001
     origin: str,
+    spec: BaseModelSpec,
 ) -> ParameterTensors:
+    if is_turned(block, spec.modules):
+        old = is_llama4(block) and not old
+    orders = row_orders(block, name, [layers[part][0] for part in PARAMETERS[name]], spec.modules)
     rows = [layers[part][0] for part in PARAMETERS[name]]
     whole = f"{in_memory(block)}.experts"
     experts: dict[int, LoraModule] = {}
     for number in range(count):
         parts = [group.get((number, part)) for part in PARAMETERS[name]]
         if any(part is not None for part in parts):
-            experts[number] = joined(whole, parts, rows, origin)
+            together = joined(whole, parts, one_after_another(rows), origin)
+            experts[number] = placed_rows(together, orders)
     if len({expert.scale for expert in experts.values()}) > 1:
         experts = dict(zip(experts, scaled_alike([*experts.values()], origin), strict=True))
     rank = max(expert.rank for expert in experts.values())
@@ -252,6 +271,28 @@ def _named(
 def _shape(name: str, layers: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
     parts = PARAMETERS[name]
     return layers[parts[0]][1], sum(layers[part][0] for part in parts)
+
+
+def _is_exchanged(
+    adapter: Adapter,
+    module: LoraModule,
+    block: str,
+    layers: Mapping[str, tuple[int, int]],
+    spec: BaseModelSpec,
+) -> bool:
+    """Which way round a parameter of as many rows as columns has its factors."""
+    old = _is_old(_version(adapter, module))
+    if not is_turned(block, spec.modules):
+        return old
+    if old or is_llama4(block):
+        return not old
+    # What gpt-oss says depends on transformers, whose version no file has; the other parameter may.
+    outer = module.path.removesuffix(_INNER).removesuffix(_EXPERTS)
+    first = next((one for one in adapter.modules if one.path == outer + _INNER), module)
+    width, height = _shape("gate_up_proj", layers)
+    if width == height or {first.down.shape[1], first.up.shape[0]} != {width, height}:
+        raise UndecidedParameter(adapter, module, "a parameter with as many rows as columns")
+    return first.down.shape[1] != width
 
 
 def _version(adapter: Adapter, module: LoraModule) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from prolora_jax.adapters.algorithms.table import PART_BY_END
 from prolora_jax.adapters.formats.components import COMFYUI_UNET, is_comfyui, text_encoder_path
 from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.architectures.dit.spellings import PROCESSORS, has_original_name
 from prolora_jax.architectures.llm.names import LM, lm_name
 from prolora_jax.architectures.naming import UNET, flat, without_wrappers
 
@@ -19,6 +20,8 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
 )
 LM_FORMATS = ("peft", "mlx", "gguf")
 """Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
+TRANSFORMER_FORMATS = ("diffusers", "comfyui", "kohya-ldm", "peft")
+"""Formats of diffusion transformers' adapters; `kohya-ldm` has the original code's names."""
 MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
 """Header strings that hold what MLX-LM's folders and GGUF files say beside the tensors."""
 KOHYA_UNET = "lora_unet_"
@@ -72,6 +75,9 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
             table[f"{middle}.{old}_lora.down.weight"] = (f".{layer}", "down")
             table[f"{middle}.{old}_lora.up.weight"] = (f".{layer}", "up")
             table[f"{middle}.{old}_lora.alpha"] = (f".{layer}", "alpha")
+    for name, layer in PROCESSORS.items():
+        table[f".processor.{name}.down.weight"] = (f".{layer}", "down")
+        table[f".processor.{name}.up.weight"] = (f".{layer}", "up")
     table[".alpha"] = ("", "alpha")
     table |= {end: ("", part) for end, part in PART_BY_END.items()}
     return dict(sorted(table.items(), key=lambda item: -len(item[0])))  # longest first
@@ -79,7 +85,7 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
 
 _SUFFIXES = _suffixes()
 # Attention layers of the oldest diffusers files, the only dotted ones that ComfyUI reads, too.
-_PROCESSOR, _OLD = ".processor.", "diffusers-old"
+_PROCESSOR, _OLD = ".processor.to_", "diffusers-old"
 
 
 @dataclass(frozen=True)
@@ -184,5 +190,7 @@ def _format(name: str) -> str:
     if "." in name or name in _UNET_ROOTS:
         return "diffusers"
     if is_flat_ldm(name) or name.startswith(("lora_te1_", "lora_te2_")):
+        return "kohya-ldm"
+    if name.startswith("lora_unet_") and has_original_name(name):
         return "kohya-ldm"
     return "kohya-diffusers"

@@ -8,6 +8,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.dit.spellings import said_component
 from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -41,7 +42,7 @@ def module_name(path: str, spec: BaseModelSpec, ldm: bool, origin: str) -> str:
     """What a kohya file calls a module, `lora_unet_input_blocks_4_1_proj_in`.
 
     Args:
-        path: dotted path with component.
+        path: dotted path with component; of a transformer, its original name behind that.
         spec: the base model it is for.
         ldm: whether UNet blocks are named as in LDM.
         origin: the file, for messages.
@@ -52,9 +53,11 @@ def module_name(path: str, spec: BaseModelSpec, ldm: bool, origin: str) -> str:
     if is_text_encoder(path):
         component, _, rest = path.partition(".")
         number = component.removeprefix("text_encoder").removeprefix("_")
-        if not number and spec.is_sdxl_family:
+        if not number and (spec.is_sdxl_family or spec.layer_names.components):
             number = "1"
         return f"lora_te{number}_{flat(rest)}"
+    if said_component(path) is not None:
+        return KOHYA_UNET + flat(path.partition(".")[2])
     if not ldm:
         return KOHYA_UNET + spec.diffusers_flat(path)
     try:

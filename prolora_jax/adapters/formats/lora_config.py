@@ -21,6 +21,8 @@ _KEPT = ("ensure_weight_tying", "target_parameters", "peft_version")
 _MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
 """Each is tried on each module: 4,000 plain ones take seconds, one with repeats as long as many."""
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
+_FLAT = "lora_"
+"""What flat names start with, which have no configuration: a network may have `x_embedder`."""
 _REPEAT = re.compile(r"[*+?{]")
 _REPEATED_GROUP = re.compile(r"\)[*+?{]|\\\d")
 # A level of `WRAPPERS` in a pattern, with the dot that parts it from the next: plain or escaped,
@@ -59,7 +61,7 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
             that the initialisation has changed, or it is not one of plain LoRA.
     """
     text = metadata.get(HEADER_KEY)
-    if text is None or "." not in path:
+    if text is None or path.startswith(_FLAT):
         return None
     return _require_alpha(text, path, rank, origin)
 
@@ -67,7 +69,7 @@ def alpha_by_config(path: str, rank: int, metadata: Mapping[str, str], origin: s
 def _require_alpha(text: str, path: str, rank: int, origin: str) -> float | None:
     component, _, module = path.partition(".")
     try:
-        alpha = _alpha(_config(text, component, origin), module, rank)
+        alpha = _alpha(_config(text, component, origin), _names(path), rank)
     except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
         raise _unreadable(origin, str(failure)) from failure
     if alpha is not None and not math.isfinite(alpha):
@@ -108,7 +110,7 @@ def settings_of(path: str, metadata: Mapping[str, str], origin: str) -> Mapping[
         AdapterRefused: the configuration cannot be used.
     """
     text = metadata.get(HEADER_KEY)
-    if text is None or "." not in path:
+    if text is None or path.startswith(_FLAT):
         return {}
     return _usable(text, path.partition(".")[0], origin).fields
 
@@ -172,10 +174,17 @@ def _said(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def _alpha(config: _Config, module: str, rank: int) -> float | None:
+def _names(path: str) -> tuple[str, ...]:
+    """What patterns may call a module: without its component, as a parameter, or as in the file.
+
+    Parsing gives some names a component and a level that the network of the file has not.
+    """
+    module = path.partition(".")[2]
+    return module, f"{module}.weight", path, module.removeprefix("model.")
+
+
+def _alpha(config: _Config, names: Sequence[str], rank: int) -> float | None:
     alpha = config.fields.get("lora_alpha", config.fields.get("alpha"))
-    # What peft adapts as a parameter has its own name in patterns.
-    names = module, f"{module}.weight"
     alpha = next((value for fits, value in config.alphas if any(map(fits, names))), alpha)
     if alpha is None:
         return None

@@ -16,7 +16,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.keys import MLX_CONFIG, Key
 from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.adapters.formats.segments import scaled_alike
-from prolora_jax.architectures.llm.fused import expert_of, expert_path
+from prolora_jax.architectures.llm.fused import expert_of, expert_path, is_turned
 from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -87,6 +87,9 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[Tensors, str]:
 
     Returns:
         Factors keep their numbers where all modules have one scale; the rank is one.
+
+    Raises:
+        AdapterRefused: it has experts of a model that MLX-LM has other names for.
     """
     modules = list(adapter.modules)
     if len({module.scale for module in modules}) > 1:
@@ -96,6 +99,13 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[Tensors, str]:
     experts: dict[str, dict[int, LoraModule]] = {}
     for module in (module.padded(rank) for module in modules):
         expert = expert_of(module.path)
+        if expert is not None and is_turned(expert.block, spec.modules):
+            raise AdapterRefused(
+                f"{adapter.origin}: {module.path}: found an expert of gpt-oss or Llama 4; expected "
+                f"models whose experts' names in MLX-LM are known here; leave the experts behind "
+                f"(--exclude '*.experts.*'), or write peft",
+                code=Refusal.UNMATCHED_MODULES,
+            )
         if expert is not None:
             name = f"{expert.block}{_EXPERTS}{expert.part}"
             experts.setdefault(name, {})[expert.number] = module

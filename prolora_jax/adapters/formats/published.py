@@ -8,7 +8,9 @@ from prolora_jax.adapters.formats.dumping import concrete_format, key_names
 from prolora_jax.adapters.formats.keys import KOHYA_UNET, is_flat_ldm
 from prolora_jax.adapters.formats.resolution import require_one_spelling, resolve
 from prolora_jax.architectures.clip.table import is_text_encoder
-from prolora_jax.architectures.identify import spec_from_config
+from prolora_jax.architectures.dit.published import DITS
+from prolora_jax.architectures.dit.spellings import is_transformer_name
+from prolora_jax.architectures.identify import published_spec, spec_from_config
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.ldm import SAME_NAMES
@@ -32,7 +34,8 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
         choice: format to write, `same`, `kohya` or one of `FORMATS`.
 
     Returns:
-        The first model in `configs.CONFIGS` that has every module in its shape.
+        The first model in `configs.CONFIGS`, or of transformers in `DITS`, that has every module
+        in its shape.
 
     Raises:
         AdapterRefused: no published model fits, or a module occurs twice with different numbers.
@@ -41,7 +44,9 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
     fitting: dict[str, BaseModelSpec] = {}
     keys = set()
     twice = None
-    for name in CONFIGS:
+    every = (*adapter.modules, *adapter.structured)
+    known = DITS if any(is_transformer_name(module.path) for module in every) else CONFIGS
+    for name in known:
         spec = _spec(name)
         try:
             resolved = resolve(adapter, spec)
@@ -53,11 +58,10 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
         fitting[name] = spec
     if twice is not None and not fitting:
         raise twice
-    every = (*adapter.modules, *adapter.structured)
     if not fitting:
         raise AdapterRefused(
             f"{adapter.origin}: found modules, such as {every[0].path}, whose names and "
-            f"shapes fit no published base model; expected one of {', '.join(CONFIGS)}; name the "
+            f"shapes fit no published base model; expected one of {', '.join(known)}; name the "
             f"base model that it is for with --base",
             code=Refusal.NO_MATCHING_MODULE,
         )
@@ -120,4 +124,4 @@ def _of_second(refusal: AdapterRefused) -> AdapterRefused | None:
 
 @lru_cache
 def _spec(name: str) -> BaseModelSpec:
-    return spec_from_config(CONFIGS[name], name=name)
+    return published_spec(name) if name in DITS else spec_from_config(CONFIGS[name], name=name)

@@ -5,12 +5,11 @@ for all experts. What comes of it is the same update, module by module of the ba
 """
 
 from dataclasses import replace
-from itertools import accumulate
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.expert_parameters import experts_apart, experts_in, is_parameter
 from prolora_jax.adapters.formats.gguf import in_halves
-from prolora_jax.adapters.formats.segments import cut, joined
+from prolora_jax.adapters.formats.segments import cut, joined, one_after_another
 from prolora_jax.architectures.llm.fused import FUSED, FUSED_BY_PART, on_disk
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -63,9 +62,8 @@ def _apart(module: LoraModule, spec: BaseModelSpec) -> list[LoraModule]:
     rows = [spec.modules[path].shape[0] for path in paths if path in spec.modules]
     if len(rows) != len(paths) or module.up.shape[0] != sum(rows):
         return []
-    ends = [*accumulate(rows)]
-    places = zip(paths, [0, *ends], ends, strict=False)
-    return [cut(module, path, first, end) for path, first, end in places]
+    places = zip(paths, one_after_another(rows), strict=True)
+    return [cut(module, path, segments) for path, segments in places]
 
 
 def _together(
@@ -79,7 +77,7 @@ def _together(
     )
     if rows is None or not fit:
         return [*parts.values()]
-    return [joined(fused, pairs, rows, origin)]
+    return [joined(fused, pairs, one_after_another(rows), origin)]
 
 
 def _rows(fused: str, spec: BaseModelSpec) -> list[int] | None:

@@ -13,6 +13,7 @@ from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.adapters.formats.regrouping import regrouped
+from prolora_jax.adapters.formats.transformer_layers import of_transformers
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.naming import flat
 from prolora_jax.architectures.norms import layer_by_flat_name
@@ -39,7 +40,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         AdapterRefused: a module is not in the base, has other shapes, or occurs twice with
             different numbers.
     """
-    adapter = regrouped(adapter, spec)
+    adapter = regrouped(of_transformers(adapter, spec), spec)
     every = (*adapter.modules, *adapter.structured)
     paths = {module.path: _path(module.path, spec) for module in every}
     _require_all(adapter, paths, spec)
@@ -115,7 +116,9 @@ def _path(name: str, spec: BaseModelSpec) -> str | None:
         return name
     if is_text_encoder(name):
         # Known by its name alone where the base model was read from a UNet.
-        return name if is_layer_of_text_encoder(name) and not _knows(name, spec) else None
+        # What transformers read their texts with are many more than CLIP's encoders.
+        known = is_layer_of_text_encoder(name) or bool(spec.layer_names.components)
+        return name if known and not _knows(name, spec) else None
     if "/" in name:
         return spec.by_flax_name.get(name)
     if name.startswith(KOHYA_UNET):
@@ -203,10 +206,11 @@ def _require_parts(adapter: Adapter, paths: Mapping[str, str | None], spec: Base
 
 
 def _same(a: LoraModule | StructuredModule, b: LoraModule | StructuredModule) -> bool:
-    if a.alpha != b.alpha:
-        return False
     if isinstance(a, LoraModule) and isinstance(b, LoraModule):
-        return same_array(a.down, b.down) and same_array(a.up, b.up)
-    if isinstance(a, LoraModule) or isinstance(b, LoraModule) or a.parts.keys() != b.parts.keys():
+        # One may stand with an alpha of its own and the other, of the same scale, without.
+        return a.scale == b.scale and same_array(a.down, b.down) and same_array(a.up, b.up)
+    if isinstance(a, LoraModule) or isinstance(b, LoraModule) or a.alpha != b.alpha:
+        return False
+    if a.parts.keys() != b.parts.keys():
         return False
     return all(same_array(array, b.parts[name]) for name, array in a.parts.items())

@@ -19,12 +19,14 @@ class LmFacts(NamedTuple):
         heads: of queries.
         kv_heads: of keys and values.
         tied: whether the embedding is the head, too.
+        family: what its own file calls it, `qwen3`, `gemma3_text`.
     """
 
     architecture: str | None
     heads: int
     kv_heads: int
     tied: bool
+    family: str
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
@@ -43,7 +45,7 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
-    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied))
+    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind)
 
 
 def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFacts | None:
@@ -58,4 +60,4 @@ def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFact
     kv_heads = values.get(f"{architecture}.attention.head_count_kv", heads)
     if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
         return None
-    return LmFacts(architecture, heads, kv_heads, "output.weight" not in names)
+    return LmFacts(architecture, heads, kv_heads, "output.weight" not in names, architecture)

@@ -1,22 +1,31 @@
 """Which tensors of a language model are layers, and which are stored the other way round.
 
 GPT-2 stores its weights `(in, out)` (transformers' Conv1D); that cannot be told by shape, since
-one of them is square. What is fused in the model stays one module: `qkv_proj` and `gate_up_proj` of
-Phi, `c_attn` of GPT-2, `query_key_value` of NeoX, as trainers of adapters have them.
+one of them is square. Experts may be one tensor for a layer of all of them (`fused.held_experts`):
+each is a layer here, a view of its own. What else is fused in the model stays one module:
+`qkv_proj` and `gate_up_proj` of Phi, `c_attn` of GPT-2, `query_key_value` of NeoX, as trainers of
+adapters have them.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from prolora_jax.architectures.llm.fused import held_experts
 from prolora_jax.architectures.llm.names import LM, in_layer, lm_name
 
 _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
 _SIGNS = ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value")
 _STORED_IN_OUT = ("attn.c_attn", "attn.c_proj", "crossattention.c_attn", "mlp.c_fc", "mlp.c_proj")
-_EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "gpt_neox.embed_in")
-# The head by name, and the embedding that is the head of a model that ties the two.
-_HEADS = {"lm_head": _EMBEDDINGS[:2], "embed_out": _EMBEDDINGS[2:]}
+# The head by name, and the embedding that is the head of a model that ties the two. Transformers 5
+# calls NeoX's `lm_head`, too.
+_HEADS = {
+    "lm_head": ("model.embed_tokens", "transformer.wte"),
+    "embed_out": ("gpt_neox.embed_in",),
+}
+_EMBEDDINGS = (*_HEADS["lm_head"], *_HEADS["embed_out"], "model.embed_tokens_per_layer")
+# Linear layers beside the numbered ones: Gemma 4's layers have inputs of their own.
+_OUTSIDE = ("model.per_layer_model_projection",)
 
 
 class LmLayer(NamedTuple):
@@ -26,13 +35,19 @@ class LmLayer(NamedTuple):
         path: with component, `lm.model.layers.0.self_attn.q_proj`.
         key: of its weight in the file.
         shape: of its weight, `(out, in)`.
+        rows: first and end, where they are some of a tensor's; else None.
         transposed: whether the file has it as `(in, out)`.
+        expert: which matrix of the tensor; None where that is a matrix.
+        step: every which one of the rows it is.
     """
 
     path: str
     key: str
     shape: tuple[int, ...]
-    transposed: bool
+    rows: tuple[int, int] | None = None
+    transposed: bool = False
+    expert: int | None = None
+    step: int = 1
 
 
 def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
@@ -54,15 +69,31 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
         if in_layer(name) and len(shapes[key]) == 2:
             turned = stored_in_out(LM + name)
             shape = shapes[key][::-1] if turned else shapes[key]
-            yield LmLayer(LM + name, key, shape, turned)
+            yield LmLayer(LM + name, key, shape, transposed=turned)
+    yield from _experts(shapes)
+    own = [head for head in _HEADS if head in names]
     for head, embeddings in _HEADS.items():
-        places = (head, *(e for e in embeddings if e in names))
+        places = (head,) if own else embeddings
         stored = next((names[place] for place in places if place in names), None)
         if stored is not None and len(shapes[stored]) == 2:
-            yield LmLayer(LM + head, stored, shapes[stored], False)
-    for name in _EMBEDDINGS:
+            yield LmLayer(LM + head, stored, shapes[stored])
+    for name in (*_EMBEDDINGS, *_OUTSIDE):
         if name in names and len(shapes[names[name]]) == 2:
-            yield LmLayer(LM + name, names[name], shapes[names[name]], False)
+            yield LmLayer(LM + name, names[name], shapes[names[name]])
+
+
+def _experts(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
+    """The layers of experts that are one tensor for all of them."""
+    keys = {name: key for key in shapes if (name := lm_name(key)) is not None}
+    named = {name: shapes[key] for name, key in keys.items()}
+    for name, shape in named.items():
+        if in_layer(name) and len(shape) == 3:
+            for path, part in held_experts(name, named):
+                count = len(range(part.first, part.end, part.step))
+                out, width = shape[:0:-1] if part.transposed else shape[1:]
+                rows = None if count == out else (part.first, part.end)
+                where = rows, part.transposed, part.number, part.step
+                yield LmLayer(LM + path, keys[name], (count, width), *where)
 
 
 def stored_in_out(path: str) -> bool:

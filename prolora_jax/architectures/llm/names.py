@@ -10,8 +10,10 @@ from prolora_jax.architectures.stack import Stack
 LM = "lm."
 """Component of the paths of a language model's modules: `lm.model.layers.0.mlp.up_proj`."""
 
+# Qwen 3 Next and 3.5 have layers of two kinds in one stack; their feed-forward parts are alike.
+_KINDS = ("self_attn.", "linear_attn.")
 LLM_STACKS = (
-    Stack("model.layers", "layers", deep=True),
+    Stack("model.layers", "layers", deep=True, apart=_KINDS),
     Stack("transformer.h", "layers", deep=True),
     Stack("gpt_neox.layers", "layers", deep=True),
 )
@@ -28,6 +30,8 @@ _AROUND = (
 _WITHOUT_HEAD = {
     "layers.": "model.",
     "embed_tokens.": "model.",
+    "embed_tokens_per_layer.": "model.",
+    "per_layer_model_projection.": "model.",
     "norm.": "model.",
     "h.": "transformer.",
     "wte.": "transformer.",
@@ -38,6 +42,8 @@ _WITHOUT_HEAD = {
 }
 _ROOTS = ("model.layers.", "transformer.h.", "gpt_neox.layers.", "lm_head.", "embed_out.") + (
     "model.embed_tokens.",
+    "model.embed_tokens_per_layer.",
+    "model.per_layer_model_projection.",
     "transformer.wte.",
     "gpt_neox.embed_in.",
     "model.norm.",

@@ -20,7 +20,7 @@ REASONS = {
     "unmatched-modules": "has layers that the source does not have",
     "needs-source-weights": "depends on weights of its base model that are not at hand",
     "wrong-base": "made for another base model than the source",
-    "unrelated-models": "the two language models have nothing in common but shapes",
+    "unrelated-models": "the two base models have nothing in common but names or shapes",
     "no-matching-module": "no layer of it can move to the target",
     "unsupported-config": "a configuration that is not read",
     "output-exists": "somebody else's file stands at its place",

@@ -32,8 +32,8 @@ MLX_WEIGHTS = "adapters.safetensors"
 _WEIGHTS, _PICKLE = WEIGHT_NAMES = "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST_CONFIG = 2**21
 """Bytes. One that names every module of a large net with a rank of its own has 200 KB."""
-COMPONENT_NAMES = ("unet", "text_encoder", "text_encoder_2")
-_ALONE = frozenset({"unet", "lm"})
+COMPONENT_NAMES = ("unet", "text_encoder", "text_encoder_2", "transformer", "transformer_2")
+_ALONE = frozenset({"unet", "lm", "transformer"})
 """Networks whose adapter is the folder itself, where it has no other."""
 # The network in a folder of its own, where peft's configuration names its class.
 _COMPONENT_BY_CLASS = {

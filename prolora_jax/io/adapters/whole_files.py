@@ -15,9 +15,15 @@ from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.published import published_base, told_apart
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.adapters.inspection import Inspection, inspect_adapter
+from prolora_jax.adapters.inspection import (
+    Inspection,
+    inspect_adapter,
+    inspect_base,
+    language_model,
+)
+from prolora_jax.architectures.identify import ARCHITECTURES, published_spec
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.outputs.reports import read_report, report_path
@@ -26,6 +32,11 @@ from prolora_jax.plans.companions import require_no_whole_layers
 LORA = "lora"
 """What `convert_file` takes for a format: LoRA factors, in the format that the file has."""
 _SIDES = "source", "target"
+# Why a base model is no adapter: its keys, packed weights, or that its folder is none of peft's.
+_PERHAPS_A_BASE = (
+    *(Refusal.NOT_AN_ADAPTER, Refusal.MISSING_FILE),
+    *(Refusal.UNSUPPORTED_DTYPE, Refusal.UNKNOWN_KEYS),
+)
 
 
 class ConvertedFile(NamedTuple):
@@ -77,7 +88,8 @@ def convert_file(
         to: format to write; `lora` for LoRA factors of an adapter of another algorithm, in the
             same format.
         out: file to write; a folder for peft, unless it ends in .safetensors.
-        base: base model it is for; not needed for published ones whose names leave no doubt.
+        base: base model it is for, or the id of a published one, whose names are known without its
+            files; not needed for published ones whose names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means.
         allow_pickle: whether a pickle may be read.
         allow_partial: whether whole layers beside the pairs (peft's modules_to_save) may be left
@@ -95,11 +107,15 @@ def convert_file(
         AdapterRefused: the adapter cannot be used, or does not fit the format.
         OutputError: the output cannot be written.
     """
-    model = None if base is None else load_base_model(base)
+    published = str(base) in ARCHITECTURES and not Path(str(base)).exists()
+    model = None if base is None or published else load_base_model(base)
     taken = to == LORA
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=taken)
     to = "same" if taken else to
-    spec = published_base(adapter, to) if model is None else model.spec
+    if model is not None:
+        spec = model.spec
+    else:
+        spec = published_spec(str(base)) if published else published_base(adapter, to)
     adapter = resolve(adapter, spec)
     if model is not None:
         adapter = without_copies(adapter, model.matrix, model.bias)
@@ -117,7 +133,7 @@ def convert_file(
         base=spec,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
-        read=(path,) if base is None else (path, base),
+        read=(path,) if base is None or published else (path, base),
         reader=reader,
     )
     return ConvertedFile(Path(out), adapter, format, spec.name)
@@ -142,7 +158,8 @@ def inspect_file(
         allow_pickle: whether a pickle may be read.
 
     Returns:
-        Format, ranks, modules, evidence about its base model.
+        Format, ranks, modules, evidence about its base model, or of a language model's base that
+        itself; of a language model what that is.
 
     Raises:
         UsageError: there is no such file.
@@ -150,9 +167,29 @@ def inspect_file(
     """
     if isinstance(base, (str, Path)):
         base = load_base_model(base).spec
-    adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True)
-    adapter = told_apart(adapter) if base is None else hold(adapter, base, assume_base).adapter
-    return inspect_adapter(adapter, str(path))
+    try:
+        adapter = load_adapter(
+            path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True
+        )
+    except (AdapterRefused, UsageError) as error:
+        found = _language_model(Path(path)) if error.code in _PERHAPS_A_BASE else None
+        if found is None:
+            raise
+        return found
+    if base is None:
+        return inspect_adapter(told_apart(adapter), str(path))
+    held = inspect_adapter(hold(adapter, base, assume_base).adapter, str(path))
+    return replace(held, base_model=language_model(base))
+
+
+def _language_model(path: Path) -> Inspection | None:
+    """What is known of a language model; None where there is none, or one that is not read."""
+    if not path.exists():
+        return None  # and nothing is fetched by that name
+    try:
+        return inspect_base(load_base_model(path).spec, str(path))
+    except ProloraError:
+        return None
 
 
 def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) -> ComparedFiles:

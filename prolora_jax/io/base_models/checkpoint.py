@@ -9,17 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.identify import identified
 from prolora_jax.architectures.llm.names import LM
-from prolora_jax.architectures.placement import placements
+from prolora_jax.architectures.placement import Placement, placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.gguf_model import open_gguf
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.lm_facts import read_facts
-from prolora_jax.io.base_models.model_files import UNET_STEMS, ModelPart, model_parts
-from prolora_jax.io.base_models.packed_weights import unpacked
+from prolora_jax.io.base_models.model_files import NETWORKS, UNET_STEMS, ModelPart, model_parts
+from prolora_jax.io.base_models.packed_weights import Tensors, unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
 from prolora_jax.io.base_models.weight_file import WeightFile
 from prolora_jax.io.base_models.weight_source import Source
@@ -32,7 +33,7 @@ from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.layout import weight_to_matrix
 
 _log = logging.getLogger(__name__)
-_COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.")
+_COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.", *(f"{c}." for c in DIT_COMPONENTS))
 
 
 @dataclass(frozen=True)
@@ -128,10 +129,9 @@ class BaseModel:
         return self._source(path).packing
 
     @property
-    def packings(self) -> dict[str, int]:
+    def packings(self) -> Mapping[str, int]:
         """Number of weights by packing, for people; empty where none is packed."""
-        found = (source.packing for source in self.sources.values())
-        return dict(sorted(Counter(name for name in found if name is not None).items()))
+        return self.spec.packings
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -214,8 +214,9 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     """Describe a base model and make its weights readable; no weight is read yet.
 
     Args:
-        path: a single safetensors file in diffusers or LDM naming; a diffusers folder (the
-            pipeline's, with its text encoders, or its `unet/`; one file or shards with an index);
+        path: a single safetensors file in the naming of diffusers or of the model's authors; a
+            diffusers folder (the pipeline's, with its text encoders, its `unet/` or its
+            `transformer/`; one file or shards with an index);
             a Flax msgpack file or a folder with one; a folder that orbax wrote; a GGUF file; or,
             where no such path exists, the id of a model on the hub, `org/name`. Weights may be
             packed into 8 bits or fewer.
@@ -227,22 +228,42 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
 
     Raises:
         UsageError: there is nothing at `path`.
-        BaseModelError: what is there is not a UNet of a known naming, is damaged, or could not
-            be fetched.
+        BaseModelError: what is there is no base model of a known naming, is damaged, has a module
+            twice with different numbers, or could not be fetched.
     """
     origin, path = str(path), located(path)
     tensors = open_tensors(path)
     shapes = {key: file.shape(stored) for key, (file, stored) in tensors.items()}
-    placed = placements(shapes)
+    placed = placements(shapes, origin)
     spec = identified(spec_from_placements(placed, shapes, name=_name(path, origin), origin=origin))
     if any(module.startswith(LM) for module in spec.modules):
         spec = replace(spec, facts=read_facts(path))
-    sources = {}
+    sources = {module: _source(tensors, placement) for module, placement in placed.items()}
     for module, placement in placed.items():
-        file, stored = tensors[placement.key]
-        file.require_weight(stored)
-        sources[module] = Source(file, replace(placement, key=stored))
+        for twin in placement.twins:
+            _require_equal(origin, module, (placement, twin), tensors)
+    packed = Counter(one.packing for one in sources.values() if one.packing is not None)
+    spec = replace(spec, packings=dict(sorted(packed.items())))
     return BaseModel(spec, origin, sources, known)
+
+
+def _source(tensors: Tensors, placement: Placement) -> Source:
+    file, stored = tensors[placement.key]
+    file.require_weight(stored)
+    return Source(file, replace(placement, key=stored))
+
+
+def _require_equal(
+    origin: str, module: str, places: tuple[Placement, Placement], tensors: Tensors
+) -> None:
+    """Refuse a module that a file has under two names with different numbers."""
+    digests = {_source(tensors, place).digest() for place in places}
+    if len(digests) > 1:
+        raise BaseModelError(
+            f"{origin}: {module}: found it in {places[0].key} and, with other numbers, in "
+            f"{places[1].key}; expected one of them; take the other out of the file",
+            code=Refusal.DUPLICATE_MODULE,
+        )
 
 
 def located(path: str | Path) -> Path:
@@ -294,10 +315,10 @@ def _open(part: ModelPart) -> dict[str, tuple[WeightFile, str]]:
 
 
 def _name(path: Path, origin: str) -> str:
-    """The folder's or file's name; of `<pipeline>/unet` and files in it, the pipeline's."""
+    """The folder's or file's name; of a pipeline's network and files in it, the pipeline's."""
     if not Path(origin).exists():  # an id of the hub, fetched to a folder named by a hash
         return Path(origin).name
     if path.is_file() and not path.name.startswith(UNET_STEMS):
         return path.stem
     folder = (path.parent if path.is_file() else path).resolve()
-    return folder.parent.name if folder.name == "unet" else folder.name
+    return folder.parent.name if folder.name in NETWORKS else folder.name

@@ -1,4 +1,7 @@
-"""GGUF files as base models: transformers' names, transformers' order of rows."""
+"""GGUF files as base models: transformers' names, transformers' order of rows.
+
+Diffusion transformers are in such files under the names that their authors gave them.
+"""
 
 import math
 from dataclasses import replace
@@ -6,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prolora_jax.architectures.dit.layouts import transformers_in
 from prolora_jax.architectures.llm.gguf_names import gguf_places
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.packed_weights import PackedWeights
@@ -14,10 +18,13 @@ from prolora_jax.io.containers.packed.packed_weight import PackedWeight
 
 
 def open_gguf(path: Path) -> PackedWeights:
-    """The weights of a GGUF file, by transformers' keys; only its header is read.
+    """The weights of a GGUF file; only its header is read.
+
+    Returns:
+        Weights by transformers' keys; of a diffusion transformer by its authors' or diffusers'.
 
     Raises:
-        BaseModelError: it is no whole GGUF file of a language model that is known here.
+        BaseModelError: it is no whole GGUF file of a model that is known here.
     """
     file = GgufFile(path)
     kind, parts = file.values.get("general.type", "model"), file.values.get("split.count", 1)
@@ -33,6 +40,8 @@ def open_gguf(path: Path) -> PackedWeights:
             f"them together (llama-gguf-split --merge)",
             code=Refusal.UNREADABLE_BASE,
         )
+    if transformers_in(dict.fromkeys(file.keys, ())):
+        return PackedWeights({key: file.weight(key) for key in file.keys}, {})
     places = gguf_places(str(path), file.keys, file.values)
     weights: dict[str, PackedWeight] = {}
     for key, (name, heads) in places.items():

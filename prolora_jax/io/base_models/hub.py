@@ -13,13 +13,15 @@ _FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".msgpack", ".json")
 _STEMS = {
     "": "diffusion_pytorch_model",
     "unet/": "diffusion_pytorch_model",
+    "transformer/": "diffusion_pytorch_model",
+    "transformer_2/": "diffusion_pytorch_model",
     "text_encoder/": "model",
     "text_encoder_2/": "model",
 }
-# Of a language model, which has neither a UNet nor a folder for one.
+# Of a language model, which has no network for pictures, and no folder for one.
 _WRITES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
 
-_UNETS = ("", "unet/")
+_UNETS = ("", "unet/", "transformer/")
 _VAE = {"vae/": "diffusion_pytorch_model"}
 # Half the precision, in addition: fetched only where nothing else is.
 _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
@@ -49,8 +51,8 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
         for_pictures: whether the VAE, tokenizers and configurations are fetched, too.
 
     Returns:
-        A pipeline's folder with the UNet, and the text encoders where the model has them; a
-        language model's where it has no UNet.
+        A pipeline's folder with the UNet or the diffusion transformers, and the text encoders
+        where the model has them; a language model's where it has no such network.
 
     Raises:
         BaseModelError: the hub cannot be reached or does not hand it out.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prolora_jax.architectures.clip.table import COMPONENTS
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.shards import Shards, read_index
 from prolora_jax.io.containers.orbax_tree import orbax_item
@@ -15,6 +16,9 @@ _UNET_STEM = "diffusion_pytorch_model"
 _UNET_FLAX = "diffusion_flax_model.msgpack"
 UNET_STEMS = (_UNET_STEM, _UNET_FLAX.split(".")[0])
 """What the usual names of a UNet's files begin with: they say nothing of the model."""
+
+NETWORKS = ("unet", *DIT_COMPONENTS)
+"""Folders of a pipeline with the network that adapters are trained on."""
 
 _TEXT_STEM, _TEXT_FLAX = "model", "flax_model.msgpack"
 
@@ -40,12 +44,13 @@ class ModelPart:
 
 
 def model_parts(path: Path) -> list[ModelPart]:
-    """The files of a base model: the UNet's first, then those of text encoders beside it.
+    """The files of a base model: the network's first, then those of text encoders beside it.
 
-    In a folder without a UNet, transformers' own: those of a language model.
+    In a folder without a UNet or diffusion transformer, transformers' own: a language model's.
 
     Args:
-        path: a file; a pipeline's folder, its `unet/`, a language model's, or one of orbax.
+        path: a file; a pipeline's folder, its `unet/` or `transformer/`, a language model's, or
+            one of orbax.
 
     Returns:
         At least one part.
@@ -55,19 +60,30 @@ def model_parts(path: Path) -> list[ModelPart]:
     """
     if not path.is_dir():  # also a pipe, which its reader refuses
         return [ModelPart("", _kind(path), Shards((path,)))]
-    is_pipeline = (path / "unet").is_dir()
-    folder = path / "unet" if is_pipeline else path
-    unet = _component(folder, "unet.", _UNET_STEM, _UNET_FLAX)
-    model = _safetensors(path, _TEXT_STEM) if unet is None and not is_pipeline else None
+    networks = [name for name in NETWORKS if (path / name).is_dir()]
+    if networks:
+        # Two of them, where a model has an expert for each half of the noise: both or neither.
+        return [*(_network(path, name) for name in networks), *_text_encoders(path)]
+    alone = _component(path, "", _UNET_STEM, _UNET_FLAX)
+    if alone is not None:
+        return [alone]
+    model = _safetensors(path, _TEXT_STEM)
     if model is not None:
         return [ModelPart("", "safetensors", model)]
     ggufs = sorted(file for file in path.glob("*.gguf") if is_regular(file))
-    if unet is None and len(ggufs) == 1:
+    if len(ggufs) == 1:
         return [ModelPart("", "gguf", Shards((ggufs[0],)))]
-    if unet is None:
-        code, message = _no_weights(path, folder)
-        raise BaseModelError(message, code=code)
-    return [unet, *(_text_encoders(path) if is_pipeline else ())]
+    code, message = _no_weights(path)
+    raise BaseModelError(message, code=code)
+
+
+def _network(pipeline: Path, name: str) -> ModelPart:
+    folder = pipeline / name
+    part = _component(folder, f"{name}.", _UNET_STEM, _UNET_FLAX)
+    if part is not None:
+        return part
+    code, message = _no_weights(folder)
+    raise BaseModelError(message, code=code)
 
 
 def component_part(pipeline: Path, name: str) -> ModelPart | None:
@@ -127,25 +143,25 @@ def _first(folder: Path, exact: str, variants: str) -> Path | None:
     return found[0] if found else None
 
 
-def _no_weights(path: Path, folder: Path) -> tuple[Refusal, str]:
-    """What is in a folder instead of a UNet's weights, and what to do."""
+def _no_weights(folder: Path) -> tuple[Refusal, str]:
+    """What is in a folder instead of a network's weights, and what to do."""
     expected = f"expected {_UNET_STEM}.safetensors, or its index, in {folder}"
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
         return Refusal.UNREADABLE_BASE, (
-            f"{path}: found {len(ggufs)} GGUF files; {expected}, or one GGUF file; name one of "
+            f"{folder}: found {len(ggufs)} GGUF files; {expected}, or one GGUF file; name one of "
             f"them, {ggufs[0].name} or another"
         )
     names = (f"{_UNET_STEM}*.bin", "pytorch_model*.bin")
     pickles = sorted(file for name in names for file in folder.glob(name))
     if pickles:
         return Refusal.PICKLE, (
-            f"{path}: found only {pickles[0].name}, a pickle, which may run code when opened; "
+            f"{folder}: found only {pickles[0].name}, a pickle, which may run code when opened; "
             f"{expected}; convert it to safetensors in a sandbox"
         )
     held = sorted(entry.name for entry in folder.iterdir())
     return Refusal.UNREADABLE_BASE, (
-        f"{path}: found {', '.join(held[:5]) or 'an empty folder'}; {expected}; give a "
-        f"diffusers pipeline's folder or its unet/ folder, a Flax or orbax one, or a language "
-        f"model's with {_TEXT_STEM}.safetensors"
+        f"{folder}: found {', '.join(held[:5]) or 'an empty folder'}; {expected}; give a "
+        f"diffusers pipeline's folder, its unet/ or transformer/ folder, a Flax or orbax one, or a "
+        f"language model's with {_TEXT_STEM}.safetensors"
     )

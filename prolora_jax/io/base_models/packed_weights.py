@@ -13,6 +13,7 @@ from prolora_jax.io.base_models.streamed_file import StreamedFile
 from prolora_jax.io.base_models.weight_file import WeightFile
 from prolora_jax.io.containers.packed.fp8 import FILE_MARK, FP8_SCALED
 from prolora_jax.io.containers.packed.gguf_file import GgufFile
+from prolora_jax.io.containers.packed.mxfp4 import mxfp4_weights, parts_of
 from prolora_jax.io.containers.packed.packed_weight import (
     PackedModule,
     PackedWeight,
@@ -129,12 +130,17 @@ def unpacked(tensors: Tensors, origin: str) -> dict[str, tuple[WeightFile, str]]
             scaled = scaled or (name if packing is FP8_SCALED else None)
         elif "weight" in parts and _is_cast(parts["weight"]):
             unscaled.add(name)
+    for name, weight in mxfp4_weights(stored, origin):
+        weights[name] = weight
+        gone |= {*parts_of(name)}
     marks = {key for key in stored if key.rpartition(".")[2] == FILE_MARK}
     require_scales(origin, next(iter(marks), scaled), unscaled)
     if not weights:
         return {key: place for key, place in tensors.items() if key not in marks}
     beside = {
-        key: place for key, place in tensors.items() if key not in gone and key.endswith(".bias")
+        key: place
+        for key, place in tensors.items()
+        if key not in gone and key.endswith((".bias", "_bias"))
     }
     view = PackedWeights(weights, beside)
     left = {key: place for key, place in tensors.items() if key not in gone | marks}

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -32,20 +33,37 @@ class Source:
         """The weight in torch layout, in its stored dtype."""
         span = self._span
         if span is not None:
-            return span.file.elements(span.key, span.first, span.end).reshape(span.shape)
-        tensor = self.file.tensor(self.placement.key)
-        if self.placement.rows is not None:
-            tensor = tensor[slice(*self.placement.rows)]
-        return kernel_to_weight(tensor) if self.placement.transposed else tensor
+            return span.elements(0, span.size).reshape(span.shape)
+        where = self.placement
+        tensor = self.file.tensor(where.key) if where.expert is None else self._expert(where.expert)
+        return self._rows_of(kernel_to_weight(tensor) if where.transposed else tensor)
+
+    def _expert(self, number: int) -> np.ndarray:
+        """One matrix of a tensor that has one for each expert, as stored."""
+        file, key = self.file, self.placement.key
+        if not isinstance(file, StreamedFile | PackedWeights):
+            return file.tensor(key)[number]
+        _, *sides = file.shape(key)
+        size = math.prod(sides)
+        return file.elements(key, number * size, (number + 1) * size).reshape(sides)
 
     def bias(self) -> np.ndarray | None:
         """The bias beside the weight, in its stored dtype; None where there is none."""
-        before, found, _ = self.placement.key.rpartition("weight")
-        key = f"{before}bias"
-        if not found or key not in self.file.keys:
+        where = self.placement
+        before, found, _ = where.key.rpartition("weight")
+        key = f"{before}bias" if where.expert is None else f"{where.key}_bias"
+        if (where.expert is None and not found) or key not in self.file.keys:
             return None
         tensor = self.file.tensor(key)
-        return tensor if self.placement.rows is None else tensor[slice(*self.placement.rows)]
+        return self._rows_of(tensor if where.expert is None else tensor[where.expert])
+
+    def _rows_of(self, tensor: np.ndarray) -> np.ndarray:
+        """The rows that are this module's, in their order."""
+        segments, step = self.placement.segments, self.placement.step
+        if segments is None:
+            return tensor
+        parts = [tensor[first:end:step] for first, end in segments]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def digest(self) -> str:
         """A hash of the weight's dtype, shape and bytes; of a streamed file in a small buffer.
@@ -54,17 +72,21 @@ class Source:
         two ways are two, even where their floats are equal, and none is one that is not packed.
         """
         packed, span = self.packed, self._span
-        if isinstance(self.file, PackedWeights) and packed is not None and not packed.is_plain:
-            head = f"packed {packed.dtype.name} {packed.shape} {self.placement.rows} "
+        packed = None if packed is not None and packed.is_plain else packed
+        whole = self.placement.expert is None
+        if isinstance(self.file, PackedWeights) and packed is not None and whole:
+            head = f"packed {packed.dtype.name} {packed.shape} {self.placement.segments} "
             pieces = self.file.pieces(self.placement.key)
         elif span is None or not isinstance(span.file, StreamedFile):
-            weight = self.read()
+            weight = self.read()  # an expert's floats: its bytes are not in one piece
             head = f"{weight.dtype.name} {weight.shape} "
+            head = head if packed is None else f"packed {packed.packing} {head}"
             # As bytes first: NumPy hands out no buffer of bfloat16.
             pieces = iter([np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data])
         else:
             head = f"{span.file.dtype(span.key).name} {span.shape} "
-            pieces = span.file.pieces(span.key, span.first, span.end)
+            runs = (span.file.pieces(span.key, *run) for run in span.runs)
+            pieces = chain.from_iterable(runs)
         digest = hashlib.sha256(head.encode())
         for piece in pieces:
             digest.update(piece)
@@ -85,8 +107,8 @@ class Source:
             for first in range(0, flat.size, step):
                 yield flat[first : first + step]
             return
-        for first in range(span.first, span.end, step):
-            yield span.file.elements(span.key, first, min(first + step, span.end))
+        for first in range(0, span.size, step):
+            yield span.elements(first, min(first + step, span.size))
 
     def lost(self) -> float | None:
         """Share of the numbers that a cast to 8 bits without a scale has made zero or subnormal.
@@ -139,27 +161,46 @@ class Source:
         """What tells this weight from others of its file."""
         where, packed = self.placement, self.packed
         how = "" if packed is None else f"{packed.packing}: "
-        return f"{how}{where.key} {where.rows} {where.transposed}"
+        which = "" if where.expert is None else f" {where.expert} {where.step}"
+        return f"{how}{where.key} {where.segments} {where.transposed}{which}"
 
     @property
     def _span(self) -> "_Span | None":
-        """Where the weight lies in one piece, in a file that is streamed."""
+        """Where the weight's numbers lie, row by row, in a file that is streamed."""
         file, where = self.file, self.placement
         if not isinstance(file, StreamedFile | PackedWeights) or where.transposed:
             return None
-        if isinstance(file, PackedWeights) and not file.in_parts(where.key):
+        if where.step > 1 or (isinstance(file, PackedWeights) and not file.in_parts(where.key)):
             return None
         stored = file.shape(where.key)
-        first, end = (0, stored[0]) if where.rows is None else where.rows
-        row = math.prod(stored[1:])
-        return _Span(file, where.key, (end - first, *stored[1:]), first * row, end * row)
+        before, stored = (0, stored) if where.expert is None else (where.expert, stored[1:])
+        segments = ((0, stored[0]),) if where.segments is None else where.segments
+        row, before = math.prod(stored[1:]), before * math.prod(stored)
+        runs = tuple((before + first * row, before + end * row) for first, end in segments)
+        rows = sum(end - first for first, end in segments)
+        return _Span(file, where.key, (rows, *stored[1:]), runs)
 
 
 class _Span(NamedTuple):
-    """Numbers of a tensor in their order."""
+    """Numbers of a tensor, in one run or in several that follow one another."""
 
     file: StreamedFile | PackedWeights
     key: str
     shape: tuple[int, ...]
-    first: int
-    end: int
+    runs: tuple[tuple[int, int], ...]
+
+    @property
+    def size(self) -> int:
+        """How many numbers they are."""
+        return math.prod(self.shape)
+
+    def elements(self, first: int, end: int) -> np.ndarray:
+        """Some of them, flat; counted from the first number of the first run."""
+        found, before = [], 0
+        for start, stop in self.runs:
+            size = stop - start
+            here = max(0, first - before), min(size, end - before)
+            if here[0] < here[1]:
+                found.append(self.file.elements(self.key, start + here[0], start + here[1]))
+            before += size
+        return found[0] if len(found) == 1 else np.concatenate(found)
