@@ -5,8 +5,10 @@ weights they are (`dit_tables`), and what MaxDiffusion's loaders make of the aut
 spelled out below.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -247,10 +249,20 @@ def test_what_has_no_certain_place_is_refused():
     with pytest.raises(AdapterRefused, match="flux1, wan"):
         pl.to_flax(other, qwen)
     twice = pl.to_flax(adapter_of("flux"), spec, name="a")["transformer"]
-    twice["img_in"] = pl.to_flax(adapter_of("flux", every=99), spec, name="b")["transformer"][
-        "img_in"
-    ]
+    other = pl.to_flax(adapter_of("flux", every=99), spec, name="b")["transformer"]
+    twice["img_in"] = other["img_in"]
     with pytest.raises(UsageError, match=r"found adapters a, b"):
         pl.from_flax(twice, spec)
     with pytest.raises(AdapterRefused, match="found 0 tensors"):
         pl.from_flax({"unet": {}}, spec)
+
+
+def test_the_code_of_the_page_runs():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "dit.md").read_text()
+    (code,) = re.findall(r"test_transformer_trees.py -->\n```python\n(.*?)```", page, re.DOTALL)
+    params = tree_of("flux", plain("flux"))
+    given = {"params": params, "adapter": adapter_of("flux")}
+    ran: dict[str, Any] = given | {"spec": spec_from_shapes(tiny("flux"), name="flux")}
+    exec(code, ran)
+    assert_allclose(ran["again"]["img_in"]["kernel"], params["img_in"]["kernel"], atol=2e-5)
+    assert len(ran["back"].modules) == len(given["adapter"].modules)
