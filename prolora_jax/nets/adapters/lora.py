@@ -255,10 +255,12 @@ def _modules_for(
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
         part = absent[0].partition(".")[0]
+        here = next(iter(spec.modules), "unet").partition(".")[0]
         raise AdapterRefused(
             f"{adapter.origin}: {len(absent)}/{len(kept)} modules are not in the parameters, first "
             f"{absent[0]}; expected the parameters of {part}, too; give a tree of both, "
-            f"{{'unet': ..., '{part}': ...}}, or leave these modules out with parts=('unet',)",
+            f"{{'{here}': ..., '{part}': ...}}, or leave these modules out with "
+            f"parts=('{here}',)",
             code=Refusal.UNMATCHED_MODULES,
         )
     shapes = {path: module.shape for path, module in spec.modules.items()}
