@@ -4,8 +4,8 @@
     python scripts/formats_table.py --check    exit 1 when it is not up to date
 
 A test that proves something of a format says so: `@pytest.mark.proves(family, what, oracle)`, what
-being `read`, `migrate`, `write` or `refused`. The marks are read from the source, nothing is run:
-whether a proof holds is what the suite says.
+being `read`, `migrate`, `write` or `refused`, and `family` one or a tuple of several. The marks are
+read from the source, nothing is run: whether a proof holds is what the suite says.
 """
 
 import ast
@@ -32,7 +32,8 @@ def proofs() -> Iterator[tuple[str, str, str, str]]:
                         raise SystemExit(
                             f"{path.name}:{node.lineno}: {what!r} is none of {COLUMNS}"
                         )
-                    yield family, what, oracle, f"{path.stem}::{node.name}"
+                    for one in (family,) if isinstance(family, str) else family:
+                        yield one, what, oracle, f"{path.stem}::{node.name}"
 
 
 def table() -> str:

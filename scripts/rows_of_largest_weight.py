@@ -3,9 +3,10 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=8 NPROC=16 JAX_PLATFORMS=cpu \
         python scripts/rows_of_largest_weight.py
 
-The shapes are the head and the down projection of an 8B model. Their program is compiled without a
-weight: bytes of each device's arguments, results and temporaries, and of what the devices send each
-other. A weight with an eighth of the columns is decomposed, and compared with NumPy's SVD.
+The shapes are the head and the down projection of an 8B model, and the largest weights of FLUX.2
+and FLUX.1 dev as they are fused. Their program is compiled without a weight: bytes of each device's
+arguments, results and temporaries, and of what the devices send each other. A weight with an eighth
+of the columns of a down projection is decomposed, and compared with NumPy's SVD.
 """
 
 import json
@@ -18,7 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prolora_jax.method.decomposition_on_devices import decompose_rows, rows_program
 
-SHAPES = {"lm_head": (128256, 4096), "down_proj": (14336, 4096)}
+SHAPES = {
+    "lm_head": (128256, 4096),
+    "down_proj": (14336, 4096),
+    "to_qkv_mlp_proj": (55296, 6144),
+    "linear1": (21504, 3072),
+}
 SMALL = (14336, 512)
 _SUMS = re.compile(r"= (f\d+)\[([\d,]*)\]\S* all-reduce")
 

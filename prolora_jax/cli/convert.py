@@ -54,8 +54,8 @@ def convert(
             diffusion transformers: diffusers, comfyui and kohya (original names, fused layers),
             peft.
         out_path: file to write; a folder for mlx, and for peft, unless it ends in .safetensors.
-        base: base model it is for, which knows the names; not needed for published models whose
-            names leave no doubt.
+        base: base model it is for, which knows the names, or the id of a published one (flux1-dev),
+            whose names are known; not needed for published models whose names leave no doubt.
         factor_rank: for --to lora: the share of each update's squared norm that its factors hold,
             and the largest rank; exact.
         alpha_zero: what an alpha of 0 in the input means; programs disagree.

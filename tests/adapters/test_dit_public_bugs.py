@@ -142,6 +142,7 @@ def test_blocks_with_holes_are_the_blocks_that_they_are(prefix: str) -> None:
     assert_same(updates(resolve(found, spec)), wanted)
 
 
+@pytest.mark.proves("Flux.1, XLabs", "read", "diffusers loads and fuses")
 @pytest.mark.parametrize("prefix", ["", "diffusion_model."])
 def test_processors_have_layers_of_single_blocks_too(prefix: str) -> None:
     # diffusers 9959: keys of single blocks were passed over.
@@ -182,6 +183,7 @@ def lokr(stem: str, rows: int, width: int) -> Tensors:
     return {f"{stem}.lokr_w1": w1, f"{stem}.lokr_w2": w2, f"{stem}.alpha": np.array(3.0, "f4")}
 
 
+@pytest.mark.proves("Flux.1, LoKr on a fused layer", "refused", "keys of its own writer")
 def test_lokr_of_a_fused_layer_is_refused_by_name() -> None:
     # diffusers 13137: a Kronecker product of fused rows is no Kronecker product of a part's.
     tensors = lokr("lycoris_double_blocks_0_img_attn_qkv", 96, 32)
@@ -258,6 +260,7 @@ def test_onetrainer_s_names_are_all_found_where_diffusers_makes_two_of_one_name(
     assert len(modules & given.keys()) < len(given)
 
 
+@pytest.mark.proves("Flux.1, control LoRA", "refused", "keys of its own writer")
 def test_a_control_lora_is_refused_for_the_norms_that_it_replaces() -> None:
     given = some("flux", "double_blocks.0.img_attn.qkv", original=True)
     tensors = named(given, "", PEFT)

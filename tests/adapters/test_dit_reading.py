@@ -73,6 +73,11 @@ def assert_same(found: Tensors, wanted: Tensors, atol: float = 0.0) -> None:
         np.testing.assert_allclose(found[name], update, rtol=1e-12, atol=atol, err_msg=name)
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "read",
+    "original names, rows by diffusers' converters of checkpoints",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_the_original_names_are_the_same_modules_in_every_spelling(
@@ -99,6 +104,11 @@ def test_diffusers_names_are_the_same_modules_in_every_spelling(family: str, spe
     assert_same(updates(read(family, spelled(given, spelling))), dense(given, scale))
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "read",
+    "diffusers writes and fuses",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_diffusers_writes_adds_what_diffusers_fuses(family: str) -> None:
     tensors, wanted = written_by_diffusers(family, built(family))

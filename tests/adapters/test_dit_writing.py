@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from peft import PeftModel
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from transformer_nets import (
     KINDS,
     Pair,
@@ -30,8 +30,10 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.dumping import concrete_format, dump
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
+from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
+from prolora_jax.io.adapters.whole_files import convert_file
 
 FAMILIES = sorted(KINDS)
 ALPHAS = (4.0, 2.0, 1.0, 8.0)
@@ -63,6 +65,11 @@ def assert_close(found: Tensors, wanted: Tensors) -> None:
         assert error < 1e-6, (name, error)
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "diffusers loads and fuses",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     given = pairs(shapes(family))
@@ -78,6 +85,11 @@ def test_diffusers_fuses_what_is_written_for_it(family: str) -> None:
     assert_close(found, dense(given, scales))
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Flux.2", "HunyuanVideo", "LTX-Video", "Qwen-Image", "SD 3.5", "Wan", "Z-Image"),
+    "write",
+    "original names, rows by diffusers' converters of checkpoints",
+)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("choice", ["kohya", "comfyui"])
 def test_original_names_hold_the_same_update_in_the_original_layers(
@@ -99,6 +111,14 @@ def test_original_names_hold_the_same_update_in_the_original_layers(
     assert_close(cut_by_map(family, found), dense(given, scales))
     again = resolve(parse(tensors, {}, "again"), base(family))
     assert {m.rank for m in again.modules} == {4}  # the blocks are cut out again
+
+
+@pytest.mark.parametrize("family", ["flux2", "ltx", "qwen", "wan"])
+def test_blocks_under_comfyui_s_names_are_read_by_diffusers_of_some_families(family: str) -> None:
+    given = pairs({name: shape for name, shape in shapes(family).items() if "block" in name})
+    adapter, scales = adapter_of(given)
+    tensors, _ = dump(adapter, "comfyui", base(family))
+    assert_close(added_in_diffusers(family, built(family).double(), tensors), dense(given, scales))
 
 
 def test_parts_that_share_down_keep_their_rank_and_their_numbers() -> None:
@@ -157,6 +177,11 @@ def test_a_part_that_was_not_trained_gets_rows_of_zeros() -> None:
     )
 
 
+@pytest.mark.proves(
+    ("Flux.1", "Wan"),
+    "write",
+    "peft reads and merges",
+)
 @pytest.mark.parametrize("family", ["wan", "flux"])
 def test_a_folder_of_peft_s_is_anchored_and_merged_by_peft(family: str, tmp_path: Path) -> None:
     # A pattern of peft's hits every path that ends so: `proj_out` is one of a block, too.
@@ -203,3 +228,41 @@ def test_sixteen_bits_and_powers_of_two_round_nothing() -> None:
         assert a.dtype == b.dtype == np.float16
         exact = scales[name] * up.astype(np.float64) @ down.astype(np.float64)
         np.testing.assert_array_equal(b.astype(np.float64) @ a.astype(np.float64), exact)
+
+
+@pytest.mark.parametrize("format", ["kohya-ldm", "comfyui"])
+def test_a_text_encoder_goes_along_under_the_format_s_own_name(format: str) -> None:
+    tail = "text_model.encoder.layers.0.self_attn.q_proj"
+    given = pairs({"x_embedder": shapes("flux")["x_embedder"], tail: (8, 8)})
+    modules = (
+        LoraModule("transformer.x_embedder", *given["x_embedder"], 4.0),
+        LoraModule(f"text_encoder.{tail}", *given[tail], 4.0),
+    )
+    layers = {**base("flux").modules, f"text_encoder.{tail}": ModuleSpec(tail, (8, 8))}
+    tensors, _ = dump(Adapter(modules, "diffusers"), format, BaseModelSpec("both", layers))
+    names = {key.partition(".lora_")[0].removesuffix(".alpha") for key in tensors}
+    assert (
+        names
+        == {
+            "kohya-ldm": {"lora_unet_img_in", f"lora_te1_{tail.replace('.', '_')}"},
+            "comfyui": {"diffusion_model.img_in", f"text_encoders.clip_l.transformer.{tail}"},
+        }[format]
+    )
+
+
+def test_names_of_a_published_model_are_known_by_its_id(tmp_path: Path):
+    module = "transformer.transformer_blocks.0.attn.to_k"
+    given = {f"{module}.lora_A.weight": np.ones((1, 3072), np.float32)}
+    given[f"{module}.lora_B.weight"] = np.arange(3072, dtype=np.float32)[:, None]
+    save_file(given, tmp_path / "given.safetensors")
+    out = tmp_path / "out.safetensors"
+    convert_file(tmp_path / "given.safetensors", "kohya", out, "flux1-dev")
+    written = load_file(out)
+    layer = "lora_unet_double_blocks_0_img_attn_qkv"
+    assert {key.partition(".")[0] for key in written} == {layer}
+    up = written[f"{layer}.lora_up.weight"]
+    assert np.array_equal(up[3072:6144], given[f"{module}.lora_B.weight"])
+    assert not up[:3072].any()
+    assert not up[6144:].any()
+    with pytest.raises(UsageError, match="flux1-dev"):  # several have it, under unlike names
+        convert_file(tmp_path / "given.safetensors", "kohya", tmp_path / "other.safetensors")

@@ -37,7 +37,7 @@ def with_original_layers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     modules: list[LoraModule] = []
     groups: dict[tuple[str, FileLayer], dict[str, LoraModule]] = {}
     for module in adapter.modules:
-        if module.path not in spec.modules:
+        if not names.has(module.path):
             modules.append(module)
             continue
         key = module.path.partition(".")[0], names.original(module.path)
@@ -58,7 +58,7 @@ def with_original_layers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         )
     others = tuple(
         replace(m, path=_whole_path(m.path, m.algorithm, adapter.origin, spec))
-        if m.path in spec.modules
+        if names.has(m.path)
         else m
         for m in adapter.structured
     )
@@ -70,7 +70,7 @@ def original_paths(adapter: Adapter, spec: BaseModelSpec) -> frozenset[str]:
     names = spec.layer_names
     every = (m.path for m in (*adapter.modules, *adapter.structured))
     return frozenset(
-        f"{path.partition('.')[0]}.{names.original(path).name}" if path in spec.modules else path
+        f"{path.partition('.')[0]}.{names.original(path).name}" if names.has(path) else path
         for path in every
     )
 

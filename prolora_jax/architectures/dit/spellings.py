@@ -88,6 +88,7 @@ class LayerNames:
         self.components = tuple(
             c for c in DIT_COMPONENTS if any(p.startswith(f"{c}.") for p in shapes)
         )
+        self._paths = {path for path in shapes if said_component(path) in self.components}
         self._tables: dict[str, dict[str, FileLayer]] = {}
         self._original: dict[str, FileLayer] = {}
         known = originals(shapes) if self.components else {}
@@ -117,6 +118,10 @@ class LayerNames:
         """
         table = self._tables[component]
         return next((found for bare in _bare(name) if (found := table.get(bare))), None)
+
+    def has(self, path: str) -> bool:
+        """Whether a path with component is that of a transformer's layer here."""
+        return path in self._paths
 
     def original(self, path: str) -> FileLayer:
         """The original layer that holds a layer of the base; itself where the naming is the same.

@@ -21,6 +21,7 @@ from prolora_jax.adapters.inspection import (
     inspect_base,
     language_model,
 )
+from prolora_jax.architectures.identify import ARCHITECTURES, published_spec
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
@@ -87,7 +88,8 @@ def convert_file(
         to: format to write; `lora` for LoRA factors of an adapter of another algorithm, in the
             same format.
         out: file to write; a folder for peft, unless it ends in .safetensors.
-        base: base model it is for; not needed for published ones whose names leave no doubt.
+        base: base model it is for, or the id of a published one, whose names are known without its
+            files; not needed for published ones whose names leave no doubt.
         alpha_zero: what an alpha of 0 in the input means.
         allow_pickle: whether a pickle may be read.
         allow_partial: whether whole layers beside the pairs (peft's modules_to_save) may be left
@@ -105,11 +107,15 @@ def convert_file(
         AdapterRefused: the adapter cannot be used, or does not fit the format.
         OutputError: the output cannot be written.
     """
-    model = None if base is None else load_base_model(base)
+    published = str(base) in ARCHITECTURES and not Path(str(base)).exists()
+    model = None if base is None or published else load_base_model(base)
     taken = to == LORA
     adapter = load_adapter(path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=taken)
     to = "same" if taken else to
-    spec = published_base(adapter, to) if model is None else model.spec
+    if model is not None:
+        spec = model.spec
+    else:
+        spec = published_spec(str(base)) if published else published_base(adapter, to)
     adapter = resolve(adapter, spec)
     if model is not None:
         adapter = without_copies(adapter, model.matrix, model.bias)
@@ -127,7 +133,7 @@ def convert_file(
         base=spec,
         strip_metadata=strip_metadata,
         overwrite=overwrite,
-        read=(path,) if base is None else (path, base),
+        read=(path,) if base is None or published else (path, base),
         reader=reader,
     )
     return ConvertedFile(Path(out), adapter, format, spec.name)
