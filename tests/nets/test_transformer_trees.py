@@ -18,6 +18,7 @@ from builders import delta
 from dit_tables import in_original_naming, tiny, weights
 from flax import nnx
 from numpy.testing import assert_allclose, assert_array_equal
+from safetensors.numpy import save_file
 
 import prolora_jax as pl
 from prolora_jax.adapters.adapter import Adapter, LoraModule
@@ -215,6 +216,22 @@ def test_a_tree_is_read_as_the_model_it_is(name):
         assert found.modules[path].shape == want.shape
         if not path.endswith(REFUSED):
             assert_array_equal(weight(path), want)
+
+
+def test_an_update_that_depends_on_the_weights_is_worked_out_from_a_stack(tmp_path):
+    name, random = "transformer_blocks.1.attn.to_k", np.random.default_rng(0)
+    down, up = (random.standard_normal(shape, np.float32) for shape in ((2, 32), (32, 2)))
+    gains = 1 + random.random(32, np.float32)
+    parts = {"lora_A.weight": down, "lora_B.weight": up, "lora_magnitude_vector": gains}
+    file = tmp_path / "dora.safetensors"
+    save_file({f"transformer.{name}.{part}": array for part, array in parts.items()}, file)
+    found = flat(pl.merge(tree_of("flux", plain("flux")), pl.load_adapter(file, structured=True)))
+    dense = {key: weight.astype(np.float64) for key, weight in plain("flux").items()}
+    summed = dense[f"{name}.weight"] + up.astype(np.float64) @ down
+    norms = np.linalg.norm(summed, axis=1, keepdims=True)
+    dense[f"{name}.weight"] = gains[:, None] * summed / norms
+    for key, kernel in flat(tree_of("flux", dense)).items():
+        assert_allclose(found[key], kernel, atol=1e-5, err_msg=key)
 
 
 def test_a_stack_has_zeros_where_no_module_is():
