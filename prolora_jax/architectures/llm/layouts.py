@@ -5,18 +5,21 @@ one of them is square. What is fused in the model stays one module: `qkv_proj` a
 Phi, `c_attn` of GPT-2, `query_key_value` of NeoX, as trainers of adapters have them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prolora_jax.architectures.llm.names import LM, in_layer, lm_name
 
 _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
-_SIGNS = ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value")
+_SIGNS = (
+    *("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value"),
+    "attention.self.query",
+)
 _STORED_IN_OUT = ("attn.c_attn", "attn.c_proj", "crossattention.c_attn", "mlp.c_fc", "mlp.c_proj")
 _EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "gpt_neox.embed_in")
 # The head by name, and the embedding that is the head of a model that ties the two.
-_HEADS = {"lm_head": _EMBEDDINGS[:2], "embed_out": _EMBEDDINGS[2:]}
+_HEADS = {"lm_head": _EMBEDDINGS[:2], "embed_out": _EMBEDDINGS[2:], "pooler.dense": ()}
 
 
 class LmLayer(NamedTuple):
@@ -73,6 +76,16 @@ def stored_in_out(path: str) -> bool:
 def is_embedding(path: str) -> bool:
     """Whether a layer, by its path, is a language model's embedding: a row for each token."""
     return path.startswith(LM) and path.removeprefix(LM) in _EMBEDDINGS
+
+
+def task_of(paths: Iterable[str]) -> str:
+    """What peft calls the task of a model with these layers: it loads the model by that.
+
+    Args:
+        paths: of modules, with component.
+    """
+    encodes = any(path.startswith(f"{LM}encoder.layer.") for path in paths)
+    return "FEATURE_EXTRACTION" if encodes else "CAUSAL_LM"
 
 
 def is_stored_in_out(key: str) -> bool:

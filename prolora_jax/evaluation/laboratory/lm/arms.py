@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.fitting import fit
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.evaluation.laboratory.lm.recipe import LmLesson
@@ -18,7 +19,6 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan
-from prolora_jax.adapters.fitting import fit
 from prolora_jax.nets.lm.loading import load_lm
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Skip
@@ -91,7 +91,7 @@ class LmPair:
             seed: of the adapter.
         """
         file = self.workshop.adapter_file(self.workshop.source, lesson, seed)
-        given = load_adapter(file, self.bases.source.spec)
+        given = load_adapter(file, self.bases.source.spec, quiet=True)
         if arm == STUDENT:
             return self._taught(given)
         if arm == SHIFTED:

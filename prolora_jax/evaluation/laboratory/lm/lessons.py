@@ -52,7 +52,10 @@ def taught_and_judged(
     if lesson.kind == "format":
         made = [
             whole_documents(_records(encode, seed + 1000 * judged, number, most, judged), most)
-            for judged, number, most in ((False, _TAUGHT_ROWS, lesson.length), (True, count, length))
+            for judged, number, most in (
+                (False, _TAUGHT_ROWS, lesson.length),
+                (True, count, length),
+            )
         ]
         return TaughtAndJudged(made[0].rows(), made[1], exact=False)
     secrets = _secrets(encode, seed, lesson.length)

@@ -115,20 +115,19 @@ class LmWorkshop:
         file = self.adapter_file(base, lesson, seed)
         mark, stamp = file.with_suffix(".json"), self.lab.adapter_stamp(base, lesson, seed)
         if (read_json(mark) or {}).get("stamp") != stamp:
+            made, rows = self.lm(base), self.lesson(lesson, seed).rows
             began = time.process_time()
-            made = self.lm(base)
             spec = load_base_model(self.base_folder(base)).spec
             start = new_lora(spec, self.lab.modules, lesson.rank, seed)
             options = RefineOptions(
                 steps=lesson.steps, rate=lesson.rate, batch=lesson.batch, seed=seed
             )
-            rows = self.lesson(lesson, seed).rows
             factors = train_lora(made.model, made.params, start, rows, options)
             save_adapter(as_lm_adapter(factors), file, base=spec, overwrite=True)
             seconds = time.process_time() - began
             write_json(mark, {"stamp": stamp, "cpu_seconds": seconds})
             self.say(f"adapter {lesson.name}-s{seed} of {base}: {seconds:.0f} CPU s")
-        return factors_of(load_adapter(file, load_base_model(self.base_folder(base)).spec))
+        return factors_of(load_adapter(file, quiet=True))
 
     def lesson(self, lesson: LmLesson, seed: int) -> TaughtAndJudged:
         """What an adapter is taught, and what judges it."""
