@@ -42,6 +42,9 @@ def linear_layers(file: Path) -> Iterator[tuple[str, np.ndarray]]:
 
     Args:
         file: of floats, or of 8 bits that are multiplied by a scale for each column.
+
+    Yields:
+        Name and weight.
     """
     import onnx
     from onnx import numpy_helper

@@ -84,8 +84,8 @@ def _q4(weight: np.ndarray) -> np.ndarray:
     """Each block of 32 as 16 steps; the largest number, with its sign, is -8 of them (GGML)."""
     blocks = weight.reshape(-1, Q4_BLOCK)
     places = np.abs(blocks).argmax(axis=1)[:, None]
-    step = (np.take_along_axis(blocks, places, axis=1) / -8).astype(np.float16)
-    step = step.astype(np.float32)
+    step = np.take_along_axis(blocks, places, axis=1) / -8
     counted = np.divide(blocks, step, out=np.zeros_like(blocks), where=step != 0)
     rounded = np.clip(np.floor(counted + 8.5), 0, 15) - 8
-    return (rounded * step).reshape(weight.shape).astype(np.float32)
+    stored = step.astype(np.float16).astype(np.float32)
+    return (rounded * stored).reshape(weight.shape).astype(np.float32)

@@ -65,7 +65,7 @@ def scores(model: CausalLm, params: Any, exam: Documents) -> LmScores:
 def _read(model: CausalLm, params: Any, ids: Any, weights: Any) -> Any:
     predicted: Any = model.apply({"params": params}, ids)
     nll, counted = negative_log_likelihoods(predicted.logits, ids), weights[:, 1:]
-    missed = jnp.argmax(predicted.logits[:, :-1], axis=-1) != ids[:, 1:]
+    missed = (jnp.argmax(predicted.logits[:, :-1], axis=-1) != ids[:, 1:]).astype(jnp.float32)
     return (nll * counted).sum(axis=1), (missed * counted).sum(axis=1), counted.sum(axis=1)
 
 
