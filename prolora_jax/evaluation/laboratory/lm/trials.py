@@ -24,6 +24,7 @@ from prolora_jax.evaluation.metrics.shares import gap_share
 from prolora_jax.io.documents import read_lines, write_lines
 from prolora_jax.nets.lm.causal import CausalLm
 
+_RESULTS = "results"
 AT_ONCE = 16
 """Documents through the net at once."""
 
@@ -50,9 +51,9 @@ def scores(model: CausalLm, params: Any, exam: Documents) -> LmScores:
         params: of the net.
         exam: the documents; those without tokens to be said are left out.
     """
-    found = []
-    for begin in range(0, len(exam.ids), AT_ONCE):
-        places = np.minimum(np.arange(begin, begin + AT_ONCE), len(exam.ids) - 1)
+    found, step = [], min(AT_ONCE, len(exam.ids))
+    for begin in range(0, len(exam.ids), step):
+        places = np.minimum(np.arange(begin, begin + step), len(exam.ids) - 1)
         part = (jnp.asarray(array[places]) for array in exam)
         kept = len(exam.ids) - begin
         found.append([np.asarray(array)[:kept] for array in _read(model, params, *part)])
@@ -169,4 +170,14 @@ def _cell(pair: LmPair, lesson: LmLesson, seed: int) -> list[dict[str, Any]]:
 
 
 def _file(workshop: LmWorkshop, target: str, lesson: LmLesson, seed: int) -> Path:
-    return workshop.folder / "results" / target / f"{lesson.name}-s{seed}.jsonl"
+    return workshop.folder / _RESULTS / target / f"{lesson.name}-s{seed}.jsonl"
+
+
+def lm_results(folder: Path) -> list[dict[str, Any]]:
+    """All results that stand in a laboratory's folder, of cells that are not finished, too.
+
+    Args:
+        folder: of `LmWorkshop`.
+    """
+    files = sorted((folder / _RESULTS).glob("*/*.jsonl"))
+    return [row for file in files for row in read_lines(file)]
