@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def linear_layers(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     Yields:
         Name and weight.
     """
-    import onnx
-    from onnx import numpy_helper
-
+    onnx = import_module("onnx")
+    numpy_helper = import_module("onnx.numpy_helper")
     graph = onnx.load(str(file)).graph
     held = {tensor.name: tensor for tensor in graph.initializer}
     made = {output: node for node in graph.node for output in node.output}

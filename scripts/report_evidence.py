@@ -2,7 +2,7 @@
 
 python scripts/report_evidence.py --from lab    take the results of a laboratory's folder first
 python scripts/report_evidence.py               from the results that are there
-python scripts/report_evidence.py --lm lab-lm --lm-smollm2 lab-smollm2    the same of language models
+python scripts/report_evidence.py --lm lab-lm     the same of language models (--lm-smollm2, too)
 python scripts/report_evidence.py --check       exit 1 when the page is not up to date
 """
 

@@ -181,5 +181,6 @@ def test_written_models_are_what_is_read(tmp_path: Path, workshop: LmWorkshop) -
     table = again["model"]["embed_tokens"]["embedding"]
     np.testing.assert_array_equal(table, made.params["model"]["embed_tokens"]["embedding"])
     ids = jnp.asarray(np.arange(12)[None])
-    wanted, found = (made.model.apply({"params": p}, ids) for p in (made.params, again))
+    both: Any = [made.model.apply({"params": params}, ids) for params in (made.params, again)]
+    wanted, found = both
     np.testing.assert_array_equal(np.asarray(wanted.logits), np.asarray(found.logits))

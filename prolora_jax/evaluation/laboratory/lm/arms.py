@@ -10,7 +10,7 @@ from typing import Any
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import fit
 from prolora_jax.architectures.llm.names import LM
-from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.errors import AdapterRefused
 from prolora_jax.evaluation.laboratory.lm.recipe import LmLesson
 from prolora_jax.evaluation.laboratory.lm.training import LmFactors
 from prolora_jax.evaluation.laboratory.lm.workshop import LmWorkshop
@@ -124,11 +124,8 @@ class LmPair:
         plan = plan_fitted(fitted, self.bases, replace(COPY, min_similarity=-1.0))
         copied, report = run_plan(fitted.adapter, self.bases, plan, may_be_empty=True)
         modules, ranks = self.bases.target.spec.modules, {m.path: m.rank for m in given.modules}
-        from_zero = {
-            skip.source_path: ranks[skip.source_path]
-            for skip in report.skipped
-            if skip.reason is Skip.SHAPE_MISMATCH and skip.source_path in modules
-        }
+        unlike = {s.source_path for s in report.skipped if s.reason is Skip.SHAPE_MISMATCH}
+        from_zero = {path: ranks[path] for path in modules if path in unlike}
         name = f"adapter-{given.fingerprint[:16]}"
         one = ToRefine(fitted.adapter, copied, from_zero, (), name)
         (found,) = self._refinement.refine([one])
@@ -150,8 +147,3 @@ class LmPair:
             lab.refine.stamp(*stamps),
             limit=float("inf"),
         )
-
-
-def refusal_of_strangers() -> str:
-    """What `LmMoved.refused` says where models are no relatives."""
-    return Refusal.UNRELATED.value

@@ -173,22 +173,21 @@ def _strangers(rows: Sequence[Row]) -> LmVerdict:
 
 def _recommendation(rows: Sequence[Row]) -> LmVerdict:
     targets = _run(rows, LM_RELATIVES)
-    better, text = [], ""
-    for arm in MOVES:
-        gain = _gain(rows, arm, COPIED, targets)
-        if arm == COPIED or gain is None:
-            continue
-        each = (_gain(rows, arm, COPIED, [t]) for t in targets)
-        least = min(one.value for one in each if one is not None)
-        if gain.value > EQUAL and gain.low > 0 and least >= -LOSS_LIMIT:
-            better.append(arm)
-        if arm == DEFAULT:
-            text = f"`{DEFAULT}` {shown(gain)} against `copy` over relatives"
-            equal = abs(gain.value) <= EQUAL
-    if not text:
+    default = _gain(rows, DEFAULT, COPIED, targets)
+    if default is None:
         return LmVerdict(22, "", None)
+    better = [arm for arm in MOVES if arm != COPIED and _beats_copy(rows, arm, targets)]
     named = ", ".join(f"`{arm}`" for arm in better) or "no arm"
-    return LmVerdict(22, f"{text}; {named} beats `copy`.", equal and not better)
+    text = f"`{DEFAULT}` {shown(default)} against `copy` over relatives; {named} beats `copy`."
+    return LmVerdict(22, text, abs(default.value) <= EQUAL and not better)
+
+
+def _beats_copy(rows: Sequence[Row], arm: str, targets: Sequence[str]) -> bool:
+    gain = _gain(rows, arm, COPIED, targets)
+    if gain is None or gain.value <= EQUAL or gain.low <= 0:
+        return False
+    each = (_gain(rows, arm, COPIED, [target]) for target in targets)
+    return min(one.value for one in each if one is not None) >= -LOSS_LIMIT
 
 
 _RULES: tuple[Callable[[Sequence[Row]], LmVerdict], ...] = (
