@@ -10,6 +10,7 @@ documents.py: Small documents: YAML that people write, JSON of programs, both wi
 judging/: What judging pictures reads and keeps.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
 process_memory.py: Memory of this process: what no file backs, and the most that was resident.
+system_texts.py: Texts that every Debian system has, for the laboratory's language models.
 stores/: Singular vectors and operators, kept between runs.
 
 Never: jax.
