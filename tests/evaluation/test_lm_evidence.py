@@ -39,14 +39,15 @@ CONFIG = {
 LAB = LmLaboratory(
     bases=(
         LmBase("source", "train", steps=3),
+        LmBase("q4", "pack", parent="source", packing="q4"),  # its programs are the source's
         LmBase("dropped", "drop", parent="source", layers=(0,)),
         LmBase("narrow", "narrow", parent="source", width=24),
     ),
     lessons=(LmLesson("secret", "secret", steps=4, rate=0.01, batch=2, length=32, rank=2),),
-    targets=("dropped",),
+    targets=("q4",),
     arms=("copy", "copy match=name", "shifted"),
     refine=LmRecipe(texts=4, tokens=8, steps=2, batch=2, at_once=4),
-    taught=("dropped",),
+    taught=("q4",),
     seeds=(0,),
     config=CONFIG,
     rows=8,
@@ -83,12 +84,12 @@ def test_a_cell_from_end_to_end_and_nothing_twice(workshop: LmWorkshop) -> None:
     assert set(rows) == {"none", "trained", *LAB.arms, "student"}
     assert rows["none"]["arrived"][0] == 0.0
     assert rows["trained"]["arrived"][0] == pytest.approx(1.0)
-    assert rows["copy"]["moved"] == 7
+    assert rows["copy"]["moved"] == 2 * 7
     assert rows["student"]["disagreement"] is not None
     kept = list(said)
     assert len(run_lm(workshop)) == len(rows)
     assert said == kept
-    file = workshop.folder / "results" / "dropped" / "secret-s0.jsonl"
+    file = workshop.folder / "results" / "q4" / "secret-s0.jsonl"
     assert [row["arm"] for row in read_lines(file)] == list(rows)
 
 
