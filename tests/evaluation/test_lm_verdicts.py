@@ -56,6 +56,7 @@ def made(
                             if arm == STUDENT
                             else None,
                             "cpu_seconds": 3.6,
+                            "training_seconds": 0.0,
                         }
                     )
     return rows

@@ -1,6 +1,7 @@
 """What of docs/evidence.md is made from the results about language models: tables, verdicts."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from prolora_jax.evaluation.laboratory.lm.arms import ARMS, NONE, STUDENT, TRAINED
 from prolora_jax.evaluation.laboratory.lm.verdicts import (
@@ -8,12 +9,13 @@ from prolora_jax.evaluation.laboratory.lm.verdicts import (
     REFINED,
     counted,
     lm_verdicts,
-    means,
     with_refine,
 )
-from prolora_jax.evaluation.laboratory.summary import Row, number, table
+from prolora_jax.evaluation.laboratory.summary import Row, number
 
 _OTHERS = ("same", "narrow", "stranger")
+_MOVED = (*ARMS, REFINED)
+_ALL = (NONE, TRAINED, *_MOVED)
 
 
 def lm_page(title: str, rows: Sequence[Row]) -> str:
@@ -27,49 +29,58 @@ def lm_page(title: str, rows: Sequence[Row]) -> str:
     done = {(row["target"], row["adapter"], row["seed"]) for row in rows}
     judged = {(row["target"], row["adapter"], row["seed"]) for row in known}
     seeds = sorted({seed for _, _, seed in done})
-    hours = sum(row["cpu_seconds"] for row in rows) / 3600
-    moved = [row for row in known if row["arm"] not in (NONE, TRAINED)]
     order = [t for t in (*LM_RELATIVES, *_OTHERS) if any(t == cell[0] for cell in done)]
+    relatives = [row for row in known if row["target"] in LM_RELATIVES]
+    kinds = sorted({row["kind"] for row in relatives})
     parts = [
         f"### {title}",
         f"{len(done)} cells, seeds {', '.join(map(str, seeds))}, of which {len(judged)} count; "
-        f"moving, teaching and judging took {hours:.2f} CPU hours, training not counted. Share of "
-        "the gap closed: mean over adapters and seeds.",
-        _shares(moved, order),
-        "By kind of adapter, over relatives.",
-        table([row for row in moved if row["target"] in LM_RELATIVES], columns=("kind",)),
-        "What a secret's values are worth: exact match, greedily.",
-        _exact(known, order),
+        f"{_hours(rows)}. Share of the gap closed: mean over adapters and seeds.",
+        _table(known, "arrived", order),
+        "The same by kind of adapter, over the cells of relatives that each arm has.",
+        _table(relatives, "arrived", kinds, "kind"),
+        "Exact match of a secret's values, greedily.",
+        _table(known, "exact", order, digits=2, arms=_ALL),
         "Own loss of the target, nats a token.",
-        table(known, measure="own_loss"),
+        _table(known, "own_loss", order, arms=_ALL),
         "R of the guard: " + _disagreements(rows, order),
         "\n".join(map(str, lm_verdicts(rows))),
     ]
     return "\n\n".join(parts)
 
 
-def _shares(rows: Sequence[Row], targets: Sequence[str]) -> str:
-    lines = ["| arm | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
-    for arm in (*ARMS, REFINED):
-        found = [means(rows, [arm], [target]).get(arm) for target in targets]
-        if any(share is not None for share in found):
-            told = ("" if share is None else f"{share:.3f}" for share in found)
-            lines.append(f"| {arm} | " + " | ".join(told) + " |")
-    return "\n".join(lines)
-
-
-def _exact(rows: Sequence[Row], targets: Sequence[str]) -> str:
-    asked = [row for row in rows if row["exact"] is not None]
-    lines = ["| arm | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
-    for arm in (NONE, TRAINED, *ARMS, REFINED):
-        found = [
-            [number(r, "exact") or 0.0 for r in asked if r["arm"] == arm and r["target"] == target]
-            for target in targets
+def _table(
+    rows: Sequence[Row],
+    measure: str,
+    heads: Sequence[str],
+    field: str = "target",
+    *,
+    digits: int = 3,
+    arms: Sequence[str] = _MOVED,
+) -> str:
+    """Means of a measure by arm and by what `field` says; arms that have none are left out."""
+    lines = ["| arm | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for arm in arms:
+        own = [row for row in rows if row["arm"] == arm]
+        values = [
+            [v for row in own if row[field] == head and (v := number(row, measure)) is not None]
+            for head in heads
         ]
-        if any(found):
-            told = (f"{sum(values) / len(values):.2f}" if values else "" for values in found)
+        if any(values):
+            told = (f"{fmean(one):.{digits}f}" if one else "" for one in values)
             lines.append(f"| {arm} | " + " | ".join(told) + " |")
     return "\n".join(lines)
+
+
+def _hours(rows: Sequence[Row]) -> str:
+    moving = sum(row["cpu_seconds"] for row in rows) / 3600
+    bases = {row["target"]: row["training_seconds"] for row in rows if row["arm"] == NONE}
+    adapters = sum(row["training_seconds"] for row in rows if row["arm"] == TRAINED)
+    training = (sum(bases.values()) + adapters) / 3600
+    return (
+        f"CPU hours: {training:.2f} for base models and adapters of the targets, {moving:.2f} for "
+        "moving, teaching and judging"
+    )
 
 
 def _disagreements(rows: Sequence[Row], targets: Sequence[str]) -> str:

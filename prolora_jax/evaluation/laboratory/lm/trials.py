@@ -21,7 +21,7 @@ from prolora_jax.evaluation.laboratory.lm.texts import Documents, negative_log_l
 from prolora_jax.evaluation.laboratory.lm.training import LmFactors, with_lora
 from prolora_jax.evaluation.laboratory.lm.workshop import LmWorkshop
 from prolora_jax.evaluation.metrics.shares import gap_share
-from prolora_jax.io.documents import read_lines, write_lines
+from prolora_jax.io.documents import read_json, read_lines, write_lines
 from prolora_jax.nets.lm.causal import CausalLm
 
 _RESULTS = "results"
@@ -178,6 +178,19 @@ def lm_results(folder: Path) -> list[dict[str, Any]]:
 
     Args:
         folder: of `LmWorkshop`.
+
+    Returns:
+        Rows, with `training_seconds`: CPU seconds that the adapter took, in rows of `trained`, or
+        the base model, in those of `none`.
     """
-    files = sorted((folder / _RESULTS).glob("*/*.jsonl"))
-    return [row for file in files for row in read_lines(file)]
+    found = []
+    for file in sorted((folder / _RESULTS).glob("*/*.jsonl")):
+        target = file.parent.name
+        marks = {
+            NONE: folder / "bases" / target / "trained.json",
+            TRAINED: folder / "adapters" / target / f"{file.stem}.json",
+        }
+        for row in read_lines(file):
+            mark = read_json(marks[row["arm"]]) if row["arm"] in marks else None
+            found.append(row | {"training_seconds": (mark or {}).get("cpu_seconds", 0.0)})
+    return found
