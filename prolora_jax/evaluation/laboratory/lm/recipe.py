@@ -86,9 +86,8 @@ class LmLaboratory:
         targets: bases that adapters move to.
         arms: names of `arms.ARMS`; `none` and `trained` are always measured.
         refine: how students are taught.
-        taught: targets on which students are taught, with every seed, and `taught_once` only with
-            the first.
-        taught_once: see there.
+        taught: targets on which students are taught.
+        taught_once: targets on which one is taught, with the first lesson and the first seed.
         seeds: of the adapters.
         modules: that adapters have factors for.
         config: what transformers' `config.json` says of a base that is trained from nothing.
