@@ -35,9 +35,9 @@ def lm_page(title: str, rows: Sequence[Row]) -> str:
     parts = [
         f"### {title}",
         f"{len(done)} cells, seeds {', '.join(map(str, seeds))}, of which {len(judged)} count; "
-        f"{_hours(rows)}. Share of the gap closed: mean over adapters and seeds.",
+        f"{_hours(rows)}. Share of the gap closed: mean over the cells that each arm has.",
         _table(known, "arrived", order),
-        "The same by kind of adapter, over the cells of relatives that each arm has.",
+        "The same by kind of adapter, relatives alone.",
         _table(relatives, "arrived", kinds, "kind"),
         "Exact match of a secret's values, greedily.",
         _table(known, "exact", order, digits=2, arms=_ALL),
