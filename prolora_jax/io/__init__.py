@@ -11,6 +11,7 @@ judging/: What judging pictures reads and keeps.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
 places/: Places where files lie: local folders and object stores, behind five verbs.
 process_memory.py: Memory of this process: what no file backs, and the most that was resident.
+system_texts.py: Texts that every Debian system has, for the laboratory's language models.
 stores/: Singular vectors and operators, kept between runs.
 
 Never: jax.
