@@ -152,7 +152,9 @@ def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> Pair
     options = job.options
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    measures = {} if copied else pair.measure(pairs, options)
+    moving = pair.tokens.moving(pairs)
+    asked = {path: own for path, own in pairs.items() if path in moving or not copied}
+    measures = pair.measure(asked, options)
     compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
     said = relation(compared, 0, options).sentence if compared else None
     return PairReport(

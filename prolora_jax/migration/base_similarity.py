@@ -74,7 +74,9 @@ def similarity(
     specs = pair.source.spec, pair.target.spec
     matching = pair.matching(options.match, options)
     chosen = [p for p, m in pair.target.spec.modules.items() if m.kind_is(modules)]
-    compared = {path: matching.pairs[path] for path in chosen if path in matching.pairs}
+    by_token = pair.tokens.moving(matching.pairs)  # whose rows are no pairs by their places
+    paired = {path: own for path, own in matching.pairs.items() if path not in by_token}
+    compared = {path: paired[path] for path in chosen if path in paired}
     measures = pair.measure(compared, options, progress)
     return BaseSimilarity(
         pair.source.location,

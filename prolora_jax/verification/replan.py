@@ -12,6 +12,7 @@ import numpy as np
 from prolora_jax.matching.alignment import WEAK_MARGIN, Alignment
 from prolora_jax.matching.known_sources import known_sources
 from prolora_jax.matching.matching import Matching, match_modules
+from prolora_jax.matching.tokens import TokenMap, with_token_layers
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.verification.claim import Claim
@@ -41,14 +42,22 @@ class Matched:
         matching: with the report's choice where two alignments are equally good.
         tied: target modules that such a choice decides on.
         barely: target modules whose `weak-match` depends on rounding.
+        tokens: of both base models, where they are known.
     """
 
     matching: Matching
     tied: frozenset[str]
     barely: frozenset[str]
+    tokens: TokenMap | None = None
 
 
-def match(source: Weights, target: Weights, options: MigrationOptions, claim: Claim) -> Matched:
+def match(
+    source: Weights,
+    target: Weights,
+    options: MigrationOptions,
+    claim: Claim,
+    tokens: TokenMap | None,
+) -> Matched:
     """Match modules anew.
 
     Args:
@@ -56,6 +65,7 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
         target: target base model.
         options: how modules are matched.
         claim: asked only where two alignments are equally good.
+        tokens: of both base models, where they are known and the input has rows of some.
     """
 
     def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
@@ -79,7 +89,9 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
             if source_path is not None and shapes[source_path] == target.spec.modules[path].shape
         }
         matching = replace(matching, pairs={**matching.pairs, **alike})
-    return Matched(matching, tied, _hanging(target, near))
+    if tokens is not None:
+        matching = with_token_layers(matching, *specs)
+    return Matched(matching, tied, _hanging(target, near), tokens)
 
 
 def _hanging(target: Weights, alignments: Sequence[Alignment]) -> frozenset[str]:

@@ -106,6 +106,11 @@ def is_embedding(path: str) -> bool:
     return path.startswith(LM) and path.removeprefix(LM) in _EMBEDDINGS
 
 
+def has_rows_of_tokens(path: str) -> bool:
+    """Whether a layer, by its path, has a row for each token: an embedding, or a head."""
+    return is_embedding(path) or (path.startswith(LM) and path.removeprefix(LM) in _HEADS)
+
+
 def is_stored_in_out(key: str) -> bool:
     """Whether transformers stores a tensor of this key as `(in, out)`.
 
