@@ -23,7 +23,7 @@ def companion_problems(
     after: Adapter,
     options: MigrationOptions,
     models: tuple[Weights, Weights],
-    tokens: TokenMap | None,
+    tokens: TokenMap | None = None,
 ) -> Iterator[str]:
     """What is wrong with the tensors beside the pairs.
 

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
-from prolora_jax.errors import BaseModelError
+from prolora_jax.errors import AdapterRefused, BaseModelError
 from prolora_jax.matching.tokens import vocabulary
 from prolora_jax.migration.one_file import MigratedFile, migrate_file
 from prolora_jax.migration.opening import open_pair
@@ -143,6 +143,22 @@ def test_equal_weights_have_equal_tokens(pair: LanguagePair, tmp_path: Path) -> 
     shutil.copytree(pair.source, tmp_path / "target")
     (tmp_path / "target/tokenizer.json").unlink()
     assert not moved(pair, tmp_path / "target", tmp_path / "out").report.flags
+
+
+def test_a_head_s_bias_stays_behind_and_its_magnitudes_are_refused(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    reordered(pair, tmp_path / "target", SHUFFLED)
+    head = {"target_modules": ["lm_head", "q_proj"]}
+    for name, fields in (("bias", {"lora_bias": True}), ("dora", {"use_dora": True})):
+        write_lora(FAMILIES["mistral"].build(2, seed=0), tmp_path / name, (), **head, **fields)
+    target, keep = tmp_path / "target", MigrationOptions(method="copy", dora="keep")
+    found = migrate_file(tmp_path / "bias", pair.source, target, tmp_path / "out", COPY)
+    fates = {c.source_path: c.fate for c in found.report.companions}
+    assert fates["lm.lm_head"] is Fate.OTHER_TOKENS
+    assert verify_file(tmp_path / "out").ok
+    with pytest.raises(AdapterRefused, match="found DoRA on a layer with a row for each token"):
+        migrate_file(tmp_path / "dora", pair.source, target, tmp_path / "two", keep)
 
 
 def _swap(folder: Path) -> None:
