@@ -150,8 +150,12 @@ def test_a_head_s_bias_stays_behind_and_its_magnitudes_are_refused(
 ) -> None:
     reordered(pair, tmp_path / "target", SHUFFLED)
     head = {"target_modules": ["lm_head", "q_proj"]}
-    for name, fields in (("bias", {"lora_bias": True}), ("dora", {"use_dora": True})):
-        write_lora(FAMILIES["mistral"].build(2, seed=0), tmp_path / name, (), **head, **fields)
+    for name, dora in (("bias", False), ("dora", True)):
+        net = FAMILIES["mistral"].build(2, seed=0)
+        write_lora(net, tmp_path / name, (), use_dora=dora, **head)
+    tensors = load_file(tmp_path / "bias" / WEIGHTS)
+    tensors["base_model.model.lm_head.lora_B.bias"] = np.ones(SIZE, np.float32)
+    save_file(tensors, tmp_path / "bias" / WEIGHTS)
     target, keep = tmp_path / "target", MigrationOptions(method="copy", dora="keep")
     found = migrate_file(tmp_path / "bias", pair.source, target, tmp_path / "out", COPY)
     fates = {c.source_path: c.fate for c in found.report.companions}
