@@ -152,7 +152,7 @@ def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> Pair
     options = job.options
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    moving = pair.tokens.moving(pairs)
+    moving = pair.tokens.moving(pairs) | pair.slices.paths
     asked = {path: own for path, own in pairs.items() if path in moving or not copied}
     measures = pair.measure(asked, options)
     compared = {path: measure for path, measure in measures.items() if measure.sides is not None}

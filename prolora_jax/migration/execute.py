@@ -19,6 +19,7 @@ from prolora_jax.adapters.late import LateModule
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.matching.pairs import ModulePair
+from prolora_jax.matching.slices import Slice
 from prolora_jax.method import encoding
 from prolora_jax.method.encoding import HostFactors, rank_class
 from prolora_jax.method.singular import singular_form
@@ -40,9 +41,9 @@ from prolora_jax.migration.projecting import (
     started,
     used_columns,
 )
-from prolora_jax.migration.tokens import in_rows
+from prolora_jax.migration.tokens import in_places
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import BY_TOKEN, Action, MigrationPlan
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, Action, MigrationPlan, PlanStep
 
 IN_FLIGHT = 3
 """Blocks that a device works on while the host prepares and collects others."""
@@ -171,12 +172,18 @@ def _jobs(
         for step in work.plan.steps:
             module, own = modules[step.source_path], options.options_for(step.path)
             if step.action is Action.COPY:
-                rows = bases.tokens.rows(step) if BY_TOKEN in step.flags else None
-                moved[owner][step.path] = _copied(module, own, rows)
+                moved[owner][step.path] = _copied(module, own, _places(step, bases))
             elif method_of(step, module, own) is not None:
                 pair = ModulePair(step.source_path, step.path)
                 jobs.setdefault(pair, []).append(Job(owner, step, module))
     return jobs
+
+
+def _places(step: PlanStep, bases: BasePair) -> Slice | None:
+    """Where rows and columns go; None where they keep their places."""
+    if SLICED in step.flags:
+        return bases.slices.of(step.path)
+    return bases.tokens.rows(step) if BY_TOKEN in step.flags else None
 
 
 def host_factors(module: LoraModule) -> HostFactors:
@@ -261,20 +268,20 @@ def _too_large(path: str) -> AdapterRefused:
 
 
 def _copied(
-    module: LoraModule, options: MigrationOptions, rows: np.ndarray | None
+    module: LoraModule, options: MigrationOptions, places: Slice | None
 ) -> Moved | AdapterRefused:
     """A module that is not projected: its rank is cut and its scale folded all the same.
 
-    With `rows` each of the output's rows is that one of the input's, or none (`tokens.in_rows`).
+    With `places` the output's rows and columns are these of the input's (`tokens.in_places`).
     """
-    if rows is None and stays(module, options):
+    if places is None and stays(module, options):
         norm = norm_of(module)
         given = (unwritten(module), module.weight_shape, module.rank, norm, norm, 1.0)
         return Moved(*given, made_from=module.made_from, stays=True)
     middle, power = to_the_middle(module)
     norm_in = norm_out = norm_of(middle)
-    if rows is not None:
-        middle = in_rows(middle, rows)
+    if places is not None:
+        middle = in_places(middle, places)
         norm_out = norm_of(middle)
     factors, kept, sigma = host_factors(middle), 1.0, None
     if not options.output_rank.is_met_by(module.rank, module.rank):

@@ -31,6 +31,7 @@ from prolora_jax.migration.pair_work import (
     prepare,
     prepare_all,
 )
+from prolora_jax.migration.slicing import PairSlices
 from prolora_jax.migration.tokens import PairTokens
 from prolora_jax.plans.nearness import is_close, is_twin, twins_are_copied, weights_may_decide
 from prolora_jax.plans.options import Match, MigrationOptions
@@ -87,7 +88,7 @@ class BasePair:
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
         self._cosine: tuple[float, int] | None = None
-        self.tokens = PairTokens(source, target)
+        self.tokens, self.slices = PairTokens(source, target), PairSlices(source, target)
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
@@ -118,7 +119,8 @@ class BasePair:
 
         specs = self.source.spec, self.target.spec
         published = known_sources(*specs, evidence) if mode == "auto" else None
-        return self.tokens.matched(match_modules(*specs, evidence, mode, published))
+        found = match_modules(*specs, evidence, mode, published)
+        return self.slices.matched(self.tokens.matched(found))
 
     def measure(
         self,
@@ -139,6 +141,7 @@ class BasePair:
         self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
         found |= dict.fromkeys(self.tokens.moving(pairs), Measure(by_token=True))
+        found |= dict.fromkeys(self.slices.paths & pairs.keys(), Measure(sliced=True))
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
@@ -163,6 +166,7 @@ class BasePair:
         if options.min_similarity <= -1.0:
             return
         require_a_common_shape(self.source, self.target, pairs)
+        pairs = {path: own for path, own in pairs.items() if path not in self.slices.paths}
         if self._cosine is None:
             found = median_cosine(self.source, self.target, pairs, self.store.tables)
             self._cosine = (1.0, 0) if found is None else found

@@ -4,13 +4,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
-import numpy as np
-from jaxtyping import Int
-
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.matching.matching import Matching
+from prolora_jax.matching.slices import Slice
 from prolora_jax.matching.tokens import (
     TokenMap,
     token_map,
@@ -19,8 +17,8 @@ from prolora_jax.matching.tokens import (
     with_token_layers,
 )
 from prolora_jax.plans.companions import PlannedCompanion
-from prolora_jax.plans.plan import BY_TOKEN, PlanStep
-from prolora_jax.plans.token_flags import layers_of_tokens, token_flags
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
+from prolora_jax.plans.token_flags import added_by_number, layers_of_tokens, token_flags
 
 
 class PairTokens:
@@ -64,19 +62,18 @@ class PairTokens:
             return set()
         return {path for path in asked if self.map.moves(source, target, path)}
 
-    def rows(self, step: PlanStep) -> Int[np.ndarray, " rows"] | None:
+    def rows(self, step: PlanStep) -> Slice | None:
         """The source's row for each row of a step's layer; None where rows keep their places."""
         if BY_TOKEN not in step.flags or self.map is None:
             return None
         source, target = (model.spec.modules[step.path].shape[0] for model in self._models)
-        return self.map.rows(source, target)
+        return Slice(self.map.rows(source, target))
 
     def flags(
         self, steps: Iterable[PlanStep], companions: Iterable[PlannedCompanion]
     ) -> tuple[str, ...]:
         """Flags of a file: tokens that stay behind, or that nothing is known of tokens."""
-        moved = layers_of_tokens(step.path for step in steps)
-        moved |= {c.path for c in companions if c.part == "rows" and c.path is not None}
+        moved = added_by_number(steps, companions)
         if not moved:
             return ()
         known = self.map  # before weights are looked at, which takes longer
@@ -87,30 +84,32 @@ class PairTokens:
         return token_flags(steps, known, unlike=unlike)
 
 
-def in_rows(module: LoraModule, rows: Int[np.ndarray, " rows"]) -> LoraModule:
-    """An update in the order of another vocabulary.
+def in_places(module: LoraModule, places: Slice) -> LoraModule:
+    """An update with some of its rows and columns, in another order.
 
     Args:
-        module: its `up` has a row for each token.
-        rows: which row each of the new rows is; -1 of one that gets none.
+        module: a linear layer's.
+        places: which row and column each of the new ones is.
     """
-    up = module.up[rows]
-    up[rows < 0] = 0
-    return replace(module, up=up)
+    up, down = module.up[places.rows], module.down
+    up[places.rows < 0] = 0
+    if places.columns is not None:
+        down = down[:, places.columns]
+    return replace(module, up=up, down=down)
 
 
 def require_no_magnitudes(adapter: Adapter, steps: Iterable[PlanStep]) -> None:
-    """Refuse DoRA on a layer whose rows go to other places: so do its magnitudes, one a row.
+    """Refuse DoRA on a layer whose rows go to other places: so do its magnitudes.
 
     Raises:
         AdapterRefused: there is one.
     """
-    moved = {step.source_path for step in steps if BY_TOKEN in step.flags}
+    moved = {step.source_path for step in steps if {BY_TOKEN, SLICED} & {*step.flags}}
     for module in adapter.modules:
         made = module.made_from if module.path in moved else None
         if made is not None and made.gains is not None:
             raise AdapterRefused(
-                f"{adapter.origin}: {module.path}: found DoRA on a layer with a row for each "
-                f"token, and other vocabularies; expected plain LoRA; move it with --dora fold",
+                f"{adapter.origin}: {module.path}: found DoRA on a layer whose rows or columns "
+                f"go to other places; expected plain LoRA; move it with --dora fold",
                 code=Refusal.UNSUPPORTED_ALGORITHM,
             )

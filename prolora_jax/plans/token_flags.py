@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from prolora_jax.architectures.llm.layouts import has_rows_of_tokens
 from prolora_jax.matching.tokens import TokenMap
-from prolora_jax.plans.plan import BY_TOKEN, PlanStep
+from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
 
 TOKENS_MISSING = "tokens-missing: "
 """Start of the flag of a file whose source has tokens that the target has not: their rows of what
@@ -33,6 +34,20 @@ def token_flags(
         return ()
     first = ", ".join(map(repr, tokens.missing[:_SHOWN]))
     return (f"{TOKENS_MISSING}{len(tokens.missing)}, first {first}",)
+
+
+def added_by_number(steps: Iterable[PlanStep], companions: Iterable[PlannedCompanion]) -> set[str]:
+    """Layers to whose rows something is added by their numbers, unless tokens say otherwise.
+
+    Of a slice the weights have said which row is which.
+
+    Args:
+        steps: of a plan.
+        companions: of the same plan.
+    """
+    moved = {step.path for step in steps if SLICED not in step.flags}
+    rows = {c.path for c in companions if c.part == "rows" and c.path is not None}
+    return layers_of_tokens(moved) | rows
 
 
 def layers_of_tokens(paths: Iterable[str]) -> set[str]:

@@ -9,7 +9,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.plan import MigrationPlan, Skip
 from prolora_jax.plans.report import count
-from prolora_jax.plans.token_flags import layers_of_tokens, token_flags
+from prolora_jax.plans.token_flags import added_by_number, token_flags
 from prolora_jax.verification.budget import budget_problems, spreads
 from prolora_jax.verification.claim import Claim
 from prolora_jax.verification.companions import companion_problems
@@ -94,8 +94,7 @@ def file_problems(
     beside = plan_companions(before, *models, matched.matching.pairs, moved, told.options, tokens)
     given = told.companions, beside, before, output, told.options, (source, target), tokens
     problems += companion_problems(*given)
-    rows = {c.path for c in beside if c.part == "rows" and c.path is not None}
-    places = rows | layers_of_tokens(step.path for step in plan.steps)
+    places = added_by_number(plan.steps, beside)
     unlike = any(source.fingerprint(path) != target.fingerprint(path) for path in places)
     of_tokens = token_flags(plan.steps, tokens, unlike=unlike)
     problems += strings + flag_problems(told, plan, before, models, beside, after, of_tokens)
