@@ -24,6 +24,7 @@ files.py: One adapter file: read and fitted to the source; written for the targe
 base_similarity.py: How close two base models are, module by module, and what to expect.
 ahead.py: Subspaces of base models computed ahead of their migrations.
 one_file.py: The whole job for one output: an adapter file, or several merged.
+each.py: The same for each transformer of a target: one output, or one for each of two experts.
 jobs.py: What is to be done with one of many files, and what became of it.
 lane/: Files that have one table of tensors: everything but their numbers is done once for all.
 many.py: Many adapter files through the engine: read ahead, migrate in batches, write behind.

@@ -23,6 +23,7 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
+from prolora_jax.migration.kinship import require_one_family
 from prolora_jax.migration.magnitudes import kept_magnitudes
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
@@ -115,11 +116,14 @@ def plan_fitted(
         The plan.
 
     Raises:
-        Strangers: the base models are language models without anything in common.
+        Strangers: the base models are language models or transformers without anything in common.
+        UnlikeFamilies: they are transformers of families that share no weights.
         AdapterRefused: it has DoRA on rows that go to other places.
         BaseModelError: a tokenizer that is asked for is damaged.
     """
     adapter = fitted.adapter
+    if options.min_similarity > -1.0:
+        require_one_family(pair.source, pair.target)
     matching = pair.matching(options.match, options)
     wanted = wanted_pairs(adapter, matching, options)
     pair.require_kinship(matching.pairs, options)

@@ -34,7 +34,8 @@ from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.layout import weight_to_matrix
 
 _log = logging.getLogger(__name__)
-_COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.", *(f"{c}." for c in DIT_COMPONENTS))
+_NETWORKS = ("unet.", *(f"{component}." for component in DIT_COMPONENTS))
+_COMPONENTS = (*_NETWORKS, "text_encoder.", "text_encoder_2.")
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,15 @@ class BaseModel:
     def packings(self) -> Mapping[str, int]:
         """Number of weights by packing, for people; empty where none is packed."""
         return self.spec.packings
+
+    @property
+    def has_original_names(self) -> bool:
+        """Whether the files name a layer of the UNet or transformers otherwise than diffusers."""
+        return any(
+            not source.placement.key.removesuffix(".weight").endswith(path.partition(".")[2])
+            for path, source in self.sources.items()
+            if path.startswith(_NETWORKS)
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
