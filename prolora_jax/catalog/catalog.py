@@ -163,7 +163,9 @@ def pair_report(options: MigrationOptions, pair: BasePair, pairs: dict[str, str]
     """
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    measures = {} if copied else pair.measure(pairs, options)
+    moving = pair.tokens.moving(pairs) | pair.slices.paths
+    asked = {path: own for path, own in pairs.items() if path in moving or not copied}
+    measures = pair.measure(asked, options)
     return PairReport(
         version("prolora_jax"),
         pair.source.location,

@@ -21,6 +21,7 @@ def flag_problems(
     models: tuple[BaseModelSpec, BaseModelSpec],
     beside: tuple[PlannedCompanion, ...],
     after: Mapping[str, LoraModule],
+    of_tokens: tuple[str, ...],
 ) -> list[str]:
     """Flags of the file as a whole: what was assumed, what the input leaves open.
 
@@ -31,6 +32,7 @@ def flag_problems(
         models: source and target.
         beside: what becomes of tensors beside the pairs.
         after: the output's modules by path.
+        of_tokens: flags that the tokens of both base models give it.
     """
     source, target = models
     try:
@@ -40,6 +42,7 @@ def flag_problems(
     paths = {*target.modules, *(step.path for step in plan.steps)}
     idle = idle_rules(told.options.rules, paths)
     wanted = (*wanted, *before.flags, *made_plain(before), *left_behind(beside), *idle)
+    wanted += of_tokens
     wanted += budget_flags(told, after)
     if sorted(told.flags) == sorted(wanted):
         return []

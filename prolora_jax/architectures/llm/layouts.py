@@ -110,6 +110,12 @@ def is_embedding(path: str) -> bool:
     return path.startswith(LM) and path.removeprefix(LM) in _EMBEDDINGS
 
 
+def has_rows_of_tokens(path: str) -> bool:
+    """Whether a layer, by its path, has a row for each token: an embedding, or a head."""
+    # A pooler is where a model ends, too, and has a row for each of its channels.
+    return is_embedding(path) or (path.startswith(LM) and bool(_HEADS.get(path.removeprefix(LM))))
+
+
 def task_of(paths: Iterable[str]) -> str:
     """What peft calls the task of a model with these layers: it loads the model by that.
 

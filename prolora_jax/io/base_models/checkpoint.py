@@ -22,6 +22,7 @@ from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.io.base_models.model_files import NETWORKS, UNET_STEMS, ModelPart, model_parts
 from prolora_jax.io.base_models.packed_weights import Tensors, unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
+from prolora_jax.io.base_models.tokenizer_json import read_tokenizer_json
 from prolora_jax.io.base_models.weight_file import WeightFile
 from prolora_jax.io.base_models.weight_source import Source
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
@@ -47,12 +48,14 @@ class BaseModel:
         sources: where each module's weight is.
         known: fingerprints from earlier runs, which are believed of files that have not changed;
             a check believes none.
+        place: local folder or file of the weights; None where none was told.
     """
 
     spec: BaseModelSpec
     location: str
     sources: Mapping[str, Source] = field(repr=False)
     known: KnownWeights | None = field(default=None, repr=False, compare=False)
+    place: Path | None = field(default=None, repr=False, compare=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _lost: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -148,6 +151,14 @@ class BaseModel:
         """What is to be known of how the weights are packed, in sentences."""
         packed = (source.packed for source in self.sources.values())
         return tuple(sorted({one.note for one in packed if one is not None and one.note}))
+
+    def tokenizer_json(self) -> bytes | None:
+        """The `tokenizer.json` beside the weights; None where there is none.
+
+        Raises:
+            BaseModelError: it cannot be read.
+        """
+        return None if self.place is None else read_tokenizer_json(self.place)
 
     def has_lost(self, path: str) -> bool:
         """Whether a cast to 8 bits without a scale has lost much of a weight.
@@ -254,7 +265,7 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
             _require_equal(origin, module, (placement, twin), tensors)
     packed = Counter(one.packing for one in sources.values() if one.packing is not None)
     spec = replace(spec, packings=dict(sorted(packed.items())))
-    return BaseModel(spec, origin, sources, known)
+    return BaseModel(spec, origin, sources, known, path)
 
 
 def _source(tensors: Tensors, placement: Placement) -> Source:
