@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from prolora_jax.io.stores.basis_store import FolderStore as FolderStore
     from prolora_jax.migration.ahead import build_subspaces as build_subspaces
     from prolora_jax.migration.base_similarity import similarity as similarity
+    from prolora_jax.migration.each import migrate_each as migrate_each
+    from prolora_jax.migration.each import plan_each as plan_each
     from prolora_jax.migration.files import Writing as Writing
     from prolora_jax.migration.one_file import migrate_file as migrate_file
     from prolora_jax.migration.one_file import plan_file as plan_file
@@ -125,6 +127,8 @@ _HOME = {
     # whole jobs, from files to files: what each command calls
     "migrate_file": "migration.one_file",
     "plan_file": "migration.one_file",
+    "migrate_each": "migration.each",
+    "plan_each": "migration.each",
     "Writing": "migration.files",
     "verify_file": "verification.file",
     "refine_files": "catalog.refined",

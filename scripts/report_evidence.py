@@ -2,6 +2,7 @@
 
 python scripts/report_evidence.py --from lab    take the results of a laboratory's folder first
 python scripts/report_evidence.py               from the results that are there
+python scripts/report_evidence.py --lm lab-lm     the same of language models (--lm-smollm2, too)
 python scripts/report_evidence.py --check       exit 1 when the page is not up to date
 """
 
@@ -10,12 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from prolora_jax.evaluation.laboratory import evidence_page, plots, refine_page, verdicts
+from prolora_jax.evaluation.laboratory.lm.page import lm_page
+from prolora_jax.evaluation.laboratory.lm.trials import lm_results
 from prolora_jax.io import atomic
 from prolora_jax.io.documents import read_lines, write_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evidence", "images"))
 BEGIN, END = "<!-- results: made by scripts/report_evidence.py -->\n", "<!-- end of results -->\n"
+WRITERS = {
+    "lm": "Small language models, trained from nothing",
+    "lm_smollm2": "SmolLM2-135M and relatives made of it",
+}
+"""Results of scripts/run_lm_evidence.py, and what their tables are called."""
 SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep")
 GATED = ("prolora", "prolora-full", "rotation")
 
@@ -43,8 +51,15 @@ def made() -> str:
             evidence_page.samples(rows["samples"]),
             evidence_page.beyond(rows["beyond"]),
             refine_page.refine(rows["refine_sweep"]),
+            *(lm_page(WRITERS[name], found) for name, found in writers()),
         )
     )
+
+
+def writers() -> list[tuple[str, list[Any]]]:
+    """Results about language models that are there."""
+    found = [(name, read_lines(RESULTS / f"{name}.jsonl")) for name in WRITERS]
+    return [(name, rows) for name, rows in found if rows]
 
 
 def draw() -> None:
@@ -69,8 +84,16 @@ def main() -> None:
     """Take results, write the page, draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--from", dest="lab", type=Path, help="folder of the laboratory")
+    for name in WRITERS:
+        told = f"folder of {name}.yaml, whose results are taken"
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, type=Path, help=told)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
+    for name in WRITERS:
+        folder = getattr(args, name)
+        if folder:
+            rows = [slim(row) for row in lm_results(folder)]
+            write_lines(RESULTS / f"{name}.jsonl", rows)
     if args.lab:
         for name in SWEEPS:
             file = args.lab / "results" / f"{name}.jsonl"

@@ -2,16 +2,20 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import Detection, detect
 from prolora_jax.architectures.dit.spellings import is_transformer_name, said_component
+from prolora_jax.architectures.identify import lookalikes
 from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.stacks import tree
+from prolora_jax.architectures.stacks import Part, tree
 from prolora_jax.errors import ProloraError
+
+Naming = Literal["diffusers", "original"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,51 @@ class LanguageModel:
 
 
 @dataclass(frozen=True)
+class StackOfBlocks:
+    """A stack of a network.
+
+    Attributes:
+        name: with component, `transformer.single_transformer_blocks`.
+        parts: how many it has.
+        widths: what most layers of a part take or give; one number where it is that of all parts.
+    """
+
+    name: str
+    parts: int
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A UNet or diffusion transformers as people ask for them.
+
+    Attributes:
+        architecture: id of the published model that it is to the last layer; None of others.
+        family: id of the published model whose blocks it has; None of others.
+        differences: from that, in words.
+        lookalikes: which other checkpoints have its shapes, in a sentence; None where none are
+            known.
+        naming: `diffusers`, or `original` of a file that names a layer as the authors do.
+        stacks: its stacks, as the network runs through them.
+        packings: number of weights by packing; empty where none is packed.
+    """
+
+    architecture: str | None
+    family: str | None
+    differences: tuple[str, ...]
+    lookalikes: str | None
+    naming: Naming
+    stacks: tuple[StackOfBlocks, ...]
+    packings: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """Facts about one file.
 
     Attributes:
         path: the file.
-        verdict: `ok`, `refused`, or `base-model` of what is no adapter but a language model.
+        verdict: `ok`, `refused`, or `base-model` of what is no adapter but a base model.
         reason: code of the refusal.
         message: the refusal in words.
         format: key convention.
@@ -60,8 +103,7 @@ class Inspection:
         flags: what had to be decided to read it, such as where its scale comes from.
         algorithms: number of modules by algorithm, of those that are no plain LoRA; ranks, scales
             and norm are of the others.
-        base_model: what is known of a language model: family, number of layers, width, and number
-            of weights by packing.
+        base_model: what is known of the base model that it is, or, of a language model, is for.
     """
 
     path: str
@@ -83,7 +125,7 @@ class Inspection:
     companions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
     algorithms: dict[str, int] = field(default_factory=dict)
-    base_model: LanguageModel | None = None
+    base_model: LanguageModel | Network | None = None
 
 
 TRAINED_ON = (
@@ -139,13 +181,46 @@ def language_model(spec: BaseModelSpec) -> LanguageModel | None:
     return LanguageModel(family, layers, width, vocabulary, modules, dict(spec.packings))
 
 
-def inspect_base(spec: BaseModelSpec, path: str) -> Inspection | None:
-    """The record of a language model where an adapter was expected; None of other base models."""
-    found = language_model(spec)
-    if found is None:
-        return None
-    message = f"{path}: a base model, not an adapter"
-    return Inspection(path, "base-model", message=message, base_model=found)
+def network(spec: BaseModelSpec, naming: Naming) -> Network:
+    """What a base model is, as far as it is a UNet or diffusion transformers.
+
+    Args:
+        spec: the base model.
+        naming: whose names its file has.
+    """
+    stacks = []
+    for part in tree(spec.modules).values():
+        for stack, inside in part.stacks.items():
+            widths = tuple(_width(one, spec) for one in inside.values())
+            widths = widths[:1] if len(set(widths)) == 1 else widths
+            stacks.append(StackOfBlocks(f"{part.path}.{stack.name}", len(inside), widths))
+    said = spec.architecture, spec.family, spec.differences, lookalikes(spec)
+    return Network(*said, naming, tuple(stacks), dict(spec.packings))
+
+
+def _width(part: Part, spec: BaseModelSpec) -> int:
+    sides = (side for path in part.paths() for side in spec.modules[path].shape[:2])
+    return Counter(sides).most_common(1)[0][0]
+
+
+def inspect_base(spec: BaseModelSpec, path: str, naming: Naming) -> Inspection:
+    """The record of a base model where an adapter was expected.
+
+    Args:
+        spec: the base model.
+        path: of its file or folder.
+        naming: whose names its file has.
+    """
+    found = language_model(spec) or network(spec, naming)
+    components = dict(Counter(_component(path) for path in spec.modules))
+    return Inspection(
+        path,
+        "base-model",
+        message=f"{path}: a base model, not an adapter",
+        modules=len(spec.modules),
+        components=components,
+        base_model=found,
+    )
 
 
 def refused(path: str, error: ProloraError) -> Inspection:

@@ -7,6 +7,7 @@ flax_parts.py: Text encoders and VAEs.
 flax_trees.py: Flax trees: where each torch tensor is in one, and the way back.
 llm/: Language models: what their layers are called, and where their weights are.
 identify.py: Which published model a spec is, and the specs of published models.
+likeness.py: Which published model another one is nearest to, and where the two differ.
 norms.py: Norm layers of a base model: each by the layer that it feeds, which knows its width.
 placement.py: Where a file has the weight of each module, whatever naming its keys follow.
 recognition.py: A base model's modules, read off the tensor names and shapes of its checkpoint.

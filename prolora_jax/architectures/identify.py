@@ -10,13 +10,14 @@ from prolora_jax.architectures.clip.table import (
     TEXT_ENCODERS,
     text_encoder_table,
 )
-from prolora_jax.architectures.dit.published import DITS, dit_architecture, dit_modules
-from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
+from prolora_jax.architectures.dit.published import DITS, dit_modules
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS, DIT_SURROUNDINGS
+from prolora_jax.architectures.likeness import Families, Likeness
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.placement import placements
 from prolora_jax.architectures.recognition import modules_of, spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.architectures.unet.family import Families
+from prolora_jax.architectures.unet.family import UNET_SURROUNDINGS
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.table import UNetTensors, unet_table
 
@@ -37,11 +38,16 @@ def identified(spec: BaseModelSpec) -> BaseModelSpec:
         from that; none where no published UNet has them, or where several are equally near, which
         the differences name then. Its text encoders are those that the family uses; for an unknown
         UNet, and one that takes its text another way, the known ones among those whose modules are
-        in `spec`. Of a diffusion transformer the family is the published one with the very same
-        modules, which is an architecture and no checkpoint: see `lookalikes`.
+        in `spec`. Of a diffusion transformer several published ones may have the blocks, as what
+        takes other pictures was made from FLUX.1 dev: the first of those that are equally near is
+        what the others were made from. It is an architecture and no checkpoint: see `lookalikes`.
     """
     if any(spec.component(component) for component in DIT_COMPONENTS):
-        return replace(spec, family=_transformer(spec), text_encoders=_encoders_at_hand(spec))
+        like = _transformer(spec)
+        known = (None, ()) if like is None else (like.family, like.differences)
+        family, differences = known
+        encoders = _encoders_at_hand(spec)
+        return replace(spec, family=family, differences=differences, text_encoders=encoders)
     near = _families().nearest(_unet(spec))
     if len(near) != 1:
         choice = " and to ".join(likeness.family for likeness in near)
@@ -93,7 +99,7 @@ def lookalikes(spec: BaseModelSpec) -> str | None:
 
     Equal shapes do not name a checkpoint: Krea's and Kontext's are those of FLUX.1 dev.
     """
-    table = DITS.get(spec.family or "")
+    table = DITS.get(spec.architecture or "")
     if table is None:
         return None
     others = f", as are {', '.join(table.same)}" if table.same else ""
@@ -108,13 +114,12 @@ def spec_from_config(config: UNetTensors, *, name: str) -> BaseModelSpec:
     return spec_from_shapes(unet_table(config), name=name)
 
 
-def _transformer(spec: BaseModelSpec) -> str | None:
-    """The published transformer that the first one of a model is."""
+def _transformer(spec: BaseModelSpec) -> Likeness | None:
+    """The published transformer that the first one of a model is, or is like."""
     component = next(name for name in DIT_COMPONENTS if spec.component(name))
     paths = spec.component(component)
-    return dit_architecture(
-        {path.removeprefix(f"{component}."): spec.modules[path].shape for path in paths}
-    )
+    shapes = {path.removeprefix(f"{component}."): spec.modules[path].shape for path in paths}
+    return next(iter(_transformers().nearest(shapes)), None)
 
 
 def _encoders_at_hand(spec: BaseModelSpec) -> tuple[str, ...]:
@@ -127,7 +132,12 @@ def _families() -> Families:
     specs = {
         name: spec_from_shapes(unet_table(config), name=name) for name, config in CONFIGS.items()
     }
-    return Families({name: _unet(spec) for name, spec in specs.items()})
+    return Families({name: _unet(spec) for name, spec in specs.items()}, UNET_SURROUNDINGS)
+
+
+@cache
+def _transformers() -> Families:
+    return Families({name: dit_modules(name) for name in DITS}, DIT_SURROUNDINGS)
 
 
 def _unet(spec: BaseModelSpec) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,14 @@
 """Norm layers of a base model: each by the layer that it feeds, which knows its width.
 
 A spec lists layers with a weight matrix. A norm has none, and adapters seldom touch one; where it
-is, and how wide, follows from the layer behind it.
+is, and how wide, follows from the layer behind it. So it is in UNets and in CLIP's text encoders;
+of the norms of other models nothing is said.
 """
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.architectures.naming import UNET, flat
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.spellings import ldm_paths
@@ -23,6 +25,7 @@ _BEFORE = {
     ".self_attn.q_proj": ".layer_norm1",
     ".mlp.fc1": ".layer_norm2",
 }
+_KNOWN = (UNET, *(f"{component}." for component in COMPONENTS))
 
 
 class Norm(NamedTuple):
@@ -33,9 +36,11 @@ class Norm(NamedTuple):
 
 
 def norms(spec: BaseModelSpec) -> Mapping[str, Norm]:
-    """Every norm of a base model by its path (`unet.down_blocks.0.resnets.0.norm1`)."""
+    """Every norm of a UNet and its text encoders by path, `unet.down_blocks.0.resnets.0.norm1`."""
     found = {}
     for path, module in spec.modules.items():
+        if not path.startswith(_KNOWN):
+            continue
         for end, norm in _BEFORE.items():
             if path.endswith(end):
                 found[path.removesuffix(end) + norm] = Norm(path, module.shape[1])

@@ -64,12 +64,11 @@ class BaseModelSpec:
         name: what to call it in messages and reports.
         modules: every module that an adapter could touch, by path; text encoders' too, where
             their weights are at hand.
-        family: id of the published UNet (`published.CONFIGS`) whose blocks these are, or of the
-            published transformer whose modules these are, from `identified`; None for any other.
-            Text encoders, header strings and the models whose adapters fit are those of the
-            family.
-        differences: in which places the UNet differs from its family's, in words; where several
-            families are equally near, which.
+        family: id of the published UNet (`published.CONFIGS`) or transformer (`published.DITS`)
+            whose blocks these are, from `identified`; None for any other. Text encoders, header
+            strings and the models whose adapters fit are those of the family.
+        differences: in which places the model differs from its family's, in words; of a UNet where
+            several families are equally near, which.
         text_encoders: which text encoders the model uses, `("clip-l", "openclip-bigg")`, whether
             or not their weights are at hand; () when nobody knows.
         facts: of a language model, what its configuration says and its tensors do not; the same

@@ -1,5 +1,6 @@
 """Thousands of adapter files: scanned, migrated, checked, shown.
 
+fleet/: A catalog by many workers, on one host or on many.
 page/: The page about a catalog: one HTML file, nothing from the network.
 outlook.py: What would become of all files that have one table of tensors.
 scan.py: What would become of each file of a catalog, from headers: verdicts before any work.

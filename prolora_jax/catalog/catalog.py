@@ -6,7 +6,7 @@ same options and weights of both base models, and an output that is as it was wr
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,6 +29,8 @@ from prolora_jax.io.outputs.reports import read_pair_report, write_pair_report
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport, shared_options
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Measure
 from prolora_jax.plans.relation import relation
 
 _FACTS = ("catalog", "source", "target", "options", "verified", "relation")
@@ -108,7 +110,7 @@ def run_catalog(
         manifest.set_facts(**_facts_at_start(job, pair))
         scanner = Scanner(pair, job.options, job.writing)
         found = scanner.scan(items, progress)
-        shared = _pair_report(job, pair, scanner.pairs)
+        shared = pair_report(job.options, pair, scanner.pairs)
         write_pair_report(job.out, shared)
         run = CatalogRun(job, manifest, found, pair, shared.digest)
         run.plan()
@@ -148,13 +150,22 @@ def _facts_at_start(job: CatalogJob, pair: BasePair) -> dict[str, object]:
     }
 
 
-def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> PairReport:
-    options = job.options
+def pair_report(options: MigrationOptions, pair: BasePair, pairs: dict[str, str]) -> PairReport:
+    """What the reports of a folder have in common.
+
+    Args:
+        options: of every migration.
+        pair: source and target.
+        pairs: source by target path of the modules that are measured.
+
+    Returns:
+        The report; its digest is the same whatever was measured.
+    """
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    measures = {} if copied else pair.measure(pairs, options)
-    compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
-    said = relation(compared, 0, options).sentence if compared else None
+    moving = pair.tokens.moving(pairs) | pair.slices.paths
+    asked = {path: own for path, own in pairs.items() if path in moving or not copied}
+    measures = pair.measure(asked, options)
     return PairReport(
         version("prolora_jax"),
         pair.source.location,
@@ -162,9 +173,20 @@ def _pair_report(job: CatalogJob, pair: BasePair, pairs: dict[str, str]) -> Pair
         shared_options(options),
         matching.matched_by,
         matching.alignments,
-        said,
+        said_of(measures, options),
         {p: PairModule(s, measures.get(p)) for p, s in matching.pairs.items()},
     )
+
+
+def said_of(measures: Mapping[str, Measure], options: MigrationOptions) -> str | None:
+    """How two base models relate, in a sentence; None where nothing was compared.
+
+    Args:
+        measures: by target path.
+        options: of the migrations.
+    """
+    compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
+    return relation(compared, 0, options).sentence if compared else None
 
 
 def summary_of_scan(
@@ -214,9 +236,28 @@ def write_page(page: str | Path, summary: CatalogSummary, records: Sequence[Cata
             read.
         OutputError: it cannot be written.
     """
-    page = Path(page)
-    require_ending(page, ".html")
+    require_ending(Path(page), ".html")
     pair = None if summary.started is None else read_pair_report(Path(summary.out))
+    write_page_of(Path(page), summary, records, pair)
+
+
+def write_page_of(
+    page: Path,
+    summary: CatalogSummary,
+    records: Sequence[CatalogRecord],
+    pair: PairReport | None,
+) -> None:
+    """The same, with a pair's report that was read before.
+
+    Args:
+        page: where to.
+        summary: of the catalog.
+        records: of its files.
+        pair: what their reports have in common; None where it is not known.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     similarities = {} if pair is None else pair.similarities
     atomic.write_text(page, page_html(summary, records, similarities, page))
 

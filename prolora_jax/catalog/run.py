@@ -92,7 +92,7 @@ class CatalogRun:
                 kept = None if known is None else self._kept(one, known)
             except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
                 told = as_outcome(error, one.item.path)
-                failed = _failed(one.record, told.code, str(told))
+                failed = failed_record(one.record, told.code, str(told))
                 entries.append(ManifestRow(failed, self._proof(one)))
                 continue
             if kept is not None:
@@ -102,7 +102,7 @@ class CatalogRun:
             replaced = read.replaced_by(with_content(output))
             if replaced is not None:
                 message = f"{output}: {would_replace(replaced)}"
-                failed = _failed(one.record, Refusal.OUTPUT_EXISTS, message)
+                failed = failed_record(one.record, Refusal.OUTPUT_EXISTS, message)
                 entries.append(ManifestRow(failed, Proof()))
                 continue
             if not (_made(known, one) or self.job.writing.overwrite) and _exists(output):
@@ -111,7 +111,7 @@ class CatalogRun:
                     "no file there; use --overwrite, or name another folder"
                 )
                 entries.append(
-                    ManifestRow(_failed(one.record, Refusal.OUTPUT_EXISTS, message), Proof())
+                    ManifestRow(failed_record(one.record, Refusal.OUTPUT_EXISTS, message), Proof())
                 )
                 continue
             entries.append(ManifestRow(one.record, Proof()))
@@ -180,7 +180,7 @@ class CatalogRun:
         record, report = replace(one.record, seconds=outcome.seconds), outcome.report
         if outcome.error is not None or report is None or outcome.energy is None:
             code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
-            return ManifestRow(_failed(record, code, str(outcome.error)), self._proof(one))
+            return ManifestRow(failed_record(record, code, str(outcome.error)), self._proof(one))
         moved = [
             Moving(
                 m.source_path,
@@ -212,9 +212,11 @@ class CatalogRun:
                 f"{outcome.job.output}: was written and cannot be read now ({reason}); expected it "
                 "to stay; see what removes or locks files there, then use --retry-failed"
             )
-            return ManifestRow(_failed(record, Refusal.CANNOT_WRITE, message), self._proof(one))
+            return ManifestRow(
+                failed_record(record, Refusal.CANNOT_WRITE, message), self._proof(one)
+            )
         told = as_outcome(error, one.item.path)
-        return ManifestRow(_failed(record, told.code, str(told)), self._proof(one))
+        return ManifestRow(failed_record(record, told.code, str(told)), self._proof(one))
 
     def _proof(self, one: Scanned, output: str | None = None) -> Proof:
         return Proof(one.outlook.job, one.stamp, output)
@@ -272,7 +274,9 @@ class CatalogRun:
             copy_output(report_path(there), report_path(here))
         except Exception as error:  # noqa: BLE001 (thousands of files wait behind this one)
             failed = as_outcome(error, one.item.path)
-            return ManifestRow(_failed(one.record, failed.code, str(failed)), self._proof(one))
+            return ManifestRow(
+                failed_record(one.record, failed.code, str(failed)), self._proof(one)
+            )
         record = replace(
             first,
             input=one.record.input,
@@ -313,7 +317,14 @@ def _reported(output: Path, record: CatalogRecord) -> bool:
     return found == (record.energy_in, record.energy_moved, record.energy_out)
 
 
-def _failed(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
+def failed_record(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
+    """A record of a file that has no output: refused, or failed where that lies in the run.
+
+    Args:
+        record: of the file.
+        code: stable reason.
+        message: the same in a sentence.
+    """
     state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
     return replace(
         record, verdict="refused", state=state, reason=str(code), message=message, size_out=None

@@ -96,13 +96,14 @@ class Scanner:
         return {p: s for look in outlooks for p, s in look.pairs.items()}
 
     def scan(self, items: Iterable[Input], progress: Progress | None = None) -> list[Scanned]:
-        """Look at files, in their order.
+        """Look at files, in their order; names of outputs are chosen among these alone.
 
         Args:
             items: from `io.inputs.expand`.
             progress: called with ("scan", done, total), and while subspaces are computed.
         """
         items = list(items)
+        self._outputs = set()
         found = []
         for item in items:
             found.append(self._look_safely(item, progress))

@@ -6,6 +6,7 @@ benchmark.py: `prolora benchmark bases | migrate | catalog`.
 catalog_tables.py: What commands show of a catalog.
 convert.py: `prolora convert`.
 demo_tables.py: What `prolora demo` shows.
+fleet.py: `prolora fleet run | status | compact | verify | retry`.
 evaluate.py: `prolora evaluate`.
 generate.py: `prolora generate`.
 main.py: The command line as a whole: which commands there are, exit codes, `--config`.

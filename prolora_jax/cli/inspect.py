@@ -21,7 +21,8 @@ def inspect(
 ) -> int:
     """What an adapter file is: format, ranks, modules, or why it would be refused.
 
-    Of a language model's folder or file it says family, layers, width and packing.
+    Of a base model's folder or file it says what that is: architecture or family, stacks or layers,
+    width, naming and packing.
 
     Args:
         paths: adapter files.

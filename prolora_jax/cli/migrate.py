@@ -1,6 +1,6 @@
 """`prolora migrate`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -126,7 +126,7 @@ def migrate(
     out_file = None if dry_run else out_path
     asked = {"options": given, "writing": writing, "merge": merge, "weights": weight, "plan": plan}
     asked["store"] = common.basis_store(keeps=keep_operators)
-    return _each(inputs, out_file, **places, **asked)
+    return _one(inputs, out_file, **places, **asked)
 
 
 def _require_inputs(inputs: Sequence[Path], *, merge: bool, weights: Sequence[float]) -> None:
@@ -134,22 +134,6 @@ def _require_inputs(inputs: Sequence[Path], *, merge: bool, weights: Sequence[fl
         raise UsageError("migrate needs at least one adapter", code=Refusal.BAD_OPTION)
     if weights and not merge:
         raise UsageError("--weight is for --merge", code=Refusal.BAD_OPTION)
-
-
-def _each(inputs: Sequence[Path], out_file: Path | None, *, target: Path, **asked: Any) -> int:
-    """`_one`, for each transformer of a target that has one more than the source."""
-    from prolora_jax.migration.experts import experts_of, output_for
-    from prolora_jax.migration.files import refuse_outputs
-
-    experts = experts_of(asked["source"], target)
-    if not experts:
-        return _one(inputs, out_file, target=target, **asked)
-    outs = [None if out_file is None else output_for(out_file, expert) for expert in experts]
-    for own in filter(None, outs):  # all of them before any is written
-        refuse_outputs(inputs[0], own, asked["writing"], read=inputs)
-    return max(
-        _one(inputs, own, target=expert, **asked) for own, expert in zip(outs, experts, strict=True)
-    )
 
 
 def _one(
@@ -164,24 +148,32 @@ def _one(
     """Migrate one adapter, or plan it where no output is named, and show what was done."""
     from prolora_jax.adapters.formats.vllm import started_with
     from prolora_jax.cli import tables
-    from prolora_jax.migration.one_file import migrate_file, plan_file
+    from prolora_jax.migration.each import migrate_each, plan_each
 
     reporter = Reporter(common.quiet)
     asked |= {"workers": common.processes, "progress": reporter}
     if out_file is None:
         with reporter.shown():
-            plan = plan_file(inputs, source, target, **asked)
+            plans = plan_each(inputs, source, target, **asked)
         if common.json:
-            write_json_text(plan.to_json())
+            _write_all(plan.to_json() for plan in plans)
         else:
-            tables.show_plan(out(), plan)
+            for plan in plans:
+                tables.show_plan(out(), plan)
         return 0
     with reporter.shown():
-        done = migrate_file(inputs, source, target, out_file, **asked)
+        written = migrate_each(inputs, source, target, out_file, **asked)
     if common.json:
-        write_json_text(done.report.to_json())
-    else:
+        _write_all(done.report.to_json() for done in written)
+        return 0
+    for done in written:
         tables.show_report(out(), done.report, done.output, done.report_file)
         if asked["writing"].reader == "vllm":
             out().print(started_with(module.rank_out for module in done.report.modules))
     return 0
+
+
+def _write_all(documents: Iterable[str]) -> None:
+    """One document as it is; of two experts an array of both."""
+    texts = [*documents]
+    write_json_text(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]")

@@ -1,11 +1,14 @@
 """`prolora similarity`."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
+
+if TYPE_CHECKING:
+    from prolora_jax.migration.base_similarity import BaseSimilarity
 
 COMMON = Common()
 SAMPLES = Group("With --by-samples", sort_key=2)
@@ -57,16 +60,13 @@ def similarity(
         pools = {"pictures": pictures, "draw_steps": draw_steps, "seed": seed, "at_once": at_once}
         places = source, target, source_parts, target_parts
         return _by_samples(places, prompts, size, pools, common)
-    from prolora_jax.cli import tables
     from prolora_jax.io.outputs.protected import require_ending
     from prolora_jax.migration import base_similarity
     from prolora_jax.plans.options import MigrationOptions
 
     require_ending(plot, ".png")
-    options, reporter = (
-        MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank),
-        Reporter(common.quiet),
-    )
+    options = MigrationOptions(basis_rank=basis_rank, pair_rank=pair_rank)
+    reporter = Reporter(common.quiet)
     how = {"store": common.basis_store(), "workers": common.processes, "progress": reporter}
     with reporter.shown():
         found = base_similarity.similarity(source, target, modules, options, **how)
@@ -74,7 +74,14 @@ def similarity(
         from prolora_jax.evaluation.pictures import similarity_map
 
         similarity_map(found, plot)
-    if common.json:
+    _show(found, plot, as_json=common.json)
+    return 0
+
+
+def _show(found: "BaseSimilarity", plot: Path | None, *, as_json: bool) -> None:
+    from prolora_jax.cli import tables
+
+    if as_json:
         compared, measures = found.compared, found.measures
         document = {
             "source": found.source,
@@ -86,7 +93,7 @@ def similarity(
             "modules": {p: {"source_path": compared[p], "measure": m} for p, m in measures.items()},
         }
         write_json(document)
-        return 0
+        return
     tables.show_similarity(out(), found.measures)
     tables.show_alignments(out(), found.alignments)
     if plot is not None:
@@ -94,7 +101,6 @@ def similarity(
     for said in found.lookalikes:
         out().print(said)
     out().print(found.relation.sentence)
-    return 0
 
 
 def _by_samples(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.adapters.comparison import AdapterComparison
-from prolora_jax.adapters.inspection import Inspection, LanguageModel
+from prolora_jax.adapters.inspection import Inspection, LanguageModel, Network
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.cli.console import printable
 from prolora_jax.matching.alignment import Alignment
@@ -207,7 +207,10 @@ def show_inspection(console: Console, found: Inspection) -> None:
         return
     if found.base_model is not None and found.verdict == "base-model":
         console.print(printable(f"{found.message}"), markup=False)
-        _show_language_model(console, found.base_model)
+        if isinstance(found.base_model, Network):
+            _show_network(console, found.base_model, _counts(found.components))
+        else:
+            _show_language_model(console, found.base_model)
         return
     console.print(f"{found.path}: {found.format}, {found.modules} modules", markup=False)
     scales = "" if found.scales is None else f"{found.scales[0]:.4g} .. {found.scales[1]:.4g}"
@@ -224,10 +227,8 @@ def show_inspection(console: Console, found: Inspection) -> None:
         "flags": "; ".join(found.flags),
         **{f"header: {key}": value for key, value in found.metadata.items()},
     }
-    for name, value in facts.items():
-        if value:
-            console.print(printable(f"  {name}: {value}"), markup=False)
-    if found.base_model is not None:
+    _show_facts(console, facts)
+    if isinstance(found.base_model, LanguageModel):
         _show_language_model(console, found.base_model)
     elif found.base is not None:
         ids = ", ".join(found.base.architectures)
@@ -245,6 +246,28 @@ def _show_language_model(console: Console, found: LanguageModel) -> None:
         "linear layers": str(found.modules),
         "packed weights": ", ".join(f"{name} ({n})" for name, n in found.packings.items()),
     }
+    _show_facts(console, facts)
+
+
+def _show_network(console: Console, found: Network, components: str) -> None:
+    near = f"blocks of {found.family}" if found.family else "of no published model"
+    stacks = {
+        stack.name: f"{stack.parts}, width {', '.join(map(str, stack.widths))}"
+        for stack in found.stacks
+    }
+    facts = {
+        "architecture": found.architecture or near,
+        "differences": "; ".join(found.differences),
+        "to know": found.lookalikes or "",
+        "naming": found.naming,
+        **stacks,
+        "components": components,
+        "packed weights": ", ".join(f"{name} ({n})" for name, n in found.packings.items()),
+    }
+    _show_facts(console, facts)
+
+
+def _show_facts(console: Console, facts: Mapping[str, str]) -> None:
     for name, value in facts.items():
         if value:
             console.print(printable(f"  {name}: {value}"), markup=False)

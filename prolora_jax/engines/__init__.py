@@ -1,5 +1,6 @@
 """Who does independent tasks, and how far it has come: threads, worker processes.
 
+crew.py: Worker processes that keep what they have opened, and may die alone.
 prefetch.py: The next items of an iterable, made in a thread meanwhile.
 processes.py: Worker processes for NumPy work: one BLAS thread each, over independent tasks.
 progress.py: What work calls to say how far it has come.

@@ -68,8 +68,8 @@ def _run(
     """Results of tasks, which are taken out of `left` as they are done."""
     spawn = get_context("spawn")
     with (
-        _one_thread_each(),
-        ProcessPoolExecutor(workers, spawn, _end_with, (os.getpid(),)) as pool,
+        one_thread_each(),
+        ProcessPoolExecutor(workers, spawn, end_with, (os.getpid(),)) as pool,
     ):
         try:
             waiting = {pool.submit(function, task): place for place, task in left.items()}
@@ -80,7 +80,7 @@ def _run(
             pool.shutdown(cancel_futures=True)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Have this process end when its parent is gone, which may have been killed and told nobody."""
 
     def watch() -> None:
@@ -92,7 +92,7 @@ def _end_with(parent: int) -> None:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Environment of child processes: BLAS threads of several processes would fight for cores."""
     names = [f"{library}_NUM_THREADS" for library in ("OPENBLAS", "OMP", "MKL")]
     before = {name: os.environ.get(name) for name in names}

@@ -7,7 +7,7 @@ a temporary file that ends in `TEMPORARY_SUFFIX`.
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,7 +17,9 @@ TEMPORARY_SUFFIX = ".prolora-tmp"
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(
+    path: str | os.PathLike[str], publish: Callable[[Path, Path], object] = os.replace
+) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` when the block ends without an exception.
 
     Missing folders are made. On any exception, `KeyboardInterrupt` too, the temporary file is
@@ -25,6 +27,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Args:
         path: where the file is to be.
+        publish: gives the finished temporary file its name; `os.link` would replace nothing.
 
     Yields:
         The path to write to, in the same folder.
@@ -41,12 +44,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         _flush(temporary)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except OSError as failure:
         message = cannot_write(path, failure.strerror or str(failure))
         raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
     finally:
-        with suppress(OSError):  # after a failure; else it has its final name already
+        with suppress(OSError):  # after a failure, or where it was linked
             temporary.unlink(missing_ok=True)
     with suppress(OSError):  # a folder cannot be flushed everywhere; the file itself was
         _flush(path.parent)

@@ -4,6 +4,8 @@ blocks.py: Blocks of rank columns in a menu of widths, so that few programs are 
 merged.py: A merged adapter in its migration: what it is made of, and what its dtype is.
 evidence.py: How alike weights of two base models are: what `matching` decides on.
 kinship.py: Whether two language models are relatives at all.
+slicing.py: Layers that are rows and columns of the source's own.
+tokens.py: Rows of embeddings and heads in their migration, found by their tokens.
 pair_work.py: What is computed once per pair of weights, by worker processes, too.
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
 edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
@@ -22,6 +24,7 @@ files.py: One adapter file: read and fitted to the source; written for the targe
 base_similarity.py: How close two base models are, module by module, and what to expect.
 ahead.py: Subspaces of base models computed ahead of their migrations.
 one_file.py: The whole job for one output: an adapter file, or several merged.
+each.py: The same for each transformer of a target: one output, or one for each of two experts.
 jobs.py: What is to be done with one of many files, and what became of it.
 lane/: Files that have one table of tensors: everything but their numbers is done once for all.
 many.py: Many adapter files through the engine: read ahead, migrate in batches, write behind.

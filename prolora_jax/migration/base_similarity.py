@@ -74,7 +74,10 @@ def similarity(
     specs = pair.source.spec, pair.target.spec
     matching = pair.matching(options.match, options)
     chosen = [p for p, m in pair.target.spec.modules.items() if m.kind_is(modules)]
-    compared = {path: matching.pairs[path] for path in chosen if path in matching.pairs}
+    # Rows of these are no pairs by their places.
+    elsewhere = pair.tokens.moving(matching.pairs) | pair.slices.paths
+    paired = {path: own for path, own in matching.pairs.items() if path not in elsewhere}
+    compared = {path: paired[path] for path in chosen if path in paired}
     measures = pair.measure(compared, options, progress)
     return BaseSimilarity(
         pair.source.location,

@@ -19,6 +19,7 @@ from prolora_jax.adapters.late import LateModule
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.matching.pairs import ModulePair
+from prolora_jax.matching.slices import Slice
 from prolora_jax.method import encoding
 from prolora_jax.method.encoding import HostFactors, rank_class
 from prolora_jax.method.singular import singular_form
@@ -40,8 +41,9 @@ from prolora_jax.migration.projecting import (
     started,
     used_columns,
 )
+from prolora_jax.migration.tokens import in_places
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import Action, MigrationPlan
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, Action, MigrationPlan, PlanStep
 
 IN_FLIGHT = 3
 """Blocks that a device works on while the host prepares and collects others."""
@@ -132,7 +134,7 @@ def move_all(
         For each adapter one entry per step that has an update.
     """
     moved: list[Results] = [{} for _ in works]
-    waiting = _jobs(works, options, moved)
+    waiting = _jobs(works, pair, options, moved)
     total = sum(len(work.plan.steps) for work in works)
     done = sum(map(len, moved))
     placed = placed or OperatorsOnDevices(pair, options)
@@ -161,7 +163,7 @@ def move_all(
 
 
 def _jobs(
-    works: Sequence[Work], options: MigrationOptions, moved: Sequence[Results]
+    works: Sequence[Work], bases: BasePair, options: MigrationOptions, moved: Sequence[Results]
 ) -> dict[ModulePair, list[Job]]:
     """What the device has to do, by pair of modules; copies are made here, into `moved`."""
     jobs: dict[ModulePair, list[Job]] = {}
@@ -170,11 +172,18 @@ def _jobs(
         for step in work.plan.steps:
             module, own = modules[step.source_path], options.options_for(step.path)
             if step.action is Action.COPY:
-                moved[owner][step.path] = _copied(module, own)
+                moved[owner][step.path] = _copied(module, own, _places(step, bases))
             elif method_of(step, module, own) is not None:
                 pair = ModulePair(step.source_path, step.path)
                 jobs.setdefault(pair, []).append(Job(owner, step, module))
     return jobs
+
+
+def _places(step: PlanStep, bases: BasePair) -> Slice | None:
+    """Where rows and columns go; None where they keep their places."""
+    if SLICED in step.flags:
+        return bases.slices.of(step.path)
+    return bases.tokens.rows(step) if BY_TOKEN in step.flags else None
 
 
 def host_factors(module: LoraModule) -> HostFactors:
@@ -258,15 +267,23 @@ def _too_large(path: str) -> AdapterRefused:
     )
 
 
-def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRefused:
-    """A module that is not projected: its rank is cut and its scale folded all the same."""
-    if stays(module, options):
+def _copied(
+    module: LoraModule, options: MigrationOptions, places: Slice | None
+) -> Moved | AdapterRefused:
+    """A module that is not projected: its rank is cut and its scale folded all the same.
+
+    With `places` the output's rows and columns are these of the input's (`tokens.in_places`).
+    """
+    if places is None and stays(module, options):
         norm = norm_of(module)
         given = (unwritten(module), module.weight_shape, module.rank, norm, norm, 1.0)
         return Moved(*given, made_from=module.made_from, stays=True)
     middle, power = to_the_middle(module)
-    factors, kept, sigma = host_factors(middle), 1.0, None
     norm_in = norm_out = norm_of(middle)
+    if places is not None:
+        middle = in_places(middle, places)
+        norm_out = norm_of(middle)
+    factors, kept, sigma = host_factors(middle), 1.0, None
     if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
         rank, kept = cut(sigma, module, options)
@@ -279,7 +296,7 @@ def _copied(module: LoraModule, options: MigrationOptions) -> Moved | AdapterRef
     new = stored(factors, scale, power, dtype)
     if new is None:
         return _too_large(module.path)
-    shape = module.weight_shape
+    shape = middle.weight_shape
     norm_in, norm_out = (float(np.ldexp(norm, power)) for norm in (norm_in, norm_out))
     made, wide = module.made_from, new.up.dtype != dtype
     norm_out *= abs(scale)

@@ -22,7 +22,8 @@ def require_as_many_experts(source: BaseModel, target: BaseModel) -> None:
         raise BaseModelError(
             f"{target.location}: found transformers {' and '.join(experts)}, and one in the source "
             f"{source.location}; expected as many; migrate to each by itself: its folder in "
-            f"{target.location} is the target, and each needs an output of its own",
+            f"{target.location} is the target, and each needs an output of its own (both of one "
+            f"adapter are written by prolora migrate, and by prolora_jax.migrate_each)",
             code=Refusal.UNMATCHED_MODULES,
         )
 

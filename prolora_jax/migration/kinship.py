@@ -3,13 +3,15 @@
 Equal shapes do not tell: Llama 3 8B and Mistral 7B have the same layers in the same shapes and
 nothing else in common, and so have Flux.1 and the smallest Flux.2 in part. Weights of relatives
 point the same way, those of strangers are at right angles. Unlike widths do tell: nobody makes a
-transformer of another width from the weights of a first.
+transformer of another width from the weights of a first. So do unlike families, whose blocks may
+have equal names and shapes (Flux.1 and Qwen-Image).
 """
 
 from collections.abc import Mapping
 
 import numpy as np
 
+from prolora_jax.architectures.dit.families import unlike_families
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.stacks import place_of
@@ -108,3 +110,36 @@ def require_a_common_shape(source: BaseModel, target: BaseModel, pairs: Mapping[
             continue
         both = next((path for path in ours if path in source.spec.modules), None)
         raise UnlikeWidths(source, target, (both or theirs[0], both or ours[0]))
+
+
+class UnlikeFamilies(AdapterRefused):
+    """Raised when two diffusion transformers are of families that share no weights."""
+
+    def __init__(self, source: BaseModel, target: BaseModel, names: tuple[str, str]):
+        super().__init__(
+            f"{source.location} and {target.location}: found transformers of unlike families "
+            f"({names[0]}, {names[1]}); expected relatives: what they have in common are names and "
+            f"shapes, and no weights; give the base model that descends from the adapter's, or "
+            f"move it all the same with --min-similarity -1",
+            code=Refusal.UNRELATED,
+        )
+
+
+def require_one_family(source: BaseModel, target: BaseModel) -> None:
+    """Refuse two diffusion transformers of unlike families, before any weight is read.
+
+    Args:
+        source: the source base model.
+        target: the target base model.
+
+    Raises:
+        UnlikeFamilies: they are.
+    """
+    for component in DIT_COMPONENTS:
+        names = [
+            [path.removeprefix(f"{component}.") for path in model.spec.component(component)]
+            for model in (source, target)
+        ]
+        unlike = unlike_families(*names)
+        if unlike is not None:
+            raise UnlikeFamilies(source, target, (unlike[0].name, unlike[1].name))

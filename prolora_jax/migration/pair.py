@@ -24,12 +24,15 @@ from prolora_jax.migration.kinship import (
 from prolora_jax.migration.pair_work import (
     OperatorsAhead,
     WeightPair,
+    by_options,
     bytes_of_operators,
     bytes_of_subspaces,
     compare_all,
     prepare,
     prepare_all,
 )
+from prolora_jax.migration.slicing import PairSlices
+from prolora_jax.migration.tokens import PairTokens
 from prolora_jax.plans.nearness import is_close, is_twin, twins_are_copied, weights_may_decide
 from prolora_jax.plans.options import Match, MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
@@ -85,6 +88,7 @@ class BasePair:
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
         self._cosine: tuple[float, int] | None = None
+        self.tokens, self.slices = PairTokens(source, target), PairSlices(source, target)
 
     def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
@@ -113,7 +117,8 @@ class BasePair:
                 lambda pair: _mean_similarity(known[pair].comparison), sources, targets
             )
 
-        return match_base_models(self.source.spec, self.target.spec, evidence, mode)
+        found = match_base_models(self.source.spec, self.target.spec, evidence, mode)
+        return self.slices.matched(self.tokens.matched(found))
 
     def measure(
         self,
@@ -133,6 +138,8 @@ class BasePair:
         """
         self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
+        found |= dict.fromkeys(self.tokens.moving(pairs), Measure(by_token=True))
+        found |= dict.fromkeys(self.slices.paths & pairs.keys(), Measure(sliced=True))
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
@@ -157,6 +164,7 @@ class BasePair:
         if options.min_similarity <= -1.0:
             return
         require_a_common_shape(self.source, self.target, pairs)
+        pairs = {path: own for path, own in pairs.items() if path not in self.slices.paths}
         if self._cosine is None:
             found = median_cosine(self.source, self.target, pairs, self.store.tables)
             self._cosine = (1.0, 0) if found is None else found
@@ -192,7 +200,7 @@ class BasePair:
         if not options.rules:
             return self._compared_alike(pairs, options, progress)
         found: dict[ModulePair, _Known] = {}
-        for own, group in _by_options(pairs, options):
+        for own, group in by_options(pairs, options):
             known = self._compared_alike(group, own, progress)
             found |= {pair: known[pair] for pair in group}
         return found
@@ -299,7 +307,7 @@ class BasePair:
         keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
         missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
         if missing:
-            for own, group in _by_options(missing.values(), options):
+            for own, group in by_options(missing.values(), options):
                 self._compute_subspaces(group, own, progress)
             if self.store.keeps:
                 self._prepare(missing, self.workers, progress)
@@ -371,17 +379,6 @@ class BasePair:
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
         with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
             return np.array_equal(a.astype(narrower), b.astype(narrower))
-
-
-def _by_options(
-    pairs: Iterable[ModulePair], options: MigrationOptions
-) -> Iterable[tuple[MigrationOptions, list[ModulePair]]]:
-    """Pairs by the options that hold for them."""
-    groups: dict[int, tuple[MigrationOptions, list[ModulePair]]] = {}
-    for pair in pairs:
-        own = options.options_for(pair.target)
-        groups.setdefault(id(own), (own, []))[1].append(pair)
-    return groups.values()
 
 
 def _measure(compared: Comparison) -> Measure:

@@ -11,10 +11,12 @@ from typing import NamedTuple
 from prolora_jax.engines.processes import run_in_processes
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.matching.pairs import ModulePair
 from prolora_jax.method.basis import Basis, cut_angle
 from prolora_jax.method.operators import ROTATION_MIN_COS, ModuleOperators, Span, prepare_side
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey
 from prolora_jax.method.similarity import side_similarity
+from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.subspaces.compute import POOL_WORTH
 from prolora_jax.subspaces.store import BasisStore
 
@@ -181,3 +183,14 @@ def _span(vectors, k: int) -> Span:
     """The leading k columns; the others where all of the space's are there."""
     dim, columns = vectors.shape
     return Span(vectors[:, :k], vectors[:, k:] if columns == dim else None)
+
+
+def by_options(
+    pairs: Iterable[ModulePair], options: MigrationOptions
+) -> Iterable[tuple[MigrationOptions, list[ModulePair]]]:
+    """Pairs by the options that hold for them."""
+    groups: dict[int, tuple[MigrationOptions, list[ModulePair]]] = {}
+    for pair in pairs:
+        own = options.options_for(pair.target)
+        groups.setdefault(id(own), (own, []))[1].append(pair)
+    return groups.values()

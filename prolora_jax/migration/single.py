@@ -23,12 +23,14 @@ from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.method import encoding
 from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
+from prolora_jax.migration.kinship import require_one_family
 from prolora_jax.migration.magnitudes import kept_magnitudes
 from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
-from prolora_jax.plans.companions import carried, left_behind, plan_companions
+from prolora_jax.migration.tokens import require_no_magnitudes
+from prolora_jax.plans.companions import OF_TOKENS, carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
     MigrationPlan,
@@ -115,23 +117,31 @@ def plan_fitted(
         The plan.
 
     Raises:
-        Strangers: the base models are language models without anything in common.
+        Strangers: the base models are language models or transformers without anything in common.
+        UnlikeFamilies: they are transformers of families that share no weights.
+        AdapterRefused: it has DoRA on rows that go to other places.
+        BaseModelError: a tokenizer that is asked for is damaged.
         UsageError: the pair was opened for another `fused`.
     """
     require_opened_for(pair, options.fused)
     adapter = fitted.adapter
+    if options.min_similarity > -1.0:
+        require_one_family(pair.source, pair.target)
     matching = pair.matching(options.match, options)
     wanted = wanted_pairs(adapter, matching, options)
     pair.require_kinship(matching.pairs, options)
     measures = pair.measure(wanted, options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
+    require_no_magnitudes(adapter, plan.steps)
     moved = {(step.path, step.source_path) for step in plan.steps}
-    companions = plan_companions(adapter, *specs, matching.pairs, moved, options)
+    tokens = pair.tokens.map if any(c.part in OF_TOKENS for c in adapter.companions) else None
+    companions = plan_companions(adapter, *specs, matching.pairs, moved, options, tokens)
     paths = {*pair.target.spec.modules, *(step.path for step in plan.steps)}
     idle = idle_rules(options.rules, paths)
     plain = made_plain(adapter)
     flags = (*fitted.flags, *adapter.flags, *plain, *left_behind(companions), *idle)
+    flags += pair.tokens.flags(plan.steps, companions)
     return replace(plan, flags=flags, companions=companions)
 
 

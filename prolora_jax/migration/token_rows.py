@@ -33,9 +33,12 @@ def moved_rows(
 
 def _moved(companion: Companion, pair: BasePair, options: MigrationOptions) -> Companion:
     path, scale = companion.path, options.options_for(companion.path).scale
-    kept = rows_in(companion, pair.target.spec.modules[path].shape[0])
-    places = list(kept.rows)
-    source, target = (model.weight(path)[places] for model in (pair.source, pair.target))
+    count, known = pair.target.spec.modules[path].shape[0], pair.tokens.map
+    kept = rows_in(companion, count, known)
+    # Which rows of the source these are: the same way, with numbers instead of vectors.
+    given = replace(companion, array=np.array(companion.rows))
+    source = pair.source.weight(path)[rows_in(given, count, known).array]
+    target = pair.target.weight(path)[list(kept.rows)]
     if scale == 1.0 and np.array_equal(source, target):
         return kept
     wide = [array.astype(np.float64) for array in (source, target, kept.array)]

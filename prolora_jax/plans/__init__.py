@@ -10,6 +10,7 @@ refined.py: What a refinement was: the record that stands in a migration's repor
 report.py: What a migration did, module by module, as JSON-able records.
 folder_report.py: Reports of a folder: what all files share stands once.
 fields.py: Fields of a report's JSON that no report has.
+token_flags.py: What a report says of tokens: which stay behind.
 nearness.py: `--gate auto`: weights so close that their subspaces need not be computed.
 reuse.py: A plan that was made before, checked against the job at hand (`migrate --plan`).
 

@@ -17,6 +17,7 @@ from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.norms import norms
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.plans.options import MigrationOptions
 
 PARTIAL = "partial: "
@@ -34,12 +35,17 @@ class Fate(StrEnum):
     NO_LAYER = "no-layer"
     OTHER_WIDTH = "other-width"
     SOME_ROWS = "some-rows"
+    OTHER_TOKENS = "other-tokens"
     MODULE_SKIPPED = "module-skipped"
     EXCLUDED = "excluded"
 
 
 _WITH_ROWS = frozenset({Fate.CARRIED, Fate.EXCLUDED})
 """Fates of rows that need nobody's leave."""
+
+
+OF_TOKENS = frozenset({"rows", "bias"})
+"""Parts that may have a row, or a number, for each token."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ def plan_companions(
     pairs: Mapping[str, str],
     moved: Collection[tuple[str, str]],
     options: MigrationOptions,
+    tokens: TokenMap | None = None,
 ) -> tuple[PlannedCompanion, ...]:
     """Decide about every tensor beside the pairs.
 
@@ -81,6 +88,7 @@ def plan_companions(
         pairs: source path by target path of the matching.
         moved: (target path, source path) of the pairs that move.
         options: patterns of what moves, and whether whole layers may stay behind.
+        tokens: of both base models; where they are not known, a number is one token in both.
 
     Returns:
         A record for each companion and each layer of the target that gets it.
@@ -100,7 +108,7 @@ def plan_companions(
     for c in adapter.companions:
         share = c.norm**2 / total if total > 0 else 0.0
         if c.part == "rows":
-            found.append(_planned_rows(c, target, options))
+            found.append(_planned_rows(c, target, options, tokens))
             continue
         anchor = feeds.get(c.path, c.path)
         targets = [path for path, own in pairs.items() if own == anchor]
@@ -115,6 +123,8 @@ def plan_companions(
                 fate = Fate.EXCLUDED
             elif layer is None or (c.part == "weight" and not of_norm):
                 fate = Fate.NO_LAYER
+            elif tokens is not None and tokens.moves(source, target, place):
+                fate = Fate.OTHER_TOKENS  # a head's bias
             elif width != c.array.size:
                 fate = Fate.OTHER_WIDTH
             elif anchor == c.path and anchor in trained and (place, anchor) not in moved:
@@ -132,21 +142,21 @@ def plan_companions(
 
 
 def _planned_rows(
-    c: Companion, target: BaseModelSpec, options: MigrationOptions
+    c: Companion, target: BaseModelSpec, options: MigrationOptions, tokens: TokenMap | None
 ) -> PlannedCompanion:
-    """Rows go where the target has the same embedding in the same width, and rows by that number.
-
-    A number is a token as far as both base models have one vocabulary, or one that has grown.
-    """
+    """Rows go where the target has the same embedding in the same width, and their tokens."""
     layer = target.modules.get(c.path)
+    there = 0 if layer is None else len(rows_in(c, layer.shape[0], tokens).rows)
     fate, path = Fate.CARRIED, c.path
     if _excluded(c.path, options):
         fate = Fate.EXCLUDED
     elif layer is None:
         fate = Fate.NO_LAYER
-    elif layer.shape[1:] != c.array.shape[1:] or min(c.rows) >= layer.shape[0]:
+    elif layer.shape[1:] != c.array.shape[1:]:
         fate = Fate.OTHER_WIDTH
-    elif max(c.rows) >= layer.shape[0]:
+    elif not there:
+        fate = Fate.OTHER_TOKENS
+    elif there < len(c.rows):
         fate = Fate.SOME_ROWS
     moves = fate in {Fate.CARRIED, Fate.SOME_ROWS}
     return PlannedCompanion(c.key, c.part, c.path, path if moves else None, fate, 0.0)
@@ -217,13 +227,20 @@ def carried(
     return tuple(moved)
 
 
-def rows_in(companion: Companion, count: int) -> Companion:
-    """Rows of an embedding without those that a vocabulary of `count` tokens has not."""
-    kept = [place for place, row in enumerate(companion.rows) if row < count]
-    if len(kept) == len(companion.rows):
+def rows_in(companion: Companion, count: int, tokens: TokenMap | None) -> Companion:
+    """Rows of an embedding as a target numbers them, without those that it has not.
+
+    Args:
+        companion: with the source's numbers.
+        count: rows of the target's embedding.
+        tokens: of both; where they are not known, a number is one token in both.
+    """
+    numbers = [row if tokens is None else tokens.number(row) for row in companion.rows]
+    kept = [(n, place) for place, n in enumerate(numbers) if n is not None and n < count]
+    rows, places = tuple(n for n, _ in kept), [place for _, place in kept]
+    if rows == companion.rows:
         return companion
-    rows = tuple(companion.rows[place] for place in kept)
-    return replace(companion, array=companion.array[kept], rows=rows)
+    return replace(companion, array=companion.array[places], rows=rows)
 
 
 def _layer(path: str, target: BaseModelSpec) -> tuple[str | None, int]:

@@ -254,6 +254,7 @@ def _decides(measure: Measure, options: MigrationOptions) -> bool:
     copied = measure.identical and options.identical == "copy"
     copied = copied or (measure.close and weights_may_decide(options))
     copied = copied or (measure.twin and twins_are_copied(options))
+    copied = copied or measure.by_token or measure.sliced
     return measure.similarity is not None or copied or options.method == "copy"
 
 

@@ -36,6 +36,14 @@ UNVERIFIED_TEXT_ENCODER = "unverified: text encoder absent"
 """Flag of a text encoder's module, copied because both base models name the same encoder."""
 
 
+BY_TOKEN = "by-token"
+"""Flag of an embedding or head that was copied row by row, each to where its token is."""
+
+
+SLICED = "sliced"
+"""Flag of a module that was copied in some of its rows and columns: those that the target's has."""
+
+
 class Skip(StrEnum):
     """Why a module gets no adapter. Values are stable."""
 
@@ -91,6 +99,8 @@ class Measure:
         flags: `clustered-cut`, when the span at a cut depends on the rounding of the weight.
         close: the weights are so close that they were not compared further (`nearness`).
         twin: the weights are one but for how they are packed, and were not compared further.
+        sliced: the target's weight is some of the source's rows and columns.
+        by_token: rows of the layer stand for tokens, and have other numbers in the target.
     """
 
     identical: bool = False
@@ -98,6 +108,8 @@ class Measure:
     flags: tuple[str, ...] = ()
     close: bool = False
     twin: bool = False
+    by_token: bool = False
+    sliced: bool = False
 
     @property
     def sides(self) -> tuple[float, float] | None:
@@ -255,6 +267,10 @@ def _decide(
     path: str, source_path: str, measure: Measure, options: MigrationOptions, weak_match: bool
 ) -> PlanStep | SkippedModule:
     flags = list(measure.flags) + (["weak-match"] if weak_match else [])
+    if measure.sliced:
+        return PlanStep(path, source_path, Action.COPY, None, (*flags, SLICED))
+    if measure.by_token:
+        return PlanStep(path, source_path, Action.COPY, None, (*flags, BY_TOKEN))
     if options.method == "copy":
         return PlanStep(path, source_path, Action.COPY, measure.similarity, tuple(flags))
     if measure.identical and options.identical == "copy":

@@ -159,7 +159,20 @@ def new_state(factors: Factors, options: RefineOptions) -> FitState:
     Returns:
         The state.
     """
-    start = jax.tree.map(jnp.asarray, balanced(factors))
+    return state_of(balanced(factors), options)
+
+
+def state_of(start: Any, options: RefineOptions) -> FitState:
+    """The state before the first step, of any tree of parameters.
+
+    Args:
+        start: arrays in float32.
+        options: how they will be fitted.
+
+    Returns:
+        The state.
+    """
+    start = jax.tree.map(jnp.asarray, start)
     key = jax.random.key_data(jax.random.key(options.seed))
     losses = jnp.zeros(options.steps, jnp.float32)
     return FitState(start, _optimizer(options.clip).init(start), jnp.int32(0), key, losses)

@@ -43,6 +43,8 @@ from prolora_jax.verification.replan import (
 )
 from prolora_jax.verification.result import ModuleCheck, VerifyReport
 from prolora_jax.verification.sampling import Sample, draw, new_seed, work
+from prolora_jax.verification.slices import sliced
+from prolora_jax.verification.tokens import by_token, tokens_of
 from prolora_jax.verification.updates import UpdateCheck, check_update
 from prolora_jax.verification.weights import Weights, dense_update, identical, update_norm
 from prolora_jax.verification.whole_file import File, file_problems
@@ -114,7 +116,10 @@ class AdapterCheck:
         self.before = {module.path: module for module in source_lora.modules}
         # Of modules that are written as they are, `output` has factors beside them.
         self.own = {module.path for module in output.structured}
-        self.matched: Matched = match(source, target, self.options, claim)
+        self.tokens = tokens_of(source_lora, source, target)
+        self.matched: Matched = match(
+            source, target, self.options, claim, self.tokens, {*self.before}
+        )
         self.measures: dict[str, Measure] = {}
         self.loose: dict[str, frozenset[str]] = {}
         self.checks: dict[Place, ModuleCheck] = {}
@@ -207,6 +212,10 @@ class AdapterCheck:
 
     def _copied(self, source_path: str, path: str) -> Measure | None:
         """The measure of weights that need no decomposition; None of others."""
+        if self.tokens is not None and self.tokens.moves(self.source.spec, self.target.spec, path):
+            return Measure(by_token=True)
+        if path in self.matched.slices:
+            return Measure(sliced=True)
         found = copied(self.source, self.target, self.options, source_path, path)
         told = self.claim.records.get((source_path, path))
         if found is not None:
@@ -309,7 +318,12 @@ class AdapterCheck:
         brief, options = self.claim.folder is not None, self.options.options_for(told.path)
         if told.path in self.own:
             options = replace(options, dtype="float32")  # of the factors, which are in no file
-        return check_update(told, before, after, dense, options, brief)
+        rows, tokens, measure = None, self.tokens, self.measures.get(told.path)
+        if tokens is not None and measure is not None and measure.by_token:
+            rows = by_token(before, tokens, self.target.spec.modules[told.path].shape[0])
+        elif measure is not None and measure.sliced:
+            rows = sliced(before, self.matched.slices[told.path])
+        return check_update(told, before, after, dense, options, brief, rows)
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
         self.checks[check.source_path, check.path] = check

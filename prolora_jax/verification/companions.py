@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Companion
+from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.tokens import whole_rows_hold
 from prolora_jax.verification.weights import Weights
 
 SLACK = 1e-5
@@ -21,6 +23,7 @@ def companion_problems(
     after: Adapter,
     options: MigrationOptions,
     models: tuple[Weights, Weights],
+    tokens: TokenMap | None = None,
 ) -> Iterator[str]:
     """What is wrong with the tensors beside the pairs.
 
@@ -31,6 +34,7 @@ def companion_problems(
         after: the output, resolved.
         options: the scale that multiplies every update.
         models: source and target, whose rows tell what rows of an embedding differ by.
+        tokens: of both, where they are known.
 
     Yields:
         One sentence for each tensor that is missing, changed, made up or told wrongly.
@@ -64,7 +68,8 @@ def companion_problems(
         if written is None:
             yield f"{record.path}: carried by the report, and not in the file"
         elif own.part == "rows":
-            if not _moved_rows(written, own, options.options_for(record.path).scale, models):
+            scale = options.options_for(record.path).scale
+            if not whole_rows_hold(written, own, scale, models, tokens):
                 yield f"{record.path}: its rows differ from the target's not as the input's did"
         elif not _equal(written.array, own.array, options.options_for(record.path).scale):
             yield f"{record.path}: carried by the report, but not as in the input"
@@ -78,24 +83,6 @@ def _energy(companion: Companion) -> float:
     if companion.part not in {"bias", "weight"}:
         return 0.0
     return float(np.sum(np.square(companion.array, dtype=np.float64)))
-
-
-def _moved_rows(
-    written: Companion, own: Companion, scale: float, models: tuple[Weights, Weights]
-) -> bool:
-    """Whether each row of the target that is there changes by what the source's has changed by."""
-    count = models[1].weight(own.path).shape[0]
-    given = {row: place for place, row in enumerate(own.rows) if row < count}
-    if {*written.rows} != {*given} or written.array.shape[0] != len(written.rows):
-        return False
-    rows, places = list(written.rows), [given[row] for row in written.rows]
-    source, target = (model.weight(own.path)[rows].astype(np.float64) for model in models)
-    wanted = target + scale * (own.array[places].astype(np.float64) - source)
-    error = np.abs(written.array.astype(np.float64) - wanted)
-    # Rounded once to the file's dtype.
-    return bool((error <= 2.0 * np.finfo(np.float32).eps * np.abs(wanted)).all()) or np.array_equal(
-        wanted.astype(own.array.dtype), written.array
-    )
 
 
 def _equal(written: np.ndarray, own: np.ndarray, scale: float) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, UNVERIFIED_TEXT_ENCODER
 from prolora_jax.plans.report import MigrationReport, ModuleReport
 from prolora_jax.verification.weights import shape_of
 
@@ -81,10 +81,14 @@ def cannot_compare(
         return "the report has it, the file does not"
     specs = target.modules.get(told.path), source.modules.get(told.source_path)
     wanted = [spec.matrix_shape for spec in specs if spec is not None]
+    found = [shape_of(after), shape_of(before)]
+    if {BY_TOKEN, SLICED} & {
+        *told.flags
+    } and found == wanted:  # whether it should have it, the plan says
+        return ""
     # A text encoder's module may be passed through where no base has its weight.
     if not wanted and UNVERIFIED_TEXT_ENCODER not in told.flags:
         return "neither base model has it"
-    found = [shape_of(after), shape_of(before)]
     if len({*wanted, *found}) == 1:
         return ""
     return f"has shapes {found} where target and source have {wanted}"

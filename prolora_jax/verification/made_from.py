@@ -22,6 +22,7 @@ def flag_problems(
     models: tuple[BaseModelSpec, BaseModelSpec],
     beside: tuple[PlannedCompanion, ...],
     output: Adapter,
+    of_tokens: tuple[str, ...],
 ) -> list[str]:
     """Flags of the file as a whole: what was assumed, what the input leaves open.
 
@@ -32,6 +33,7 @@ def flag_problems(
         models: source and target.
         beside: what becomes of tensors beside the pairs.
         output: the file, as it was read.
+        of_tokens: flags that the tokens of both base models give it.
     """
     source, target = models
     try:
@@ -41,6 +43,7 @@ def flag_problems(
     paths = {*target.modules, *(step.path for step in plan.steps)}
     idle = idle_rules(told.options.rules, paths)
     wanted = (*wanted, *before.flags, *made_plain(before), *left_behind(beside), *idle)
+    wanted += of_tokens
     wanted += budget_flags(told, {module.path: module for module in output.modules})
     wanted += grown_ranks(output, output.format, target)
     if sorted(told.flags) == sorted(wanted):

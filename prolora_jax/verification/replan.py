@@ -4,19 +4,22 @@
 score, similarity, rank and equality that they are given is computed here, densely in float64.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from prolora_jax.matching.alignment import WEAK_MARGIN, Alignment
 from prolora_jax.matching.base_models import first_parts, match_base_models
 from prolora_jax.matching.matching import Matching
+from prolora_jax.matching.slices import Slice, may_be_sliced, with_slices
+from prolora_jax.matching.tokens import TokenMap, with_token_layers
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
 from prolora_jax.verification.claim import Claim
 from prolora_jax.verification.dense import DenseResult
 from prolora_jax.verification.evidence import cosine_evidence, similarity_evidence
+from prolora_jax.verification.slices import slices_of
 from prolora_jax.verification.weights import Weights, identical
 
 PHI_SLACK = 1e-5
@@ -41,14 +44,25 @@ class Matched:
         matching: with the report's choice where two alignments are equally good.
         tied: target modules that such a choice decides on.
         barely: target modules whose `weak-match` depends on rounding.
+        tokens: of both base models, where they are known.
+        slices: rows and columns of the source, by trained module of the target that is one.
     """
 
     matching: Matching
     tied: frozenset[str]
     barely: frozenset[str]
+    tokens: TokenMap | None = None
+    slices: Mapping[str, Slice] = field(default_factory=dict)
 
 
-def match(source: Weights, target: Weights, options: MigrationOptions, claim: Claim) -> Matched:
+def match(
+    source: Weights,
+    target: Weights,
+    options: MigrationOptions,
+    claim: Claim,
+    tokens: TokenMap | None,
+    trained: Collection[str],
+) -> Matched:
     """Match modules anew.
 
     Args:
@@ -56,6 +70,8 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
         target: target base model.
         options: how modules are matched.
         claim: asked only where two alignments are equally good.
+        tokens: of both base models, where they are known and the input has rows of some.
+        trained: modules of the input.
     """
 
     def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
@@ -63,7 +79,8 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
             return cosine_evidence(source, target, sources, targets)
         return similarity_evidence(source, target, sources, targets, options)
 
-    matching = match_base_models(source.spec, target.spec, evidence, options.match)
+    specs = source.spec, target.spec
+    matching = match_base_models(*specs, evidence, options.match)
     margins = {a: a.margin for a in matching.alignments if a.margin is not None}
     tied = _hanging(target, [a for a, margin in margins.items() if margin < TIE])
     near = [a for a, margin in margins.items() if abs(margin - WEAK_MARGIN) <= MARGIN_SLACK]
@@ -77,7 +94,12 @@ def match(source: Weights, target: Weights, options: MigrationOptions, claim: Cl
             if source_path is not None and shapes[source_path] == target.spec.modules[path].shape
         }
         matching = replace(matching, pairs={**matching.pairs, **alike})
-    return Matched(matching, tied, _hanging(target, near))
+    if tokens is not None:
+        matching = with_token_layers(matching, *specs)
+    slices = slices_of(source, target, may_be_sliced(*specs, matching), trained)
+    if slices:
+        matching = with_slices(matching, {*slices}, target.spec)
+    return Matched(matching, tied, _hanging(target, near), tokens, slices)
 
 
 def _hanging(target: Weights, alignments: Sequence[Alignment]) -> frozenset[str]:

@@ -83,6 +83,7 @@ def check_update(
     dense: DenseResult | None,
     options: MigrationOptions,
     brief: bool,
+    moved_rows: LoraModule | None = None,
 ) -> UpdateCheck:
     """Compare one module of the output with the recomputation, and the report's numbers with both.
 
@@ -93,10 +94,12 @@ def check_update(
         dense: the recomputation; None where the update is copied without one.
         options: as the report has them.
         brief: the record was made of totals: it has no numbers but norms and ranks of the files.
+        moved_rows: the input's module with its rows where their tokens are, if that is what was
+            to be copied; else that is the input's module itself.
     """
     moved = dense is not None and told.action is Action.PROJECT
     # A copy is compared by its factors: of large layers the matrices alone take half a gigabyte.
-    reference = dense.delta_t if dense is not None and moved else before
+    reference = dense.delta_t if dense is not None and moved else moved_rows or before
     if output_rank(options.rank).spreads:  # which rank it should have, all modules say together
         options = replace(options, rank=str(max(told.rank_out, 1)))
     cut = cut_update(reference, options.rank, before.rank)

@@ -9,6 +9,7 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.plans.companions import plan_companions
 from prolora_jax.plans.plan import MigrationPlan, Skip
 from prolora_jax.plans.report import count
+from prolora_jax.plans.token_flags import added_by_number, token_flags
 from prolora_jax.verification.budget import budget_problems, spreads
 from prolora_jax.verification.claim import Claim
 from prolora_jax.verification.companions import companion_problems
@@ -89,10 +90,14 @@ def file_problems(
     problems += provenance_problems(output, told, prints, counts, target.spec)
     strings, open_ = string_problems(output, before, told, target.spec)
     moved = {(step.path, step.source_path) for step in plan.steps}
-    beside = plan_companions(before, *models, matched.matching.pairs, moved, told.options)
-    given = told.companions, beside, before, output, told.options, (source, target)
+    tokens = matched.tokens
+    beside = plan_companions(before, *models, matched.matching.pairs, moved, told.options, tokens)
+    given = told.companions, beside, before, output, told.options, (source, target), tokens
     problems += companion_problems(*given)
-    problems += strings + flag_problems(told, plan, before, models, beside, output)
+    places = added_by_number(plan.steps, beside)
+    unlike = any(source.fingerprint(path) != target.fingerprint(path) for path in places)
+    of_tokens = token_flags(plan.steps, tokens, unlike=unlike)
+    problems += strings + flag_problems(told, plan, before, models, beside, output, of_tokens)
     not_checked = [*not_checked, *open_]
     if told.parts and not parts:
         not_checked.append("fingerprints of the parts: they were not given one by one")

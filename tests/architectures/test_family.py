@@ -11,9 +11,10 @@ from unets import PUBLISHED, SD15
 
 from prolora_jax.architectures.clip.table import ENCODERS_OF, encoder_of
 from prolora_jax.architectures.identify import identified, published_spec, spec_from_config
+from prolora_jax.architectures.likeness import Families, Likeness
 from prolora_jax.architectures.recognition import spec_from_shapes
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.architectures.unet.family import Families, Likeness
+from prolora_jax.architectures.unet.family import UNET_SURROUNDINGS
 from prolora_jax.architectures.unet.published import CONFIGS
 from prolora_jax.architectures.unet.spellings import ldm_paths
 from prolora_jax.architectures.unet.table import unet_table
@@ -124,9 +125,9 @@ def test_blocks_that_no_published_model_has_are_of_no_family(name: str):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_no_published_model_is_of_anothers_family(name: str):
     shapes = {other: unet_shapes(published_spec(other)) for other in CONFIGS}
-    assert Families(shapes).nearest(shapes[name]) == (Likeness(name),)
+    assert Families(shapes, UNET_SURROUNDINGS).nearest(shapes[name]) == (Likeness(name),)
     mine = shapes.pop(name)
-    assert Families(shapes).nearest(mine) == ()
+    assert Families(shapes, UNET_SURROUNDINGS).nearest(mine) == ()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -174,7 +175,7 @@ BLOCKS = {"mid_block.resnets.0.conv1": (8, 8, 3, 3), "conv_out": (4, 8, 3, 3)}
 
 def test_two_families_that_are_equally_near_are_both_named():
     four, nine = (BLOCKS | {"conv_in": (8, n, 3, 3)} for n in (4, 9))
-    families = Families({"plain": four, "inpainting": nine})
+    families = Families({"plain": four, "inpainting": nine}, UNET_SURROUNDINGS)
     assert families.nearest(nine) == (Likeness("inpainting"),)
     found = families.nearest(BLOCKS | {"conv_in": (8, 5, 3, 3)})
     assert [likeness.family for likeness in found] == ["plain", "inpainting"]
@@ -187,7 +188,8 @@ def test_two_families_that_are_equally_near_are_both_named():
 
 def test_between_two_families_none_is_guessed(monkeypatch: pytest.MonkeyPatch):
     unet = unet_shapes(published_spec("sd15"))
-    families = Families({"plain": unet, "inpainting": unet | {"conv_in": (320, 9, 3, 3)}})
+    known = {"plain": unet, "inpainting": unet | {"conv_in": (320, 9, 3, 3)}}
+    families = Families(known, UNET_SURROUNDINGS)
     monkeypatch.setattr("prolora_jax.architectures.identify._families", lambda: families)
     spec = identified(spec_from_config(replace(CONFIGS["sd15"], in_channels=5), name="depth"))
     assert (spec.family, spec.text_encoders) == (None, ())

@@ -57,7 +57,7 @@ def test_every_linear_layer_is_there(name: str) -> None:
     fields, shapes = read(name)
     placed = placements(shapes)
     layers = {path: place.shape for path, place in placed.items() if ".experts." not in path}
-    matrices = {
+    matrices: dict[str, tuple[int, ...]] = {
         f"lm.{key.removesuffix('.weight')}": shape
         for key, shape in shapes.items()
         if key.endswith(".weight") and len(shape) == 2 and "wpe" not in key

@@ -1,6 +1,7 @@
 """Base models by hub id: which files are asked for, and what is said when none comes."""
 
 import shutil
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import builders
 import checkpoints
 import huggingface_hub
 import pytest
+from dit_tables import tiny, weights
 from huggingface_hub import constants
 from language_models import FAMILIES
+from safetensors.numpy import save_file
 
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import load_base_model
@@ -57,19 +60,23 @@ def pipeline(tmp_path_factory) -> Path:
 def hub(pipeline, tmp_path, monkeypatch) -> Path:
     """Stands in for the hub; what has been fetched is in the folder."""
     cache = tmp_path / "0123abcd"
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_of(pipeline, cache))
+    return cache
 
+
+def hub_of(given: Path, cache: Path) -> Callable[..., str]:
     def snapshot_download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]):
         assert repo == HUB_ID
-        for file in pipeline.rglob("*"):
-            name = file.relative_to(pipeline).as_posix()
+        cache.mkdir(exist_ok=True)
+        for file in given.rglob("*"):
+            name = file.relative_to(given).as_posix()
             wanted = any(fnmatch(name, pattern) for pattern in allow_patterns)
             if file.is_file() and wanted and not any(fnmatch(name, p) for p in ignore_patterns):
                 (cache / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(file, cache / name)
         return str(cache)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    return cache
+    return snapshot_download
 
 
 def fetched(cache: Path) -> set[str]:
@@ -131,15 +138,7 @@ def test_a_language_model_is_fetched_without_its_other_files(tmp_path, monkeypat
     for name in ("tokenizer.json", "pytorch_model.bin", "original.gguf"):
         (given / name).write_bytes(b"{}")
 
-    def snapshot_download(repo: str, *, allow_patterns: list[str], ignore_patterns: list[str]):
-        cache.mkdir(exist_ok=True)
-        for file in given.iterdir():
-            ignored = any(fnmatch(file.name, pattern) for pattern in ignore_patterns)
-            if not ignored and any(fnmatch(file.name, pattern) for pattern in allow_patterns):
-                shutil.copy(file, cache)
-        return str(cache)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_of(given, cache))
     monkeypatch.chdir(tmp_path)
     model = load_base_model(HUB_ID)
     assert "lm.model.layers.0.mlp.up_proj" in model.spec.modules
@@ -179,3 +178,21 @@ def test_paths_are_no_ids(text, hub):
 def test_ids():
     assert is_hub_id("stabilityai/stable-diffusion-xl-base-1.0")
     assert is_hub_id("segmind/SSD-1B")
+
+
+def test_of_a_transformer_only_encoders_of_clip_are_fetched(tmp_path, monkeypatch):
+    given, cache = tmp_path / "given", tmp_path / "0123abcd"
+    (given / "transformer").mkdir(parents=True)
+    save_file(weights(tiny("flux")), given / "transformer" / "diffusion_pytorch_model.safetensors")
+    checkpoints.text_encoder().save_pretrained(given / "text_encoder")
+    for part, kind in (("text_encoder_2", "t5"), ("text_encoder_3", "t5")):
+        (given / part).mkdir()
+        (given / part / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        (given / part / "model-00001-of-00002.safetensors").write_bytes(b"large")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_of(given, cache))
+    monkeypatch.chdir(tmp_path)
+    assert load_base_model(HUB_ID).spec.layer_names.components == ("transformer",)
+    assert {name for name in fetched(cache) if name.endswith(".safetensors")} == {
+        "transformer/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+    }

@@ -1,6 +1,8 @@
 """Adapters of diffusion transformers from base to base: diffusers writes, ours moves, it fuses."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +24,10 @@ from transformer_nets import (
     written_by_diffusers,
 )
 
+import prolora_jax as pl
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.cli.main import main
-from prolora_jax.errors import AdapterRefused, BaseModelError
+from prolora_jax.errors import AdapterRefused, BaseModelError, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.one_file import migrate_file
@@ -174,7 +177,9 @@ def test_the_image_branch_stays_behind_where_the_target_has_none(tmp_path: Path)
     }
 
 
-def test_each_of_two_experts_gets_an_output_of_its_own(tmp_path: Path) -> None:
+def test_each_of_two_experts_gets_an_output_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = saved(built("wan"), tmp_path / "source")
     target = tmp_path / "target"
     nets = {"transformer": built("wan", seed=5), "transformer_2": built("wan", seed=6)}
@@ -191,12 +196,40 @@ def test_each_of_two_experts_gets_an_output_of_its_own(tmp_path: Path) -> None:
         report = (tmp_path / f"out.{component}.safetensors.report.json").read_text()
         assert str(target / component) in report
     assert not out.exists()
-    (tmp_path / "out.transformer.safetensors").unlink()  # of two outputs one is still there
-    (tmp_path / "out.transformer.safetensors.report.json").unlink()
-    assert moved(adapter, source, target, out, "--min-similarity", "-1") == 2
-    assert not (tmp_path / "out.transformer.safetensors").exists()
+    capsys.readouterr()
+    again = "--min-similarity", "-1", "--json"
+    assert moved(adapter, source, target, tmp_path / "b.safetensors", *again) == 0
+    reports = json.loads(capsys.readouterr().out)
+    assert [r["target"]["location"] for r in reports] == [str(target / name) for name in nets]
+    copy = MigrationOptions(method="copy")
     with pytest.raises(BaseModelError, match="found transformers transformer and transformer_2"):
-        migrate_file(adapter, source, target, out, MigrationOptions(method="copy"))
+        migrate_file(adapter, source, target, out, copy)
+    # Nothing is written where one of the outputs may not be.
+    (tmp_path / "c.transformer_2.safetensors").touch()
+    places = adapter, source, target
+    with pytest.raises(UsageError, match="c.transformer_2.safetensors"):
+        pl.migrate_each(*places, tmp_path / "c.safetensors", copy)
+    assert not (tmp_path / "c.transformer.safetensors").exists()
+    kept = replace(copy, min_similarity=-1)
+    written = pl.migrate_each(*places, tmp_path / "d.safetensors", kept)
+    assert [done.output.name for done in written] == [f"d.{name}.safetensors" for name in nets]
+    plans = pl.plan_each(*places, kept)
+    assert [len(plan.steps) for plan in plans] == [len(d.report.modules) for d in written]
+    with pytest.raises(UsageError, match="expected a plan for each"):
+        pl.plan_each(*places, kept, plan=tmp_path / "plan.json")
+
+
+def test_a_folder_is_not_moved_to_two_experts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = saved(built("wan"), tmp_path / "source"), tmp_path / "target"
+    for component in ("transformer", "transformer_2"):
+        saved(built("wan"), target, component)
+    tensors, _ = written_by_diffusers("wan", built("wan"))
+    (tmp_path / "loras").mkdir()
+    save_file(tensors, tmp_path / "loras" / "one.safetensors")
+    assert moved(tmp_path / "loras", source, target, tmp_path / "out") == 2
+    assert "needs an output of its own" in " ".join(capsys.readouterr().err.split())
 
 
 def test_names_that_do_not_say_which_expert_are_refused(tmp_path: Path) -> None:

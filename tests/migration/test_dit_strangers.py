@@ -8,13 +8,22 @@ import pytest
 from dit_tables import tiny, weights
 from safetensors.numpy import save_file
 
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.errors import Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.matching.matching import match_modules
 from prolora_jax.migration.base_similarity import similarity
-from prolora_jax.migration.kinship import Strangers, UnlikeWidths, require_a_common_shape
+from prolora_jax.migration.kinship import (
+    Strangers,
+    UnlikeFamilies,
+    UnlikeWidths,
+    require_a_common_shape,
+    require_one_family,
+)
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.single import plan_fitted
 from prolora_jax.plans.options import MigrationOptions
 
 OPTIONS = MigrationOptions()
@@ -55,6 +64,27 @@ def test_other_depths_are_not(source, target):
     models = [BaseModel(published_spec(name), name, {}) for name in (source, target)]
     by_name = match_modules(models[0].spec, models[1].spec, no_evidence, "name").pairs
     require_a_common_shape(models[0], models[1], by_name)
+
+
+@pytest.mark.parametrize("source", ["flux1-dev", "chroma1"])
+def test_unlike_families_are_strangers_before_a_weight_is_read(source):
+    # Qwen-Image's blocks have names and shapes of Flux's; there are no weights to read here.
+    models = [
+        BaseModel(published_spec(name), f"bases/{name}", {}) for name in (source, "qwen-image")
+    ]
+    path = "transformer.transformer_blocks.0.attn.to_q"
+    assert models[0].spec.modules[path] == models[1].spec.modules[path]
+    down, up = np.ones((1, 3072), np.float32), np.ones((3072, 1), np.float32)
+    adapter = Adapter((LoraModule(path, down, up),), "diffusers", origin="a")
+    with pytest.raises(UnlikeFamilies, match=rf"bases/{source} and .*, qwen-image\)") as refused:
+        plan_fitted(Fitted(adapter), BasePair(models[0], models[1]), OPTIONS)
+    assert refused.value.code is Refusal.UNRELATED
+
+
+def test_a_family_made_from_another_is_its_relative():
+    models = [BaseModel(published_spec(name), name, {}) for name in ("flux1-schnell", "chroma1")]
+    require_one_family(models[0], models[1])
+    require_one_family(models[1], models[0])
 
 
 def saved(file: Path, tensors: dict[str, np.ndarray]) -> BaseModel:

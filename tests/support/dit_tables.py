@@ -80,7 +80,8 @@ def in_original_naming(
         base: which base's map.
         width: of the toy net.
     """
-    full = next(shape[1] for name, shape in table(base).items() if name.endswith("attn.to_q"))
+    queries = "attn.to_q", "attn1.to_q"
+    full = next(shape[1] for name, shape in table(base).items() if name.endswith(queries))
     rows: dict[str, list[tuple[int, np.ndarray]]] = {}
     for name, original, segments in places(base):
         if f"{name}.weight" not in tensors:

@@ -8,6 +8,7 @@ QUICK = (
     "adapters/",
     "architectures/",
     "benchmarks/test_benchmarks.py",
+    "catalog/test_fleet_dispatch.py",
     "catalog/test_page.py",
     "cli/test_cli.py::test_bad_file_is_refused_in_one_line",
     "cli/test_cli.py::test_help_and_unknown_command",

@@ -6,15 +6,18 @@ files that have the most tests, and one worker ends alone with a few long ones.
 
 SLOW = (
     "refine/test_apart.py",
+    "catalog/test_fleet_runs.py",
     "catalog/test_soak_kill.py",
     "nets/test_sharded_pictures.py",
     "nets/test_pipeline.py",
     "evaluation/test_generate.py",
+    "catalog/test_fleet_worker.py",
     "cli/test_cli.py",
     "benchmarks/test_benchmark_catalog.py",
     "migration/test_many.py",
     "house/test_flax_page.py",
     "catalog/test_catalog_trouble.py",
+    "cli/test_fleet_command.py",
     "cli/test_verify_command.py",
     "cli/test_verdicts.py",
     "catalog/test_catalog.py",

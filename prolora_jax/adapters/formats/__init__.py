@@ -30,6 +30,7 @@ original_layers.py: An adapter of a transformer with the original code's layers,
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.
 dumping.py: An `Adapter` to tensors under the keys of one format.
 flax_tree.py: Flax trees: `unet / ... / to_q / lora-<adapter> / {down, up} / kernel`.
+flax_stacks.py: A transformer's pairs as those of a tree's layers, which hold whole stacks.
 vllm.py: A folder of peft's for vLLM: one rank, no patterns, pairs alone.
 published.py: Which published base model's names an adapter uses, where nobody has said it.
 """

@@ -20,7 +20,7 @@ from prolora_jax.adapters.formats.expert_parameters import FIELD, ParameterTenso
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name, kept_fields
 from prolora_jax.adapters.formats.token_rows import row_fields
-from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out
+from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out, task_of
 from prolora_jax.architectures.llm.names import LM
 
 Value = float | int
@@ -91,7 +91,7 @@ def configuration(
         for field, value in (values | {"base_model_name_or_path": name}).items()
     }
     if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
-        fields[f"{LM}task_type"] = "CAUSAL_LM"
+        fields[f"{LM}task_type"] = task_of(module.path for module in adapter.modules)
         kept = kept_fields(adapter.metadata)
         fields |= {f"{LM}{name}": said for name, said in kept.items() if name != FIELD}
     with_magnitude = {path.partition(".")[0] for path in dora}

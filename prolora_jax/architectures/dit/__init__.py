@@ -6,6 +6,7 @@ cross.py: Families with one stream, which looks at the text or has it inside.
 families.py: The families, and which of them a model is.
 originals.py: Which rows of which weight of the authors' model a module is.
 spellings.py: What adapter files call the layers, behind which prefixes.
+trees.py: MaxDiffusion's parameters: which layer of a tree a module is in.
 layouts.py: Where a file has the weights: its prefix, its family, its rows.
 correspondence.py: Which block of one published transformer each block of another comes from.
 published.py: Published transformers by id, and which of them a model is.

@@ -49,3 +49,18 @@ def dit_family(names: Iterable[str]) -> DitFamily | None:
     """
     signs = {_NUMBER.sub(".*", name) for name in names}
     return next((family for family in DIT_FAMILIES if family.fits(signs)), None)
+
+
+def unlike_families(
+    source: Iterable[str], target: Iterable[str]
+) -> tuple[DitFamily, DitFamily] | None:
+    """The families of two models, where they share no weights; None where they may, or are unknown.
+
+    Args:
+        source: names of the modules of one transformer, without component.
+        target: those of another.
+    """
+    ours, theirs = dit_family(source), dit_family(target)
+    if ours is None or theirs is None or ours.origin == theirs.origin:
+        return None
+    return ours, theirs

@@ -36,12 +36,19 @@ class DitFamily:
             name that is in no table is the same in both.
         swapped: canonical names, a number as `*`, of what has its halves the other way round there,
             where it is two halves: has twice as many rows as columns.
+        kin: name of the family that its models descend from; empty where that is its own.
     """
 
     name: str
     signs: tuple[tuple[str, ...], ...]
     names: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict, repr=False)
     swapped: frozenset[str] = frozenset()
+    kin: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Name of the family whose weights its models may share."""
+        return self.kin or self.name
 
     def fits(self, signs: Iterable[str]) -> bool:
         """Whether a model with these names, numbers as `*`, is of the family."""

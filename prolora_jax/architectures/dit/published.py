@@ -144,16 +144,6 @@ def dit_modules(architecture: str) -> Modules:
     return found
 
 
-def dit_architecture(modules: Modules) -> str | None:
-    """Id of the published transformer with exactly these modules; None where there is none."""
-    return _known().get(frozenset(modules.items()))
-
-
-@cache
-def _known() -> Mapping[frozenset[tuple[str, tuple[int, ...]]], str]:
-    return {frozenset(dit_modules(name).items()): name for name in DITS}
-
-
 def _named(stack: str, numbers: range, names: list[str]) -> Iterator[str]:
     if not stack:
         yield from names

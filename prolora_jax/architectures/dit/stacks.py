@@ -4,6 +4,7 @@ A block with two streams is no block with one, and a refiner is neither. Experts
 set: they keep their numbers, and are aligned with nothing.
 """
 
+from prolora_jax.architectures.likeness import Surroundings
 from prolora_jax.architectures.stack import Stack
 
 DIT_COMPONENTS = ("transformer", "transformer_2")
@@ -30,3 +31,6 @@ DIT_STACKS = tuple(
         "distilled_guidance_layer.layers",
     )
 )
+
+DIT_SURROUNDINGS = Surroundings(DIT_COMPONENTS[0], tuple(f"{stack.name}." for stack in DIT_STACKS))
+"""What decides which published transformer another one is like: its blocks alone."""

@@ -59,6 +59,7 @@ CHROMA = DitFamily(
         _GUIDANCE: {"in_layer": "linear_1", "out_layer": "linear_2"},
     },
     _LAST,
+    kin=FLUX1.name,  # made from FLUX.1 schnell
 )
 FLUX2 = DitFamily(
     "flux2",

@@ -7,7 +7,7 @@ each is a layer here, a view of its own. What else is fused in the model stays o
 adapters have them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prolora_jax.architectures.llm.fused import held_experts
@@ -15,13 +15,17 @@ from prolora_jax.architectures.llm.names import LM, in_layer, lm_name
 
 _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
-_SIGNS = ("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value")
+_SIGNS = (
+    *("self_attn.q_proj", "self_attn.qkv_proj", "attn.c_attn", "attention.query_key_value"),
+    "attention.self.query",
+)
 _STORED_IN_OUT = ("attn.c_attn", "attn.c_proj", "crossattention.c_attn", "mlp.c_fc", "mlp.c_proj")
 # The head by name, and the embedding that is the head of a model that ties the two. Transformers 5
 # calls NeoX's `lm_head`, too.
 _HEADS = {
     "lm_head": ("model.embed_tokens", "transformer.wte"),
     "embed_out": ("gpt_neox.embed_in",),
+    "pooler.dense": (),
 }
 _EMBEDDINGS = (*_HEADS["lm_head"], *_HEADS["embed_out"], "model.embed_tokens_per_layer")
 # Linear layers beside the numbered ones: Gemma 4's layers have inputs of their own.
@@ -104,6 +108,22 @@ def stored_in_out(path: str) -> bool:
 def is_embedding(path: str) -> bool:
     """Whether a layer, by its path, is a language model's embedding: a row for each token."""
     return path.startswith(LM) and path.removeprefix(LM) in _EMBEDDINGS
+
+
+def has_rows_of_tokens(path: str) -> bool:
+    """Whether a layer, by its path, has a row for each token: an embedding, or a head."""
+    # A pooler is where a model ends, too, and has a row for each of its channels.
+    return is_embedding(path) or (path.startswith(LM) and bool(_HEADS.get(path.removeprefix(LM))))
+
+
+def task_of(paths: Iterable[str]) -> str:
+    """What peft calls the task of a model with these layers: it loads the model by that.
+
+    Args:
+        paths: of modules, with component.
+    """
+    encodes = any(path.startswith(f"{LM}encoder.layer.") for path in paths)
+    return "FEATURE_EXTRACTION" if encodes else "CAUSAL_LM"
 
 
 def is_stored_in_out(key: str) -> bool:

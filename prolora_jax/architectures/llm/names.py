@@ -2,7 +2,9 @@
 
 The names are those of transformers' causal models: `model.layers.0.self_attn.q_proj` of Llama and
 of most, `transformer.h.0.attn.c_attn` of GPT-2, `gpt_neox.layers.0.attention.dense` of NeoX. A
-model without its head is saved without the first level, one that also sees has a level more.
+model without its head is saved without the first level, one that also sees has a level more. Of
+BERT, an encoder that mostly comes without a head, the names are those without:
+`encoder.layer.0.attention.self.query`.
 """
 
 from prolora_jax.architectures.stack import Stack
@@ -16,6 +18,7 @@ LLM_STACKS = (
     Stack("model.layers", "layers", deep=True, apart=_KINDS),
     Stack("transformer.h", "layers", deep=True),
     Stack("gpt_neox.layers", "layers", deep=True),
+    Stack("encoder.layer", "layers", deep=True),
 )
 
 # What stands before the model's own names, longest first: models that also see, and their writers.
@@ -26,6 +29,7 @@ _AROUND = (
     "language_model.",
     "model.text_model.",
 )
+_BERT, _OF_BERT = "bert.", ("encoder.layer.", "pooler.dense.")
 # First levels of a model that was saved without its head, and the level that they lack.
 _WITHOUT_HEAD = {
     "layers.": "model.",
@@ -41,6 +45,7 @@ _WITHOUT_HEAD = {
     "final_layer_norm.": "gpt_neox.",
 }
 _ROOTS = ("model.layers.", "transformer.h.", "gpt_neox.layers.", "lm_head.", "embed_out.") + (
+    *_OF_BERT,
     "model.embed_tokens.",
     "model.embed_tokens_per_layer.",
     "model.per_layer_model_projection.",
@@ -69,6 +74,8 @@ def lm_name(key: str) -> str | None:
             # The head of a model that also sees stands beside the model, or inside of it.
             key = inner if inner.startswith(("lm_head.", "model.")) else f"model.{inner}"
             break
+    if key.removeprefix(_BERT).startswith(_OF_BERT):
+        key = key.removeprefix(_BERT)
     for first, level in _WITHOUT_HEAD.items():
         if key.startswith(first):
             key = level + key

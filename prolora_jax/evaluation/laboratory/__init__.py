@@ -25,5 +25,6 @@ pair_samples.py: What two base models draw, and what each says of the other's pi
 trials.py: One adapter moved to one target, in every way that is asked for, and what came of it.
 beyond.py: Ways to move an adapter that the paper does not have, all of them without training.
 refining.py: Arms that learn from samples of the models alone, and their teachers without a student.
+lm/: Language models that anyone can train, their relatives, and what moves between them.
 sweep.py: Arms x options x targets x adapters x seeds: what to try, as data.
 """

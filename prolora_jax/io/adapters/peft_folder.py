@@ -29,10 +29,10 @@ ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin",
 MLX_WEIGHTS = "adapters.safetensors"
 """What MLX-LM has instead, beside a configuration by the same name."""
 
-_WEIGHTS, _PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+_WEIGHTS, _PICKLE = WEIGHT_NAMES = "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST_CONFIG = 2**21
 """Bytes. One that names every module of a large net with a rank of its own has 200 KB."""
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "transformer", "transformer_2")
+COMPONENT_NAMES = ("unet", "text_encoder", "text_encoder_2", "transformer", "transformer_2")
 _ALONE = frozenset({"unet", "lm", "transformer"})
 """Networks whose adapter is the folder itself, where it has no other."""
 # The network in a folder of its own, where peft's configuration names its class.
@@ -64,10 +64,10 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
     if os.path.lexists(folder / CONFIG):
         return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
-    if len(inner) == 1 and inner[0].name not in _COMPONENTS and not _others(folder, inner[0]):
+    if len(inner) == 1 and inner[0].name not in COMPONENT_NAMES and not _others(folder, inner[0]):
         return _read_one(inner[0], None, read)
     names = [place.name for place in inner]
-    if not names or not set(names) <= set(_COMPONENTS):
+    if not names or not set(names) <= set(COMPONENT_NAMES):
         found = f"adapters {', '.join(names)}" if names else f"no {CONFIG}"
         raise UsageError(
             f"{folder}: found a folder with {found}; expected an adapter file, or a folder that "
@@ -123,7 +123,7 @@ def own_files(folder: Path) -> frozenset[Path]:
 
 
 def _places(folder: Path) -> tuple[Path, ...]:
-    return folder, *(folder / component for component in _COMPONENTS)
+    return folder, *(folder / component for component in COMPONENT_NAMES)
 
 
 def _others(folder: Path, beside: Path | None = None) -> bool:

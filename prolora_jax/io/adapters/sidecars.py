@@ -112,6 +112,17 @@ class Folders:
         return self._names[folder]
 
 
+def names_beside(name: str, *, previews: bool) -> list[str]:
+    """Names that sidecars of an adapter file may have, in its own folder.
+
+    Args:
+        name: of the file.
+        previews: whether pictures and films are among them.
+    """
+    endings = _ENDINGS if previews else (*DOCUMENTS, *TEXTS)
+    return [start + ending for start in (Path(name).stem, name) for ending in endings]
+
+
 def documents(sidecars: list[Sidecar]) -> Iterator[tuple[Path, object]]:
     """Sidecars that hold fields, parsed: JSON, YAML, the YAML at the head of a README.
 

@@ -159,7 +159,7 @@ def inspect_file(
 
     Returns:
         Format, ranks, modules, evidence about its base model, or of a language model's base that
-        itself; of a language model what that is.
+        itself; of a base model what that is.
 
     Raises:
         UsageError: there is no such file.
@@ -172,7 +172,7 @@ def inspect_file(
             path, alpha_zero=alpha_zero, allow_pickle=allow_pickle, structured=True
         )
     except (AdapterRefused, UsageError) as error:
-        found = _language_model(Path(path)) if error.code in _PERHAPS_A_BASE else None
+        found = _base_model(Path(path)) if error.code in _PERHAPS_A_BASE else None
         if found is None:
             raise
         return found
@@ -182,14 +182,18 @@ def inspect_file(
     return replace(held, base_model=language_model(base))
 
 
-def _language_model(path: Path) -> Inspection | None:
-    """What is known of a language model; None where there is none, or one that is not read."""
+def _base_model(path: Path) -> Inspection | None:
+    """What is known of a base model; None where there is none, or one that is not read."""
     if not path.exists():
         return None  # and nothing is fetched by that name
     try:
-        return inspect_base(load_base_model(path).spec, str(path))
+        model = load_base_model(path)
     except ProloraError:
         return None
+    if model.spec.component("unet") and "unet.conv_out" not in model.spec.modules:
+        return None  # a ControlNet has the first half of a UNet
+    naming = "original" if model.has_original_names else "diffusers"
+    return inspect_base(model.spec, str(path), naming)
 
 
 def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) -> ComparedFiles:

@@ -23,6 +23,7 @@ from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.io.base_models.model_files import NETWORKS, UNET_STEMS, ModelPart, model_parts
 from prolora_jax.io.base_models.packed_weights import Tensors, unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
+from prolora_jax.io.base_models.tokenizer_json import read_tokenizer_json
 from prolora_jax.io.base_models.weight_file import WeightFile
 from prolora_jax.io.base_models.weight_source import JoinedSource, Source
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
@@ -34,7 +35,8 @@ from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.layout import weight_to_matrix
 
 _log = logging.getLogger(__name__)
-_COMPONENTS = ("unet.", "text_encoder.", "text_encoder_2.", *(f"{c}." for c in DIT_COMPONENTS))
+_NETWORKS = ("unet.", *(f"{component}." for component in DIT_COMPONENTS))
+_COMPONENTS = (*_NETWORKS, "text_encoder.", "text_encoder_2.")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class BaseModel:
         sources: where each module's weight is.
         known: fingerprints from earlier runs, which are believed of files that have not changed;
             a check believes none.
+        place: local folder or file of the weights; None where none was told.
     """
 
     spec: BaseModelSpec
     location: str
     sources: Mapping[str, Source] = field(repr=False)
     known: KnownWeights | None = field(default=None, repr=False, compare=False)
+    place: Path | None = field(default=None, repr=False, compare=False)
     _fingerprints: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _lost: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
 
@@ -138,10 +142,27 @@ class BaseModel:
         return self.spec.packings
 
     @property
+    def has_original_names(self) -> bool:
+        """Whether the files name a layer of the UNet or transformers otherwise than diffusers."""
+        return any(
+            not source.placement.key.removesuffix(".weight").endswith(path.partition(".")[2])
+            for path, source in self.sources.items()
+            if path.startswith(_NETWORKS)
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is to be known of how the weights are packed, in sentences."""
         packed = (source.packed for source in self.sources.values())
         return tuple(sorted({one.note for one in packed if one is not None and one.note}))
+
+    def tokenizer_json(self) -> bytes | None:
+        """The `tokenizer.json` beside the weights; None where there is none.
+
+        Raises:
+            BaseModelError: it cannot be read.
+        """
+        return None if self.place is None else read_tokenizer_json(self.place)
 
     def has_lost(self, path: str) -> bool:
         """Whether a cast to 8 bits without a scale has lost much of a weight.
@@ -248,7 +269,7 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
             _require_equal(origin, module, (placement, twin), tensors)
     packed = Counter(one.packing for one in sources.values() if one.packing is not None)
     spec = replace(spec, packings=dict(sorted(packed.items())))
-    return BaseModel(spec, origin, sources, known)
+    return BaseModel(spec, origin, sources, known, path)
 
 
 def with_whole(source: BaseModel, target: BaseModel) -> tuple[BaseModel, BaseModel]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.documents import BadDocument, read_json_document
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A path that was mistyped is no id.
@@ -22,6 +23,7 @@ _STEMS = {
 _WRITES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
 
 _UNETS = ("", "unet/", "transformer/")
+_TEXTS = ("text_encoder/", "text_encoder_2/")
 _VAE = {"vae/": "diffusion_pytorch_model"}
 # Half the precision, in addition: fetched only where nothing else is.
 _VARIANTS = ("*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*")
@@ -52,7 +54,9 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
 
     Returns:
         A pipeline's folder with the UNet or the diffusion transformers, and the text encoders
-        where the model has them; a language model's where it has no such network.
+        that are CLIP's, where the model has them: those of a transformer (T5, Gemma, Qwen) are
+        larger than itself, and no adapter is for them. A language model's folder where it has no
+        such network.
 
     Raises:
         BaseModelError: the hub cannot be reached or does not hand it out.
@@ -81,6 +85,11 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
         return any((folder / part).glob(f"{stems[part]}*.safetensors"))
 
     try:
+        said = [f"{part}config.json" for part in _TEXTS]
+        texts = Path(snapshot_download(hub_id, allow_patterns=said, ignore_patterns=[]))
+        for part in _TEXTS:
+            if not _is_clip(texts / part / "config.json"):
+                del stems[part]
         folder = fetch(stems, _FOR_PICTURES if for_pictures else (), (*_VARIANTS, *_OTHER_MODELS))
         # Variants of these parts only: the others would be fetched twice.
         no_unet = not any(weights(folder, part) for part in _UNETS)
@@ -105,3 +114,15 @@ def fetch_base_model(hub_id: str, *, for_pictures: bool = False) -> Path:
             code=Refusal.UNREADABLE_BASE,
         ) from failure
     return folder
+
+
+def _is_clip(config: Path) -> bool:
+    """Whether a text encoder may be CLIP's: all but those whose configuration says another."""
+    if not config.is_file():
+        return True
+    try:
+        said = read_json_document(config)
+    except BadDocument:
+        return True
+    kind = said.get("model_type") if isinstance(said, dict) else None
+    return kind is None or str(kind).startswith("clip")

@@ -21,7 +21,7 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.projecting import out_dtype
 from prolora_jax.migration.single import AdapterHeader, plan_fitted
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import Action, MigrationPlan, Skip
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, Action, MigrationPlan, Skip
 
 _DTYPES = frozenset({np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)})
 
@@ -165,6 +165,8 @@ def table_of(
     plan = plan_fitted(fitted, pair, options, progress)
     if any(skipped.reason is Skip.ZERO_DELTA for skipped in plan.skipped) or plan.companions:
         raise Irregular("the first file has a module without an update")
+    if any({BY_TOKEN, SLICED} & {*step.flags} for step in plan.steps):
+        raise Irregular("rows that go to other places")
     moving = _moving(plan)
     keys = {_address(array): key for key, array in traced.tensors.items() if array.size > 1}
     scales = _alpha_keys(traced, fitted.adapter)

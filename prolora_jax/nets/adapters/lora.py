@@ -24,14 +24,16 @@ from prolora_jax.architectures.flax_trees import nested
 from prolora_jax.architectures.naming import flax_path
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
+from prolora_jax.nets.adapters.stacks import pairs_of_stacks, refuse_beside
 from prolora_jax.nets.adapters.tree import (
-    COMPONENTS,
+    PARTS,
     Tree,
     grafted,
     kernels,
     leaf_at,
     matrices,
     module_path,
+    modules_of_transformers,
     pruned,
     spec_of,
     walk,
@@ -48,7 +50,7 @@ def merge(
     adapter: Adapter,
     scale: Scale = 1.0,
     *,
-    parts: Collection[str] = COMPONENTS,
+    parts: Collection[str] = PARTS,
     donate: bool = False,
     assume_base: str | None = None,
     factor_rank: FactorRank = _WHOLE,
@@ -61,7 +63,8 @@ def merge(
     put beside the kernels (`attach`).
 
     Args:
-        params: a UNet's parameters, or those of several components (see `models.tree`).
+        params: parameters of a UNet or of one of MaxDiffusion's transformers, or those of several
+            components (see `nets.adapters.tree`).
         adapter: of any format; names are looked up in the tree.
         scale: what the update is multiplied with, beside its own alpha / rank.
         parts: components whose modules are merged; the adapter's others are left out.
@@ -79,17 +82,24 @@ def merge(
     Raises:
         AdapterRefused: a module is not in the tree, or has another shape there; or all fit, but
             the adapter is another base model's, as SSD-1B's fit SDXL; or it adds to a bias or norm
-            that the tree lacks, or has whole layers of its own.
+            that the tree lacks, or has whole layers of its own; or a module's place is not certain.
     """
     places = kernels(params)
     add = _added_in_place if donate else _added
     new = {}
+    in_stacks = modules_of_transformers(params)
     fitted = _fitted(params, adapter, assume_base, factor_rank)
     vectors = with_vectors_added(params, fitted, scale, parts)
-    for module in _modules_for(params, fitted, parts):
+    modules = _modules_for(params, fitted, parts)
+    held = tuple(module for module in modules if module.path in in_stacks)
+    for place, (down, up) in pairs_of_stacks(params, in_stacks, held, fitted):
+        new[place] = add(leaf_at(params, place), down, up, scale)
+    for module in modules:
+        if module.path in in_stacks:
+            continue
         place = places[module.path]
         down, up = _kernel_factors(module)
-        new[place] = add(leaf_at(params, place), down, up, scale)
+        new[place] = add(leaf_at(params, place), down, up.reshape(up.shape[-2:]), scale)
     return grafted(params, new | vectors)
 
 
@@ -98,7 +108,7 @@ def unmerge(
     adapter: Adapter,
     scale: Scale = 1.0,
     *,
-    parts: Collection[str] = COMPONENTS,
+    parts: Collection[str] = PARTS,
     donate: bool = False,
     assume_base: str | None = None,
 ) -> Tree:
@@ -116,7 +126,7 @@ def attach(
     params: Tree,
     adapters: Mapping[str, Adapter],
     *,
-    parts: Collection[str] = COMPONENTS,
+    parts: Collection[str] = PARTS,
     assume_base: str | None = None,
     factor_rank: FactorRank = _SMALL,
 ) -> Tree:
@@ -141,9 +151,11 @@ def attach(
         alpha / rank multiplied into `up`. The base's arrays are the same objects.
 
     Raises:
-        AdapterRefused: as `merge` does.
+        AdapterRefused: as `merge` does; also for a transformer's parameters, whose nets are not
+            run here.
         UsageError: a name is in the tree already, or is no name.
     """
+    refuse_beside(params)
     places, new = kernels(params), {}
     taken = attached_names(params)
     for name, adapter in adapters.items():
@@ -243,10 +255,12 @@ def _modules_for(
     absent = [module.path for module in kept if module.path not in spec.modules]
     if absent:
         part = absent[0].partition(".")[0]
+        here = next(iter(spec.modules), "unet").partition(".")[0]
         raise AdapterRefused(
             f"{adapter.origin}: {len(absent)}/{len(kept)} modules are not in the parameters, first "
             f"{absent[0]}; expected the parameters of {part}, too; give a tree of both, "
-            f"{{'unet': ..., '{part}': ...}}, or leave these modules out with parts=('unet',)",
+            f"{{'{here}': ..., '{part}': ...}}, or leave these modules out with "
+            f"parts=('{here}',)",
             code=Refusal.UNMATCHED_MODULES,
         )
     shapes = {path: module.shape for path, module in spec.modules.items()}
@@ -267,9 +281,8 @@ def _kernel_factors(module: LoraModule) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sum(kernel: jax.Array, down: jax.Array, up: jax.Array, scale: Scale) -> jax.Array:
-    update = jnp.matmul(
-        down, up.reshape(up.shape[-2:]), precision="highest", preferred_element_type=jnp.float32
-    )
+    # Of a stack both have an axis for the blocks before theirs.
+    update = jnp.matmul(down, up, precision="highest", preferred_element_type=jnp.float32)
     return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
 
 

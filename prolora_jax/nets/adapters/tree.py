@@ -4,6 +4,8 @@ A tree is a mapping of mappings: dictionaries, Flax's `FrozenDict`, or the `Stat
 module, whose leaves are variables. It holds one UNet's parameters, or those of several components
 under `unet`, `text_encoder` and `text_encoder_2`; what else is in it is left alone. Of a list, nnx
 counts the items (`down_blocks`, 0) and linen glues the number on (`down_blocks_0`): both are read.
+A diffusion transformer (`transformer`, `transformer_2`, or a tree of its own) is as MaxDiffusion
+has it, and a kernel of it may hold the modules of a whole stack of blocks.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +17,13 @@ from flax.core import FrozenDict
 
 from prolora_jax import layout
 from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
+from prolora_jax.architectures.dit.trees import (
+    TreeModule,
+    TreePlace,
+    is_transformer_tree,
+    modules_in,
+)
 from prolora_jax.architectures.flax_trees import torch_key
 from prolora_jax.architectures.identify import identified
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
@@ -24,6 +33,8 @@ Place = tuple[Any, ...]
 """Keys from the root of a tree to a leaf or to a mapping in it."""
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+PARTS = (*COMPONENTS, *DIT_COMPONENTS)
+"""Components that adapters have modules for."""
 _KERNEL_AXES = {2, 4}
 
 
@@ -64,10 +75,15 @@ def kernels(params: Mapping[Any, Any]) -> dict[str, Place]:
 
 
 def module_path(params: Mapping[Any, Any], place: Place) -> str | None:
-    """Dotted path of the module that a leaf belongs to; None outside the known components."""
+    """Dotted path of the module that a leaf belongs to; None outside the known components.
+
+    Of a transformer a leaf belongs to many modules: None, too (`layers_of_transformers`).
+    """
     names = tuple(map(str, place))
     if names[0] == "params":
         names, params = names[1:], params[place[0]]
+    if names[0] in DIT_COMPONENTS or is_transformer_tree(map(str, params)):
+        return None
     if not set(COMPONENTS).isdisjoint(params):
         if names[0] not in COMPONENTS:
             return None
@@ -77,6 +93,35 @@ def module_path(params: Mapping[Any, Any], place: Place) -> str | None:
     return None if key is None else key.rpartition(".")[0]
 
 
+def layers_of_transformers(params: Mapping[Any, Any]) -> dict[str, Place]:
+    """Every layer of the diffusion transformers in a tree; adapters beside them are none.
+
+    Args:
+        params: as for `kernels`.
+
+    Returns:
+        Place of each layer, above its kernel and bias, by its name: component first, `/` between
+        the levels.
+    """
+    found, inside = {}, params.get("params", params)
+    above = DIT_COMPONENTS[:1] if is_transformer_tree(map(str, inside)) else ()
+    for place, _ in walk(params):
+        names = [*above, *(str(name) for name in place[:-1] if name != "params")]
+        if not names or names[0] not in DIT_COMPONENTS:
+            continue
+        is_adapter = any(name.startswith(LORA) for name in names)
+        if place[-1] == "kernel" and not is_adapter:
+            found["/".join(names)] = place[:-1]
+    return found
+
+
+def modules_of_transformers(params: Mapping[Any, Any]) -> dict[str, TreeModule]:
+    """The modules of the diffusion transformers in a tree by path, each with its place."""
+    layers = layers_of_transformers(params).items()
+    shapes = {name: leaf_at(params, (*layer, "kernel")).shape for name, layer in layers}
+    return {module.path: module for module in modules_in(shapes)}
+
+
 def spec_of(params: Mapping[Any, Any]) -> BaseModelSpec:
     """The base model whose parameters are in a tree: what adapters are checked against.
 
@@ -84,13 +129,15 @@ def spec_of(params: Mapping[Any, Any]) -> BaseModelSpec:
         params: the tree.
 
     Returns:
-        Its modules and their names; of a UNet that is published, its architecture too.
+        Its modules and their names; of a published model its architecture, too.
     """
     modules = {}
-    for path, place in sorted(kernels(params).items()):
+    for path, place in kernels(params).items():
         *window, width, out = leaf_at(params, place).shape
         modules[path] = ModuleSpec(path, (out, width, *window))  # from (in, out) or HWIO
-    return identified(BaseModelSpec("params", modules))
+    for path, module in modules_of_transformers(params).items():
+        modules[path] = ModuleSpec(path, module.shape)
+    return identified(BaseModelSpec("params", dict(sorted(modules.items()))))
 
 
 def matrices(params: Mapping[Any, Any]) -> Callable[[str], np.ndarray]:
@@ -102,13 +149,29 @@ def matrices(params: Mapping[Any, Any]) -> Callable[[str], np.ndarray]:
     Returns:
         The weight of a module, by its path, as a float32 matrix `(out, in * kh * kw)`.
     """
-    places = kernels(params)
+    places, stacked = kernels(params), modules_of_transformers(params)
+    layers = layers_of_transformers(params)
 
     def matrix(path: str) -> np.ndarray:
+        if path in stacked:
+            place = stacked[path].place
+            return part_of(leaf_at(params, (*layers[place.layer], "kernel")), place).T
         kernel = np.asarray(leaf_at(params, places[path])).astype(np.float32)
         return layout.weight_to_matrix(layout.kernel_to_weight(kernel))
 
     return matrix
+
+
+def part_of(array: Any, place: TreePlace) -> np.ndarray:
+    """A module's columns of its layer's kernel or bias, float32.
+
+    Args:
+        array: of the layer, `(blocks, ..., out)` in a stack.
+        place: of the module.
+    """
+    block = np.asarray(array if place.block is None else array[place.block]).astype(np.float32)
+    ((first, end),) = place.segments or ((0, block.shape[-1]),)
+    return block[..., first:end]
 
 
 def grafted(tree: Tree, leaves: Mapping[Place, Any]) -> Tree:

@@ -15,7 +15,15 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, Companion
 from prolora_jax.adapters.formats.flax_keys import LORA
 from prolora_jax.errors import AdapterRefused, Refusal
-from prolora_jax.nets.adapters.tree import Place, leaf_at, module_path, walk
+from prolora_jax.nets.adapters.tree import (
+    Place,
+    layers_of_transformers,
+    leaf_at,
+    module_path,
+    modules_of_transformers,
+    part_of,
+    walk,
+)
 
 _log = logging.getLogger(__name__)
 _PARTS = {"bias": "bias", "scale": "weight"}
@@ -44,9 +52,15 @@ def biases(params: Mapping[Any, Any]) -> Callable[[str], np.ndarray | None]:
     Args:
         params: the tree.
     """
-    places = vectors(params)
+    places, stacked = vectors(params), modules_of_transformers(params)
+    layers = layers_of_transformers(params)
 
     def bias(path: str) -> np.ndarray | None:
+        if path in stacked:
+            place = stacked[path].place
+            layer: Any = leaf_at(params, layers[place.layer])
+            held = "bias" in layer
+            return part_of(leaf_at(layer, ("bias",)), place) if held else None
         place = places.get((path, "bias"))
         return None if place is None else np.asarray(leaf_at(params, place)).astype(np.float32)
 

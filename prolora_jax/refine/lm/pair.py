@@ -42,6 +42,7 @@ class TextPairRefinement:
         recipe: what is asked.
         work: folder in which all that was done is kept.
         stamp: of the pair and the recipe.
+        limit: R of the guard above which the copy is kept.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class TextPairRefinement:
         work: Path,
         stamp: str,
         progress: Progress = lambda stage, done, total: None,
+        limit: float = guard.LIMIT,
     ):
-        self.recipe, self.work, self.stamp = recipe, work, stamp
+        self.recipe, self.work, self.stamp, self.limit = recipe, work, stamp, limit
         self._loads = {"source": load_source, "target": load_target}
         self._spec, self._tokens = target, tokens
         self._progress = progress
@@ -130,12 +132,12 @@ class TextPairRefinement:
     def _refined(self, one: ToRefine) -> RefinedAdapter:
         losses = self._losses()
         r = guard.disagreement(**losses)
-        way = guard.way(r, style=True)
+        way = guard.way(r, style=True, limit=self.limit)
         record = Refined(
             way=way,
             teacher=None,
             disagreement=r,
-            sentence=guard.sentence_of_texts(r),
+            sentence=guard.sentence_of_texts(r, self.limit),
             losses=losses,
             words=(),
             effects={},

@@ -1,0 +1,17 @@
+#!/bin/bash
+# sbatch configs/fleet/slurm_array.sh
+#
+# A Slurm array: each task does its part of the catalog, whoever does the others. Not run here.
+# A task that Slurm gives up (a dead node ends it as FAILED, in spite of --requeue) leaves its part
+# undone; the same command again, with any number of tasks, does what is left. Slurm's own retries
+# prove nothing: ask `prolora fleet status`.
+
+#SBATCH --array=0-63
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --cpus-per-task=8
+#SBATCH --signal=TERM@60
+
+exec prolora fleet run "$CATALOG" --source "$SOURCE" --target "$TARGET" --out "$OUT" \
+  --store "${SCRATCH:-/tmp}/prolora-store" \
+  --shard "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --local 8 --workers 1 --quiet

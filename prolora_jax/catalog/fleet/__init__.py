@@ -1,0 +1,13 @@
+"""A catalog by many workers, on one host or on many, over folders and object stores.
+
+job.py: What is to be done, as every worker is told it; the note that one place has one job.
+inputs.py: The adapters of a place, from its listing, and which of them must be looked at together.
+receipts.py: What became of each input: written once, read together.
+tables.py: Receipts of a whole run in one Parquet file.
+dispatch.py: Which worker gets which inputs, and what the death of one means.
+worker.py: One chunk of inputs in, outputs and receipts out.
+publishing.py: Outputs from a worker's folder to where they belong, each once and whole.
+local_run.py: A run by worker processes of this host.
+ending.py: What is written when every input has its receipt.
+checking.py: Outputs held against their receipts; receipts set back.
+"""

@@ -1,0 +1,154 @@
+"""What is to be done, as every worker is told it; the note that one place has one job."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.places.opening import open_place
+from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.migration.files import Writing
+from prolora_jax.plans.options import MigrationOptions
+
+OWN = ".prolora"
+"""Folder of the outputs' place for what is not an output."""
+
+JOB = f"{OWN}/job.json"
+_LARGEST = 2**22
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class FleetJob:
+    """What is to be done with a catalog, by any number of workers; travels by pickle.
+
+    Attributes:
+        inputs: folder or URL of the adapters.
+        out: folder or URL of the outputs, which get the same tree.
+        source: base model: path, hub id, or URL.
+        target: base model.
+        options: of every migration.
+        writing: formats, and whether outputs of others may be replaced.
+        store: local folder of subspaces and operators.
+        cache: local folder for base models that were fetched from URLs; None for `store`'s.
+        processes: of each worker, for what has to be computed.
+    """
+
+    inputs: str
+    out: str
+    source: str
+    target: str
+    options: MigrationOptions = MigrationOptions()
+    writing: Writing = Writing()
+    store: Path = Path("store")
+    cache: Path | None = None
+    processes: int = 1
+
+    @property
+    def asked(self) -> str:
+        """Digest of all that is asked for, but where the base models lie on this host."""
+        facts = (open_place(self.inputs).shown, self.options, self.writing._replace(pair=None))
+        return sha256(msgspec.json.encode(facts)).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class JobNote:
+    """The job of a place, as its first worker has noted it.
+
+    Attributes:
+        version: of what lies under `.prolora`.
+        asked: digest of the job.
+        bases: digest of the weights of both base models.
+        inputs: the catalog, in words.
+        source: name of the source.
+        target: name of the target.
+        options: those that differ from their defaults, and the method.
+    """
+
+    version: int
+    asked: str
+    bases: str
+    inputs: str
+    source: str
+    target: str
+    options: dict[str, object]
+
+    @property
+    def digest(self) -> str:
+        """Of all of it: outputs of one digest have one meaning."""
+        return sha256(msgspec.json.encode(self)).hexdigest()[:32]
+
+
+def claim(place: FilePlace, note: JobNote) -> JobNote:
+    """Note the job of a place, or find the same one there.
+
+    Args:
+        place: of the outputs.
+        note: of the job.
+
+    Returns:
+        What is noted there: base models may have other names on other hosts.
+
+    Raises:
+        UsageError: it has another job.
+        OutputError: it does not answer.
+    """
+    text = msgspec.json.format(msgspec.json.encode(note)) + b"\n"
+    if place.create(JOB, text, {}).ours:
+        return note
+    known = read_note(place)
+    if (known.version, known.asked, known.bases) != (note.version, note.asked, note.bases):
+        told = "other base models" if known.asked == note.asked else "another job"
+        raise UsageError(_another(place, told), code=Refusal.LOCKED)
+    return known
+
+
+def require_same_job(place: FilePlace, job: FleetJob) -> None:
+    """Refuse a place that has another job, before any worker is started.
+
+    Args:
+        place: of the outputs.
+        job: what is to be done.
+
+    Raises:
+        UsageError: it has another job.
+        OutputError: it does not answer.
+    """
+    if place.head(JOB) is not None and read_note(place).asked != job.asked:
+        raise UsageError(_another(place, "another job"), code=Refusal.LOCKED)
+
+
+def read_note(place: FilePlace) -> JobNote:
+    """The job of a place.
+
+    Args:
+        place: of the outputs.
+
+    Raises:
+        UsageError: it has none that can be read.
+        OutputError: it does not answer.
+    """
+    try:
+        text, _ = read_whole(place, JOB, _LARGEST)
+        return msgspec.json.decode(text, type=JobNote)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{place.shown}: found no {JOB}; expected the outputs of `prolora fleet run`; check "
+            "the path",
+            code=Refusal.MISSING_FILE,
+        ) from None
+    except msgspec.MsgspecError as failure:
+        raise UsageError(
+            f"{place.shown}/{JOB}: cannot be read ({failure}); expected what `prolora fleet run` "
+            "writes; use the version of prolora that wrote it, or name another place",
+            code=Refusal.BAD_REPORT,
+        ) from None
+
+
+def _another(place: FilePlace, what: str) -> str:
+    return (
+        f"{place.shown}: found {what} there; expected the same inputs, options and base models as "
+        "in the first run; name another --out"
+    )

@@ -1,0 +1,200 @@
+"""A crew: worker processes that keep what they have opened, and may die without their employer.
+
+Each worker is started with a setup, says when it is ready, and then does one task after another.
+What becomes of a worker is told, never raised: who gives out the work decides what that means.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from prolora_jax.engines.processes import end_with, one_thread_each
+from prolora_jax.errors import ProloraError, Refusal
+
+Task = TypeVar("Task")
+
+Say = Callable[[], None]
+"""A sign of life, of a worker that is at work."""
+
+_SIGN_SECONDS = 1.0
+"""How often a sign of life is sent on: there may be many thousands of them."""
+
+_END_SECONDS = 5.0
+
+
+class Event(NamedTuple):
+    """What was heard of a worker.
+
+    Attributes:
+        worker: its number.
+        kind: `ready`; `done` with a result; `failed` with an error; `ended`, with its exit code,
+            which is negative where a signal ended it.
+        told: what belongs to the kind.
+    """
+
+    worker: int
+    kind: Literal["ready", "done", "failed", "ended"]
+    told: Any = None
+
+
+class _Member(NamedTuple):
+    process: BaseProcess
+    connection: Connection
+
+
+class Crew(Generic[Task]):
+    """Worker processes.
+
+    Args:
+        start: of a module's top level; called in each worker with `setup`, an event that is set
+            when the worker is to end its task early, and a function for signs of life. What it
+            returns does the tasks.
+        setup: for `start`; travels by pickle.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Any, threading.Event, Say], Callable[[Task], Any]],
+        setup: Any,
+    ):
+        self._start, self._setup = start, setup
+        self._members: dict[int, _Member] = {}
+        self._signs: dict[int, float] = {}
+        self._next = 0
+
+    @property
+    def workers(self) -> list[int]:
+        """Numbers of the workers that have not ended, as far as was heard."""
+        return list(self._members)
+
+    def add(self) -> int:
+        """Start one more worker; returns its number."""
+        context = get_context("spawn")
+        here, there = context.Pipe()
+        given = there, os.getpid(), self._start, self._setup
+        process = context.Process(target=_work, args=given, daemon=True)
+        with one_thread_each():
+            process.start()
+        there.close()  # it is the worker's: when that ends, nothing holds the other side open
+        number, self._next = self._next, self._next + 1
+        self._members[number] = _Member(process, here)
+        self._signs[number] = time.monotonic()
+        return number
+
+    def give(self, worker: int, task: Task) -> None:
+        """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
+        self._signs[worker] = time.monotonic()
+        try:
+            self._members[worker].connection.send(task)
+        except OSError:
+            return
+
+    def silent(self, worker: int) -> float:
+        """Seconds since something was heard of a worker, or given to it."""
+        return time.monotonic() - self._signs[worker]
+
+    def events(self, seconds: float) -> list[Event]:
+        """What was heard, at the latest after so many seconds; signs of life are not told.
+
+        Args:
+            seconds: to wait for something to be heard.
+        """
+        numbers = {member.connection: number for number, member in self._members.items()}
+        heard = []
+        for connection in wait(list(numbers), seconds):
+            assert isinstance(connection, Connection)
+            event = self._event(numbers[connection], connection)
+            if event is not None:
+                heard.append(event)
+        return heard
+
+    def _event(self, worker: int, connection: Connection) -> Event | None:
+        self._signs[worker] = time.monotonic()
+        try:
+            kind, told = connection.recv()
+        except (EOFError, OSError):
+            return Event(worker, "ended", self._bury(worker))
+        return None if kind == "sign" else Event(worker, kind, told)
+
+    def _bury(self, worker: int) -> int | None:
+        member = self._members.pop(worker)
+        member.connection.close()
+        member.process.join(_END_SECONDS)
+        if member.process.exitcode is None:  # it has closed its side and goes on
+            member.process.kill()
+            member.process.join()
+        return member.process.exitcode
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once; `events` tells that it has ended."""
+        self._members[worker].process.kill()
+
+    def hurry(self) -> None:
+        """Ask all workers to end their tasks early, with what they have done."""
+        for member in self._members.values():
+            if member.process.pid is not None and member.process.is_alive():
+                os.kill(member.process.pid, signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all workers at once."""
+        for member in self._members.values():
+            member.process.kill()
+        for number in self.workers:
+            self._bury(number)
+
+
+def _work(
+    connection: Connection,
+    employer: int,
+    start: Callable[[Any, threading.Event, Say], Callable[[Any], Any]],
+    setup: Any,
+) -> None:
+    """A worker's life."""
+    end_with(employer)
+    hurried, lock, last = threading.Event(), threading.Lock(), [time.monotonic()]
+    signal.signal(signal.SIGTERM, lambda *_: hurried.set())
+    # Ctrl-C is heard by all processes of a terminal; the employer ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def sign() -> None:
+        with lock:
+            if time.monotonic() - last[0] > _SIGN_SECONDS:
+                last[0] = time.monotonic()
+                connection.send(("sign", None))
+
+    def send(kind: str, told: Any = None) -> None:
+        with lock:
+            connection.send((kind, told))
+
+    try:
+        act = start(setup, hurried, sign)
+    except Exception as error:  # noqa: BLE001 (it is told)
+        send("failed", _as_told(error))
+        return
+    send("ready")
+    while True:
+        try:
+            task = connection.recv()
+        except EOFError:
+            return
+        try:
+            told = act(task)
+        except Exception as error:  # noqa: BLE001 (it is told)
+            send("failed", _as_told(error))
+        else:
+            send("done", told)
+
+
+def _as_told(error: Exception) -> ProloraError:
+    """An error that can travel."""
+    if isinstance(error, ProloraError):
+        return error
+    return ProloraError(
+        f"internal error, please report it: {type(error).__name__}: {error}", code=Refusal.INTERNAL
+    )

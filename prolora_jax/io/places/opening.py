@@ -1,0 +1,116 @@
+"""URLs: which place one means, what is shown of it, and whether the place can be trusted.
+
+Credentials come from where each client looks for them (environment, files, the machine's own
+role) and never stand in a URL: URLs are shown, in logs, reports and messages.
+"""
+
+import os
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.places.pacing import Pace
+from prolora_jax.io.places.place import FilePlace
+
+PROBE = ".prolora/probe"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_TIMES = {"timeout": "300s", "connect_timeout": "10s"}
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether this is a URL, and no path."""
+    return _URL.match(str(place)) is not None
+
+
+def without_secrets(url: str) -> str:
+    """A URL as it may be shown: without user, password, query and fragment."""
+    if not is_url(url):
+        return url
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+
+
+def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
+    """The place that a path or a URL means; nothing is asked of it yet.
+
+    Args:
+        place: a folder, or `s3://bucket/prefix`.
+        pace: of requests to a store; one with the usual patience when None.
+
+    Raises:
+        UsageError: the URL has credentials or a query in it, or is of no kind that is known here,
+            or a library is missing.
+    """
+    if not is_url(place):
+        return LocalPlace(Path(place))
+    url = str(place)
+    parts, shown = urlsplit(url), without_secrets(url)
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UsageError(
+            f"{shown}: found a user, a password or a query in the URL; expected "
+            "scheme://bucket/prefix, and credentials in the environment; leave them out",
+            code=Refusal.BAD_OPTION,
+        )
+    if parts.scheme != "s3" or not parts.netloc:
+        raise UsageError(
+            f"{shown}: found a URL of another kind; expected s3://bucket/prefix, or a folder",
+            code=Refusal.BAD_OPTION,
+        )
+    return _s3(shown, parts.netloc, parts.path.strip("/"), pace or Pace())
+
+
+def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
+    try:
+        from obstore.store import S3Store
+
+        from prolora_jax.io.places.object_store import ObjectPlace
+    except ImportError:
+        raise UsageError(
+            f"{shown}: cannot be opened without obstore; expected it installed; use pip install "
+            "'prolora_jax[fleet]'",
+            code=Refusal.MISSING_LIBRARY,
+        ) from None
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    # The region is asked for where nobody has said it, and servers of one's own have none.
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    config = {"aws_endpoint": endpoint} if endpoint else {}
+    if region or endpoint:
+        config["aws_region"] = region or "us-east-1"
+    plain = {"allow_http": True} if endpoint and endpoint.startswith("http://") else {}
+    store = S3Store(
+        bucket,
+        config=config,  # pyright: ignore[reportArgumentType]
+        client_options={**_TIMES, **plain},  # pyright: ignore[reportArgumentType]
+        retry_config={"max_retries": 0},
+    )
+    return ObjectPlace(shown, store, pace, prefix)
+
+
+def require_conditions(place: FilePlace) -> None:
+    """Refuse a place to which many could not write: it lets two make one file.
+
+    Args:
+        place: where outputs go; a small file stays there.
+
+    Raises:
+        OutputError: it does, or gives other bytes than were asked for, or does not answer.
+    """
+    place.create(PROBE, b"first", {})
+    again = place.create(PROBE, b"again", {})
+    other = place.replace_if(PROBE, b"other", '"no such etag"', {})
+    found = place.head(PROBE)
+    if again.ours or other.ours or found is None:
+        raise OutputError(
+            f"{place.shown}: let two writers make one file; expected a place that refuses the "
+            "second; use another store (docs/fleet.md names some)",
+            code=Refusal.CANNOT_WRITE,
+        )
+    if place.read_range(PROBE, 1, 3, found.etag) != b"irs":
+        raise OutputError(
+            f"{place.shown}: gave other bytes than were asked for; expected ranges of files; use "
+            "another store (docs/fleet.md names some)",
+            code=Refusal.CANNOT_WRITE,
+        )

@@ -1,0 +1,143 @@
+"""Which row of a source's embedding and which of a target's are of one token.
+
+Rows of an embedding and of a head stand for tokens, and a token's number is its vocabulary's own:
+two of equal size may give all of them other numbers. What is the same is the token, as a string.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import msgspec
+import numpy as np
+from jaxtyping import Int
+
+from prolora_jax.architectures.llm.layouts import has_rows_of_tokens
+from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.matching.matching import Matching
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """The tokens of two vocabularies.
+
+    Attributes:
+        numbers: the target's number by the source's, of the tokens that both have.
+        missing: tokens of the source that the target has not, in the order of their numbers.
+    """
+
+    numbers: Mapping[int, int] = field(repr=False)
+    missing: tuple[str, ...] = field(repr=False)
+
+    @cached_property
+    def keeps_numbers(self) -> bool:
+        """Whether each token of the source has the same number in the target."""
+        return not self.missing and all(own == other for own, other in self.numbers.items())
+
+    def number(self, row: int) -> int | None:
+        """The target's number of the token with this number in the source; None of none.
+
+        Where all tokens keep their numbers, rows beyond the last token keep theirs, too.
+        """
+        return row if self.keeps_numbers else self.numbers.get(row)
+
+    def rows(self, source: int, target: int) -> Int[np.ndarray, " target"]:
+        """The source's row for each row of the target; -1 where it has none.
+
+        Args:
+            source: rows of the source's embedding.
+            target: rows of the target's.
+        """
+        found = np.full(target, -1)
+        for row in range(source):
+            number = self.number(row)
+            if number is not None and number < target:
+                found[number] = row
+        return found
+
+    def moves(self, source: BaseModelSpec, target: BaseModelSpec, path: str) -> bool:
+        """Whether a layer's rows have to be found by their tokens.
+
+        Args:
+            source: the source base model.
+            target: the target base model.
+            path: of the layer, in both.
+        """
+        if not has_rows_of_tokens(path) or not _fit(source, target, path):
+            return False
+        return source.modules[path].shape != target.modules[path].shape or not self.keeps_numbers
+
+
+class _Model(msgspec.Struct):
+    vocab: dict[str, int] | list[tuple[str, float]]
+
+
+class _Added(msgspec.Struct):
+    content: str
+    id: int
+
+
+class _Tokenizer(msgspec.Struct):
+    model: _Model
+    added_tokens: list[_Added] | None = None
+
+
+def vocabulary(content: bytes, origin: str) -> dict[str, int]:
+    """Numbers by token.
+
+    Args:
+        content: of a `tokenizer.json` (BPE, WordPiece, WordLevel, Unigram).
+        origin: where it lies, for messages.
+
+    Raises:
+        BaseModelError: it has no vocabulary.
+    """
+    try:
+        found = msgspec.json.decode(content, type=_Tokenizer)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as failure:
+        raise BaseModelError(
+            f"{origin}: tokenizer.json: found no vocabulary ({failure}); expected the numbers of "
+            f"its tokens, by which rows of an embedding are told; fetch the file again, or take it "
+            f"away",
+            code=Refusal.UNREADABLE_BASE,
+        ) from None
+    held = found.model.vocab
+    numbers = held if isinstance(held, dict) else {token: i for i, (token, _) in enumerate(held)}
+    return numbers | {token.content: token.id for token in found.added_tokens or ()}
+
+
+def token_map(source: Mapping[str, int], target: Mapping[str, int]) -> TokenMap:
+    """The tokens of two vocabularies, each given as numbers by token."""
+    ordered = sorted(source, key=source.__getitem__)
+    both = {source[token]: target[token] for token in ordered if token in target}
+    return TokenMap(both, tuple(token for token in ordered if token not in target))
+
+
+def unlike_vocabularies(source: BaseModelSpec, target: BaseModelSpec) -> Iterable[str]:
+    """Layers whose rows are of tokens, and of which the target has more or fewer."""
+    for path, module in target.modules.items():
+        named = has_rows_of_tokens(path) and _fit(source, target, path)
+        if named and source.modules[path].shape != module.shape:
+            yield path
+
+
+def with_token_layers(matching: Matching, source: BaseModelSpec, target: BaseModelSpec) -> Matching:
+    """A matching of two base models whose tokens are known.
+
+    Args:
+        matching: of modules of equal shape.
+        source: the source base model.
+        target: the target base model.
+
+    Returns:
+        The same with embeddings and heads that have another number of rows.
+    """
+    pairs = {path: path for path in unlike_vocabularies(source, target)} | dict(matching.pairs)
+    return replace(matching, pairs={path: pairs[path] for path in target.modules if path in pairs})
+
+
+def _fit(source: BaseModelSpec, target: BaseModelSpec, path: str) -> bool:
+    """Whether both have a layer, in the same width."""
+    a, b = source.modules.get(path), target.modules.get(path)
+    return a is not None and b is not None and a.shape[1:] == b.shape[1:]

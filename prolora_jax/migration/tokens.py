@@ -1,0 +1,115 @@
+"""Rows of embeddings and heads in their migration, found by their tokens."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
+
+from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.matching.matching import Matching
+from prolora_jax.matching.slices import Slice
+from prolora_jax.matching.tokens import (
+    TokenMap,
+    token_map,
+    unlike_vocabularies,
+    vocabulary,
+    with_token_layers,
+)
+from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
+from prolora_jax.plans.token_flags import added_by_number, layers_of_tokens, token_flags
+
+
+class PairTokens:
+    """The tokens of two base models; tokenizers are read when somebody asks for them.
+
+    Args:
+        source: base model that adapters were trained on.
+        target: base model that they move to.
+    """
+
+    def __init__(self, source: BaseModel, target: BaseModel):
+        self._models = source, target
+
+    @cached_property
+    def map(self) -> TokenMap | None:
+        """What both have; None where a tokenizer of either is not at hand.
+
+        Raises:
+            BaseModelError: a tokenizer is damaged.
+        """
+        contents = [model.tokenizer_json() for model in self._models]
+        found = [
+            vocabulary(content, model.location)
+            for content, model in zip(contents, self._models, strict=True)
+            if content is not None
+        ]
+        return token_map(*found) if len(found) == len(contents) else None
+
+    def matched(self, matching: Matching) -> Matching:
+        """A matching with layers that have a row for each of another number of tokens."""
+        specs = self._models[0].spec, self._models[1].spec
+        if next(iter(unlike_vocabularies(*specs)), None) is None or self.map is None:
+            return matching
+        return with_token_layers(matching, *specs)
+
+    def moving(self, paths: Iterable[str]) -> set[str]:
+        """Layers of the target whose rows have to be found by their tokens."""
+        source, target = self._models[0].spec, self._models[1].spec
+        asked = layers_of_tokens(paths)
+        if not asked or self.map is None:
+            return set()
+        return {path for path in asked if self.map.moves(source, target, path)}
+
+    def rows(self, step: PlanStep) -> Slice | None:
+        """The source's row for each row of a step's layer; None where rows keep their places."""
+        if BY_TOKEN not in step.flags or self.map is None:
+            return None
+        source, target = (model.spec.modules[step.path].shape[0] for model in self._models)
+        return Slice(self.map.rows(source, target))
+
+    def flags(
+        self, steps: Iterable[PlanStep], companions: Iterable[PlannedCompanion]
+    ) -> tuple[str, ...]:
+        """Flags of a file: tokens that stay behind, or that nothing is known of tokens."""
+        moved = added_by_number(steps, companions)
+        if not moved:
+            return ()
+        known = self.map  # before weights are looked at, which takes longer
+        source, target = self._models
+        unlike = known is None and any(
+            source.fingerprint(p) != target.fingerprint(p) for p in moved
+        )
+        return token_flags(steps, known, unlike=unlike)
+
+
+def in_places(module: LoraModule, places: Slice) -> LoraModule:
+    """An update with some of its rows and columns, in another order.
+
+    Args:
+        module: a linear layer's.
+        places: which row and column each of the new ones is.
+    """
+    up, down = module.up[places.rows], module.down
+    up[places.rows < 0] = 0
+    if places.columns is not None:
+        down = down[:, places.columns]
+    return replace(module, up=up, down=down)
+
+
+def require_no_magnitudes(adapter: Adapter, steps: Iterable[PlanStep]) -> None:
+    """Refuse DoRA on a layer whose rows go to other places: so do its magnitudes.
+
+    Raises:
+        AdapterRefused: there is one.
+    """
+    moved = {step.source_path for step in steps if {BY_TOKEN, SLICED} & {*step.flags}}
+    for module in adapter.modules:
+        made = module.made_from if module.path in moved else None
+        if made is not None and made.gains is not None:
+            raise AdapterRefused(
+                f"{adapter.origin}: {module.path}: found DoRA on a layer whose rows or columns "
+                f"go to other places; expected plain LoRA; move it with --dora fold",
+                code=Refusal.UNSUPPORTED_ALGORITHM,
+            )

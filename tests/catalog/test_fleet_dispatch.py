@@ -1,0 +1,122 @@
+"""Who gets which inputs: chunks that shrink, and blame for who has ended workers alone."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from prolora_jax.catalog.fleet.dispatch import MOST, TRIES, Dispatch
+from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
+from prolora_jax.errors import UsageError
+from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.places.place import Listed
+
+
+def units(count: int):
+    return [(FleetInput(f"{n:06}.safetensors", "etag"),) for n in range(count)]
+
+
+def test_chunks_shrink_towards_the_end():
+    dispatch, sizes = Dispatch(units(101), 3), []
+    assert dispatch.next(one=True) == (units(1)[0],)
+    while (chunk := dispatch.next()) is not None:
+        sizes.append(len(chunk))
+    assert sum(sizes) == 100
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == MOST
+    assert sizes[-3:] == [1, 1, 1]
+    assert dispatch.left == 0
+
+
+def test_only_who_ends_workers_alone_is_blamed():
+    """Every worker that gets unit 5 ends; the others of its chunk are done, and none is blamed."""
+    dispatch, done, deaths, blamed = Dispatch(units(20), 1), [], 0, []
+    bad = units(20)[5]
+    while (chunk := dispatch.next()) is not None:
+        if bad in chunk:
+            deaths += 1
+            at = chunk.index(bad)
+            done += chunk[:at]  # these have their receipts
+            blamed += dispatch.died(chunk, chunk[at:])
+        else:
+            done += chunk
+    assert blamed == [bad]
+    assert deaths == TRIES + 1
+    assert sorted(unit[0].name for unit in done) == [
+        unit[0].name for unit in units(20) if unit != bad
+    ]
+
+
+def test_what_is_handed_back_is_not_blamed():
+    dispatch = Dispatch(units(1), 1)
+    for _ in range(2 * TRIES):
+        chunk = dispatch.next()
+        assert chunk is not None
+        dispatch.hand_back(chunk)
+    assert dispatch.left == 1
+
+
+def test_a_hundred_thousand_are_listed_in_seconds():
+    """The driver's share of a large catalog: units and chunks, none of it growing with a square."""
+    started = time.process_time()
+    found = units_of([one for unit in units(100_000) for one in unit])
+    dispatch, count = Dispatch(found, 256), 0
+    while (chunk := dispatch.next()) is not None:
+        count += len(chunk)
+    assert count == 100_000
+    assert time.process_time() - started < 20
+
+
+class NamesOnly(LocalPlace):
+    """A store that has nothing but a listing."""
+
+    def __init__(self, *keys: str):
+        self.shown, self.keys = "s3://bucket/catalog", keys
+        self.folder: Path | None = None
+
+    def list(self, below: str = ""):
+        return iter([Listed(key, 10, f"etag of {key}") for key in self.keys])
+
+
+def test_a_listing_is_read_by_names():
+    place = NamesOnly(
+        ".hidden/a.safetensors",
+        "a.civitai.info",
+        "a.safetensors",
+        "a.preview.png",
+        "a.txt",
+        "b/adapter_config.json",
+        "b/adapter_model.safetensors",
+        "b/checkpoint/adapter_model.safetensors",
+        "b/training.log",
+        "c/unet/adapter_model.bin",
+        "c/text_encoder/adapter_model.bin",
+        "d.zip",
+        "e/mlx/adapter_config.json",
+        "e/mlx/adapters.safetensors",
+        "e/notes.md",
+        "e/lora.gguf",
+        "out/a.safetensors",
+    )
+    out = NamesOnly()
+    out.shown = "s3://bucket/catalog/out"
+    found = {one.name: one for one in find_inputs(place, out)}
+    assert [*found] == ["a.safetensors", "b", "c", "d.zip", "e/lora.gguf", "e/mlx"]
+    assert [file.key for file in found["a.safetensors"].beside] == ["a.civitai.info", "a.txt"]
+    assert len(found["b"].files) == 3
+    assert found["d.zip"].by_name
+    pictures = {one.name: one for one in find_inputs(place, out, previews=True)}
+    assert "a.preview.png" in [file.key for file in pictures["a.safetensors"].beside]
+    with pytest.raises(UsageError, match="no adapter"):
+        find_inputs(NamesOnly("a.txt"), out)
+
+
+def test_names_that_may_meet_stay_together():
+    names = ["a.pt", "a.safetensors", "a.safetensors.safetensors", "b/a.pt", "style.v1.pt"]
+    found = units_of([FleetInput(name, "") for name in [*names, "style.v2.pt"]])
+    assert [[one.name for one in unit] for unit in found] == [
+        ["a.pt", "a.safetensors", "a.safetensors.safetensors"],
+        ["b/a.pt"],
+        ["style.v1.pt"],
+        ["style.v2.pt"],
+    ]

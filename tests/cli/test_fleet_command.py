@@ -1,0 +1,112 @@
+"""`prolora fleet`: a catalog from the command line, with processes of this host."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_adapters import write
+from toy_pair import make_files
+
+from prolora_jax.cli.main import run
+from prolora_jax.io.outputs.manifest import Manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("fleet")
+    made = make_files(place / "toys")
+    shutil.move(made.source, place / "sdxl")
+    shutil.move(made.target, place / "ssd-1b")
+    for seed in range(2):
+        path = place / "loras" / f"a{seed}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write(path, seed, (4,))
+    return place
+
+
+@pytest.fixture
+def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run a command; its exit code, and what it printed as JSON."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PROLORA_STORE", str(folder / "store"))
+
+    def said(*words: str) -> tuple[int, Any]:
+        code = run([*words, "--json", "-q"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return said
+
+
+BASES = ("--source", "sdxl", "--target", "ssd-1b")
+
+
+def test_a_run_and_what_is_asked_of_it(say, folder: Path):
+    code, told = say("fleet", "run", "loras", *BASES, "--out", "out", "--local", "2")
+    assert code == 0
+    assert told["run"] == {
+        "done": 2,
+        "found": {"done": 2},
+        "left": 0,
+        "stopped": False,
+        "complete": True,
+    }
+    code, told = say("migrate", "loras", *BASES, "--out", "one")
+    assert code == 0
+    for path in (folder / "one").rglob("*.*"):
+        if "manifest" not in path.name and path.is_file():
+            assert (folder / "out" / path.name).read_bytes() == path.read_bytes()
+    code, told = say("fleet", "status", "out", "--export", "t.jsonl", "--report", "page.html")
+    assert (code, told["by_state"]) == (0, {"migrated": 2})
+    assert told["finished"]
+    assert len((folder / "t.jsonl").read_text().splitlines()) == 2
+    assert "a1.safetensors" in (folder / "page.html").read_text()
+    with Manifest(folder / "out") as manifest:
+        assert [r.state for r in manifest.records()] == ["migrated"] * 2
+    assert say("status", "out")[1]["by_state"] == {"migrated": 2}
+    # The engine of one machine goes on where the fleet has ended, and has nothing to do.
+    before = (folder / "out" / "a0.safetensors").stat().st_mtime_ns
+    assert say("migrate", "loras", *BASES, "--out", "out")[0] == 0
+    assert (folder / "out" / "a0.safetensors").stat().st_mtime_ns == before
+    assert say("fleet", "verify", "out")[1]["whole"] == 2
+    (folder / "out" / "a0.safetensors").write_bytes(b"torn")
+    code, told = say("fleet", "verify", "out")
+    assert (code, [*told["problems"]]) == (1, ["a0.safetensors"])
+    assert say("fleet", "retry", "out", "--damaged")[1] == {"again": ["a0.safetensors"]}
+    code, told = say("fleet", "run", "loras", *BASES, "--out", "out", "--shard", "0/1")
+    assert (code, told["run"]["done"]) == (0, 1)
+    assert say("fleet", "verify", "out")[0] == 0
+    code, told = say("fleet", "run", "loras", *BASES, "--out", "out", "--scale", "0.5")
+    assert (code, told["code"]) == (2, "locked")
+
+
+def test_receipts_in_one_table(say, folder: Path):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra `fleet`)")
+    say("fleet", "run", "loras", *BASES, "--out", "table")
+    assert say("fleet", "compact", "table") == (0, {"receipts": 2})
+    assert say("fleet", "status", "table")[1]["by_state"] == {"migrated": 2}
+
+
+WRONG = {
+    "retry": (["fleet", "retry", "x"], "--quarantined or --damaged"),
+    "shard": (["--shard", "4/4"], "expected i/n"),
+    "no part": (["--shard", "x"], "expected i/n"),
+    "local": (["--local", "0"], "at least one process"),
+    "store": (["--store", "s3://bucket/store"], "expected a local folder"),
+    "time": (["--time-limit", "nan"], "and a time"),
+    "secret": (["fleet", "status", "s3://KEY:SECRET@bucket/x"], "leave them out"),
+    "nothing": (["fleet", "status", "sdxl"], "found no .prolora/job.json"),
+    "file": (["fleet", "run", "sdxl/x", *BASES, "--out", "o"], "no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_meant_is_said(say, case: str):
+    words, message = WRONG[case]
+    if words[0] != "fleet":
+        words = ["fleet", "run", "loras", *BASES, "--out", "o", *words]
+    code, told = say(*words)
+    assert (code, told["ok"]) == (2, False)
+    assert message in told["message"]
+    assert "SECRET" not in told["message"]

@@ -1,0 +1,306 @@
+"""Local folders and a real S3 server (SeaweedFS) keep one contract, through faults, too."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fault_proxy import FaultProxy
+from seaweed import BUCKET, KEY, proxied, use
+
+from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
+from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.places.opening import open_place, require_conditions, without_secrets
+from prolora_jax.io.places.pacing import Pace, StoreBusy
+from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.io.places.staging import PIECE, stage, stage_once
+
+WRITERS = 8
+ODD = "folder/b é+%20 #.txt"
+"""A key with what URLs and signatures may stumble over."""
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
+    with proxied(tmp_path_factory.mktemp("seaweed")) as found:
+        yield found
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """A prefix of its own on the server, and no patience."""
+    proxy.choose = lambda method, path: None
+    use(proxy.endpoint, monkeypatch)
+    return open_place(f"s3://{BUCKET}/{request.node.name}", Pace(patience=5))
+
+
+@pytest.fixture(params=["local", "store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> FilePlace:
+    return request.getfixturevalue("store") if request.param == "store" else LocalPlace(tmp_path)
+
+
+def test_what_is_written_is_there(place: FilePlace, tmp_path: Path):
+    assert place.head(ODD) is None
+    assert list(place.list()) == []
+    written = place.create(ODD, b"hello", {"prolora-job": "a"})
+    assert written.ours
+    source = tmp_path.parent / f"{tmp_path.name}.source"
+    source.write_bytes(b"0123456789")
+    assert place.create("folder/other.txt", source, {}).ours
+    assert place.create("elsewhere.txt", b"", {}).ours
+    found = place.head(ODD)
+    assert found is not None
+    assert (found.size, found.etag) == (5, written.etag)
+    assert found.tags.get("prolora-job") == ("a" if place.keeps_tags else None)
+    assert [(one.key, one.size) for one in place.list("folder")] == [
+        (ODD, 5),
+        ("folder/other.txt", 10),
+    ]
+    assert sorted(one.key for one in place.list()) == ["elsewhere.txt", ODD, "folder/other.txt"]
+    assert {one.etag for one in place.list("folder")} >= {written.etag}
+    assert place.read_range("folder/other.txt", 2, 3) == b"234"
+    assert place.read_range("folder/other.txt", 8, 30) == b"89"
+    assert read_whole(place, ODD, 5) == (b"hello", written.etag)
+    with pytest.raises(AdapterRefused, match="at most 4"):
+        read_whole(place, ODD, 4)
+    with pytest.raises(FileNotFoundError):
+        place.read_range("folder/none.txt", 0, 1)
+    with pytest.raises(FileNotFoundError):
+        read_whole(place, "folder/none.txt", 9)
+
+
+def test_one_of_many_wins(place: FilePlace):
+    together = threading.Barrier(WRITERS)
+
+    def write(writer: int) -> list[bool]:
+        together.wait()
+        return [place.create(f"k{n}", b"%d" % writer, {}).ours for n in range(6)]
+
+    with ThreadPoolExecutor(WRITERS) as threads:
+        won = list(threads.map(write, range(WRITERS)))
+    for n in range(6):
+        winners = [writer for writer in range(WRITERS) if won[writer][n]]
+        assert len(winners) == 1
+        assert place.read_range(f"k{n}", 0, 9) == b"%d" % winners[0]
+
+
+def test_only_what_is_known_is_replaced(place: FilePlace):
+    first = place.create("k", b"one", {})
+    second = place.replace_if("k", b"second", first.etag, {})
+    assert second.ours
+    assert place.read_range("k", 0, 9) == b"second"
+    late = place.replace_if("k", b"late", first.etag, {})
+    assert (late.ours, late.etag) == (False, second.etag)
+    assert not place.replace_if("none", b"x", first.etag, {}).ours
+    assert place.head("none") is None
+    with pytest.raises(AdapterRefused, match="replaced") as refused:
+        place.read_range("k", 0, 3, first.etag)
+    assert refused.value.code == Refusal.CHANGED
+
+
+def test_files_are_staged_as_they_were_listed(place: FilePlace, tmp_path: Path):
+    content = os.urandom(PIECE + 1000)
+    place.create("a/large.bin", content, {})
+    place.create("a/b/small.bin", b"x", {})
+    listed = list(place.list("a"))
+    stage(place, listed, tmp_path / "staged")
+    assert (tmp_path / "staged/a/large.bin").read_bytes() == content
+    assert (tmp_path / "staged/a/b/small.bin").read_bytes() == b"x"
+    small = next(one for one in listed if one.size == 1)
+    assert place.replace_if(small.key, b"y", small.etag, {}).ours
+    for gone in (small, small._replace(key="a/none.bin")):
+        with pytest.raises(AdapterRefused) as refused:
+            stage(place, [gone], tmp_path / "again")
+        assert refused.value.code == Refusal.CHANGED
+    for odd in ("../x", "/x", "a\0b", "n" * 256):
+        with pytest.raises(AdapterRefused, match="no file below a folder"):
+            stage(place, [small._replace(key=odd)], tmp_path / "again")
+    assert not list((tmp_path / "again").rglob("*.*"))
+
+
+def test_a_place_that_keeps_its_word_is_trusted(place: FilePlace):
+    require_conditions(place)
+    require_conditions(place)  # what the first check has left is no hindrance
+
+
+def test_a_store_that_ignores_conditions_is_refused(
+    store: FilePlace, monkeypatch: pytest.MonkeyPatch
+):
+    from prolora_jax.io.places import object_store
+
+    put = object_store.obstore.put
+    monkeypatch.setattr(object_store.obstore, "put", lambda *given, mode, **how: put(*given, **how))
+    with pytest.raises(OutputError, match="let two writers make one file"):
+        require_conditions(store)
+
+
+def test_a_folder_that_ignores_conditions_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "link", os.replace)
+    with pytest.raises(OutputError, match="let two writers make one file"):
+        require_conditions(LocalPlace(tmp_path))
+
+
+@pytest.mark.parametrize("fault", ["lose", "cut", 503, 500, 429, 409, 412])
+def test_an_unclear_answer_is_cleared_up(store: FilePlace, proxy: FaultProxy, fault):
+    """Whatever was answered: what was made is ours, once, and what was not made is made."""
+    proxy.first(fault, "PUT", "made")
+    written = store.create("made", b"mine", {})
+    assert written.ours
+    assert store.read_range("made", 0, 9) == b"mine"
+    proxy.first(fault, "PUT", "made")
+    assert store.replace_if("made", b"mine, too", written.etag, {}).ours
+    assert store.read_range("made", 0, 9) == b"mine, too"
+    # And what is another's is never called ours.
+    store.create("other", b"another's", {})
+    proxy.first(fault, "PUT", "other")
+    assert not store.create("other", b"mine", {}).ours
+    assert store.read_range("other", 0, 9) == b"another's"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_reading_goes_on_after_a_storm(store: FilePlace, proxy: FaultProxy, method: str):
+    store.create("a/k", b"there", {})
+    proxy.first(503, method, "a", times=2)
+    if method == "HEAD":
+        assert store.head("a/k") is not None
+    else:
+        assert [one.key for one in store.list("a")] == ["a/k"]
+        proxy.first("lose", method, "a", times=2)
+        assert store.read_range("a/k", 0, 9) == b"there"
+
+
+def test_a_store_that_never_answers_ends_with_a_message(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+):
+    use(proxy.endpoint, monkeypatch)
+    slow = Pace(patience=0.3)
+    place = open_place(f"s3://{BUCKET}/never", slow)
+    proxy.choose = lambda method, path: 503
+    before = slow.rate
+    with pytest.raises(OutputError, match=r"no answer \(status 503\).*the same command goes on"):
+        place.create("k", b"x", {})
+    assert slow.rate < before
+
+
+def test_a_listing_of_many_pages_is_whole(store: FilePlace):
+    names = [f"many/{n:04}" for n in range(1100)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: store.create(name, b"", {}), names))
+    assert [one.key for one in store.list("many")] == names
+
+
+def test_no_secret_is_shown(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):
+    url = "s3://AKIDMADE:secret-made@bucket/a?X-Amz-Signature=signature-made#fragment-made"
+    assert without_secrets(url) == "s3://bucket/a"
+    with pytest.raises(UsageError) as refused:
+        open_place(url)
+    assert "made" not in str(refused.value).lower()
+    use(proxy.endpoint, monkeypatch)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret-made")
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-made")
+    place = open_place(f"s3://{BUCKET}/x", Pace(patience=1))
+    for act in (
+        lambda: place.head("k"),
+        lambda: place.create("k", b"", {}),
+        lambda: [*place.list()],
+    ):
+        with pytest.raises(OutputError, match="store refused") as failed:
+            act()
+        shown = "".join(map(str, chained(failed.value)))
+        assert not {w for w in ("wrong-secret", "token-made", KEY, "Signature") if w in shown}
+
+
+def chained(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what a traceback would show behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def test_a_name_that_no_store_takes_is_refused(store: FilePlace):
+    for act in (lambda: store.create("line\nbreak", b"", {}), lambda: store.head("bell\a")):
+        with pytest.raises(AdapterRefused, match="control character") as refused:
+            act()
+        assert refused.value.code is Refusal.BAD_NAME
+
+
+def test_a_bucket_that_is_not_there_is_named(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):
+    use(proxy.endpoint, monkeypatch)
+    proxy.choose = lambda method, path: 404  # SeaweedFS itself makes a bucket that is not there
+    place = open_place("s3://no-such-bucket/x", Pace(patience=1))
+    with pytest.raises(OutputError, match=r"s3://no-such-bucket/x/k: the store refused"):
+        place.create("k", b"x", {})
+
+
+@pytest.mark.parametrize("url", ["gs://b/x", "https://host/x", "s3:///x"])
+def test_other_urls_are_refused(url: str):
+    with pytest.raises(UsageError, match="another kind"):
+        open_place(url)
+
+
+def test_the_rate_falls_and_rises():
+    """On a clock of its own: halved once by many at once, then up again; waits have an end."""
+    now, waits = [0.0], []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        now[0] += seconds
+
+    signs: list[float] = []
+    pace = Pace(1000, lambda: now[0], sleep, lambda: signs.append(now[0]))
+    first, left = pace.rate, [6]
+
+    def ask() -> str:
+        if left[0]:
+            left[0] -= 1
+            raise StoreBusy("busy", overloaded=True)
+        return "done"
+
+    now[0] = 10.0
+    assert pace.patiently(ask) == "done"
+    assert first / 2**6 <= pace.rate < first / 2
+    assert max(waits) <= 6.4
+    assert len(signs) == 6
+    slow = pace.rate
+    for _ in range(50):
+        pace.patiently(ask)
+    assert pace.rate == pytest.approx(slow + 25)
+    begun = now[0]
+    for _ in range(100):
+        pace.patiently(ask)
+    assert 100 / pace.rate < now[0] - begun + 0.3  # no faster than the rate, but for a short burst
+
+
+def test_a_base_model_is_fetched_once(
+    store: FilePlace, proxy: FaultProxy, request: pytest.FixtureRequest, tmp_path: Path
+):
+    """By many processes of a host at once; a fetch that was ended before is begun again."""
+    url = f"s3://{BUCKET}/{request.node.name}"
+    store.create("base/unet/weights.bin", b"w" * 1000, {})
+    store.create("base/unet/config.json", b"{}", {})
+    store.create("single.bin", b"s", {})
+
+    def gone(method: str, path: str) -> bool:
+        return method == "GET" and path.endswith("weights.bin")
+
+    proxy.choose = lambda method, path: 404 if gone(method, path) else None
+    with pytest.raises(AdapterRefused, match="is gone"):
+        stage_once(f"{url}/base", tmp_path)
+    proxy.choose = lambda method, path: None
+    proxy.asked.clear()
+    with ThreadPoolExecutor(4) as threads:
+        (folder,) = {*threads.map(lambda _: stage_once(f"{url}/base", tmp_path), range(4))}
+    assert folder.name == "base"
+    assert (folder / "unet" / "weights.bin").read_bytes() == b"w" * 1000
+    assert sum(gone(*asked) for asked in proxy.asked) == 1
+    assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"s"
+    with pytest.raises(UsageError, match="found nothing there"):
+        stage_once(f"{url}/none", tmp_path)
+    first = store.head("single.bin")
+    assert first is not None
+    store.replace_if("single.bin", b"changed", first.etag, {})
+    assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"changed"

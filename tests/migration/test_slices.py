@@ -1,0 +1,187 @@
+"""Targets pruned in width: rows and columns of the source; peft merges, torch slices."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from language_models import FAMILIES, LanguagePair, make_language_pair, merged
+from safetensors.numpy import load_file, save_file
+from transformers import MistralConfig, MistralForCausalLM
+
+from prolora_jax.catalog.catalog import run_catalog
+from prolora_jax.catalog.run import CatalogJob
+from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.migration.base_similarity import similarity
+from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.migration.opening import open_pair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.file import verify_file
+
+WEIGHTS, PROJECTED = "adapter_model.safetensors", MigrationOptions()
+WIDTH, FFN = 24, 40
+_CHOSEN = np.random.default_rng(7)
+STREAM = np.sort(_CHOSEN.permutation(32)[:WIDTH])
+HIDDEN = [np.sort(_CHOSEN.permutation(48)[:FFN]) for _ in range(2)]
+QUERIES, KEYS = np.r_[24:48], np.r_[12:24]  # the second of two heads of keys, and its queries
+Indices = tuple[np.ndarray, np.ndarray]
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+
+
+def indices(name: str, shape: tuple[int, ...], *, stream: bool = True) -> Indices:
+    """Rows and columns of a weight that the target has."""
+    rows, columns = (np.arange(size) for size in shape)
+    hidden = HIDDEN[int(name.split(".")[2])] if ".layers." in name else rows
+    if "gate_proj" in name or "up_proj" in name:
+        rows = hidden
+    elif "down_proj" in name:
+        columns = hidden
+    if not stream:
+        return rows, columns
+    rows = {"q_proj": QUERIES, "k_proj": KEYS, "v_proj": KEYS}.get(name.split(".")[-2], rows)
+    if "o_proj" in name:
+        columns = QUERIES
+    if "o_proj" in name or "down_proj" in name:
+        return STREAM, columns
+    return rows, STREAM
+
+
+def sliced(weights: Mapping[str, torch.Tensor], *, stream: bool = True) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            rows, columns = indices(name, tuple(weight.shape), stream=stream)
+            found[name] = weight[rows][:, columns].clone()
+        else:
+            found[name] = weight[STREAM].clone() if stream else weight.clone()
+    return found
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> LanguagePair:
+    """The source with an adapter of all its layers; its own target is not used."""
+    folder = tmp_path_factory.mktemp("slices")
+    layers = ("embed_tokens", "lm_head", *FAMILIES["mistral"].layers)
+    return make_language_pair(folder, "mistral", depth=2, kept=(0, 1), layers=layers)
+
+
+Prune = Callable[..., tuple[Path, Any]]
+
+
+@pytest.fixture
+def pruned(pair: LanguagePair, tmp_path: Path) -> Prune:
+    """A target, pruned; `change` may do something to its weights first."""
+
+    def make(
+        change: Callable[[dict[str, torch.Tensor]], None] | None = None, *, stream: bool = True
+    ) -> tuple[Path, Any]:
+        sizes: dict[str, Any] = {**FAMILIES["mistral"].sizes, "intermediate_size": FFN}
+        if stream:
+            sizes |= {"hidden_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1}
+        net = MistralForCausalLM(MistralConfig(**sizes, num_hidden_layers=2)).eval()
+        weights = sliced(pair.source_net.state_dict(), stream=stream)
+        if change is not None:
+            change(weights)
+        net.load_state_dict(weights)
+        net.save_pretrained(tmp_path / "target")
+        return tmp_path / "target", net
+
+    return make
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["all-widths", "mlp-alone"])
+def test_slices_of_what_is_merged_are_what_is_merged_into_slices(
+    pair: LanguagePair, pruned: Prune, stream: bool, tmp_path: Path
+) -> None:
+    target, net = pruned(stream=stream)
+    out = tmp_path / "out"
+    found = migrate_file(pair.adapter, pair.source, target, out, PROJECTED)
+    assert not found.report.skipped
+    assert not found.report.flags
+    whole = merged(pair.source_net, pair.adapter).state_dict()
+    wanted = sliced(whole, stream=stream)
+    given, moved = net.state_dict(), merged(net, out).state_dict()
+    for name, weight in wanted.items():
+        torch.testing.assert_close(moved[name], weight, atol=5e-7, rtol=0)
+        assert weight.ndim < 2 or not torch.equal(weight, given[name])
+    flags = {m.path: m.flags for m in found.report.modules}
+    of_mlp = {path for path in flags if ".mlp." in path}
+    assert {path for path, said in flags.items() if said == ("sliced",)} == (
+        {*flags} if stream else of_mlp
+    )
+    assert {m.action for m in found.report.modules} == {"copy"}
+    assert verify_file(out).ok
+
+
+def test_a_column_at_another_place_is_found(
+    pair: LanguagePair, pruned: Prune, tmp_path: Path
+) -> None:
+    migrate_file(pair.adapter, pair.source, pruned()[0], tmp_path / "out", PROJECTED)
+    tensors = load_file(tmp_path / "out" / WEIGHTS)
+    key = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+    tensors[key][:, [2, 3]] = tensors[key][:, [3, 2]]
+    save_file(tensors, tmp_path / "out" / WEIGHTS)
+    checked = verify_file(tmp_path / "out")
+    assert not checked.ok
+    failed = [check.path for check in checked.modules if check.verdict == "failed"]
+    assert failed == ["lm.model.layers.1.mlp.up_proj"]
+
+
+def test_a_layer_that_was_trained_since_is_skipped_and_no_other(
+    pair: LanguagePair, pruned: Prune, tmp_path: Path
+) -> None:
+    def train(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.layers.0.self_attn.o_proj.weight"] *= 1.01
+
+    found = migrate_file(pair.adapter, pair.source, pruned(train)[0], tmp_path / "out", PROJECTED)
+    assert [(s.path, s.reason) for s in found.report.skipped] == [
+        ("lm.model.layers.0.self_attn.o_proj", "shape-mismatch")
+    ]
+    assert verify_file(tmp_path / "out").ok
+
+
+def _healed(weights: dict[str, torch.Tensor]) -> None:
+    for weight in weights.values():
+        weight += 0.05 * weight.std() * torch.randn(weight.shape)
+
+
+def _alike(weights: dict[str, torch.Tensor]) -> None:
+    weights["model.embed_tokens.weight"][:, 3] = weights["model.embed_tokens.weight"][:, 4]
+
+
+@pytest.mark.parametrize("change", [_healed, _alike])
+def test_what_is_no_slice_is_refused(
+    pair: LanguagePair, pruned: Prune, change: Any, tmp_path: Path
+) -> None:
+    target, _ = pruned(change)
+    with pytest.raises(AdapterRefused, match="no module can move") as refused:
+        migrate_file(pair.adapter, pair.source, target, tmp_path / "out", PROJECTED)
+    assert refused.value.code is Refusal.NO_MATCHING_MODULE
+    assert "shape-mismatch: 16" in str(refused.value)
+
+
+def test_a_catalog_moves_slices_in_the_same_way(
+    pair: LanguagePair, pruned: Prune, tmp_path: Path
+) -> None:
+    target, net = pruned()
+    shutil.copytree(pair.adapter, tmp_path / "many/one")
+    job = CatalogJob((tmp_path / "many",), tmp_path / "out", MigrationOptions(method="copy"))
+    run_catalog(job, open_pair(pair.source, target))
+    name = "model.layers.1.self_attn.q_proj.weight"
+    wanted = sliced(merged(pair.source_net, pair.adapter).state_dict())[name]
+    found = merged(net, tmp_path / "out/one").state_dict()[name]
+    torch.testing.assert_close(found, wanted, atol=5e-7, rtol=0)
+    assert verify_file(tmp_path / "out/one").ok
+    shutil.rmtree(tmp_path / "many")
+    without = verify_file(tmp_path / "out/one")
+    assert without.absent
+    assert not without.problems
+    assert {check.verdict for check in without.modules} == {"not-compared"}
+
+
+def test_similarity_of_unlike_widths_compares_nothing(pair: LanguagePair, pruned: Prune) -> None:
+    found = similarity(pair.source, pruned()[0], "all")
+    assert not found.compared
