@@ -15,6 +15,7 @@ families.py: What is a stack in which component, by hand.
 stack.py: A stack as a family declares it.
 stacks.py: Where a module stands among the stacks of its component.
 spec.py: A base model as data: which modules it has, under which names, in which shapes.
+whole_layers.py: Authors' layers of transformers as modules of two models, beside their parts.
 vision/: Encoders that judge pictures: their layouts in files, and their Flax trees.
 unet/: UNets of the Stable Diffusion family: their tensors, their places, their spellings.
 

@@ -1,10 +1,10 @@
 """A base model as data: which modules it has, under which names, in which shapes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from prolora_jax.architectures.dit.spellings import LayerNames
+from prolora_jax.architectures.dit.spellings import FileLayer, LayerNames
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.layouts import is_embedding
@@ -74,6 +74,8 @@ class BaseModelSpec:
         facts: of a language model, what its configuration says and its tensors do not; the same
             modules are the same without it.
         packings: number of weights by packing, empty where none is packed; likewise.
+        whole: layers of the authors' that are modules here, too, beside their parts, by path
+            (`whole_layers`); None where a model is only what diffusers has.
     """
 
     name: str
@@ -83,6 +85,7 @@ class BaseModelSpec:
     text_encoders: tuple[str, ...] = ()
     facts: LmFacts | None = field(default=None, compare=False)
     packings: Mapping[str, int] = field(default_factory=dict, compare=False)
+    whole: Mapping[str, FileLayer] | None = field(default=None, repr=False, compare=False)
 
     @property
     def architecture(self) -> str | None:
@@ -142,7 +145,16 @@ class BaseModelSpec:
     @cached_property
     def layer_names(self) -> LayerNames:
         """Every name of the layers of its transformers; none of another kind of model."""
-        return LayerNames({path: module.shape for path, module in self.modules.items()})
+        modules = self.in_parts.modules.items()
+        return LayerNames({path: module.shape for path, module in modules})
+
+    @cached_property
+    def in_parts(self) -> "BaseModelSpec":
+        """The same model with no layer beside its parts."""
+        if self.whole is None:
+            return self
+        known = {path: m for path, m in self.modules.items() if path not in self.whole}
+        return replace(self, modules=known, whole=None)
 
     @cached_property
     def _ldm(self) -> Mapping[str, str]:

@@ -85,7 +85,7 @@ def measure(
     asked, place = MigrationOptions(**options), FolderStore(Path(store), keeps=keeps)
     try:
         refuse_outputs(Path(adapter), Path(out), WRITING, read=(source, target))
-        pair = open_pair(source, target, place)
+        pair = open_pair(source, target, place, fused=asked.fused)
         fitted = read_fitted(Path(adapter), pair.source, asked, WRITING)
         stages.end("read")
         pair.matching(asked.match, asked)

@@ -36,7 +36,7 @@ def scan_many(
     require_ending(page, ".html")
     if page is not None:
         refuse_replacing(page, (page,), (*job.inputs, source, target))
-    pair, reporter = _pair(source, target, common), Reporter(common.quiet)
+    pair, reporter = _pair(job, source, target, common), Reporter(common.quiet)
     with reporter.shown():
         records = scan_catalog(job, pair, reporter, headers_only=headers_only)
     if page is not None:
@@ -68,7 +68,7 @@ def run_many(
     require_ending(page, ".html")
     if page is not None:
         refuse_replacing(page, (page,), (*job.inputs, source, target))
-    pair, reporter = _pair(source, target, common), Reporter(common.quiet)
+    pair, reporter = _pair(job, source, target, common), Reporter(common.quiet)
     with reporter.shown():
         run_catalog(job, pair, reporter)
     summary, records = catalog_status(job.out)
@@ -87,7 +87,8 @@ def run_many(
     return 1 if left else 0
 
 
-def _pair(source: Path, target: Path, common: Common) -> "BasePair":
+def _pair(job: "CatalogJob", source: Path, target: Path, common: Common) -> "BasePair":
     from prolora_jax.migration.opening import open_pair
 
-    return open_pair(source, target, common.basis_store(), common.processes)
+    fused = job.options.fused
+    return open_pair(source, target, common.basis_store(), common.processes, fused)

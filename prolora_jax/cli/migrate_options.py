@@ -21,6 +21,7 @@ GROUPS = {
         "rank",
         "factor_rank",
         "dora",
+        "fused",
         "scale",
         "min_similarity",
         "below",

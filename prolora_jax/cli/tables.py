@@ -1,7 +1,7 @@
 """Plans, reports and similarities as tables for people."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,9 +49,16 @@ def show_plan(console: Console, plan: MigrationPlan) -> None:
     console.print(table)
     _show_packings(console, plan.packings)
     show_alignments(console, plan.alignments)
+    _show_file_flags(console, plan.flags)
     actions = Counter(str(step.action) for step in plan.steps)
     actions.update(str(skipped.reason) for skipped in plan.skipped)
     console.print("Would do: " + ", ".join(f"{n} {what}" for what, n in sorted(actions.items())))
+
+
+def _show_file_flags(console: Console, flags: Sequence[str]) -> None:
+    """What is to be known of the file as a whole."""
+    if flags:
+        console.print("Flags of the file: " + "; ".join(flags), markup=False)
 
 
 def show_similarity(console: Console, measures: Mapping[str, Measure]) -> None:
@@ -155,6 +162,7 @@ def show_report(
     for note in sorted({note for party in parties.values() for note in party.notes}):
         console.print(note, markup=False)
     show_alignments(console, report.alignments)
+    _show_file_flags(console, report.flags)
     flags = Counter(flag for m in report.modules for flag in m.flags)
     if flags:
         console.print("Flags: " + ", ".join(f"{n} {flag}" for flag, n in sorted(flags.items())))

@@ -180,8 +180,10 @@ def draw_to_file(
     require_ending(out, ".png")
     more = (path for path in (request.always, request.parts) if path is not None)
     refuse_existing(out, overwrite, read=(*bases, *request.files, *more))
-    pair = None if source is None else open_pair(source, request.base, store, workers)
-    drawn = draw_side_by_side(request, source, pair, options or MigrationOptions(), progress)
+    options, pair = options or MigrationOptions(), None
+    if source is not None:
+        pair = open_pair(source, request.base, store, workers, options.fused)
+    drawn = draw_side_by_side(request, source, pair, options, progress)
     summary = {
         "out": str(out),
         "base": str(request.base),

@@ -5,6 +5,7 @@ alignment.py: Monotone one-to-one alignment of two lists by dynamic programming 
 levels.py: Alignment of two base models, stack by stack.
 known_sources.py: Where it is published which module comes from which, and weights agree.
 matching.py: Which source module feeds which target module (docs/method.md 8).
+base_models.py: Two base models matched: modules, and layers beside their parts.
 slices.py: A target whose weights are some of the source's rows and columns.
 tokens.py: Which rows of two embeddings are of one token.
 

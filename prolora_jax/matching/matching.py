@@ -9,7 +9,7 @@ table of names out.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,14 +25,19 @@ MatchedBy = Literal["name", "published", "block", "module"]
 
 @dataclass(frozen=True)
 class Matching:
-    """Source path by target path, and the alignments behind it."""
+    """Source path by target path, and the alignments behind it.
+
+    `parts` has a part for each target layer that is matched as its parts are.
+    """
 
     pairs: Mapping[str, str]
     alignments: tuple[Alignment, ...] = ()
     matched_by: MatchedBy = "name"
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def is_weak(self, path: str) -> bool:
         """Whether a target module's source hangs on an alignment that is flagged."""
+        path = self.parts.get(path, path)
         return any(_hangs_on(path, alignment) for alignment in self.alignments if alignment.weak)
 
 

@@ -1,12 +1,14 @@
 """One adapter file: read and fitted to the source; written for the target, with its report."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.dumping import SAME, Reader, concrete_format
+from prolora_jax.adapters.formats.original_layers import grown_ranks
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.io.adapters.files import (
     load_adapter,
@@ -110,6 +112,25 @@ def read_fitted(
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
     return fit_to(source, adapter, options, writing.format, folder=folder)
+
+
+def as_written(
+    adapter: Adapter, report: MigrationReport, target: BaseModelSpec, writing: Writing
+) -> MigrationReport:
+    """A report with what the output's format makes of the adapter.
+
+    Args:
+        adapter: as `encode` made it.
+        report: what was done.
+        target: base model it is for.
+        writing: its format.
+
+    Returns:
+        The report, flagged where fused layers get the ranks of several parts.
+    """
+    format = concrete_format(writing.format, adapter, target)
+    grown = grown_ranks(adapter, format, target)
+    return replace(report, flags=(*report.flags, *grown)) if grown else report
 
 
 def write_migrated(

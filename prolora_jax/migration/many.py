@@ -24,6 +24,7 @@ from prolora_jax.method.encoding import rank_class
 from prolora_jax.migration.execute import Results, Work, move_all, norm_of
 from prolora_jax.migration.files import (
     Writing,
+    as_written,
     clear_folder,
     read_fitted,
     refuse_outputs,
@@ -360,8 +361,9 @@ def write_job(item: Prepared, results: Results, pair: BasePair, writing: Writing
         migrated, report = encode(item.header, item.plan, results, pair)
         if item.job.replace:
             clear_folder(item.job.output)
-        brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)
         how, target = for_job(item.job, writing), pair.target.spec
+        report = as_written(migrated, report, target, how)
+        brief = None if writing.pair is None else FileReport.of(report, item.energy, writing.pair)
         write_migrated(migrated, brief or report, item.job.output, target, how)
         seconds = item.seconds + time.perf_counter() - started
         return FileOutcome(item.job, report, energy=item.energy, seconds=seconds)

@@ -8,13 +8,20 @@ from typing import NamedTuple
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.fitting import Fitted, fit
+from prolora_jax.adapters.formats.original_layers import cut_alike
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import writes_folder
 from prolora_jax.io.adapters.peft_folder import is_adapter_folder
 from prolora_jax.io.adapters.sidecars import Folders, carry
 from prolora_jax.io.outputs.reports import read_plan
-from prolora_jax.migration.files import Writing, read_fitted, refuse_outputs, write_migrated
+from prolora_jax.migration.files import (
+    Writing,
+    as_written,
+    read_fitted,
+    refuse_outputs,
+    write_migrated,
+)
 from prolora_jax.migration.merged import parts_of, widest
 from prolora_jax.migration.opening import Place, location_of, open_pair
 from prolora_jax.migration.pair import BasePair
@@ -81,7 +88,8 @@ def plan_file(
         ProloraError: what `migrate_file` would raise before it writes.
     """
     paths = _paths(inputs, merge)
-    pair = open_pair(source, target, store, workers)
+    fused = "parts" if options is None else options.fused
+    pair = open_pair(source, target, store, workers, fused)
     folder = paths[0].is_dir()
     given = _read(paths, pair, options, writing or Writing(), weights if merge else None, folder)
     return _planned(given, pair, plan, progress)
@@ -131,13 +139,15 @@ def migrate_file(
     paths, out, writing = _paths(inputs, merge), Path(out), writing or Writing()
     places = (location_of(source), location_of(target))
     refuse_outputs(paths[0], out, writing, read=(*paths, *places))
-    pair = open_pair(source, target, store, workers)
+    fused = "parts" if options is None else options.fused
+    pair = open_pair(source, target, store, workers, fused)
     folder = paths[0].is_dir() and writes_folder(out, "peft")
     given = _read(paths, pair, options, writing, weights if merge else None, folder)
     todo = _planned(given, pair, plan, progress)
     migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
         report = replace(report, parts=parts_of(given.parts, weights))
+    report = as_written(migrated, report, pair.target.spec, writing)
     report_file = write_migrated(migrated, report, out, pair.target.spec, writing)
     if writing.sidecars:
         note = {"source": pair.source.spec.name, "target": pair.target.spec.name}
@@ -181,7 +191,7 @@ def _read(
     if weights is None:
         return _Given(given[0], parts, options)
     # All parts together may say which base model they are for where each leaves a choice.
-    merged = fit(combine(parts, weights), spec, options.assume_base)
+    merged = fit(combine(cut_alike(parts, spec), weights), spec, options.assume_base)
     return _Given(merged, parts, widest(options, parts))
 
 

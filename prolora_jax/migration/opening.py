@@ -1,8 +1,10 @@
 """Two base models from where they lie, as a pair."""
 
 from pathlib import Path
+from typing import Literal
 
-from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model, with_whole
 from prolora_jax.migration.experts import require_as_many_experts
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.subspaces.store import BasisStore
@@ -40,7 +42,11 @@ def open_base_model(place: Place, store: BasisStore | None = None) -> BaseModel:
 
 
 def open_pair(
-    source: Place, target: Place, store: BasisStore | None = None, workers: int = 1
+    source: Place,
+    target: Place,
+    store: BasisStore | None = None,
+    workers: int = 1,
+    fused: Literal["parts", "keep"] = "parts",
 ) -> BasePair:
     """A source and a target from where they lie.
 
@@ -49,6 +55,7 @@ def open_pair(
         target: base model that they move to.
         store: where subspaces are found and kept; memory when None.
         workers: processes for what has to be computed.
+        fused: that of the options of all migrations.
 
     Returns:
         The pair; no weight is read yet.
@@ -60,4 +67,19 @@ def open_pair(
     """
     models = open_base_model(source, store), open_base_model(target, store)
     require_as_many_experts(*models)
-    return BasePair(*models, store, workers)
+    return BasePair(*(with_whole(*models) if fused == "keep" else models), store, workers)
+
+
+def require_opened_for(pair: BasePair, fused: Literal["parts", "keep"]) -> None:
+    """Check that a pair was opened for what a migration does with fused layers.
+
+    Raises:
+        UsageError: it was not.
+    """
+    opened = "parts" if pair.source.spec.whole is None else "keep"
+    if opened != fused:
+        raise UsageError(
+            f"--fused {fused}: found base models opened for {opened}; expected one of them; say "
+            f"--fused {fused} where they are opened, too",
+            code=Refusal.BAD_OPTION,
+        )

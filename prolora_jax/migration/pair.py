@@ -8,8 +8,8 @@ import numpy as np
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.matching.known_sources import known_sources
-from prolora_jax.matching.matching import Matching, match_modules
+from prolora_jax.matching.base_models import match_base_models
+from prolora_jax.matching.matching import Matching
 from prolora_jax.matching.pairs import ModulePair, module_pairs
 from prolora_jax.method.basis import BasisRule, Extent, common_rank
 from prolora_jax.method.operators import ModuleOperators, effective_method
@@ -117,9 +117,7 @@ class BasePair:
                 lambda pair: _mean_similarity(known[pair].comparison), sources, targets
             )
 
-        specs = self.source.spec, self.target.spec
-        published = known_sources(*specs, evidence) if mode == "auto" else None
-        found = match_modules(*specs, evidence, mode, published)
+        found = match_base_models(self.source.spec, self.target.spec, evidence, mode)
         return self.slices.matched(self.tokens.matched(found))
 
     def measure(

@@ -25,6 +25,7 @@ from prolora_jax.migration.execute import Moved, Work, move_all
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.kinship import require_one_family
 from prolora_jax.migration.magnitudes import kept_magnitudes
+from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
@@ -74,8 +75,8 @@ def migrate(
         The migrated adapter (in the input's format) and the report.
     """
     options = options or MigrationOptions()
-    pair = BasePair(source, target, store)
-    fitted = fit_to(source, adapter, options)
+    pair = open_pair(source, target, store, fused=options.fused)
+    fitted = fit_to(pair.source, adapter, options)
     plan = plan_fitted(fitted, pair, options, progress)
     return run_plan(fitted.adapter, pair, plan, progress)
 
@@ -118,9 +119,11 @@ def plan_fitted(
     Raises:
         Strangers: the base models are language models or transformers without anything in common.
         UnlikeFamilies: they are transformers of families that share no weights.
+        UsageError: the pair was opened for another `fused`.
         AdapterRefused: it has DoRA on rows that go to other places.
         BaseModelError: a tokenizer that is asked for is damaged.
     """
+    require_opened_for(pair, options.fused)
     adapter = fitted.adapter
     if options.min_similarity > -1.0:
         require_one_family(pair.source, pair.target)

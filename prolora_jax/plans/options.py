@@ -66,6 +66,8 @@ class MigrationOptions:
             ...): `energy=e`, `max=k`, or both; `exact`. Those of rank `max` and less stay exact.
         dora: `fold` makes plain LoRA factors of a DoRA's whole update; `keep` moves its BA alone
             and recomputes its magnitude on the target. What is written is DoRA then.
+        fused: a layer of a diffusion transformer's authors that diffusers has in `parts`, where the
+            adapter has it whole: each part moves for itself, or all rows together (`keep`).
         rules: other options for some target modules; the first rule that matches is followed.
             In --config a list, each with `path:` (one pattern or several) and any of `method`,
             `basis_rank`, `min_similarity`, `rank`, `scale`.
@@ -100,6 +102,7 @@ class MigrationOptions:
     alpha_zero: AlphaZero = "refuse"
     factor_rank: str = "energy=0.999,max=64"
     dora: Literal["fold", "keep"] = "fold"
+    fused: Literal["parts", "keep"] = "parts"
     rules: tuple[ModuleRule, ...] = ()
 
     def __post_init__(self):
@@ -122,6 +125,9 @@ class MigrationOptions:
         if self.dora == "keep" and self.scale != 1.0:
             meant = " A magnitude has no scale; use --dora fold."
             raise BadOption("scale", self.scale, "1 with --dora keep", meant)
+        if self.fused == "keep" and self.match == "module":
+            meant = " Parts of one layer may come from several there."
+            raise BadOption("fused", self.fused, "parts with --match module", meant)
         if self.output_rank.spreads and (self.uniform_rank or self.rescale == "norm"):
             name = "uniform_rank" if self.uniform_rank else "rescale"
             raise BadOption(name, getattr(self, name), f"none with --rank {self.rank}")

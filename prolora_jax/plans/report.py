@@ -193,10 +193,10 @@ class MigrationReport:
     """Everything about one migrated adapter; written beside it as `.report.json`.
 
     `flags` concern the file as a whole: `assumed-base: ID`, `ambiguous-base: ID, ID`,
-    `idle-rule: N`. `parts` are what the input was put together from (`--merge`), none for a single
-    file. `companions` are the tensors beside the pairs: what became of each, and its share of the
-    update. Which options a module has, `options.options_for(path)` says. `refined` says what
-    `prolora refine` did after the copy.
+    `idle-rule: N`, `in-parts: N layers, ...`, `fused-ranks: N layers, ...`. `parts` are what the
+    input was put together from (`--merge`), none for a single file. `companions` are the tensors
+    beside the pairs: what became of each, and its share of the update. Which options a module has,
+    `options.options_for(path)` says. `refined` says what `prolora refine` did after the copy.
     """
 
     prolora_version: str

@@ -360,4 +360,6 @@ class AdapterCheck:
         )
         told, before, tied = self.claim.report, self.source_lora, len(self.matched.tied)
         found = open_options(told, plan, before, self.own_ranks, equal, all(self.whole))
+        if not any(step.path in (self.target.spec.whole or ()) for step in plan.steps):
+            found["fused"] = "no layer moves whole"
         self.not_checked += open_ends(told, tied, self.claim.folder is not None, found)

@@ -15,9 +15,11 @@ from prolora_jax.adapters.algorithms.companions import without_copies
 from prolora_jax.adapters.algorithms.factoring import factored
 from prolora_jax.adapters.combination import combine
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
+from prolora_jax.adapters.formats.original_layers import cut_alike, whole_again
+from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model, with_whole
 from prolora_jax.io.outputs.reports import (
     pair_report_above,
     read_any_report,
@@ -84,6 +86,8 @@ def verify_file(
     told = read_any_report(output)
     source_model = open_model(source or told.source.location)
     target_model = open_model(target or told.target.location)
+    if told.options.fused == "keep":
+        source_model, target_model = with_whole(source_model, target_model)
     parts = told.parts if isinstance(told, MigrationReport) else ()
     absent = () if source_lora is not None else _absent(parts or (told.input,))
     if parts and source_lora is not None:
@@ -106,7 +110,7 @@ def verify_file(
         given = tuple(read(place) for place in places)
     # With LoRA factors alone, as the migration made them.
     how = source_model.spec, source_model.matrix, told.options.factors
-    written = load_adapter(output, target_model.spec, quiet=quiet, structured=True)
+    written = _written(output, told, target_model.spec, quiet=quiet)
     as_they_are = told.options.copies_as_is and has_own(written)
     kept = {"bias": source_model.bias, "keep_dora": told.options.dora == "keep"}
     kept |= {"keep_own": as_they_are, "whole_own": as_they_are}
@@ -114,7 +118,8 @@ def verify_file(
     made = tuple(factored(one, *how, **kept) for one in bare)
     original = None
     if made:
-        original = combine(made, [part.weight for part in parts]) if parts else made[0]
+        alike = cut_alike(made, source_model.spec)
+        original = combine(alike, [part.weight for part in parts]) if parts else made[0]
     migrated = with_factors_of_own(without_magnitudes(written), told.options, target_model)
     if original is not None and given and not written.structured:
         original = _plain(original)
@@ -154,6 +159,17 @@ def verify_file(
         given = tuple(without_whole(one) for one in given)
     checked = with_factors(checked, given, made, source_model, told.options)
     return with_problems(checked, apart)
+
+
+def _written(
+    output: Path, told: MigrationReport | FileReport, spec: BaseModelSpec, *, quiet: bool
+) -> Adapter:
+    """The output; layers that the report has whole are whole, whatever the file has."""
+    written = load_adapter(output, spec.in_parts, quiet=quiet, structured=True)
+    if spec.whole is None:
+        return written
+    whole = [m.path for m in told.modules] if isinstance(told, MigrationReport) else spec.whole
+    return whole_again(written, whole, spec)
 
 
 def _plain(original: Adapter) -> Adapter:

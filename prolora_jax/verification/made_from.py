@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import check_base
+from prolora_jax.adapters.formats.original_layers import grown_ranks
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.plans.companions import PlannedCompanion, left_behind
@@ -20,7 +21,7 @@ def flag_problems(
     before: Adapter,
     models: tuple[BaseModelSpec, BaseModelSpec],
     beside: tuple[PlannedCompanion, ...],
-    after: Mapping[str, LoraModule],
+    output: Adapter,
     of_tokens: tuple[str, ...],
 ) -> list[str]:
     """Flags of the file as a whole: what was assumed, what the input leaves open.
@@ -31,7 +32,7 @@ def flag_problems(
         before: the input.
         models: source and target.
         beside: what becomes of tensors beside the pairs.
-        after: the output's modules by path.
+        output: the file, as it was read.
         of_tokens: flags that the tokens of both base models give it.
     """
     source, target = models
@@ -43,7 +44,8 @@ def flag_problems(
     idle = idle_rules(told.options.rules, paths)
     wanted = (*wanted, *before.flags, *made_plain(before), *left_behind(beside), *idle)
     wanted += of_tokens
-    wanted += budget_flags(told, after)
+    wanted += budget_flags(told, {module.path: module for module in output.modules})
+    wanted += grown_ranks(output, output.format, target)
     if sorted(told.flags) == sorted(wanted):
         return []
     return [f"report has flags {list(told.flags)} of the file, recomputed {list(wanted)}"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from prolora_jax.matching.alignment import WEAK_MARGIN, Alignment
-from prolora_jax.matching.known_sources import known_sources
-from prolora_jax.matching.matching import Matching, match_modules
+from prolora_jax.matching.base_models import first_parts, match_base_models
+from prolora_jax.matching.matching import Matching
 from prolora_jax.matching.slices import Slice, may_be_sliced, with_slices
 from prolora_jax.matching.tokens import TokenMap, with_token_layers
 from prolora_jax.plans.options import MigrationOptions
@@ -80,8 +80,7 @@ def match(
         return similarity_evidence(source, target, sources, targets, options)
 
     specs = source.spec, target.spec
-    published = known_sources(*specs, evidence) if options.match == "auto" else None
-    matching = match_modules(*specs, evidence, options.match, published)
+    matching = match_base_models(*specs, evidence, options.match)
     margins = {a: a.margin for a in matching.alignments if a.margin is not None}
     tied = _hanging(target, [a for a, margin in margins.items() if margin < TIE])
     near = [a for a, margin in margins.items() if abs(margin - WEAK_MARGIN) <= MARGIN_SLACK]
@@ -105,7 +104,8 @@ def match(
 
 def _hanging(target: Weights, alignments: Sequence[Alignment]) -> frozenset[str]:
     """Target modules whose source hangs on one of these alignments."""
-    weak = Matching({}, tuple(replace(a, margin=0.0) for a in alignments))
+    hanging = tuple(replace(a, margin=0.0) for a in alignments)
+    weak = Matching({}, hanging, parts=first_parts(target.spec))
     return frozenset(path for path in target.spec.modules if alignments and weak.is_weak(path))
 
 

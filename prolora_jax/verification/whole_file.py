@@ -97,7 +97,7 @@ def file_problems(
     places = added_by_number(plan.steps, beside)
     unlike = any(source.fingerprint(path) != target.fingerprint(path) for path in places)
     of_tokens = token_flags(plan.steps, tokens, unlike=unlike)
-    problems += strings + flag_problems(told, plan, before, models, beside, after, of_tokens)
+    problems += strings + flag_problems(told, plan, before, models, beside, output, of_tokens)
     not_checked = [*not_checked, *open_]
     if told.parts and not parts:
         not_checked.append("fingerprints of the parts: they were not given one by one")

@@ -50,6 +50,7 @@ REFUSED = {
     "alpha_zero": "--alpha-zero rank",
     "factor_rank": "--factor-rank exact",
     "dora": "--dora keep",
+    "fused": "--fused keep",
     "for_reader": "--for vllm",
 }
 IN_FILES = {"rules"}  # of --config alone

@@ -31,7 +31,12 @@ from prolora_jax.adapters.formats.keys import (
 )
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
-from prolora_jax.adapters.formats.original_layers import original_paths, with_original_layers
+from prolora_jax.adapters.formats.original_layers import (
+    ORIGINAL,
+    in_parts,
+    original_paths,
+    with_original_layers,
+)
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
@@ -45,9 +50,6 @@ from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 Tensors = dict[str, np.ndarray]
 Reader = Literal["vllm"]
 """Programs that read less of a folder of peft's than peft does."""
-
-_ORIGINAL = frozenset({"comfyui", "kohya-ldm"})
-"""Formats whose names are the original code's; of a transformer, its layers are, too."""
 
 SAME = ("same", "lora")
 """Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
@@ -83,7 +85,8 @@ def dump(
             reads language models' adapters in this format.
     """
     require_format(format)
-    given = resolve(adapter, spec)
+    given, spec = in_parts(resolve(adapter, spec), spec), spec.in_parts
+    given = resolve(given, spec)
     _require_reader(given, format, spec, folded=folded)
     transformer = bool(spec.layer_names.components)
     if transformer and folded and format == "peft":
@@ -91,7 +94,7 @@ def dump(
     if reader == "vllm":
         given = for_vllm(given, spec)
     given = replace(given, modules=tuple(_shaped(m, spec) for m in given.modules))
-    if transformer and format in _ORIGINAL:
+    if transformer and format in ORIGINAL:
         given = with_original_layers(given, spec)
     magnitudes = magnitude_tensors(given, format, spec)
     adapter = without_magnitudes(given)
@@ -165,7 +168,7 @@ def key_names(adapter: Adapter, format: str, spec: BaseModelSpec) -> frozenset[s
         AdapterRefused: the format has no name for a module.
     """
     paths = frozenset(module.path for module in (*adapter.modules, *adapter.structured))
-    if format in _ORIGINAL:
+    if format in ORIGINAL:
         paths = original_paths(adapter, spec)
     if format == "comfyui":
         return frozenset(comfyui.module_name(path, spec, adapter.origin) for path in paths)
@@ -249,7 +252,7 @@ def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folde
 def _require_one_transformer(adapter: Adapter, format: str) -> None:
     """Refuse two transformers for a format whose names do not say which of them a layer is of."""
     said = {said_component(m.path) for m in (*adapter.modules, *adapter.structured)} - {None}
-    if format in _ORIGINAL and len(said) > 1:
+    if format in ORIGINAL and len(said) > 1:
         raise AdapterRefused(
             f"{adapter.origin}: found modules of {len(said)} transformers, to be written as "
             f"{format}; expected those of one, since its names do not say which; write format "

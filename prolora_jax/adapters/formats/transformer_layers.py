@@ -5,7 +5,7 @@ own. Rows of `up` are rows of the layer, so that a layer's pair is that of its p
 and each part keeps the rank and the scale.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,9 @@ from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.spellings import FileLayer, HeldLayer, said_component
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
+
+IN_PARTS = "in-parts: "
+"""Start of the flag of a fused layer that was to move whole, and moves in parts."""
 
 # Parts of other algorithms' modules whose first axis is the layer's rows, and the others.
 _BY_ROW = {
@@ -36,7 +39,9 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         spec: the base model.
 
     Returns:
-        The adapter; what the base model has no layer for keeps its name, to be refused for it.
+        The adapter; what the base model has no layer for keeps its name, to be refused for it. A
+        layer that is a module beside its parts stays whole; where there are such modules and the
+        adapter has other layers that are cut, a flag says which.
 
     Raises:
         AdapterRefused: a layer has other rows than the base model's, or an algorithm whose update
@@ -49,6 +54,9 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     modules = [part for m in adapter.modules for part in place.pairs(m)]
     others = [part for m in adapter.structured for part in place.others(m)]
     left = tuple(c for c in adapter.companions if _may_stay(c, adapter.origin))
+    if spec.whole is not None and place.cut:
+        which = f"{IN_PARTS}{len(place.cut)} layers, first {place.cut[0]}"
+        adapter = replace(adapter, flags=(*adapter.flags, which))
     return replace(adapter, modules=tuple(modules), structured=tuple(others), companions=left)
 
 
@@ -57,6 +65,7 @@ class _Place:
 
     def __init__(self, adapter: Adapter, spec: BaseModelSpec):
         self._spec, self._origin = spec, adapter.origin
+        self.cut: list[str] = []
         every = [*adapter.modules, *adapter.structured]
         self._names = spec.layer_names
         paths = [m.path for m in every if m.path not in spec.modules]
@@ -77,36 +86,62 @@ class _Place:
                 f"the folder of that transformer alone",
                 code=Refusal.UNMATCHED_MODULES,
             )
+        # Only a model that has layers beside their parts is asked which of both a file has.
+        layers = [self._layer(m.path) for m in every] if spec.whole else []
+        found = {one.parts[0].path for one in layers if one is not None and _is_one(one)}
+        self._apart = found | {m.path for m in every if m.path in spec.in_parts.modules}
 
     def pairs(self, module: LoraModule) -> Iterator[LoraModule]:
         """The pairs of a module's layers."""
         layer = self._layer(module.path)
+        whole = self._whole(module.path, layer)
         if layer is None:
             yield module
+        elif whole is not None:
+            self._require_rows(module.path, layer, module.up.shape[0])
+            yield replace(module, path=whole)
         elif _is_one(layer):
             yield replace(module, path=layer.parts[0].path)
         else:
+            self.cut += [layer.name] * (len(layer.parts) > 1)
             up, down = layout.up_to_matrix(module.up), layout.down_to_matrix(module.down)
             self._require_rows(module.path, layer, up.shape[0])
-            whole = replace(module, up=up, down=down)
+            pair = replace(module, up=up, down=down)
             for part in layer.parts:
-                yield cut(whole, part.path, part.segments or ((0, layer.rows),))
+                yield cut(pair, part.path, part.segments or ((0, layer.rows),))
 
     def others(self, module: StructuredModule) -> Iterator[StructuredModule]:
         """The modules of another algorithm's layers."""
         layer = self._layer(module.path)
+        whole = self._whole(module.path, layer)
         if layer is None:
             yield module
+        elif whole is not None:
+            yield replace(module, path=whole)
         elif _is_one(layer):
             yield replace(module, path=layer.parts[0].path)
         else:
+            self.cut += [layer.name] * (len(layer.parts) > 1)
             yield from (self._part(module, layer, part) for part in layer.parts)
 
     def _layer(self, path: str) -> FileLayer | None:
-        if path in self._spec.modules or is_text_encoder(path):
+        if path in self._spec.in_parts.modules or is_text_encoder(path):
             return None
         said, known = said_component(path), self._names.components
         return self._names.find(path, said if said in known else known[0])
+
+    def _whole(self, name: str, layer: FileLayer | None) -> str | None:
+        """Path of a layer that is a module of the base model beside its parts.
+
+        None of a layer of which the adapter has a part, too: a part is to be there once.
+        """
+        if layer is None or not self._spec.whole:
+            return None
+        if any(part.path in self._apart for part in layer.parts):
+            return None
+        said, known = said_component(name), self._names.components
+        path = f"{said if said in known else known[0]}.{layer.name}"
+        return path if path in self._spec.whole else None
 
     def _part(
         self, module: StructuredModule, layer: FileLayer, part: HeldLayer
@@ -145,6 +180,27 @@ class _Place:
                 f"was trained on",
                 code=Refusal.SHAPE_MISMATCH,
             )
+
+
+def stacked(path: str, parts: Sequence[StructuredModule]) -> StructuredModule | None:
+    """The module of a layer whose parts were cut out of it; None where they were not.
+
+    Args:
+        path: of the layer.
+        parts: modules of all its parts, in the order of their rows.
+    """
+    first = parts[0]
+    if any((m.algorithm, m.alpha) != (first.algorithm, first.alpha) for m in parts):
+        return None
+    by_row, _ = _BY_ROW.get(first.algorithm, (set(), set()))
+    found: dict[str, np.ndarray] = {}
+    for name, array in first.parts.items():
+        arrays = [m.parts[name] for m in parts if name in m.parts]
+        alike = all(np.array_equal(array, other) for other in arrays)
+        if len(arrays) < len(parts) or not (name in by_row or alike):
+            return None
+        found[name] = np.concatenate(arrays) if name in by_row else array
+    return replace(first, path=path, parts=found)
 
 
 def _is_one(layer: FileLayer) -> bool:

@@ -6,6 +6,7 @@ names are looked up. An original layer may hold several canonical ones, row afte
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import NamedTuple
 
 from prolora_jax.architectures.dit.originals import OriginalPart, Segments, originals
@@ -122,6 +123,16 @@ class LayerNames:
     def has(self, path: str) -> bool:
         """Whether a path with component is that of a transformer's layer here."""
         return path in self._paths
+
+    @cached_property
+    def joined(self) -> Mapping[str, FileLayer]:
+        """Original layers that hold several of the base whole, row after row, by path."""
+        found = {}
+        for path, layer in self._original.items():
+            runs = [run for part in layer.parts for run in part.segments or ()]
+            if len(layer.parts) == len(runs) > 1:
+                found[f"{path.partition('.')[0]}.{layer.name}"] = layer
+        return found
 
     def original(self, path: str) -> FileLayer:
         """The original layer that holds a layer of the base; itself where the naming is the same.

@@ -52,6 +52,8 @@ LOOKS = {
     "ambiguous-base": "they fit several base models, and the source was believed",
     "no adapter_config.json": "no configuration beside them: their strength was taken as 1",
     "partial: ": "biases, norms or whole layers of theirs were left behind",
+    "in-parts: ": "fused layers of theirs were to move whole, and moved in parts",
+    "fused-ranks: ": "their fused layers have the ranks of several parts together",
     "sidecar-exists": "sidecars that were not replaced",
 }
 """What to know about files that moved, by the beginning of a flag."""

@@ -249,7 +249,7 @@ def _draw(
             jobs.append((subject, found, todo))
     if not jobs:
         return
-    pair = open_pair(asked.source, how.target, store, workers)
+    pair = open_pair(asked.source, how.target, store, workers, asked.options.fused)
     refine_missing([job[0] for job in jobs], asked.bases, pair, asked.options, progress)
     base = how.loaded()
     for subject, found, todo in jobs:

@@ -15,6 +15,7 @@ from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.placement import Placement, placements
 from prolora_jax.architectures.recognition import spec_from_placements
 from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.whole_layers import whole_layers
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.gguf_model import open_gguf
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
@@ -24,7 +25,7 @@ from prolora_jax.io.base_models.packed_weights import Tensors, unpacked
 from prolora_jax.io.base_models.streamed_file import StreamedFile
 from prolora_jax.io.base_models.tokenizer_json import read_tokenizer_json
 from prolora_jax.io.base_models.weight_file import WeightFile
-from prolora_jax.io.base_models.weight_source import Source
+from prolora_jax.io.base_models.weight_source import JoinedSource, Source
 from prolora_jax.io.containers.flax_checkpoint import FlaxFile
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
@@ -68,7 +69,10 @@ class BaseModel:
         """
         return self._source(path).read()
 
-    def _source(self, path: str) -> Source:
+    def _source(self, path: str) -> Source | JoinedSource:
+        layer = self.spec.layer_names.joined.get(path)
+        if layer is not None:  # a layer of the authors', which is no module beside its parts
+            return JoinedSource(tuple(self.sources[part.path] for part in layer.parts))
         if path not in self.sources:
             tail = path.rsplit(".", 1)[-1]
             near = [known for known in self.sources if known.endswith(tail)][:3]
@@ -266,6 +270,12 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     packed = Counter(one.packing for one in sources.values() if one.packing is not None)
     spec = replace(spec, packings=dict(sorted(packed.items())))
     return BaseModel(spec, origin, sources, known, path)
+
+
+def with_whole(source: BaseModel, target: BaseModel) -> tuple[BaseModel, BaseModel]:
+    """Two base models with the authors' layers that both have as modules beside their parts."""
+    specs = whole_layers(source.spec, target.spec)
+    return replace(source, spec=specs[0]), replace(target, spec=specs[1])
 
 
 def _source(tensors: Tensors, placement: Placement) -> Source:

@@ -181,6 +181,69 @@ class Source:
         return _Span(file, where.key, (rows, *stored[1:]), runs)
 
 
+@dataclass(frozen=True)
+class JoinedSource:
+    """Where a weight is whose rows are those of several others, one after another."""
+
+    parts: tuple[Source, ...]
+
+    def read(self) -> np.ndarray:
+        """The weight in torch layout, in its parts' dtype; float32 where they have several."""
+        found = [part.read() for part in self.parts]
+        if len({part.dtype for part in found}) > 1:
+            found = [part.astype(np.float32) for part in found]
+        return np.concatenate(found)
+
+    def bias(self) -> np.ndarray | None:
+        """The biases of all parts; None where one has none."""
+        found = [part.bias() for part in self.parts]
+        known = [bias for bias in found if bias is not None]
+        return np.concatenate(known) if len(known) == len(found) else None
+
+    def digest(self) -> str:
+        """A hash as `Source.digest` has it: of a weight that is not packed, that of one tensor."""
+        if self.packing is None:
+            weight = self.read()
+            digest = hashlib.sha256(f"{weight.dtype.name} {weight.shape} ".encode())
+            digest.update(np.ascontiguousarray(weight).reshape(-1).view(np.uint8).data)
+        else:
+            digest = hashlib.sha256(" ".join(part.digest() for part in self.parts).encode())
+        return digest.hexdigest()[:_FINGERPRINT_LENGTH]
+
+    def numbers(self, step: int) -> Iterator[np.ndarray]:
+        """As `Source.numbers`; the whole weight is held meanwhile."""
+        flat = self.read().reshape(-1)
+        yield from (flat[first : first + step] for first in range(0, flat.size, step))
+
+    def lost(self) -> float | None:
+        """The largest of the parts' shares; see `Source.lost`."""
+        found = [share for part in self.parts if (share := part.lost()) is not None]
+        return max(found, default=None)
+
+    is_streamed = False
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a part is stored in float64."""
+        return any(part.is_wide for part in self.parts)
+
+    @property
+    def packing(self) -> str | None:
+        """The packings' names; None where no part is packed."""
+        return ", ".join(sorted({p for part in self.parts if (p := part.packing)})) or None
+
+    @property
+    def state(self) -> FileState | None:
+        """The state of the one file that all parts are in; None where there is none such."""
+        states = {part.state for part in self.parts}
+        return states.pop() if len(states) == 1 else None
+
+    @property
+    def place(self) -> str:
+        """What tells this weight from others of its file."""
+        return " + ".join(part.place for part in self.parts)
+
+
 class _Span(NamedTuple):
     """Numbers of a tensor, in one run or in several that follow one another."""
 
