@@ -119,9 +119,9 @@ def plan_fitted(
     Raises:
         Strangers: the base models are language models or transformers without anything in common.
         UnlikeFamilies: they are transformers of families that share no weights.
+        UsageError: the pair was opened for another `fused`.
         AdapterRefused: it has DoRA on rows that go to other places.
         BaseModelError: a tokenizer that is asked for is damaged.
-        UsageError: the pair was opened for another `fused`.
     """
     require_opened_for(pair, options.fused)
     adapter = fitted.adapter
