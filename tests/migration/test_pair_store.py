@@ -154,13 +154,13 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return real(*args)
 
         monkeypatch.setattr(module, name, counted)
-    real_match = pair_module.match_modules
+    real_match = pair_module.match_base_models
 
     def matched(*args):
         calls.append("match")
         return real_match(*args)
 
-    monkeypatch.setattr(pair_module, "match_modules", matched)
+    monkeypatch.setattr(pair_module, "match_base_models", matched)
     return calls
 
 
