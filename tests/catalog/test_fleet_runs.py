@@ -278,7 +278,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
     """Workers and drivers, by SIGKILL, at random moments; two drivers at once now and then."""
     inputs = catalog(tmp_path, *(f"s{n % 3}/a{n}" for n in range(150)))
-    chance, kills = random.Random(5), 0
+    chance, kills, rounds, wanted = random.Random(5), 0, 0, 300
     written: dict[Path, int] = {}
     drivers = [driver(inputs), driver(inputs)]
     end = time.monotonic() + 150
@@ -300,12 +300,10 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
             for key in known.receipt.files:
                 path = tmp_path / "out" / key
                 assert written.setdefault(path, path.stat().st_ino) == path.stat().st_ino
-        if len(written) == 300:
+        if len(written) == wanted:
             # All done: more work for the kills that are left.
-            first = len(list(inputs.rglob("*.safetensors")))
-            catalog(tmp_path, *(f"more{kills}/a{n}" for n in range(60)))
-            assert len(list(inputs.rglob("*.safetensors"))) > first
-            written.clear()
+            catalog(tmp_path, *(f"more{rounds}/a{n}" for n in range(60)))
+            rounds, wanted = rounds + 1, wanted + 120
     for one in drivers:
         one.kill()
         one.communicate()

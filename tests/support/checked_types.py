@@ -8,7 +8,9 @@ names in their annotations mean nothing before.
 
 from pathlib import Path
 
-from beartype import BeartypeConf
+import jax
+import numpy as np
+from beartype import BeartypeConf, BeartypeDecorPlace, FrozenDict
 from beartype.claw import beartype_package
 from jaxtyping import install_import_hook
 
@@ -20,7 +22,13 @@ _CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 def check_types() -> None:
     """From here on, what is imported of the package is checked at every call."""
     checked = BeartypeConf(
-        is_pep484_tower=True, claw_is_pep526=False, claw_skip_package_names=(f"{PACKAGE.name}.cli",)
+        is_pep484_tower=True,
+        claw_is_pep526=False,
+        # Before any other decorator: what `jax.jit` makes of a function has more than a call.
+        claw_decor_place_func=BeartypeDecorPlace.FIRST,
+        # A named tuple of NumPy's arrays is made of JAX's while a program is traced.
+        hint_overrides=FrozenDict({np.ndarray: np.ndarray | jax.Array}),
+        claw_skip_package_names=(f"{PACKAGE.name}.cli",),
     )
     beartype_package(PACKAGE.name, conf=checked)
     install_import_hook(with_axes(), _CHECKER)
