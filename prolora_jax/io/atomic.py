@@ -18,7 +18,7 @@ TEMPORARY_SUFFIX = ".prolora-tmp"
 
 @contextmanager
 def atomic_path(
-    path: str | os.PathLike[str], publish: Callable[[Path, Path], object] = os.replace
+    path: str | os.PathLike[str], publish: Callable[[Path, Path], object] | None = None
 ) -> Iterator[Path]:
     """A temporary path to write to; it becomes `path` when the block ends without an exception.
 
@@ -27,7 +27,8 @@ def atomic_path(
 
     Args:
         path: where the file is to be.
-        publish: gives the finished temporary file its name; `os.link` would replace nothing.
+        publish: gives the finished temporary file its name: `os.replace` if None; `os.link` would
+            replace nothing.
 
     Yields:
         The path to write to, in the same folder.
@@ -44,7 +45,7 @@ def atomic_path(
         yield temporary
         temporary.chmod(mode)  # safetensors makes files that only their owner may read
         _flush(temporary)
-        publish(temporary, path)
+        (publish or os.replace)(temporary, path)
     except OSError as failure:
         message = cannot_write(path, failure.strerror or str(failure))
         raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
