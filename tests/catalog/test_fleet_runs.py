@@ -281,32 +281,34 @@ def test_twenty_kills_lose_nothing_and_repeat_nothing(tmp_path: Path):
     chance, kills, rounds, wanted = random.Random(5), 0, 0, 300
     written: dict[Path, int] = {}
     drivers = [driver(inputs), driver(inputs)]
-    end = time.monotonic() + 150
-    while kills < 20:
-        assert time.monotonic() < end
-        time.sleep(chance.uniform(0.1, 0.8))
-        number = chance.randrange(2)
-        workers = children(drivers[number])
-        if workers and chance.random() < 0.6:
-            os.kill(chance.choice(workers), signal.SIGKILL)
-            kills += 1
-        elif chance.random() < 0.5 or drivers[number].poll() is not None:
-            kills += drivers[number].poll() is None
-            drivers[number].kill()
-            drivers[number].communicate()
-            drivers[number] = driver(inputs)
-        # What has a receipt is never written again.
-        for known in read_receipts(LocalPlace(tmp_path / "out")).values():
-            for key in known.receipt.files:
-                path = tmp_path / "out" / key
-                assert written.setdefault(path, path.stat().st_ino) == path.stat().st_ino
-        if len(written) == wanted:
-            # All done: more work for the kills that are left.
-            catalog(tmp_path, *(f"more{rounds}/a{n}" for n in range(60)))
-            rounds, wanted = rounds + 1, wanted + 120
-    for one in drivers:
-        one.kill()
-        one.communicate()
+    try:
+        end = time.monotonic() + 150
+        while kills < 20:
+            assert time.monotonic() < end
+            time.sleep(chance.uniform(0.1, 0.8))
+            number = chance.randrange(2)
+            workers = children(drivers[number])
+            if workers and chance.random() < 0.6:
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                kills += 1
+            elif chance.random() < 0.5 or drivers[number].poll() is not None:
+                kills += drivers[number].poll() is None
+                drivers[number].kill()
+                drivers[number].communicate()
+                drivers[number] = driver(inputs)
+            # What has a receipt is never written again.
+            for known in read_receipts(LocalPlace(tmp_path / "out")).values():
+                for key in known.receipt.files:
+                    path = tmp_path / "out" / key
+                    assert written.setdefault(path, path.stat().st_ino) == path.stat().st_ino
+            if len(written) == wanted:
+                # All done: more work for the kills that are left.
+                catalog(tmp_path, *(f"more{rounds}/a{n}" for n in range(60)))
+                rounds, wanted = rounds + 1, wanted + 120
+    finally:
+        for one in drivers:
+            one.kill()
+            one.communicate()
     retry_quarantined(LocalPlace(tmp_path / "out"))  # who was killed three times over one file
     found = run_here(job(inputs), RunShare(2))
     assert (found.left, found.complete) == (0, True)
