@@ -17,7 +17,17 @@ WORTH_CLEARING = 3 * GIGABYTE // 4
 """Programs that one file compiled serve the next, too: they go when a process has become large."""
 
 TOO_MUCH_FOR_ONE = 5 * GIGABYTE // 4
-"""From here on programs go after each test, though the file's next test may want them again."""
+"""From here on programs go after a test, though the file's next test may want them again."""
+
+MUCH_TOO_MUCH = 7 * GIGABYTE // 5
+"""From here on they go after each test, whatever it has brought."""
+
+WORTH_LOOKING = GIGABYTE // 10
+"""Growth since programs went: with the oracles' libraries a process may be large without any, and
+looking for garbage takes a quarter of a second there."""
+
+
+_left = [0]  # bytes of this process after programs went
 
 
 def resident(field: str) -> int:
@@ -41,7 +51,8 @@ def memory_given_back() -> Iterator[None]:
 def memory_given_back_within() -> Iterator[None]:
     """After a test of a file that compiles very much."""
     yield
-    if resident("VmRSS") >= TOO_MUCH_FOR_ONE:
+    large = resident("VmRSS")
+    if large >= min(MUCH_TOO_MUCH, max(TOO_MUCH_FOR_ONE, _left[0] + WORTH_LOOKING)):
         give_back()
 
 
@@ -52,6 +63,7 @@ def give_back() -> None:
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+    _left[0] = resident("VmRSS")
 
 
 def forget_cached() -> None:
