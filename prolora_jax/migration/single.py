@@ -29,7 +29,7 @@ from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
-from prolora_jax.migration.tokens import require_movable
+from prolora_jax.migration.tokens import require_movable, uses_tokens
 from prolora_jax.plans.companions import OF_TOKENS, carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
@@ -127,7 +127,7 @@ def plan_fitted(
     adapter = fitted.adapter
     if options.min_similarity > -1.0:
         require_one_family(pair.source, pair.target)
-    matching = pair.matching(options.match, options)
+    matching = pair.matching(options.match, options, tokens=uses_tokens(adapter))
     wanted = wanted_pairs(adapter, matching, options)
     pair.require_kinship(matching.pairs, options)
     measures = pair.measure(wanted, options, progress)

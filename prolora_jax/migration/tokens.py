@@ -17,7 +17,7 @@ from prolora_jax.matching.tokens import (
     vocabulary,
     with_token_layers,
 )
-from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.companions import OF_TOKENS, PlannedCompanion
 from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
 from prolora_jax.plans.token_flags import added_by_number, layers_of_tokens, token_flags
 
@@ -83,6 +83,12 @@ class PairTokens:
             source.fingerprint(p) != target.fingerprint(p) for p in moved
         )
         return token_flags(steps, known, unlike=unlike)
+
+
+def uses_tokens(adapter: Adapter) -> bool:
+    """Whether an adapter changes anything that there is for each token."""
+    beside = any(companion.part in OF_TOKENS for companion in adapter.companions)
+    return beside or bool(layers_of_tokens(module.path for module in adapter.modules))
 
 
 def in_places(module: LoraModule, places: Slice) -> LoraModule:

@@ -36,6 +36,7 @@ WEIGHTS, EMBEDDING, HEAD = "adapter_model.safetensors", "model.embed_tokens", "l
 COPY, SIZE, SMALLER = MigrationOptions(method="copy"), 40, 37
 TOKENS = [f"token{number}" for number in range(SIZE)]
 SHUFFLED = [TOKENS[number] for number in np.random.default_rng(5).permutation(SIZE)]
+NEGATIVE = b'{"model": {"vocab": {"a": 0, "b": -1}}}'
 LACKING = ["new", *SHUFFLED[1:]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`"
@@ -304,7 +305,9 @@ def test_every_kind_of_vocabulary_is_read_as_its_library_reads_it(
     assert found == tokenizer.get_vocab(with_added_tokens=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"model": {}}', b'{"model": {"vocab": 3}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"model": {}}', b'{"model": {"vocab": 3}}', NEGATIVE]
+)
 def test_a_damaged_tokenizer_is_refused(pair: LanguagePair, content: bytes, tmp_path: Path) -> None:
     reordered(pair, tmp_path / "target", TOKENS)
     (tmp_path / "target/tokenizer.json").write_bytes(content)
@@ -313,14 +316,17 @@ def test_a_damaged_tokenizer_is_refused(pair: LanguagePair, content: bytes, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tokens", [TOKENS, [*TOKENS, "more"]], ids=["equal", "grown"])
 def test_an_adapter_without_rows_of_tokens_needs_no_tokenizer(
-    pair: LanguagePair, tmp_path: Path
+    pair: LanguagePair, tokens: list[str], tmp_path: Path
 ) -> None:
     write_lora(FAMILIES["mistral"].build(2, seed=0), tmp_path / "plain", ("q_proj",))
-    reordered(pair, tmp_path / "target", TOKENS)
+    net = reordered(pair, tmp_path / "target", tokens)
     (tmp_path / "target/tokenizer.json").write_bytes(b"")
     found = migrate_file(
         tmp_path / "plain", pair.source, tmp_path / "target", tmp_path / "out", COPY
     )
     assert not found.report.flags
-    assert torch.is_tensor(merged(pair.target_net, tmp_path / "out").state_dict()[f"{HEAD}.weight"])
+    name = "model.layers.0.self_attn.q_proj"
+    assert added(net, tmp_path / "out", name).any()
+    assert verify_file(tmp_path / "out").ok
