@@ -108,7 +108,8 @@ def run_catalog(
     with locked(job.out), Manifest(job.out, write=True) as manifest:
         sweep(job.out)
         manifest.set_facts(**_facts_at_start(job, pair))
-        scanner = Scanner(pair, job.options, job.writing)
+        taught = None if job.teaching is None else job.teaching.stamp
+        scanner = Scanner(pair, job.options, job.writing, taught)
         found = scanner.scan(items, progress)
         shared = pair_report(job.options, pair, scanner.pairs)
         write_pair_report(job.out, shared)
@@ -119,7 +120,7 @@ def run_catalog(
         if job.writing.sidecars:
             run.carry_sidecars(scanner.folders)
         manifest.set_facts(
-            relation=shared.relation,
+            relation=shared.relation if job.teaching is None else job.teaching.sentence,
             finished=_now(),
             seconds=round(time.perf_counter() - started, 3),
         )
@@ -135,6 +136,8 @@ def _shown(job: CatalogJob) -> str:
 
 
 def _options(job: CatalogJob) -> dict[str, object]:
+    if job.teaching is not None:
+        return dict(job.teaching.said)
     return msgspec.to_builtins({"method": job.options.method, **job.options.changed()})
 
 

@@ -18,7 +18,8 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, write_report
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefineRequest
+from prolora_jax.refine.job.bases import DrawingBases
+from prolora_jax.refine.job.files import FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")

@@ -22,7 +22,8 @@ from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.nets.lm.loading import load_lm
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
-from prolora_jax.refine.job.files import DrawingBases, RefineRequest
+from prolora_jax.refine.job.bases import DrawingBases
+from prolora_jax.refine.job.files import RefineRequest
 from prolora_jax.refine.job.student import factors_of
 from prolora_jax.refine.lm import pair as pair_module
 from prolora_jax.refine.lm.answers import Teachers, answers, divergence
