@@ -119,8 +119,11 @@ def run_catalog(
         run.link_duplicates()
         if job.writing.sidecars:
             run.carry_sidecars(scanner.folders)
+        said = shared.relation
+        if job.teaching is not None:  # which draws nothing where all was finished before
+            said = job.teaching.sentence or manifest.facts().get("relation")
         manifest.set_facts(
-            relation=shared.relation if job.teaching is None else job.teaching.sentence,
+            relation=said,
             finished=_now(),
             seconds=round(time.perf_counter() - started, 3),
         )
