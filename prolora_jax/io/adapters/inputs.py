@@ -78,6 +78,15 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
     return [found[relative] for relative in sorted(found)]
 
 
+def walk_below(folder: Path) -> list[Input]:
+    """The adapters below a folder that is none itself, whatever the names in it; sorted.
+
+    Args:
+        folder: to be searched.
+    """
+    return sorted(_walk(folder, folder, set()), key=lambda item: item.relative)
+
+
 def _refuse_itself(path: Path, out: Path) -> None:
     try:
         same = os.path.samefile(path, out)
