@@ -48,8 +48,9 @@ class FleetJob:
 
     @property
     def asked(self) -> str:
-        """Digest of all that is asked for, but where the base models lie on this host."""
-        facts = (open_place(self.inputs).shown, self.options, self.writing._replace(pair=None))
+        """Digest of all that is asked for, but where base models lie here, and what becomes of others' files."""
+        writing = self.writing._replace(pair=None, overwrite=False)
+        facts = (open_place(self.inputs).shown, self.options, writing)
         return sha256(msgspec.json.encode(facts)).hexdigest()[:32]
 
 

@@ -297,7 +297,8 @@ class _Run:
         )
         before = self.before.get(one.name)
         round_ = 0 if before is None else before.receipt.round + 1
-        receipt = Receipt(record, one.etag, quarantined=True, round=round_)
+        files = {} if before is None else before.receipt.files
+        receipt = Receipt(record, one.etag, None, files, quarantined=True, round=round_)
         receipts.file_receipt(self.out, receipt, before)
         self.states["quarantined"] = self.states.get("quarantined", 0) + 1
         self._count(True)

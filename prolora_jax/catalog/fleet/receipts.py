@@ -52,7 +52,7 @@ class Receipt:
         record: as in the manifest of one machine.
         etag: that the input had.
         plan: digest of options and base weights; None when it came to no plan.
-        files: of the output and its report, by key.
+        files: of the output and its report, by key; of the last ones where it has none now.
         quarantined: whether it has ended workers.
         round: rises with every receipt of an input; the highest holds.
     """

@@ -21,7 +21,7 @@ from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch
 from prolora_jax.catalog.fleet.job import OWN, VERSION, FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.receipts import Filed, Known, Receipt
+from prolora_jax.catalog.fleet.receipts import Known, Receipt
 from prolora_jax.catalog.run import CatalogJob, CatalogRun, failed_record
 from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
@@ -199,11 +199,13 @@ class Worker:
         return ChunkDone(states, tuple(left), trouble)
 
     def _receipt(self, row: ManifestRow, work: ChunkWork, made: Path) -> Receipt:
-        record, files = row.record, dict[str, Filed]()
+        record = row.record
         before = work.before.get(record.input)
         if before is None and all(record.input != one.name for one in work.inputs):
             # It was found inside of a folder: whoever gave out the work knows the folder alone.
             before = receipts.read_one(self.out, record.input)
+        # An output of an earlier round stays ours while nothing takes its place.
+        files = {} if before is None else dict(before.receipt.files)
         etag = next((one.etag for one in work.inputs if _is_of(record.input, one.name)), "")
         if record.state in FINISHED:
             self._relocate(made / str(record.output))
@@ -213,10 +215,9 @@ class Worker:
                 if error.code not in (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME):
                     raise
                 record = failed_record(record, error.code, str(error))
-            # Another worker's may stand there, made by another kind of device.
-            filed = files.get(str(record.output))
-            if filed is not None:
-                record = replace(record, output_hash=filed.hash)
+            else:
+                # Another worker's may stand there, made by another kind of device.
+                record = replace(record, output_hash=files[str(record.output)].hash)
         if record.message is not None:
             record = replace(record, message=self._public(record.message))
         round_ = 0 if before is None else before.receipt.round + 1

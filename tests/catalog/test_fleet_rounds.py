@@ -1,0 +1,78 @@
+"""What is true of one input over several runs of a fleet, and between its place and others'.
+Workers without an engine (`fleet_workers`), in this process."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from fleet_workers import ToyWorker
+
+from prolora_jax.catalog.fleet import local_run
+from prolora_jax.catalog.fleet.inputs import find_inputs
+from prolora_jax.catalog.fleet.job import FleetJob
+from prolora_jax.catalog.fleet.local_run import RunShare
+from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
+from prolora_jax.catalog.fleet.worker import ChunkWork
+from prolora_jax.errors import Refusal
+from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.migration.files import Writing
+
+NAME = "a.safetensors"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A catalog of one adapter."""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / NAME).write_bytes(b"one")
+    return tmp_path / "catalog"
+
+
+def job(inputs: Path, **changes) -> FleetJob:
+    return FleetJob(str(inputs), str(inputs.parent / "out"), "source", "target", **changes)
+
+
+def work_of(inputs: Path) -> ChunkWork:
+    out = LocalPlace(inputs.parent / "out")
+    return ChunkWork(tuple(find_inputs(LocalPlace(inputs), out)), read_receipts(out))
+
+
+def round_of(inputs: Path, **changes) -> Receipt:
+    """One run over the catalog; what its receipt says."""
+    ToyWorker(job(inputs, **changes), threading.Event(), lambda: None)(work_of(inputs))
+    return read_receipts(LocalPlace(inputs.parent / "out"))[NAME].receipt
+
+
+def quarantine(inputs: Path) -> Receipt:
+    """What a driver does after its input has ended workers."""
+    out, work = LocalPlace(inputs.parent / "out"), work_of(inputs)
+    run = local_run._Run(job(inputs), out, [work.inputs], work.before, RunShare(), None, False)
+    run._quarantine(work.inputs[0], "signal SIGSEGV")
+    return read_receipts(out)[NAME].receipt
+
+
+@pytest.mark.parametrize("between", ["refused", "quarantined"])
+def test_an_output_stays_ours_over_a_version_that_had_none(inputs: Path, between: str):
+    """Good, then bad, then good: the third takes the place of the first."""
+    first = round_of(inputs)
+    assert {*first.files} == {NAME, f"{NAME}.report.json"}
+    (inputs / NAME).write_bytes(b"bad")
+    second = round_of(inputs) if between == "refused" else quarantine(inputs)
+    assert (second.state, second.files) == (between, first.files)
+    assert second.record.output_hash is None
+    (inputs / NAME).write_bytes(b"three")
+    third = round_of(inputs)
+    assert (third.state, third.round) == ("done", 2)
+    assert (inputs.parent / "out" / NAME).read_bytes() == b"eerht"
+
+
+def test_overwrite_is_no_other_job(inputs: Path):
+    """Somebody's file is there, and whoever looked at it repeats the command as it was advised."""
+    theirs = inputs.parent / "out" / NAME
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"somebody's")
+    first = round_of(inputs)
+    assert (first.state, first.record.reason) == ("failed", str(Refusal.OUTPUT_EXISTS))
+    assert "--overwrite" in (first.record.message or "")
+    assert round_of(inputs, writing=Writing(overwrite=True)).state == "done"
+    assert theirs.read_bytes() == b"eno"
