@@ -10,10 +10,10 @@ from fleet_workers import ToyWorker
 from prolora_jax.catalog.fleet import local_run
 from prolora_jax.catalog.fleet.inputs import find_inputs
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.local_run import RunShare
+from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
 from prolora_jax.catalog.fleet.worker import ChunkWork
-from prolora_jax.errors import Refusal
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.migration.files import Writing
 
@@ -76,3 +76,20 @@ def test_overwrite_is_no_other_job(inputs: Path):
     assert "--overwrite" in (first.record.message or "")
     assert round_of(inputs, writing=Writing(overwrite=True)).state == "done"
     assert theirs.read_bytes() == b"eno"
+
+
+@pytest.mark.parametrize("read", ["inputs", "source", "target"])
+def test_what_a_job_reads_is_never_replaced(inputs: Path, read: str):
+    """With --overwrite nothing of it may lie below the outputs; a hub's name lies nowhere."""
+    below = inputs.parent / "out" / "it"
+    below.mkdir(parents=True)
+    given = {"inputs": str(inputs), "source": "some/model", "target": "other/model", read: below}
+    asked = FleetJob(
+        out=str(below.parent),
+        writing=Writing(overwrite=True),
+        **{name: str(place) for name, place in given.items()},
+    )
+    with pytest.raises(UsageError, match="where outputs may replace") as refused:
+        run_here(asked, RunShare())
+    assert refused.value.code is Refusal.OUTPUT_EXISTS
+    assert [*below.parent.iterdir()] == [below]

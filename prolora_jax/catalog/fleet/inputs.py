@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io import atomic
-from prolora_jax.io.adapters.inputs import ARCHIVE_SUFFIXES, Input, expand, walk_below
+from prolora_jax.io.adapters.inputs import ARCHIVE_SUFFIXES, Input, expand, found_itself, walk_below
 from prolora_jax.io.adapters.leftovers import is_training_state
 from prolora_jax.io.adapters.peft_folder import (
     ADAPTER_SUFFIXES,
@@ -71,9 +71,12 @@ def find_inputs(place: FilePlace, out: FilePlace, *, previews: bool = False) -> 
         previews: whether pictures and films about adapters are wanted, too.
 
     Raises:
-        UsageError: it is not there, or there is no adapter in it.
+        UsageError: it is not there, there is no adapter in it, or outputs would go into it.
         OutputError: it does not answer.
     """
+    # Compared as paths, which a slash too many does not tell apart.
+    if PurePosixPath(out.shown) == PurePosixPath(place.shown):
+        raise UsageError(found_itself(out.shown), code=Refusal.OUTPUT_EXISTS)
     if place.folder is not None:
         found = _local(place.folder, out)
     else:

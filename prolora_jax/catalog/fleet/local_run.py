@@ -16,7 +16,7 @@ from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.dispatch import TRIES, Chunk, Dispatch
 from prolora_jax.catalog.fleet.ending import end_run
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit, find_inputs, units_of
-from prolora_jax.catalog.fleet.job import FleetJob, require_same_job
+from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
 from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, start_worker
 from prolora_jax.engines.crew import Crew, Event
@@ -94,11 +94,13 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
         What it has come to; the receipts say the rest.
 
     Raises:
-        UsageError: an input is not there, or the outputs' place has another job.
+        UsageError: an input is not there, the outputs' place has another job, or files of this one
+            might be replaced.
         BaseModelError: a base model cannot be used.
         OutputError: a place does not answer or cannot be trusted, or this host has trouble.
         ProloraError: no worker gets ready.
     """
+    require_apart(job)
     inputs, out = open_place(job.inputs), open_place(job.out)
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
