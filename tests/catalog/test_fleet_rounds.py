@@ -122,9 +122,9 @@ def test_what_a_job_reads_is_never_replaced(inputs: Path, read: str):
     below = inputs.parent / "out" / "it"
     below.mkdir(parents=True)
     given = {"inputs": str(inputs), "source": "some/model", "target": "other/model", read: below}
-    places = (str(given[name]) for name in ("source", "target"))
-    out, writing = str(below.parent), Writing(overwrite=True)
-    asked = FleetJob(str(given["inputs"]), out, *places, writing=writing)
+    catalog, source, target = (str(given[name]) for name in ("inputs", "source", "target"))
+    writing = Writing(overwrite=True)
+    asked = FleetJob(catalog, str(below.parent), source, target, writing=writing)
     with pytest.raises(UsageError, match="where outputs may replace") as refused:
         run_here(asked, RunShare())
     assert refused.value.code is Refusal.OUTPUT_EXISTS
