@@ -68,12 +68,15 @@ class _Place:
         self.cut: list[str] = []
         every = [*adapter.modules, *adapter.structured]
         self._names = spec.layer_names
-        paths = [m.path for m in every if m.path not in spec.modules]
-        said = {said_component(path) for path in paths if not is_text_encoder(path)}
+        # Also of modules that the base model has by name: the other transformer's become the same.
+        named = {said_component(m.path) for m in every if not is_text_encoder(m.path)} - {None}
+        new = (m.path for m in every if m.path not in spec.modules)
+        paths = [path for path in new if not is_text_encoder(path)]
+        said = {said_component(path) for path in paths}
         known = self._names.components
-        if len(known) == 1 and len(said - {None}) > 1:
+        if len(known) == 1 and len(named) > 1:
             raise AdapterRefused(
-                f"{adapter.origin}: found modules of {' and of '.join(_sorted(said))}; expected "
+                f"{adapter.origin}: found modules of {' and of '.join(_sorted(named))}; expected "
                 f"those of one transformer, as base model {spec.name} is; name the folder of the "
                 f"pipeline, which has both",
                 code=Refusal.UNMATCHED_MODULES,
