@@ -55,8 +55,8 @@ Reader = Literal["vllm"]
 
 # Formats with the same names of text encoders and of their modules.
 _NAMING = {
-    **dict.fromkeys(("kohya-ldm", "kohya-diffusers"), "kohya"),
-    **dict.fromkeys(("diffusers", "diffusers-old", "peft"), "diffusers"),
+    **dict.fromkeys(("kohya-ldm", "kohya-diffusers", "maxdiffusion"), "kohya"),
+    **dict.fromkeys(("diffusers", "diffusers-old", "peft", "flax"), "diffusers"),
     "comfyui": "comfyui",
 }
 
@@ -282,16 +282,17 @@ def _require_same_text_encoders(adapter: Adapter, format: str) -> None:
     Raises:
         AdapterRefused: there is such a module, and the format has other names than the input's.
     """
-    if _NAMING.get(adapter.format) == _NAMING.get(format):
+    naming = _NAMING.get(adapter.format)
+    if naming == _NAMING.get(format):
         return
     every = (m.path for m in (*adapter.modules, *adapter.structured))
     path = next((p for p in every if is_text_encoder(p) and not is_clip_layer(p)), None)
     if path is not None:
         raise AdapterRefused(
             f"{adapter.origin}: {path}: found a module of a text encoder that is no layer of CLIP, "
-            f"to be written as {format}; expected a format with the names of the input's, "
-            f"{adapter.format}, since others call such encoders by other numbers; write that, or "
-            f"leave them out (prolora migrate --exclude 'text_encoder*')",
+            f"to be written as {format}; expected a format that calls such an encoder as the "
+            f"input does, which is {adapter.format}; write "
+            f"{' or '.join(one for one in TRANSFORMER_FORMATS if _NAMING[one] == naming)}",
             code=Refusal.UNMATCHED_MODULES,
         )
 
