@@ -168,18 +168,23 @@ def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
     Raises:
         WholeLayers: there are some.
     """
-    whole = [c.key for c in adapter.companions if c.part == "layer"]
+    whole = [c for c in adapter.companions if c.part == "layer"]
     if whole and not allow_partial:
-        raise WholeLayers(adapter.origin, whole)
+        over_time = all(c.array.ndim in {0, 5} for c in whole)  # beside an alpha
+        raise WholeLayers(adapter.origin, [c.key for c in whole], over_time=over_time)
 
 
 class WholeLayers(AdapterRefused):
     """Raised for a file with whole layers, where nobody has said that they may stay behind."""
 
-    def __init__(self, origin: str, keys: list[str]):
+    def __init__(self, origin: str, keys: list[str], *, over_time: bool = False):
+        name, what, expected = "modules_to_save", "whole layers", "plain LoRA"
+        if over_time:
+            name, what = "conv3d", "convolutions over time"
+            expected = "pairs of linear layers and of convolutions over pixels"
         super().__init__(
-            f"{origin}: unsupported-algorithm:modules_to_save: found {len(keys)} tensors of whole "
-            f"layers, {', '.join(keys[:3])}; expected plain LoRA; move the LoRA part alone with "
+            f"{origin}: unsupported-algorithm:{name}: found {len(keys)} tensors of {what}, "
+            f"{', '.join(keys[:3])}; expected {expected}; move the LoRA part alone with "
             f"--allow-partial",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )

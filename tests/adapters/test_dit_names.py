@@ -11,6 +11,14 @@ from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.errors import AdapterRefused
+from prolora_jax.plans.companions import (
+    Fate,
+    WholeLayers,
+    left_behind,
+    plan_companions,
+    require_no_whole_layers,
+)
+from prolora_jax.plans.options import MigrationOptions
 
 WIDTH = 6
 LAYERS = [f"transformer.blocks.{i}.attn1.to_{side}" for i in (0, 1) for side in "qk"]
@@ -83,3 +91,24 @@ def test_configurations_of_two_transformers_are_no_choice() -> None:
     assert read("transformer_2.blocks.0.attn1.to_q", config=said).modules[0].scale == 0.5
     with pytest.raises(AdapterRefused, match="fields of two transformers, and names that do not"):
         read("blocks.0.attn1.to_q", config=said)
+
+
+def test_a_pair_of_a_convolution_over_time_is_left_behind_where_that_is_allowed() -> None:
+    tensors = {
+        "diffusion_model.patch_embedding.lora_down.weight": np.ones((2, 4, 1, 2, 2), np.float32),
+        "diffusion_model.patch_embedding.lora_up.weight": np.ones((WIDTH, 2, 1, 1, 1), np.float32),
+        "diffusion_model.patch_embedding.alpha": np.ones((), np.float32),
+        "diffusion_model.blocks.0.attn1.to_q.lora_down.weight": np.ones((2, WIDTH), np.float32),
+        "diffusion_model.blocks.0.attn1.to_q.lora_up.weight": np.ones((WIDTH, 2), np.float32),
+    }
+    given = resolve(parse(tensors, {}, "made.safetensors"), SPEC)
+    with pytest.raises(WholeLayers, match=r"found 3 tensors of convolutions over time, .*partial$"):
+        require_no_whole_layers(given, allow_partial=False)
+    one, options = LAYERS[0], MigrationOptions(allow_partial=True)
+    planned = plan_companions(given, SPEC, SPEC, {one: one}, [(one, one)], options)
+    assert {c.fate for c in planned} == {Fate.WHOLE_LAYER}
+    assert {c.key for c in planned} == {key for key in tensors if "patch_embedding" in key}
+    (flag,) = left_behind(planned)
+    assert flag.startswith("partial: 3 tensors left behind, first diffusion_model.patch_embedding")
+    written, _ = dump(given, "kohya-ldm", SPEC)
+    assert {key.rpartition(".lora")[0] for key in written} == {"lora_unet_blocks_0_attn1_to_q"}

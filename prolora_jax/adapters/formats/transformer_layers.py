@@ -53,7 +53,11 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     place = _Place(adapter, spec)
     modules = [part for m in adapter.modules for part in place.pairs(m)]
     others = [part for m in adapter.structured for part in place.others(m)]
-    left = tuple(c for c in adapter.companions if _may_stay(c, adapter.origin))
+    # Pairs of convolutions over time stay until it is known whether they may be left behind.
+    over_time = {c.path for c in adapter.companions if c.array.ndim == 5}
+    left = tuple(
+        c for c in adapter.companions if c.path in over_time or _may_stay(c, adapter.origin)
+    )
     if spec.whole is not None and place.cut:
         which = f"{IN_PARTS}{len(place.cut)} layers, first {place.cut[0]}"
         adapter = replace(adapter, flags=(*adapter.flags, which))
