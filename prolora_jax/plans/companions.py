@@ -94,12 +94,15 @@ def plan_companions(
         A record for each companion and each layer of the target that gets it.
 
     Raises:
-        WholeLayers: there are some, and nobody has said that they may stay behind.
+        WholeLayers: there are some, and nobody has said that they may stay behind, or excluded
+            them.
         NoRows: so of rows that the target has no place for.
     """
     if not adapter.companions:
         return ()
-    require_no_whole_layers(adapter, allow_partial=options.allow_partial)
+    asked = tuple(c for c in adapter.companions if not _excluded(c.path, options))
+    wanted = replace(adapter, companions=asked)
+    require_no_whole_layers(wanted, allow_partial=options.allow_partial)
     fed_by = {norm.feeds: (path, norm.width) for path, norm in norms(target).items()}
     feeds = {path: norm.feeds for path, norm in norms(source).items()}
     trained = {module.path for module in adapter.modules}
@@ -134,6 +137,8 @@ def plan_companions(
         if not places:
             none = {"layer": Fate.WHOLE_LAYER, "none": Fate.NO_EFFECT}
             fate = none.get(c.part, Fate.NO_LAYER)
+            if c.part == "layer" and _excluded(c.path, options):
+                fate = Fate.EXCLUDED
             found.append(PlannedCompanion(c.key, c.part, c.path, None, fate, share))
     lacking = [c.key for c in found if c.part == "rows" and c.fate not in _WITH_ROWS]
     if lacking and not options.allow_partial:

@@ -110,5 +110,8 @@ def test_a_pair_of_a_convolution_over_time_is_left_behind_where_that_is_allowed(
     assert {c.key for c in planned} == {key for key in tensors if "patch_embedding" in key}
     (flag,) = left_behind(planned)
     assert flag.startswith("partial: 3 tensors left behind, first diffusion_model.patch_embedding")
+    options = MigrationOptions(exclude=("*patch_embedding*",))
+    planned = plan_companions(given, SPEC, SPEC, {one: one}, [(one, one)], options)
+    assert [c.fate for c in planned] == [Fate.EXCLUDED] * 3
     written, _ = dump(given, "kohya-ldm", SPEC)
     assert {key.rpartition(".lora")[0] for key in written} == {"lora_unet_blocks_0_attn1_to_q"}
