@@ -56,7 +56,9 @@ def _grouped(name: str, *, decides: bool) -> type:
         for group, names in GROUPS.items()
         for name in names
     ]
-    hint = hints["method"] | (Literal["auto"] if decides else None) | None
+    hint: Any = hints["method"] | None
+    if decides:
+        hint |= Literal["auto"]
     usual = Parameter(group=HOW, show_default=lambda _: MigrationOptions.method)
     unsaid = ("method", Annotated[hint, usual], field(default=None))
     shown = [unsaid if one[0] == "method" else one for one in shown]
@@ -67,7 +69,8 @@ def _grouped(name: str, *, decides: bool) -> type:
 
 
 if TYPE_CHECKING:
-    GroupedOptions = DecidingOptions = MigrationOptions
+    GroupedOptions = MigrationOptions
+    DecidingOptions = MigrationOptions
 else:
     GroupedOptions = _grouped("GroupedOptions", decides=False)
     DecidingOptions = _grouped("DecidingOptions", decides=True)

@@ -37,8 +37,9 @@ def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
         DrawingBases(*pair.folders), BasePair(source, target), request, tmp_path / "w"
     )
     out = tmp_path / "out.safetensors"
-    ((_, _, report, refusal),) = job.refine([(given, out)])
-    assert refusal is None
+    (found,) = job.refine([(given, out)])
+    report = found.report
+    assert found.refusal is None
     assert report is not None
     assert report.refined is not None
     new = [one.path for one in report.refined.from_zero]
