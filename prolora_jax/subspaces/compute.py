@@ -70,25 +70,42 @@ def compute_subspaces(
         mesh: devices to compute on, one axis; weights of one shape are spread over them in
             stacks, very large ones by their rows (see `on_devices`). None: this process's
             accelerators when it has any and there is enough to do, else the host. What the
-            devices cannot do safely is done on the host.
+            devices cannot do safely is done on the host. With devices of several processes all
+            of them call this, each with a store of its own (see `across_processes`).
 
     Returns:
-        For how many weights they were computed.
+        For how many weights they were computed; of several processes, by all together.
 
     Raises:
         BaseModelError: when a weight has NaN or infinite numbers.
+        ProloraError: another process of the mesh has failed.
+        UsageError: another process of the mesh asks for other weights.
     """
-    todo: dict[str, tuple[str, BasisRule]] = {}  # by fingerprint: equal weights are done once
-    for path, fingerprint in model.fingerprints(paths).items():
-        extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
-        if not _serves(extent, needed):
-            todo[fingerprint] = path, _wider(extent, needed)
-    with closing(_computed(model, todo, workers, mesh)) as computed:
+    asked: Todo = {}
+    lacked: Todo = {}
+
+    def look() -> tuple[Todo, Todo]:
+        for path, fingerprint in model.fingerprints(paths).items():  # equal weights are done once
+            extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
+            asked[fingerprint] = path, _wider(None, needed)
+            if not _serves(extent, needed):
+                lacked[fingerprint] = path, _wider(extent, needed)
+        return asked, lacked
+
+    if mesh is not None and _is_of_many(mesh):
+        from prolora_jax.subspaces.across_processes import across_processes
+
+        total, computed = across_processes(model, look, mesh)
+    else:
+        look()
+        total, computed = len(lacked), _computed(model, lacked, workers, mesh)
+    with closing(computed):
         for done, (fingerprint, basis) in enumerate(computed, start=1):
-            store.put(fingerprint, basis)
+            if fingerprint in lacked:
+                store.put(fingerprint, basis)
             if progress is not None:
-                progress("subspaces", done, len(todo))
-    return len(todo)
+                progress("subspaces", done, total)
+    return total
 
 
 def _computed(
@@ -113,6 +130,13 @@ def _computed(
         yield from in_processes(model, todo, workers)
     else:
         yield from in_turn(model, todo)
+
+
+def _is_of_many(mesh: "jax.sharding.Mesh") -> bool:
+    """Whether devices of a mesh belong to other processes."""
+    import jax
+
+    return any(device.process_index != jax.process_index() for device in mesh.devices.flat)
 
 
 def _work(model: BaseModel, todo: Todo) -> float:

@@ -15,13 +15,18 @@ Todo = dict[str, tuple[str, BasisRule]]
 """Module path and rank rule of each basis to compute, by the fingerprint of its weight."""
 
 
-def finite_matrix(model: BaseModel, path: str) -> np.ndarray:
+def finite_matrix(model: BaseModel, path: str, rows: tuple[int, int] | None = None) -> np.ndarray:
     """The weight of one module as a float32 matrix `(out, in)`.
+
+    Args:
+        model: the base model.
+        path: module path.
+        rows: the first one and the one behind the last; all when None.
 
     Raises:
         BaseModelError: when it has NaN or infinite numbers.
     """
-    matrix = model.matrix(path)
+    matrix = model.matrix(path, rows)
     if not np.isfinite(matrix).all():
         raise BaseModelError(
             f"{model.location}: {path}: found NaN or infinite numbers; expected a finite weight. "
