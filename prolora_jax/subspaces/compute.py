@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.method.basis import STORED, Basis, BasisRule, Extent
-from prolora_jax.subspaces.on_host import Todo, compute_one, in_processes, in_turn, operations
+from prolora_jax.subspaces.on_host import (
+    NOBODY,
+    Others,
+    Todo,
+    compute_one,
+    in_processes,
+    in_turn,
+    operations,
+)
 from prolora_jax.subspaces.store import BasisStore
+from prolora_jax.subspaces.turns import turns
 
 if TYPE_CHECKING:
     import jax
@@ -41,6 +51,7 @@ def load_or_compute(
     if basis is None or not _serves(basis.extent, rule):
         basis = compute_one(model, path, _wider(None if basis is None else basis.extent, rule))
         store.put(fingerprint, basis)
+        basis = store.get(fingerprint) or basis  # another's, where one was first
     return basis
 
 
@@ -56,7 +67,8 @@ def compute_subspaces(
     """Fill a store with the subspaces of some modules; what it already has is not done again.
 
     Each basis goes into the store as soon as it is there: a run that is killed and started again
-    goes on where it was.
+    goes on where it was. Of a store that many hosts share each does an own part first, and then
+    what nobody has done (see `turns`).
 
     Args:
         model: the base model.
@@ -83,6 +95,7 @@ def compute_subspaces(
     """
     asked: Todo = {}
     lacked: Todo = {}
+    absent: set[str] = set()
 
     def look() -> tuple[Todo, Todo]:
         for path, fingerprint in model.fingerprints(paths).items():  # equal weights are done once
@@ -90,6 +103,8 @@ def compute_subspaces(
             asked[fingerprint] = path, _wider(None, needed)
             if not _serves(extent, needed):
                 lacked[fingerprint] = path, _wider(extent, needed)
+            if extent is None:
+                absent.add(fingerprint)
         return asked, lacked
 
     if mesh is not None and _is_of_many(mesh):
@@ -98,19 +113,42 @@ def compute_subspaces(
         total, computed = across_processes(model, look, mesh)
     else:
         look()
-        total, computed = len(lacked), _computed(model, lacked, workers, mesh)
+        others = NOBODY
+        if isinstance(store, FolderStore) and store.share is not None:
+            others = Others(store.address, frozenset(absent))
+        parts = turns(_costs(model, asked), store.share, dict(zip(asked, asked, strict=True)))
+        total = len(lacked)
+        computed = _by_turns(model, lacked, parts, workers, mesh, others)
+    done = 0
     with closing(computed):
         for done, (fingerprint, basis) in enumerate(computed, start=1):
             if fingerprint in lacked:
                 store.put(fingerprint, basis)
             if progress is not None:
                 progress("subspaces", done, total)
-    return total
+    return done
+
+
+def _by_turns(
+    model: BaseModel,
+    lacked: Todo,
+    parts: Iterable[Iterable[str]],
+    workers: int,
+    mesh: "jax.sharding.Mesh | None",
+    others: Others,
+) -> Generator[tuple[str, Basis]]:
+    for part in parts:
+        todo = {fingerprint: lacked[fingerprint] for fingerprint in part if fingerprint in lacked}
+        yield from _computed(model, todo, workers, mesh, others)
 
 
 def _computed(
-    model: BaseModel, todo: Todo, workers: int, mesh: "jax.sharding.Mesh | None"
-) -> Generator[tuple[str, Basis], None, None]:
+    model: BaseModel,
+    todo: Todo,
+    workers: int,
+    mesh: "jax.sharding.Mesh | None",
+    others: Others,
+) -> Generator[tuple[str, Basis]]:
     """Each weight's basis by its fingerprint: from devices if any are there, else from the host."""
     if mesh is None and _work(model, todo) > POOL_WORTH:
         from prolora_jax.subspaces.on_devices import accelerators
@@ -120,16 +158,16 @@ def _computed(
         from prolora_jax.subspaces.on_devices import on_devices
 
         unsafe: Todo = {}
-        for fingerprint, basis in on_devices(model, todo, mesh):
+        for fingerprint, basis in on_devices(model, todo, mesh, others):
             if basis is None:
                 unsafe[fingerprint] = todo[fingerprint]
             else:
                 yield fingerprint, basis
         todo = unsafe
     if workers > 1 and _work(model, todo) > POOL_WORTH:
-        yield from in_processes(model, todo, workers)
+        yield from in_processes(model, todo, workers, others)
     else:
-        yield from in_turn(model, todo)
+        yield from in_turn(model, todo, others)
 
 
 def _is_of_many(mesh: "jax.sharding.Mesh") -> bool:
@@ -139,8 +177,12 @@ def _is_of_many(mesh: "jax.sharding.Mesh") -> bool:
     return any(device.process_index != jax.process_index() for device in mesh.devices.flat)
 
 
+def _costs(model: BaseModel, todo: Todo) -> dict[str, float]:
+    return {fingerprint: operations(model, path) for fingerprint, (path, _) in todo.items()}
+
+
 def _work(model: BaseModel, todo: Todo) -> float:
-    return sum(operations(model, path) for path, _ in todo.values())
+    return sum(_costs(model, todo).values())
 
 
 def _rule_for(model: BaseModel, path: str, rule: BasisRule) -> BasisRule:

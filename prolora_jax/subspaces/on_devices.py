@@ -24,7 +24,7 @@ from prolora_jax.method.decomposition_on_devices import (
     padded_rows,
     safe_ratio,
 )
-from prolora_jax.subspaces.on_host import Todo, finite_matrix
+from prolora_jax.subspaces.on_host import NOBODY, Others, Todo, finite_matrix
 
 STACK_BYTES = 256 * 2**20
 """Float32 weights in one stack for each device; working on them takes about ten times as much."""
@@ -70,7 +70,9 @@ def accelerators() -> Mesh | None:
     return Mesh(np.array(jax.local_devices()), ("devices",))
 
 
-def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, Basis | None]]:
+def on_devices(
+    model: BaseModel, todo: Todo, mesh: Mesh, others: Others = NOBODY
+) -> Iterator[tuple[str, Basis | None]]:
     """Each weight's basis by its fingerprint, from the devices of a mesh with one axis.
 
     Args:
@@ -78,6 +80,7 @@ def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, 
         todo: what to compute.
         mesh: devices of this process; float64 unless they are TPUs (see
             `decomposition_on_devices`).
+        others: who may have computed some meanwhile, which are then left out.
 
     Yields:
         Fingerprint and basis; None for a basis when the Gram route is not safe for the columns
@@ -86,7 +89,7 @@ def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, 
     Raises:
         BaseModelError: when a weight has NaN or infinite numbers.
     """
-    batches = plan_batches(model, todo, mesh.size)
+    batches = _left(plan_batches(model, todo, mesh.size), others)
     running: tuple[DeviceBatch, TallDecomposition] | None = None
     for batch, parts in prefetch((batch, read_parts(model, batch, mesh)) for batch in batches):
         started = start(batch, parts, mesh)
@@ -96,6 +99,14 @@ def on_devices(model: BaseModel, todo: Todo, mesh: Mesh) -> Iterator[tuple[str, 
         del parts
     if running is not None:
         yield from _collect(model, *running)
+
+
+def _left(batches: list[DeviceBatch], others: Others) -> Iterator[DeviceBatch]:
+    """What others do not have when its turn comes; of the same size, for which all is compiled."""
+    for batch in batches:
+        items = tuple(item for item in batch.items if not others.have(item.fingerprint))
+        if items:
+            yield batch._replace(items=items)
 
 
 def start(batch: DeviceBatch, parts: Parts, mesh: Mesh) -> TallDecomposition:
