@@ -34,6 +34,7 @@ from prolora_jax.migration.pair_work import (
     measure_of,
     prepare,
     prepare_all,
+    to_prepare,
 )
 from prolora_jax.migration.slicing import PairSlices
 from prolora_jax.migration.tokens import PairTokens
@@ -229,7 +230,8 @@ class BasePair:
         missing = {key: pair for key, pair in modules.items() if key not in found}
         if missing:
             self._compute_subspaces(missing.values(), options, progress)
-        for group in in_groups(self.store, missing, self._matrix_shape):
+        shapes = {key: self._matrix_shape(pair) for key, pair in modules.items()}
+        for group in in_groups(self.store, shapes, missing, self.workers):
             found |= compared_before(self.store, group) if self.store.share else {}
             left = {key: pair for key, pair in group.items() if key not in found}
             todo = {key: self._ensure_retained(pair, options) for key, pair in left.items()}
@@ -312,10 +314,11 @@ class BasePair:
         """
         known = self._compared(pairs, options, progress)
         keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
-        missing = self._to_prepare(keys)
+        missing = to_prepare(self.store, keys)
         if self.store.keeps:
-            for group in in_groups(self.store, missing, self._matrix_shape):
-                left = self._to_prepare(group) if self.store.share else group
+            shapes = {key: self._matrix_shape(pair) for key, pair in keys.items()}
+            for group in in_groups(self.store, shapes, missing, self.workers):
+                left = to_prepare(self.store, group) if self.store.share else group
                 self._compute_for(left, options, progress)
                 self._prepare(left, self.workers, progress)
         elif missing:
@@ -323,10 +326,6 @@ class BasePair:
             for key, pair in missing.items():
                 self._ensure_columns(pair, key.k_source, key.k_target)
             self._ahead = OperatorsAhead(self.store, missing, self.workers)
-
-    def _to_prepare(self, keys: Mapping[OperatorKey, ModulePair]) -> dict[OperatorKey, ModulePair]:
-        """Those of whose operators the store has none."""
-        return {key: pair for key, pair in keys.items() if not self.store.operators.has(key)}
 
     def _compute_for(
         self,

@@ -4,7 +4,7 @@ NumPy only: a worker process does not load JAX.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -32,7 +32,6 @@ them: `benchmarks/made_models.py`."""
 
 
 PairKey = TypeVar("PairKey", ComparisonKey, OperatorKey)
-Shape = tuple[int, int]
 
 
 class WeightPair(NamedTuple):
@@ -51,6 +50,13 @@ def compared_before(
     """Comparisons that the store has."""
     stored = {key: store.operators.comparison(key) for key in keys}
     return {key: comparison for key, comparison in stored.items() if comparison is not None}
+
+
+def to_prepare(
+    store: BasisStore, keys: Mapping[OperatorKey, ModulePair]
+) -> dict[OperatorKey, ModulePair]:
+    """Those of whose operators the store has none."""
+    return {key: pair for key, pair in keys.items() if not store.operators.has(key)}
 
 
 def compare_all(
@@ -113,31 +119,34 @@ def bytes_of_operators(shape: tuple[int, int]) -> int:
 
 
 GROUP = 32
-"""Pairs that are looked up and computed at a time where other hosts work at the same."""
+"""Pairs that are computed at a time by worker processes where other hosts work at the same."""
 
 
 def in_groups(
-    store: BasisStore, todo: Mapping[PairKey, ModulePair], shape_of: Callable[[ModulePair], Shape]
+    store: BasisStore,
+    asked: Mapping[PairKey, tuple[int, int]],
+    missing: Mapping[PairKey, ModulePair],
+    workers: int,
 ) -> Iterator[dict[PairKey, ModulePair]]:
     """Pairs of weights in the order in which this host takes them (see `turns`).
 
     Args:
         store: all at once, if no other host works for it.
-        todo: pairs of modules by their keys.
-        shape_of: the shape of a pair's weights.
+        asked: shapes by keys; the same on all hosts that begin together.
+        missing: those that the store had not, as modules.
+        workers: processes that a group is for.
 
     Yields:
         The next ones; what others have done by then is to be looked for.
     """
     if store.share is None:
-        yield dict(todo)
+        yield dict(missing)
         return
-    work = {
-        key: float(math.prod(shape_of(pair)) * min(shape_of(pair))) for key, pair in todo.items()
-    }
-    for part in turns(work, store.share, {key: digest(key) for key in todo}):
-        for first in range(0, len(part), GROUP):
-            yield {key: todo[key] for key in part[first : first + GROUP]}
+    work = {key: float(math.prod(shape) * min(shape)) for key, shape in asked.items()}
+    for part in turns(work, store.share, {key: digest(key) for key in asked}):
+        left, step = [key for key in part if key in missing], 1 if workers == 1 else GROUP
+        for first in range(0, len(left), step):
+            yield {key: missing[key] for key in left[first : first + step]}
 
 
 class OperatorsAhead:
@@ -194,7 +203,8 @@ class _Preparing(NamedTuple):
 def _prepare_stored(task: _Preparing) -> None:
     # Written here: sending tens of megabytes to the parent costs more than preparing them.
     store = store_at(task.place)
-    store.operators.put(task.key, prepare(store, task.key))
+    if not store.operators.has(task.key):  # another host's
+        store.operators.put(task.key, prepare(store, task.key))
 
 
 def compare(store: BasisStore, weights: WeightPair) -> Comparison:

@@ -1,13 +1,17 @@
 """In which order one of several workers takes what all of them could compute.
 
 They know nothing of each other but what the store has. Each does an own part first, the longest
-first; then it helps with what is left of the others', in an order that no other has: two that come
-to the same place at the same time do not stay together.
+first; then it helps with what is left of the others', the long ones before the short, but in an
+order that no other has: two that come to the same place at the same time do not stay together.
 """
 
+import math
 import random
 from collections.abc import Mapping
 from typing import TypeVar
+
+_CLASS = 8
+"""Work of one class is within this factor."""
 
 Key = TypeVar("Key")
 Share = tuple[int, int]
@@ -25,7 +29,7 @@ def turns(
         own: a name for each, the same in all workers.
 
     Returns:
-        The own part, and the others'; each with the longest first.
+        The own part with the longest first; and the others'.
     """
     ordered = sorted(work, key=lambda key: (-work[key], own[key]))
     if share is None:
@@ -35,4 +39,5 @@ def turns(
     held = set(mine)
     rest = [key for key in ordered if key not in held]
     random.shuffle(rest)
-    return mine, sorted(rest, key=lambda key: -work[key])
+    # In few classes: workers meet where one ends, as there is little left of it to choose from.
+    return mine, sorted(rest, key=lambda key: -int(math.log(max(work[key], 1.0), _CLASS)))

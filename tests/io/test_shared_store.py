@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fault_proxy import FaultProxy
+from fault_proxy import Fault, FaultProxy
 from seaweed import BUCKET, SECRET, proxied, use
 
 from prolora_jax.errors import OutputError, UsageError
@@ -197,7 +197,7 @@ def test_lost_answers_change_nothing(
     use(proxy.endpoint, monkeypatch)
     url, asked = f"s3://{BUCKET}/lost", []
 
-    def choose(method: str, path: str) -> str | None:
+    def choose(method: str, path: str) -> Fault | None:
         asked.append(method)
         return "lose" if method == "PUT" and asked.count("PUT") % 2 else None
 
