@@ -374,10 +374,7 @@ class BasePair:
         return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
 
     def _prepare(
-        self,
-        todo: Mapping[OperatorKey, ModulePair],
-        workers: int,
-        progress: Progress | None = None,
+        self, todo: Mapping[OperatorKey, ModulePair], workers: int, progress: Progress | None = None
     ) -> None:
         for key, pair in todo.items():
             self._ensure_columns(pair, key.k_source, key.k_target)
