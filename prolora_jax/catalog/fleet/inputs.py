@@ -2,7 +2,7 @@
 
 A local folder is walked by `expand`, which may look into files. Of an object store there are names
 alone: files count by their suffix, and what a folder is, its names say. Each worker fetches what
-belongs to its inputs into a folder, and `expand` has the last word there.
+belongs to its inputs into a folder, and `walk_below` has the last word there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io import atomic
-from prolora_jax.io.adapters.inputs import ARCHIVE_SUFFIXES, Input, expand
+from prolora_jax.io.adapters.inputs import ARCHIVE_SUFFIXES, Input, expand, found_itself, walk_below
 from prolora_jax.io.adapters.leftovers import is_training_state
 from prolora_jax.io.adapters.peft_folder import (
     ADAPTER_SUFFIXES,
@@ -71,9 +71,12 @@ def find_inputs(place: FilePlace, out: FilePlace, *, previews: bool = False) -> 
         previews: whether pictures and films about adapters are wanted, too.
 
     Raises:
-        UsageError: it is not there, or there is no adapter in it.
+        UsageError: it is not there, there is no adapter in it, or outputs would go into it.
         OutputError: it does not answer.
     """
+    # Compared as paths, which a slash too many does not tell apart.
+    if PurePosixPath(out.shown) == PurePosixPath(place.shown):
+        raise UsageError(found_itself(out.shown), code=Refusal.OUTPUT_EXISTS)
     if place.folder is not None:
         found = _local(place.folder, out)
     else:
@@ -227,7 +230,8 @@ def as_items(
     if place.folder is not None:
         return [one.item for one in inputs if one.item is not None]
     names = [one.name for one in inputs if one.name not in failed]
-    found = expand([folder]) if folder.is_dir() else []
+    # Not `expand`: by the names in it the catalog's own folder might pass for an adapter.
+    found = walk_below(folder) if folder.is_dir() else []
     # A part of what was fetched for one that failed is no input.
     return [item for item in found if any(_within(item.relative, name) for name in names)]
 

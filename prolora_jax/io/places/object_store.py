@@ -27,11 +27,17 @@ ATTEMPT = "prolora-attempt"
 _LARGEST_PUT = 5 * 2**30
 """Bytes of one request, S3's limit: an object that takes one request is whole or not there."""
 
+_LONGEST_KEY = 1024
+"""Bytes of a key, its prefix among them: S3's limit."""
+
 _PAGE = 1000
 """Keys of one answer to a listing, S3's limit."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_OF_ONE = {"KeyTooLongError": Refusal.BAD_NAME, "EntityTooLarge": Refusal.FILE_TOO_LARGE}
+"""What is said of one object, and not of all: a store's own limits may be lower than S3's."""
+
 _LATER = frozenset({408, 409, 425, 429})
 _TOO_MUCH = frozenset({429, 503})
 _NOT_THERE = (FileNotFoundError, exceptions.NotFoundError)
@@ -137,7 +143,7 @@ class ObjectPlace:
             raise OutputError(
                 f"{self.shown}/{key}: found {size} bytes; expected at most {_LARGEST_PUT}, which "
                 "one request may have; give outputs a smaller rank",
-                code=Refusal.CANNOT_WRITE,
+                code=Refusal.FILE_TOO_LARGE,
             )
         token = secrets.token_hex(8)
         given = {**tags, ATTEMPT: token}
@@ -175,7 +181,14 @@ class ObjectPlace:
                 "stores do not take; rename it",
                 code=Refusal.BAD_NAME,
             )
-        return f"{self._prefix}/{key}" if self._prefix else key
+        full = f"{self._prefix}/{key}" if self._prefix else key
+        if len(full.encode()) > _LONGEST_KEY:
+            raise AdapterRefused(
+                f"{self.shown}/{key}: found a key of {len(full.encode())} bytes; expected at most "
+                f"{_LONGEST_KEY}, which stores take; rename it, or use shorter folders",
+                code=Refusal.BAD_NAME,
+            )
+        return full
 
     def _said(self, key: str, failure: Exception) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
@@ -184,6 +197,12 @@ class ObjectPlace:
         number = int(status[1]) if status else None
         reason = code[1] if code else f"status {number}" if number else type(failure).__name__
         place = f"{self.shown}/{key}"
+        if reason in _OF_ONE:
+            return OutputError(
+                f"{place}: the store refused ({reason}); expected a shorter name or a smaller "
+                "file; rename it, or give outputs a smaller rank",
+                code=_OF_ONE[reason],
+            )
         final = isinstance(failure, (*_NEVER, *_NOT_THERE))
         if number is not None and 400 <= number < 500 and number not in _LATER:
             final = final or not isinstance(failure, _CONDITION)
