@@ -157,6 +157,20 @@ def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):
     assert states(inputs) == {}
 
 
+def test_an_input_that_can_never_be_written_costs_itself_alone(tmp_path: Path):
+    bad = [f"{n}trouble" for n in range(4)]  # more than a host may have in a row
+    inputs = catalog(tmp_path, *bad, *(f"{n}a" for n in range(8)))
+    found = run_here(job(inputs), RunShare(1))
+    assert (found.found, found.left, found.complete) == ({"done": 8, "failed": 4}, 4, True)
+    assert_whole(inputs, *bad)
+    for record in (k.receipt.record for k in known_of(inputs) if k.receipt.state == "failed"):
+        assert record.reason == str(Refusal.CANNOT_WRITE)
+        assert "disk full" in (record.message or "")
+    # It is tried again, and where nothing else is to be done, nothing tells it from the host's.
+    with pytest.raises(OutputError, match="trouble that is no adapter's"):
+        run_here(job(inputs), RunShare(1))
+
+
 def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = catalog(tmp_path, "a")
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_never)

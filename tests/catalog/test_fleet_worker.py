@@ -24,6 +24,7 @@ from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.places import object_store
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
@@ -255,6 +256,20 @@ def test_a_name_that_a_store_cannot_hold_is_that_files_refusal(
     assert run(job).states == {"a0.safetensors": "done", "line\nbreak.safetensors": "refused"}
     record = receipts.read_receipts(open_place(job.out))["line\nbreak.safetensors"].receipt.record
     assert record.reason == str(Refusal.BAD_NAME)
+
+
+def test_an_output_too_large_for_a_store_is_that_files_failure(
+    made: Made, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs = tmp_path / "catalog"
+    inputs.mkdir()
+    write(inputs / "small.safetensors", 0, (4,))
+    write(inputs / "large.safetensors", 1, (16,))
+    job = made.job(inputs, f"{bucket}/out")
+    monkeypatch.setattr(object_store, "_LARGEST_PUT", 200_000)  # they have 98 and 305 thousand
+    assert run(job).states == {"small.safetensors": "done", "large.safetensors": "failed"}
+    record = receipts.read_receipts(open_place(job.out))["large.safetensors"].receipt.record
+    assert record.reason == str(Refusal.FILE_TOO_LARGE)
 
 
 def test_an_input_that_is_replaced_meanwhile_is_done_by_the_next_run(made: Made, bucket: str):

@@ -262,6 +262,13 @@ def test_a_name_that_no_store_takes_is_refused(faulty: Faulty):
         with pytest.raises(AdapterRefused, match="control character") as refused:
             act()
         assert refused.value.code is Refusal.BAD_NAME
+    # S3's limit, and before that this server's own.
+    with pytest.raises(AdapterRefused, match=r"a key of 1\d{3} bytes") as refused:
+        store.create("k" * 1024, b"x", {})
+    assert refused.value.code is Refusal.BAD_NAME
+    with pytest.raises(OutputError, match="KeyTooLongError") as told:
+        store.create("k" * 900, b"x", {})
+    assert told.value.code is Refusal.BAD_NAME
 
 
 def test_a_bucket_that_is_not_there_is_named(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):

@@ -48,7 +48,7 @@ class FleetJob:
 
     @property
     def asked(self) -> str:
-        """Digest of what outputs shall be; not of where base models lie, or whose files give way."""
+        """Digest of what outputs shall be; not of where base models lie or whose files give way."""
         writing = self.writing._replace(pair=None, overwrite=False)
         facts = (open_place(self.inputs).shown, self.options, writing)
         return sha256(msgspec.json.encode(facts)).hexdigest()[:32]

@@ -7,6 +7,7 @@ a driver that is killed is started again with the same command, and so are two a
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ SILENCE = 600.0
 """Seconds without a sign of life after which a worker is ended; its input is to blame for it."""
 
 STRIKES = 3
-"""Inputs that fail for a host's own trouble before it gets no more."""
+"""Inputs in a row that fail at once for a host's own trouble before it gets no more."""
 
 _NEVER_READY = 3
 """Workers in a row that end before they are ready: no input can be to blame for that."""
@@ -164,7 +165,8 @@ class _Run:
         self.stop = threading.Event()
         self.busy: dict[int, Chunk] = {}
         self.idle: list[int] = []
-        self.strikes: dict[int, int] = {}
+        self.strikes = Counter[int]()
+        self.troubled = set[str]()
         self.never_ready = 0
         # One input goes ahead: what it needs of the base models would else be computed by all.
         self.warm = self.workers == 1
@@ -227,15 +229,51 @@ class _Run:
         for name, state in done.states.items():
             self.states[state] = self.states.get(state, 0) + 1
             self._count(name in self.names)
+        if done.trouble is None and "done" in done.states.values():
+            self.strikes[worker] = 0
         left = [unit for unit in chunk if any(one.name in done.left for one in unit)]
-        self.dispatch.hand_back(left)
-        if done.trouble is not None:
-            self.trouble = done.trouble
-            self.strikes[worker] = self.strikes.get(worker, 0) + len(left)
-        if self.strikes.get(worker, 0) < STRIKES:
-            self.idle.append(worker)
+        if done.trouble is None:
+            self.dispatch.hand_back(left)
         else:
+            self._note_trouble(worker, left, done)
+        if self._has_trouble(worker):
             self.crew.kill(worker)
+        else:
+            self.idle.append(worker)
+
+    def _note_trouble(self, worker: int, left: list[Unit], done: ChunkDone) -> None:
+        assert done.trouble is not None
+        self.trouble, names = done.trouble, {unit[0].name for unit in left}
+        if "done" in done.states.values():
+            self.strikes[worker] = 0
+        else:
+            # What has failed before says nothing new of the host.
+            self.strikes[worker] += len(names - self.troubled)
+        self.troubled |= names
+        for unit in self.dispatch.troubled(left):
+            self._given_up([one for one in unit if one.name in done.left], done.trouble)
+
+    def _has_trouble(self, worker: int) -> bool:
+        return self.strikes[worker] >= STRIKES
+
+    def _given_up(self, inputs: list[FleetInput], trouble: str) -> None:
+        """What fails again and again is to blame itself, if this host can do others."""
+        if not self.states.get("done"):
+            raise self._no_room()
+        for one in inputs:
+            message = (
+                f"{one.name}: cannot be written, in {TRIES} tries, where others can ({trouble}); "
+                "expected an output that this host and the place have room for; see why, then run "
+                "the same command again"
+            )
+            self._file(one, Refusal.CANNOT_WRITE, message)
+
+    def _no_room(self) -> OutputError:
+        return OutputError(
+            f"this host has trouble that is no adapter's ({self.trouble}); expected room to work "
+            "in; make some, and run the same command again",
+            code=Refusal.CANNOT_WRITE,
+        )
 
     def _count(self, counts: bool) -> None:
         self.done += counts
@@ -256,13 +294,9 @@ class _Run:
             self.idle.remove(worker)
         elif chunk is not None:
             self._died(chunk, _how(code))
-        elif self.strikes.get(worker, 0) >= STRIKES:
+        elif self._has_trouble(worker):
             if not self.crew.workers:
-                raise OutputError(
-                    f"this host has trouble that is no adapter's ({self.trouble}); expected room "
-                    "to work in; make some, and run the same command again",
-                    code=Refusal.CANNOT_WRITE,
-                )
+                raise self._no_room()
             return
         else:
             self.never_ready += 1
@@ -294,15 +328,18 @@ class _Run:
             "expected one that finishes; see what is in it, then use prolora fleet retry "
             "--quarantined"
         )
-        record = CatalogRecord(
-            one.name, None, "refused", "failed", str(Refusal.WORKER_ENDED), message
-        )
+        self._file(one, Refusal.WORKER_ENDED, message)
+
+    def _file(self, one: FleetInput, code: Refusal, message: str) -> None:
+        """Write the receipt of an input that no worker could write one of."""
+        record = CatalogRecord(one.name, None, "refused", "failed", str(code), message)
         before = self.before.get(one.name)
         round_ = 0 if before is None else before.receipt.round + 1
         files = {} if before is None else before.receipt.files
-        receipt = Receipt(record, one.etag, None, files, quarantined=True, round=round_)
+        ended = code is Refusal.WORKER_ENDED
+        receipt = Receipt(record, one.etag, None, files, quarantined=ended, round=round_)
         receipts.file_receipt(self.out, receipt, before)
-        self.states["quarantined"] = self.states.get("quarantined", 0) + 1
+        self.states[receipt.state] = self.states.get(receipt.state, 0) + 1
         self._count(True)
 
 

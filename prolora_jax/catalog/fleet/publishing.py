@@ -52,7 +52,8 @@ class Publisher(NamedTuple):
 
         Raises:
             AdapterRefused: the place cannot hold a file of that name.
-            OutputError: somebody else's file is there, or the place does not answer.
+            OutputError: somebody else's file is there, the place cannot hold this one, or does not
+                answer.
         """
         path = folder / output
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -72,6 +73,7 @@ class Publisher(NamedTuple):
             key: path below it.
 
         Raises:
+            AdapterRefused: the place cannot hold a file of that name.
             OutputError: the place does not answer.
         """
         self.place.create(key, folder / key, {JOB_TAG: self.job})

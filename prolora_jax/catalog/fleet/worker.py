@@ -42,6 +42,9 @@ PARTS = f"{OWN}/pairs"
 
 NO_PROOF = Proof()
 
+_ITS_OWN = (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME, Refusal.FILE_TOO_LARGE)
+"""Why a place does not take one output, and would take others."""
+
 
 class ChunkWork(NamedTuple):
     """What a worker is given.
@@ -185,7 +188,7 @@ class Worker:
         for name, row in rows.items():
             if row.record.state == "planned" or row.record.reason == str(Refusal.CANNOT_WRITE):
                 left.append(name)
-                trouble = row.record.message or trouble
+                trouble = self._public(row.record.message or "") or trouble
                 continue
             receipt = self._receipt(row, work, made)
             if work.together:
@@ -212,12 +215,13 @@ class Worker:
             try:
                 files = self._publisher.publish(made, str(record.output), etag, before)
             except (OutputError, AdapterRefused) as error:
-                if error.code not in (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME):
+                if error.code not in _ITS_OWN:
                     raise
                 record = failed_record(record, error.code, str(error))
             else:
                 # Another worker's may stand there, made by another kind of device.
-                record = replace(record, output_hash=files[str(record.output)].hash)
+                if str(record.output) in files:  # else it is a folder
+                    record = replace(record, output_hash=files[str(record.output)].hash)
         if record.message is not None:
             record = replace(record, message=self._public(record.message))
         round_ = 0 if before is None else before.receipt.round + 1
@@ -250,7 +254,12 @@ class Worker:
             key = path.relative_to(made).as_posix()
             inside = any(key.startswith(f"{output}/") for output in outputs)
             if key not in own and not inside and not key.startswith(NAME):
-                self._publisher.publish_beside(made, key)
+                try:
+                    self._publisher.publish_beside(made, key)
+                except (OutputError, AdapterRefused) as error:
+                    # A name that the place cannot hold is the adapter's, which is refused for it.
+                    if error.code not in _ITS_OWN:
+                        raise
 
     def _tell_pair(self) -> None:
         """Leave what is known of the pair where the end of the run puts it together."""

@@ -118,7 +118,8 @@ class FilePlace(Protocol):
 
         Raises:
             AdapterRefused: the place cannot hold a file of that name.
-            OutputError: the place does not answer, or may not be written to.
+            OutputError: the place cannot hold this file (bad-name, file-too-large), or does not
+                answer, or may not be written to.
         """
         ...
 
