@@ -44,7 +44,7 @@ def run(
     strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
-    """Migrate a catalog by several processes, on this host or on many: folders, s3:// or gs:// URLs.
+    """Migrate a catalog by several processes and hosts: folders, s3:// or gs:// URLs.
 
     The same command again does what is unfinished, also on other hosts at the same time. Exit code
     1: adapters of this run were refused, or are left. SIGTERM ends it within half a minute, with

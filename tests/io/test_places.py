@@ -169,7 +169,7 @@ def test_a_store_that_ignores_conditions_is_refused(
 
     put = object_store.obstore.put
     monkeypatch.setattr(object_store.obstore, "put", lambda *given, mode, **how: put(*given, **how))
-    with pytest.raises(OutputError, match="let two writers make one file"):
+    with pytest.raises(UsageError, match="let two writers make one file"):
         require_conditions(store)
 
 
@@ -177,7 +177,7 @@ def test_a_folder_that_ignores_conditions_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "link", os.replace)
-    with pytest.raises(OutputError, match="let two writers make one file"):
+    with pytest.raises(UsageError, match="let two writers make one file"):
         require_conditions(LocalPlace(tmp_path))
 
 
@@ -266,6 +266,8 @@ def test_a_name_that_no_store_takes_is_refused(faulty: Faulty):
     with pytest.raises(AdapterRefused, match=r"a key of 1\d{3} bytes") as refused:
         store.create("k" * 1024, b"x", {})
     assert refused.value.code is Refusal.BAD_NAME
+    if faulty.writes == "POST":
+        return
     with pytest.raises(OutputError, match="KeyTooLongError") as told:
         store.create("k" * 900, b"x", {})
     assert told.value.code is Refusal.BAD_NAME

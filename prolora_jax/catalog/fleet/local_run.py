@@ -95,10 +95,10 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
         What it has come to; the receipts say the rest.
 
     Raises:
-        UsageError: an input is not there, the outputs' place has another job, or files of this one
-            might be replaced.
+        UsageError: an input is not there, the outputs' place has another job or cannot be trusted,
+            or files of this one might be replaced.
         BaseModelError: a base model cannot be used.
-        OutputError: a place does not answer or cannot be trusted, or this host has trouble.
+        OutputError: a place does not answer, or this host has trouble.
         ProloraError: no worker gets ready.
     """
     require_apart(job)

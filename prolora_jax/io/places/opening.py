@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace
@@ -110,20 +110,21 @@ def require_conditions(place: FilePlace) -> None:
         place: where outputs go; a small file stays there.
 
     Raises:
-        OutputError: it does, or gives other bytes than were asked for, or does not answer.
+        UsageError: it does, or gives other bytes than were asked for.
+        OutputError: it does not answer.
     """
     place.create(PROBE, b"first", {})
     again = place.create(PROBE, b"again", {})
     other = place.replace_if(PROBE, b"other", '"no such etag"', {})
     found = place.head(PROBE)
     if again.ours or other.ours or found is None:
-        raise OutputError(
+        raise UsageError(
             f"{place.shown}: let two writers make one file; expected a place that refuses the "
             "second; use another store (docs/fleet.md names some)",
             code=Refusal.CANNOT_WRITE,
         )
     if place.read_range(PROBE, 1, 3, found.etag) != b"irs":
-        raise OutputError(
+        raise UsageError(
             f"{place.shown}: gave other bytes than were asked for; expected ranges of files; use "
             "another store (docs/fleet.md names some)",
             code=Refusal.CANNOT_WRITE,
