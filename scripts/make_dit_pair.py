@@ -42,7 +42,10 @@ class SourceWeights:
 
     def __init__(self) -> None:
         self.shapes = dit_modules(SOURCE)
-        self._places = {name: place for place, name in enumerate(sorted(self.shapes))}
+        self._places, self._new = (
+            {name: place for place, name in enumerate(sorted(dit_modules(model)))}
+            for model in (SOURCE, TARGET)
+        )
         self._given, self._noise = Numbers(0), Numbers(2)
 
     def weight(self, name: str) -> np.ndarray:
@@ -53,7 +56,7 @@ class SourceWeights:
         """A weight of the target, in bfloat16: one of the source's with noise, or a new one."""
         own = self._source_of(name)
         if own is None or self.shapes.get(own) != shape:
-            return self._given.weight(NEW + len(name), shape)
+            return self._given.weight(NEW + self._new[name], shape)
         drawn = self._noise.weight(self._places[own], shape).astype(np.float32)
         return (self.weight(own).astype(np.float32) + NOISE * drawn).astype(BF16)
 

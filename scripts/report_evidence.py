@@ -21,7 +21,7 @@ PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evide
 BEGIN, END = "<!-- results: made by scripts/report_evidence.py -->\n", "<!-- end of results -->\n"
 WRITERS = {
     "lm": "Small language models, trained from nothing",
-    "lm_smollm2": "SmolLM2-135M and relatives made of it",
+    "lm_smollm2": "SmolLM2-135M-Instruct, unpacked from Q4_1, and relatives made of it",
 }
 """Results of scripts/run_lm_evidence.py, and what their tables are called."""
 SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep")

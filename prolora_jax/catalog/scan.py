@@ -45,6 +45,7 @@ from prolora_jax.migration.jobs import as_outcome
 from prolora_jax.migration.many import energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted
+from prolora_jax.migration.tokens import uses_tokens
 from prolora_jax.plans.catalog_record import CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import wanted_pairs
@@ -218,7 +219,8 @@ class Scanner:
     def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
         pair, options, adapter = self._pair, self._options, fitted.adapter
         plan = plan_fitted(fitted, pair, options, progress)
-        wanted = wanted_pairs(adapter, pair.matching(options.match, options), options)
+        matching = pair.matching(options.match, options, tokens=uses_tokens(adapter))
+        wanted = wanted_pairs(adapter, matching, options)
         weights = [
             (p, s, pair.source.fingerprint(s), pair.target.fingerprint(p))
             for p, s in sorted(wanted.items())

@@ -123,16 +123,20 @@ def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
     reporter = Reporter(common.quiet)
     with reporter.shown():
         found = run_here(job, share, reporter)
+    if found.stopped:  # there may be no time to read all receipts
+        if common.json:
+            write_json({"run": found, "summary": None})
+        else:
+            out().print(f"Told to stop: {found.left} are left; the same command goes on.")
+        return 0
     summary, records = summary_of_receipts(open_place(job.out))
     if common.json:
         write_json({"run": found, "summary": summary})
     else:
         catalog_tables.show_summary(out(), summary)
         catalog_tables.show_refused(out(), records)
-        if found.stopped:
-            out().print(f"Told to stop: {found.left} are left; the same command goes on.")
     # What others have done, or earlier runs, is theirs to tell; `status` tells of all.
-    return 0 if found.stopped else int(bool(found.left or {*found.found} - {"done"}))
+    return int(bool(found.left or {*found.found} - {"done"}))
 
 
 @fleet.command

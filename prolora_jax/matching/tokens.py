@@ -7,6 +7,7 @@ two of equal size may give all of them other numbers. What is the same is the to
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -69,13 +70,16 @@ class TokenMap:
         return source.modules[path].shape != target.modules[path].shape or not self.keeps_numbers
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Model(msgspec.Struct):
-    vocab: dict[str, int] | list[tuple[str, float]]
+    vocab: dict[str, _Number] | list[tuple[str, float]]
 
 
 class _Added(msgspec.Struct):
     content: str
-    id: int
+    id: _Number
 
 
 class _Tokenizer(msgspec.Struct):

@@ -279,10 +279,11 @@ def _copied(
         given = (unwritten(module), module.weight_shape, module.rank, norm, norm, 1.0)
         return Moved(*given, made_from=module.made_from, stays=True)
     middle, power = to_the_middle(module)
-    norm_in = norm_out = norm_of(middle)
+    norm_in = norm_placed = norm_of(middle)
     if places is not None:
         middle = in_places(middle, places)
-        norm_out = norm_of(middle)
+        norm_placed = norm_of(middle)  # rows that are not there are no loss to be made good
+    norm_out = norm_placed
     factors, kept, sigma = host_factors(middle), 1.0, None
     if not options.output_rank.is_met_by(module.rank, module.rank):
         whole, sigma = singular_form(factors)
@@ -291,7 +292,7 @@ def _copied(
         norm_out = encoding.update_norm(factors)
     scale = options.scale
     if options.rescale == "norm":
-        scale *= norm_in / norm_out if norm_out > 0.0 else 1.0
+        scale *= norm_placed / norm_out if norm_out > 0.0 else 1.0
     dtype = out_dtype(module, options)
     new = stored(factors, scale, power, dtype)
     if new is None:

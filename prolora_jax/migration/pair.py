@@ -90,12 +90,15 @@ class BasePair:
         self._cosine: tuple[float, int] | None = None
         self.tokens, self.slices = PairTokens(source, target), PairSlices(source, target)
 
-    def matching(self, mode: Match = "auto", options: MigrationOptions = OPTIONS) -> Matching:
+    def matching(
+        self, mode: Match = "auto", options: MigrationOptions = OPTIONS, *, tokens: bool = True
+    ) -> Matching:
         """Match modules; reads weights only where shapes and order leave a choice, and only once.
 
         Args:
             mode: `auto`, `name`, `block` or `module` (see `match_modules`).
             options: `match_score`, and for `similarity` the rank rule and pairing of ranks.
+            tokens: whether rows may be found by their tokens, for which tokenizers are read.
 
         Returns:
             Source path by target path, and the alignments behind it.
@@ -105,7 +108,8 @@ class BasePair:
             asked += (options.basis_rank, options.pair_rank, options.rules)
         if asked not in self._matchings:
             self._matchings[asked] = self._match(mode, options)
-        return self._matchings[asked]
+        found = self._matchings[asked]
+        return self.tokens.matched(found) if tokens else found
 
     def _match(self, mode: Match, options: MigrationOptions) -> Matching:
         def evidence(sources: Sequence[str], targets: Sequence[str]) -> np.ndarray:
@@ -118,7 +122,7 @@ class BasePair:
             )
 
         found = match_base_models(self.source.spec, self.target.spec, evidence, mode)
-        return self.slices.matched(self.tokens.matched(found))
+        return self.slices.matched(found)
 
     def measure(
         self,

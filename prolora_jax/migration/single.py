@@ -29,7 +29,7 @@ from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
-from prolora_jax.migration.tokens import require_no_magnitudes
+from prolora_jax.migration.tokens import require_movable, uses_tokens
 from prolora_jax.plans.companions import OF_TOKENS, carried, left_behind, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import (
@@ -120,20 +120,20 @@ def plan_fitted(
         Strangers: the base models are language models or transformers without anything in common.
         UnlikeFamilies: they are transformers of families that share no weights.
         UsageError: the pair was opened for another `fused`.
-        AdapterRefused: it has DoRA on rows that go to other places.
+        AdapterRefused: it has DoRA, LoHa or LoKr that stay so on rows that go to other places.
         BaseModelError: a tokenizer that is asked for is damaged.
     """
     require_opened_for(pair, options.fused)
     adapter = fitted.adapter
     if options.min_similarity > -1.0:
         require_one_family(pair.source, pair.target)
-    matching = pair.matching(options.match, options)
+    matching = pair.matching(options.match, options, tokens=uses_tokens(adapter))
     wanted = wanted_pairs(adapter, matching, options)
     pair.require_kinship(matching.pairs, options)
     measures = pair.measure(wanted, options, progress)
     specs = pair.source.spec, pair.target.spec
     plan = build_plan(adapter, *specs, matching, measures, options)
-    require_no_magnitudes(adapter, plan.steps)
+    require_movable(adapter, plan.steps)
     moved = {(step.path, step.source_path) for step in plan.steps}
     tokens = pair.tokens.map if any(c.part in OF_TOKENS for c in adapter.companions) else None
     companions = plan_companions(adapter, *specs, matching.pairs, moved, options, tokens)

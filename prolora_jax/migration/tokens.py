@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.algorithms.table import ALGORITHMS
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.matching.matching import Matching
@@ -16,7 +17,7 @@ from prolora_jax.matching.tokens import (
     vocabulary,
     with_token_layers,
 )
-from prolora_jax.plans.companions import PlannedCompanion
+from prolora_jax.plans.companions import OF_TOKENS, PlannedCompanion
 from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
 from prolora_jax.plans.token_flags import added_by_number, layers_of_tokens, token_flags
 
@@ -84,6 +85,12 @@ class PairTokens:
         return token_flags(steps, known, unlike=unlike)
 
 
+def uses_tokens(adapter: Adapter) -> bool:
+    """Whether an adapter changes anything that there is for each token."""
+    beside = any(companion.part in OF_TOKENS for companion in adapter.companions)
+    return beside or bool(layers_of_tokens(module.path for module in adapter.modules))
+
+
 def in_places(module: LoraModule, places: Slice) -> LoraModule:
     """An update with some of its rows and columns, in another order.
 
@@ -98,8 +105,15 @@ def in_places(module: LoraModule, places: Slice) -> LoraModule:
     return replace(module, up=up, down=down)
 
 
-def require_no_magnitudes(adapter: Adapter, steps: Iterable[PlanStep]) -> None:
-    """Refuse DoRA on a layer whose rows go to other places: so do its magnitudes.
+def require_movable(adapter: Adapter, steps: Iterable[PlanStep]) -> None:
+    """Refuse algorithms that are kept on layers whose rows or columns go to other places.
+
+    DoRA's magnitudes would have to go with them. LoHa and LoKr become plain LoRA there, which a
+    folder of peft's cannot hold beside modules of its own kind.
+
+    Args:
+        adapter: with LoRA factors.
+        steps: what is to be done.
 
     Raises:
         AdapterRefused: there is one.
@@ -107,9 +121,17 @@ def require_no_magnitudes(adapter: Adapter, steps: Iterable[PlanStep]) -> None:
     moved = {step.source_path for step in steps if {BY_TOKEN, SLICED} & {*step.flags}}
     for module in adapter.modules:
         made = module.made_from if module.path in moved else None
-        if made is not None and made.gains is not None:
-            raise AdapterRefused(
-                f"{adapter.origin}: {module.path}: found DoRA on a layer whose rows or columns "
-                f"go to other places; expected plain LoRA; move it with --dora fold",
-                code=Refusal.UNSUPPORTED_ALGORITHM,
-            )
+        if made is None:
+            continue
+        if made.gains is not None:
+            instead = "--dora fold"
+        elif made.own is not None and adapter.format == "peft":
+            instead = "--format lora"
+        else:
+            continue
+        found = ALGORITHMS[made.algorithm].title
+        raise AdapterRefused(
+            f"{adapter.origin}: {module.path}: found {found} on a layer whose rows or columns go "
+            f"to other places; expected plain LoRA; move it with {instead}",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )

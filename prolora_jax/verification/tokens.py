@@ -53,6 +53,8 @@ def _numbers(content: bytes, model: Weights) -> dict[str, int]:
                 found[entry[0]] = number
         for added in document.get("added_tokens") or ():
             found[added["content"]] = added["id"]
+        if any(number < 0 for number in found.values()):
+            raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
         # The same refusal as everywhere; it says what is wrong.
         return vocabulary(content, getattr(model, "location", model.spec.name))
@@ -70,7 +72,7 @@ def by_token(before: LoraModule, tokens: TokenMap, count: int) -> LoraModule:
     up = np.zeros((count, *before.up.shape[1:]), before.up.dtype)
     for row, values in enumerate(before.up):
         number = tokens.number(row)
-        if number is not None and number < count:
+        if number is not None and 0 <= number < count:
             up[number] = values
     return replace(before, up=up)
 

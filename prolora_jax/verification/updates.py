@@ -105,7 +105,8 @@ def check_update(
     cut = cut_update(reference, options.rank, before.rank)
     dtype = dtype_out(before, options)
     allowed = TOLERANCES.get(dtype, FLOAT32_TOLERANCE)
-    size = update_norm(before)
+    # Of what is there to be kept: rows and columns that the target has not are no loss.
+    size = update_norm(before if moved or moved_rows is None else moved_rows)
     problems = dtype_problems(told, after, dtype, brief)
     if cut.rank is not None and used_columns(after) > cut.rank:
         problems.append(f"has rank {used_columns(after)}, asked for was {cut.rank}")
@@ -185,7 +186,7 @@ def _distance(ours: LoraModule, reference: Matrix | LoraModule, factor: float) -
 
 
 def _compare(difference: float, cut: CutUpdate, factor: float, size: float) -> float:
-    """Error relative to the input's norm, before any scaling.
+    """Error relative to the norm of the input in its places, before any scaling.
 
     The best approximation of rank r misses exactly the tail, and what it misses is orthogonal
     to it: squares of the tail and of any other error add up, so the tail is taken off.

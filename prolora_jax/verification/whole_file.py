@@ -95,7 +95,9 @@ def file_problems(
     given = told.companions, beside, before, output, told.options, (source, target), tokens
     problems += companion_problems(*given)
     places = added_by_number(plan.steps, beside)
-    unlike = any(source.fingerprint(path) != target.fingerprint(path) for path in places)
+    unlike = tokens is None and any(
+        source.fingerprint(path) != target.fingerprint(path) for path in places
+    )
     of_tokens = token_flags(plan.steps, tokens, unlike=unlike)
     problems += strings + flag_problems(told, plan, before, models, beside, output, of_tokens)
     not_checked = [*not_checked, *open_]

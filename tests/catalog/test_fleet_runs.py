@@ -182,6 +182,25 @@ def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: 
         run_here(job(inputs), RunShare(1))
 
 
+def test_a_worker_that_never_says_a_word_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inputs = catalog(tmp_path, "a")
+    monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_endless)
+    monkeypatch.setattr(local_run, "_NEVER_READY", 1)
+    monkeypatch.setattr(local_run, "SILENCE", 1.0)
+    with pytest.raises(ProloraError, match="ended before they were ready"):
+        run_here(job(inputs), RunShare(1, silence=0.5))
+
+
+def test_who_is_to_stop_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inputs, read = catalog(tmp_path, *(f"a{n:02}" for n in range(40))), []
+    monkeypatch.setattr(
+        local_run.receipts, "read_receipts", lambda out: read.append(out) or read_receipts(out)
+    )
+    found = run_here(job(inputs), RunShare(1), lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert (found.stopped, found.complete, len(read)) == (True, False, 1)
+    assert 0 < found.left == 40 - len(states(inputs)) < 40
+
+
 def test_damage_is_seen_and_mended(tmp_path: Path):
     inputs = catalog(tmp_path, "a", "b", "c")
     run_here(job(inputs), RunShare())

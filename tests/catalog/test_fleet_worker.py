@@ -258,7 +258,7 @@ def test_a_name_that_a_store_cannot_hold_is_that_files_refusal(
     assert record.reason == str(Refusal.BAD_NAME)
 
 
-def test_an_output_too_large_for_a_store_is_that_files_failure(
+def test_an_output_too_large_for_a_store_is_that_files_refusal(
     made: Made, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     inputs = tmp_path / "catalog"
@@ -267,7 +267,7 @@ def test_an_output_too_large_for_a_store_is_that_files_failure(
     write(inputs / "large.safetensors", 1, (16,))
     job = made.job(inputs, f"{bucket}/out")
     monkeypatch.setattr(object_store, "_LARGEST_PUT", 200_000)  # they have 98 and 305 thousand
-    assert run(job).states == {"small.safetensors": "done", "large.safetensors": "failed"}
+    assert run(job).states == {"small.safetensors": "done", "large.safetensors": "refused"}
     record = receipts.read_receipts(open_place(job.out))["large.safetensors"].receipt.record
     assert record.reason == str(Refusal.FILE_TOO_LARGE)
 

@@ -11,7 +11,7 @@ import torch
 from gguf import GGMLQuantizationType, quants
 from transformers import LlamaForCausalLM
 
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.evaluation.laboratory.lm import texts
 from prolora_jax.evaluation.laboratory.lm.arms import ARMS
 from prolora_jax.evaluation.laboratory.lm.model_folders import NF4, packed, write_model
@@ -162,6 +162,13 @@ def test_a_model_that_is_not_given_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="fetch it with scripts/fetch_lm.py") as refused:
         LmWorkshop(tmp_path, lab).make_base("source")
     assert refused.value.code is Refusal.MISSING_FILE
+
+
+def test_only_a_model_of_bytes_does_without_a_tokenizer(tmp_path: Path) -> None:
+    encode = texts.encoder_of(tmp_path, {"vocab_size": 256})
+    assert bytes(encode("né").astype(np.uint8).tolist()) == "né".encode()
+    with pytest.raises(BaseModelError, match="tokenizer.json: found no tokenizer .* of 49152"):
+        texts.encoder_of(tmp_path, {"vocab_size": 49152})
 
 
 @pytest.mark.parametrize("name", ["lm", "lm_smollm2"])

@@ -94,6 +94,7 @@ def test_refine_keeps_the_copy_where_the_models_disagree() -> None:
     shares = {row["target"]: row["arrived"][0] for row in refined if row["seed"] == 0}
     assert shares["middle"] == 0.98
     assert shares["far"] == 0.9
+    assert "stranger" not in shares  # the command refuses it
     # What the student does above the limit counts for no rule but the one that names it.
     (guard,) = (v for v in lm_verdicts(made()) if v.rule == 20)
     assert "would have gained on far" in guard.text

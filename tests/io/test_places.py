@@ -3,6 +3,7 @@
 Through faults, too.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -16,10 +17,11 @@ from fault_proxy import FaultProxy, chained
 from seaweed import BUCKET, KEY, proxied, use
 
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
+from prolora_jax.io.places import staging
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place, require_conditions, without_secrets
 from prolora_jax.io.places.pacing import Pace, StoreBusy
-from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.io.places.place import FilePlace, read_listed, read_whole
 from prolora_jax.io.places.staging import PIECE, stage, stage_once
 
 WRITERS = 8
@@ -106,6 +108,40 @@ def test_what_is_written_is_there(place: FilePlace, tmp_path: Path):
         place.read_range("folder/none.txt", 0, 1)
     with pytest.raises(FileNotFoundError):
         read_whole(place, "folder/none.txt", 9)
+
+
+def test_a_listed_file_is_read_by_one_request(store: FilePlace, proxy: FaultProxy):
+    store.create("a", b"one", {})
+    (listed,) = store.list()
+    proxy.asked.clear()
+    assert read_listed(store, listed, 3) == (b"one", listed.etag)
+    assert [method for method, _ in proxy.asked] == ["GET"]
+    with pytest.raises(AdapterRefused, match="found 3 bytes; expected at most 2"):
+        read_listed(store, listed, 2)
+    now = store.replace_if("a", b"another", listed.etag, {})
+    assert read_listed(store, listed, 9) == (b"another", now.etag)
+    with pytest.raises(FileNotFoundError):
+        read_listed(store, listed._replace(key="b"), 9)
+
+
+def test_a_folder_that_cannot_be_read_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = LocalPlace(tmp_path)
+    place.create("a/b", b"", {})
+    (tmp_path / "itself").symlink_to("itself")
+    assert [one.key for one in place.list()] == ["a/b"]
+    assert [*place.list("none")] == []
+    assert [place.head(key) for key in ("none", "a/b/c", "a", "itself", "k" * 300, "\0")] == [
+        None
+    ] * 6
+
+    def fail(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    for broken in (os, "scandir"), (Path, "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(*broken, fail)
+            with pytest.raises(OutputError, match="Permission denied"):
+                next(place.list())
 
 
 def test_one_of_many_wins(place: FilePlace):
@@ -348,4 +384,13 @@ def test_a_base_model_is_fetched_once(
     first = store.head("single.bin")
     assert first is not None
     store.replace_if("single.bin", b"changed", first.etag, {})
+    signs = []
+    # Who waits for another's fetch is alive, too.
+    with ThreadPoolExecutor(1) as threads, staging._held(folder.parent, None):
+        waiting = threads.submit(stage_once, f"{url}/base", tmp_path, lambda: signs.append(0))
+        while not signs:
+            assert not waiting.done()
+    signs.clear()
+    assert stage_once(f"{url}/single.bin", tmp_path, lambda: signs.append(0)).is_file()
+    assert signs
     assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"changed"

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from language_models import FAMILIES, LanguagePair, make_language_pair, merged, write_lora
+from language_models import (
+    FAMILIES,
+    LanguagePair,
+    make_language_pair,
+    merged,
+    of_newer_transformers,
+    write_lora,
+)
+from peft import LoHaConfig, get_peft_model
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, models
 
@@ -17,6 +25,7 @@ from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.errors import AdapterRefused, BaseModelError
 from prolora_jax.matching.tokens import vocabulary
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import MigratedFile, migrate_file
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.companions import Fate, NoRows
@@ -27,6 +36,7 @@ WEIGHTS, EMBEDDING, HEAD = "adapter_model.safetensors", "model.embed_tokens", "l
 COPY, SIZE, SMALLER = MigrationOptions(method="copy"), 40, 37
 TOKENS = [f"token{number}" for number in range(SIZE)]
 SHUFFLED = [TOKENS[number] for number in np.random.default_rng(5).permutation(SIZE)]
+NEGATIVE = b'{"model": {"vocab": {"a": 0, "b": -1}}}'
 LACKING = ["new", *SHUFFLED[1:]]
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Model has `tie_word_embeddings=True`", "ignore:Setting `save_embedding_layers`"
@@ -113,6 +123,20 @@ def test_each_token_s_row_goes_to_that_token(
     assert verify_file(tmp_path / "out").ok
 
 
+def test_a_norm_is_restored_without_that_of_tokens_that_stay_behind(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    tokens = SHUFFLED[:SMALLER]
+    net = reordered(pair, tmp_path / "target", tokens)
+    options = MigrationOptions(method="copy", rank="2", rescale="norm")
+    migrate_file(pair.adapter, pair.source, tmp_path / "target", tmp_path / "out", options)
+    wanted = expected(added(pair.source_net, pair.adapter, HEAD), tokens)
+    u, s, v = np.linalg.svd(wanted.astype(np.float64), full_matrices=False)
+    cut = (u[:, :2] * s[:2]) @ v[:2] * np.linalg.norm(s) / np.linalg.norm(s[:2])
+    np.testing.assert_allclose(added(net, tmp_path / "out", HEAD), cut, atol=2e-6)
+    assert verify_file(tmp_path / "out").ok
+
+
 def moved(pair: LanguagePair, target: Path, out: Path) -> MigratedFile:
     return migrate_file(pair.adapter, pair.source, target, out, COPY)
 
@@ -162,6 +186,30 @@ def test_a_head_s_bias_stays_behind_and_its_magnitudes_are_refused(
     assert verify_file(tmp_path / "out").ok
     with pytest.raises(AdapterRefused, match="found DoRA on a layer whose rows"):
         migrate_file(tmp_path / "dora", pair.source, target, tmp_path / "two", keep)
+
+
+def test_loha_on_rows_that_move_becomes_plain_lora_or_is_refused(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    net = reordered(pair, tmp_path / "target", SHUFFLED)
+    config = LoHaConfig(r=2, alpha=3, target_modules=["lm_head", "q_proj"], task_type="CAUSAL_LM")
+    with of_newer_transformers():
+        adapted: Any = get_peft_model(FAMILIES["mistral"].build(2, seed=0), config)
+    torch.manual_seed(4)
+    for name, parameter in adapted.named_parameters():
+        if "hada_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(str(tmp_path / "loha"))
+    places = tmp_path / "loha", pair.source, tmp_path / "target", tmp_path / "out"
+    with pytest.raises(AdapterRefused, match="lm_head: found LoHa .* move it with --format lora"):
+        migrate_file(*places, COPY)
+    exact = MigrationOptions(method="copy", factor_rank="exact")
+    found = migrate_file(*places, exact, Writing(format="lora"))
+    assert found.report.flags == ("made-plain-lora: loha",)
+    given = added(pair.source_net, tmp_path / "loha", HEAD)
+    wanted = expected(given, SHUFFLED)
+    np.testing.assert_allclose(added(net, tmp_path / "out", HEAD), wanted, atol=1e-6)
+    assert verify_file(tmp_path / "out").ok
 
 
 def _swap(folder: Path) -> None:
@@ -257,7 +305,9 @@ def test_every_kind_of_vocabulary_is_read_as_its_library_reads_it(
     assert found == tokenizer.get_vocab(with_added_tokens=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"model": {}}', b'{"model": {"vocab": 3}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"model": {}}', b'{"model": {"vocab": 3}}', NEGATIVE]
+)
 def test_a_damaged_tokenizer_is_refused(pair: LanguagePair, content: bytes, tmp_path: Path) -> None:
     reordered(pair, tmp_path / "target", TOKENS)
     (tmp_path / "target/tokenizer.json").write_bytes(content)
@@ -266,14 +316,17 @@ def test_a_damaged_tokenizer_is_refused(pair: LanguagePair, content: bytes, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("tokens", [TOKENS, [*TOKENS, "more"]], ids=["equal", "grown"])
 def test_an_adapter_without_rows_of_tokens_needs_no_tokenizer(
-    pair: LanguagePair, tmp_path: Path
+    pair: LanguagePair, tokens: list[str], tmp_path: Path
 ) -> None:
     write_lora(FAMILIES["mistral"].build(2, seed=0), tmp_path / "plain", ("q_proj",))
-    reordered(pair, tmp_path / "target", TOKENS)
+    net = reordered(pair, tmp_path / "target", tokens)
     (tmp_path / "target/tokenizer.json").write_bytes(b"")
     found = migrate_file(
         tmp_path / "plain", pair.source, tmp_path / "target", tmp_path / "out", COPY
     )
     assert not found.report.flags
-    assert torch.is_tensor(merged(pair.target_net, tmp_path / "out").state_dict()[f"{HEAD}.weight"])
+    name = "model.layers.0.self_attn.q_proj"
+    assert added(net, tmp_path / "out", name).any()
+    assert verify_file(tmp_path / "out").ok

@@ -92,6 +92,10 @@ def start_never(job: FleetJob, hurried: threading.Event, sign: Callable[[], None
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def start_endless(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
+    time.sleep(600)
+
+
 def start_refused(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
     raise OutputError("the place is gone", code=Refusal.CANNOT_WRITE)
 

@@ -19,7 +19,7 @@ from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import PAIR_REPORT
 from prolora_jax.io.places.local import sweep_unfinished
-from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.io.places.place import FilePlace, read_listed, read_whole
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport
 from prolora_jax.plans.options import MigrationOptions
@@ -68,7 +68,7 @@ def merged_report(out: FilePlace) -> PairReport | None:
     """
     whole: PairReport | None = None
     for listed in out.list(PARTS):
-        text, _ = read_whole(out, listed.key, _LARGEST)
+        text, _ = read_listed(out, listed, _LARGEST)
         try:
             part = msgspec.json.decode(text, type=PairReport)
         except msgspec.MsgspecError as failure:

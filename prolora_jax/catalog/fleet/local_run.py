@@ -69,7 +69,8 @@ class RunResult:
     Attributes:
         done: inputs that have got a receipt in this run.
         found: of these, by state.
-        left: inputs of this part without a receipt that settles them.
+        left: inputs of this part without a receipt that settles them; when it was told to end
+            early, as far as it knows.
         stopped: whether it was told to end early.
         complete: whether every input of the catalog has its receipt.
     """
@@ -113,12 +114,15 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     if todo:
         with _sigterm_stops(run.stop):
             run.run()
+    if run.stop.is_set():  # there is no time to read all receipts again
+        left = sum(not run.has_settled(unit) for unit in todo)
+        return RunResult(run.done, run.states, left, True, False)
     now = receipts.read_receipts(out)
     left = sum(not _settled(unit, now) for unit in units)
     complete = all(one.name in now for one in found)
     if complete:
         end_run(out, now)
-    return RunResult(run.done, run.states, left, run.stop.is_set(), complete)
+    return RunResult(run.done, run.states, left, False, complete)
 
 
 def _settled(unit: Unit, known: Mapping[str, Known]) -> bool:
@@ -161,6 +165,7 @@ class _Run:
         self.dispatch = Dispatch(todo, self.workers)
         self.total = sum(map(len, todo))
         self.names = {one.name for unit in todo for one in unit}
+        self.settled = set[str]()
         self.done, self.states = 0, dict[str, int]()
         self.stop = threading.Event()
         self.busy: dict[int, Chunk] = {}
@@ -188,8 +193,12 @@ class _Run:
     def _step(self, seconds: float) -> None:
         for event in self.crew.events(seconds):
             self._heard(event)
-        for worker in list(self.busy):
-            if self.crew.silent(worker) > self.share.silence:
+        for worker in set(self.crew.workers).difference(self.idle):
+            # What opens base models may be silent for longer than what is at an adapter.
+            longest = (
+                self.share.silence if worker in self.busy else max(self.share.silence, SILENCE)
+            )
+            if self.crew.silent(worker) > longest:
                 self.crew.kill(worker)
         while self.idle and not self.stop.is_set():
             if not self.warm and self.busy:
@@ -227,8 +236,7 @@ class _Run:
         """What a worker has done of its chunk; the rest goes to another, if this host can."""
         chunk, self.warm = self.busy.pop(worker), True
         for name, state in done.states.items():
-            self.states[state] = self.states.get(state, 0) + 1
-            self._count(name in self.names)
+            self._has_receipt(name, state)
         if done.trouble is None and "done" in done.states.values():
             self.strikes[worker] = 0
         left = [unit for unit in chunk if any(one.name in done.left for one in unit)]
@@ -275,8 +283,15 @@ class _Run:
             code=Refusal.CANNOT_WRITE,
         )
 
-    def _count(self, counts: bool) -> None:
-        self.done += counts
+    def has_settled(self, unit: Unit) -> bool:
+        """Whether a unit has got receipts in this run that settle it."""
+        return all(one.name in self.settled for one in unit)
+
+    def _has_receipt(self, name: str, state: str) -> None:
+        self.states[state] = self.states.get(state, 0) + 1
+        if state != "failed":
+            self.settled.add(name)
+        self.done += name in self.names
         if self.progress is not None:
             self.progress("files", self.done, self.total)
 
@@ -312,15 +327,18 @@ class _Run:
 
     def _died(self, chunk: Chunk, how: str) -> None:
         self.warm = True
-        left = [unit for unit in chunk if not self._has_receipts(unit)]
-        self.done += sum(len(unit) for unit in chunk if unit not in left)
+        left = []
+        for unit in chunk:
+            found = {one.name: receipts.read_one(self.out, one.name) for one in unit}
+            if not _settled(unit, {name: known for name, known in found.items() if known}):
+                left.append(unit)
+                continue
+            for name, known in found.items():
+                assert known is not None
+                self._has_receipt(name, known.receipt.state)
         for unit in self.dispatch.died(chunk, left):
             for one in unit:
                 self._quarantine(one, how)
-
-    def _has_receipts(self, unit: Unit) -> bool:
-        found = {one.name: receipts.read_one(self.out, one.name) for one in unit}
-        return all(_is_settled(one, found[one.name]) for one in unit)
 
     def _quarantine(self, one: FleetInput, how: str) -> None:
         message = (
@@ -339,8 +357,7 @@ class _Run:
         ended = code is Refusal.WORKER_ENDED
         receipt = Receipt(record, one.etag, None, files, quarantined=ended, round=round_)
         receipts.file_receipt(self.out, receipt, before)
-        self.states[receipt.state] = self.states.get(receipt.state, 0) + 1
-        self._count(True)
+        self._has_receipt(one.name, receipt.state)
 
 
 def _how(code: int | None) -> str:

@@ -17,7 +17,7 @@ from prolora_jax.catalog.fleet import tables
 from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import OWN
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.io.places.place import FilePlace, read_listed, read_whole
 from prolora_jax.plans.catalog_record import FINISHED, SETTLED, CatalogRecord
 
 FOLDER, TABLES = f"{OWN}/receipts", f"{OWN}/manifest"
@@ -168,8 +168,9 @@ def _every(place: FilePlace) -> list[Known]:
     read = {(known.key, known.etag) for known in found}
     missing = [one for one in listed if (one.key, one.etag) not in read]
     with ThreadPoolExecutor(_READ_AT_ONCE, "receipts") as threads:
-        for group in threads.map(lambda one: _read(place, one.key), missing):
-            found += group
+        texts = threads.map(lambda one: read_listed(place, one, _LARGEST), missing)
+        for one, (text, etag) in zip(missing, texts, strict=True):
+            found += _decoded(place, one.key, text, etag)
     return found
 
 
@@ -184,15 +185,16 @@ def read_one(place: FilePlace, name: str) -> Known | None:
         UsageError: it cannot be read.
         OutputError: the place does not answer.
     """
+    key = key_of(name)
     try:
-        (known,) = _read(place, key_of(name))
+        text, etag = read_whole(place, key, _LARGEST)
     except FileNotFoundError:
         return None
+    (known,) = _decoded(place, key, text, etag)
     return known
 
 
-def _read(place: FilePlace, key: str) -> list[Known]:
-    text, etag = read_whole(place, key, _LARGEST)
+def _decoded(place: FilePlace, key: str, text: bytes, etag: str) -> list[Known]:
     kind = list[Receipt] if text[:1] == b"[" else Receipt
     try:
         told = msgspec.json.decode(text, type=kind)
@@ -209,7 +211,7 @@ def _read(place: FilePlace, key: str) -> list[Known]:
 def _compacted(place: FilePlace) -> list[Known]:
     found = []
     for listed in place.list(TABLES):
-        text, _ = read_whole(place, listed.key, _LARGEST_TABLE)
+        text, _ = read_listed(place, listed, _LARGEST_TABLE)
         for key, etag, receipt in tables.rows(text, f"{place.shown}/{listed.key}"):
             found.append(Known(msgspec.json.decode(receipt, type=Receipt), key, etag))
     return found

@@ -99,16 +99,16 @@ class Worker:
         places = (open_place(place, Pace(waiting=sign)) for place in (job.inputs, job.out))
         self.inputs, self.out = places
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
-        self._shown = dict(_local_base(base, cache) for base in (job.source, job.target))
+        self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
         self._store = FolderStore(job.store)
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs
-        weights = [
-            sorted(self.pair.source.fingerprints(matched.values()).items()),
-            sorted(self.pair.target.fingerprints(matched).items()),
-        ]
+        weights = []
+        for base, paths in ((self.pair.source, matched.values()), (self.pair.target, matched)):
+            weights.append(sorted(base.fingerprints(paths).items()))
+            sign()
         note = JobNote(
             VERSION,
             job.asked,
@@ -280,11 +280,11 @@ def start_worker(
     return Worker(job, hurried, sign)
 
 
-def _local_base(base: str, cache: Path) -> tuple[str, str]:
+def _local_base(base: str, cache: Path, sign: Callable[[], None]) -> tuple[str, str]:
     """Where a base model is on this host, and how it is named."""
     if not is_url(base):
         return base, base
-    return str(stage_once(base, cache.resolve())), without_secrets(base)
+    return str(stage_once(base, cache.resolve(), sign)), without_secrets(base)
 
 
 def _is_of(name: str, unit: str) -> bool:

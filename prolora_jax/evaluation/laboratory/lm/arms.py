@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from prolora_jax.adapters.adapter import Adapter
@@ -107,7 +106,11 @@ class LmPair:
         return run_plan(fitted.adapter, self.bases, plan)[0]
 
     def _shifted(self, factors: LmFactors) -> LmFactors:
-        """Each layer's update in the next one; the last one's in the first."""
+        """Each layer's update in the next one; the last one's in the first.
+
+        By number: in a target with fewer layers, those beyond its last one start again at its
+        first, and replace what was there. No rule looks at those.
+        """
         modules, found = self.bases.target.spec.modules, {}
         depth = 1 + max(int(m[2]) for m in map(_LAYER.fullmatch, modules) if m is not None)
         for path, pair in factors.items():
@@ -143,7 +146,7 @@ class LmPair:
             self.bases.target.spec,
             min,
             lab.refine,
-            Path(self.workshop.folder / "texts" / self.target),
+            self.workshop.folder / "texts" / self.target,
             lab.refine.stamp(*stamps),
             limit=float("inf"),
         )

@@ -132,7 +132,12 @@ class LmLaboratory:
         return _stamp(asdict(lesson), self.base_stamp(base), self.modules, seed)
 
     def row_stamp(self, target: str, lesson: LmLesson, seed: int, arm: str) -> str:
-        """Changes with all that a result depends on."""
+        """Changes with all of the recipe that a result depends on.
+
+        Not in it are the options of an arm (`arms.MOVES`), the texts of the system, and the model
+        that a base of kind `given` is: where one of them changes, raise `LM_FORMAT` or begin in a
+        new folder.
+        """
         both = (self.adapter_stamp(name, lesson, seed) for name in (self.bases[0].name, target))
         taught = asdict(self.refine) if arm == "student" else None
         return _stamp(*both, arm, taught, self.documents, self.judged)

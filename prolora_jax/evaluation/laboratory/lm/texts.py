@@ -3,7 +3,7 @@
 Files are split by the hash of their name: a fifth of them judges, the others teach.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.guarded import is_regular, read_small
 from prolora_jax.io.system_texts import SystemText, system_texts
 from prolora_jax.refine.rows import Rows
@@ -42,14 +43,25 @@ class Documents(NamedTuple):
         return Rows(self.ids, times, np.ones(self.ids.shape, bool), self)
 
 
-def encoder_of(folder: Path) -> Encode:
+def encoder_of(folder: Path, raw: Mapping[str, Any]) -> Encode:
     """How a model's texts become tokens: by its tokenizer; bytes where it has none.
 
     Args:
         folder: of the model.
+        raw: what its `config.json` says.
+
+    Raises:
+        BaseModelError: it has none, and more or fewer tokens than there are bytes.
     """
     file = folder / "tokenizer.json"
     if not is_regular(file):
+        if raw.get("vocab_size") != BYTES:
+            raise BaseModelError(
+                f"{file}: found no tokenizer of a model with a vocab_size of "
+                f"{raw.get('vocab_size')}; expected one, as without it tokens are taken for the "
+                f"{BYTES} bytes; put it there",
+                code=Refusal.MISSING_FILE,
+            )
         return lambda text: np.frombuffer(text.encode(), np.uint8).astype(np.int32)
     from tokenizers import Tokenizer
 

@@ -55,12 +55,16 @@ def counted(rows: Sequence[Row]) -> list[Row]:
 
 
 def with_refine(rows: Sequence[Row]) -> list[Row]:
-    """Results with those of `refine`: the student where the guard lets it, else the copy."""
+    """Results with those of `refine`: the student where the guard lets it, else the copy.
+
+    Of a stranger there is none: the command refuses it, whatever a forced student brings.
+    """
     copied = {_cell(row): row for row in rows if row["arm"] == COPIED}
     found = list(rows)
     for row in rows:
-        if row["arm"] == STUDENT and _cell(row) in copied:
-            taken = row if row["disagreement"] <= LIMIT else copied[_cell(row)]
+        copy = copied.get(_cell(row)) if row["arm"] == STUDENT else None
+        if copy is not None and copy["refused"] != Refusal.UNRELATED:
+            taken = row if row["disagreement"] <= LIMIT else copy
             found.append({**taken, "arm": REFINED, "disagreement": row["disagreement"]})
     return found
 

@@ -24,6 +24,7 @@ from prolora_jax.evaluation.laboratory.lm.training import LmFactors, new_lora, t
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.base_models.lm_files import read_lm_config
 from prolora_jax.io.documents import read_json, write_json
 from prolora_jax.io.guarded import is_regular, read_small
 from prolora_jax.refine.fitting import RefineOptions
@@ -70,7 +71,8 @@ class LmWorkshop:
     def encode(self) -> Encode:
         """How texts become tokens, the same for all base models."""
         self.make_base(self.source)
-        return encoder_of(self.base_folder(self.source))
+        folder = self.base_folder(self.source)
+        return encoder_of(folder, read_lm_config(folder)[0])
 
     def lm(self, name: str) -> MadeLm:
         """A base model, made before if it was not there; the source and one other are kept."""
@@ -92,10 +94,11 @@ class LmWorkshop:
         parent = self._parent(base)
         tokenizer = parent / _TOKENIZER if parent is not None else None
         if base.kind == "train":
-            given, encode = new_lm(self.lab.config, base.seed), encoder_of(folder)
+            given = new_lm(self.lab.config, base.seed)
         else:
             assert parent is not None
-            given, encode = derived(base, read_lm(parent)), encoder_of(parent)
+            given = derived(base, read_lm(parent))
+        encode = encoder_of(parent or folder, given.raw)
         made = trained(given, base, self.lab, encode, self.say)
         write_model(folder, made.raw, made.params, base.packing)
         if tokenizer is not None and is_regular(tokenizer):
