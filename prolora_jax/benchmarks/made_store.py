@@ -6,6 +6,7 @@ is then held by who asks.
 
 import time
 from collections.abc import Mapping
+from copy import copy
 from typing import NoReturn
 
 import msgspec
@@ -21,6 +22,7 @@ OUT = "out"
 """Folder of the outputs, which nothing is written to."""
 
 _PAGE, _CHUNK, _SIZE = 1000, 16, 46_600_000
+_BYTES = 1200  # of a receipt
 
 
 class MadeStore(StorePlace):
@@ -45,8 +47,7 @@ class MadeStore(StorePlace):
 
     def outputs(self) -> "MadeStore":
         """The same store, as a place of outputs."""
-        place = MadeStore(0)
-        place.__dict__.update(self.__dict__)
+        place = copy(self)
         place.shown = f"{self.shown}/{OUT}"
         return place
 
@@ -59,7 +60,7 @@ class MadeStore(StorePlace):
         start = int(behind or 0)
         if below == FOLDER:
             keys = list(self._receipts)[start : start + _PAGE]
-            page = [Listed(key, 650 * self._each, f'"{key[-36:]}"') for key in keys]
+            page = [Listed(key, _BYTES * self._each, f'"{key[-36:]}"') for key in keys]
             total = len(self._receipts)
         elif below:
             return [], None
@@ -74,7 +75,7 @@ class MadeStore(StorePlace):
     def _head(self, key: str) -> Head | None:
         self._wait()
         first = self._receipts.get(key)
-        return None if first is None else Head(len(self._text(first)), f'"{key[-36:]}"', {})
+        return None if first is None else Head(_BYTES * self._each, f'"{key[-36:]}"', {})
 
     def _read(self, key: str, start: int, length: int, etag: str | None) -> bytes:
         self._wait()
@@ -84,7 +85,8 @@ class MadeStore(StorePlace):
 
     def _text(self, first: int) -> bytes:
         receipts = [self._receipt(n) for n in range(first, min(first + self._each, self.done))]
-        return msgspec.json.encode(receipts if self._each > 1 else receipts[0])
+        text = msgspec.json.encode(receipts if self._each > 1 else receipts[0])
+        return text.ljust(_BYTES * self._each)
 
     def _receipt(self, index: int) -> Receipt:
         name, hashed = self.name(index), f"{index:064x}"
