@@ -11,8 +11,6 @@ by `prolora fleet run --local` 1, 2 and 3, made in FOLDER, beside whatever else 
 import argparse
 import json
 import os
-import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +22,7 @@ from prolora_jax.benchmarks.made_models import tiny_pair, write_models
 from prolora_jax.benchmarks.made_store import MadeStore
 from prolora_jax.benchmarks.mixed_catalog import write_mixed_catalog
 from prolora_jax.io.atomic import write_text
+from prolora_jax.io.process_memory import largest_resident_bytes
 
 ANSWER = 0.02
 """Seconds that a store takes for an answer, about those of one in the same region."""
@@ -99,7 +98,7 @@ def driver(files: int, done: int) -> dict[str, float]:
 
 def peak_mib() -> float:
     """The most that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return (largest_resident_bytes() or 0) / 2**20
 
 
 def local(folder: Path, files: int) -> list[dict[str, Any]]:
