@@ -19,8 +19,8 @@ from typing import Any
 
 from prolora_jax.benchmarks.environment import describe, finish
 from prolora_jax.benchmarks.made_models import tiny_pair, write_models
-from prolora_jax.benchmarks.made_store import MadeStore
 from prolora_jax.benchmarks.mixed_catalog import write_mixed_catalog
+from prolora_jax.catalog.fleet.made_store import MadeStore
 from prolora_jax.io.atomic import write_text
 from prolora_jax.io.process_memory import largest_resident_bytes
 

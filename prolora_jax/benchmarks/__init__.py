@@ -15,7 +15,6 @@ timing.py: How times are taken: process CPU time, contestants in turn, every sam
 host.py: `prolora benchmark host`: what a catalog costs the host, beside its bytes.
 one_file.py: One migration of one file, stage by stage.
 first.py: `prolora benchmark first`: one file, with nothing and with everything stored.
-made_store.py: A store with any number of adapters and receipts, none of which lies anywhere.
 many_files.py: The memory of one process that migrates so many files.
 memory.py: `prolora benchmark memory`: what a catalog holds, of few files and of many.
 bases.py: `prolora benchmark bases`: bases of weights, ours against `torch.linalg.svd`.

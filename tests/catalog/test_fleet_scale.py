@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from prolora_jax.benchmarks.made_store import MadeStore
 from prolora_jax.catalog.fleet.inputs import find_inputs, units_of
+from prolora_jax.catalog.fleet.made_store import MadeStore
 from prolora_jax.catalog.fleet.receipts import MANY
 from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.io.places import pacing
