@@ -44,17 +44,17 @@ def run(
     strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
-    """Migrate a catalog by several processes, on this host or on many: folders, or s3:// URLs.
+    """Migrate a catalog by several processes and hosts: folders, s3:// or gs:// URLs.
 
     The same command again does what is unfinished, also on other hosts at the same time. Exit code
     1: adapters of this run were refused, or are left. SIGTERM ends it within half a minute, with
     exit code 0.
 
     Args:
-        inputs: folder or s3:// URL of adapters.
+        inputs: folder, s3:// or gs:// URL of adapters.
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
-        out_path: folder or s3:// URL to write to; it gets the same tree.
+        out_path: folder, s3:// or gs:// URL to write to; it gets the same tree.
         local: worker processes of this host; an adapter that ends its process costs itself alone.
         shard: i/n: do the i-th of n parts of the catalog, counted from 0, whoever does the others.
         time_limit: seconds without a sign of life after which a worker is ended, and its adapter

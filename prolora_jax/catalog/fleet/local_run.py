@@ -19,6 +19,7 @@ from prolora_jax.catalog.fleet.ending import end_run
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
+from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, start_worker
 from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.engines.progress import Progress
@@ -96,10 +97,10 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
         What it has come to; the receipts say the rest.
 
     Raises:
-        UsageError: an input is not there, the outputs' place has another job, or files of this one
-            might be replaced.
+        UsageError: an input is not there, the outputs' place has another job or cannot be trusted,
+            or files of this one might be replaced.
         BaseModelError: a base model cannot be used.
-        OutputError: a place does not answer or cannot be trusted, or this host has trouble.
+        OutputError: a place does not answer, or this host has trouble.
         ProloraError: no worker gets ready.
     """
     require_apart(job)
@@ -107,21 +108,21 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
     require_same_job(out, job)
-    before = receipts.read_receipts(out)
-    units = [unit for unit in units_of(found) if share.has(unit)]
-    todo = [unit for unit in units if not _settled(unit, before)]
-    run = _Run(job, out, todo, before, share, progress, len(found) > receipts.MANY)
+    units = units_of(found)
+    before = standing(out, units)
+    todo = [unit for unit in units if share.has(unit) and not before.settles(unit)]
+    run = _Run(job, out, todo, before.kept, share, progress, len(found) > receipts.MANY)
     if todo:
         with _sigterm_stops(run.stop):
             run.run()
     if run.stop.is_set():  # there is no time to read all receipts again
         left = sum(not run.has_settled(unit) for unit in todo)
         return RunResult(run.done, run.states, left, True, False)
-    now = receipts.read_receipts(out)
-    left = sum(not _settled(unit, now) for unit in units)
-    complete = all(one.name in now for one in found)
+    now = standing(out, units)
+    left = sum(share.has(unit) and not now.settles(unit) for unit in units)
+    complete = all(one.name in now.rounds for one in found)
     if complete:
-        end_run(out, now)
+        end_run(out)
     return RunResult(run.done, run.states, left, False, complete)
 
 
