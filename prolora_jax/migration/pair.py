@@ -74,8 +74,7 @@ class BasePair:
         store: BasisStore | None = None,
         workers: int = 1,
     ):
-        self.source = source
-        self.target = target
+        self.source, self.target = source, target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
         for model in (source, target):
