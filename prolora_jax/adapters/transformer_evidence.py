@@ -14,7 +14,8 @@ from prolora_jax.architectures.dit.published import DITS
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.architectures.spec import BaseModelSpec
 
-_SAYING = ("ss_base_model_version", "modelspec.architecture", "ss_sd_model_name")
+# The surest first. `modelspec.architecture` is none: trainers write a family's first checkpoint.
+_SAYING = ("ss_sd_model_name", "ss_base_model_version")
 
 
 def held_by_transformers(modules: Iterable[LoraModule]) -> dict[str, dict[str, str]]:
@@ -57,17 +58,17 @@ def other_checkpoint(metadata: Mapping[str, str], source: BaseModelSpec) -> tupl
     """
     if not source.layer_names.components:
         return ()
-    said = [(key, metadata[key]) for key in _SAYING if metadata.get(key)]
-    said += [("base_model_name_or_path", name) for name in [base_name(metadata)] if name]
+    said = {"base_model_name_or_path": base_name(metadata) or ""}
+    said |= {key: metadata.get(key, "") for key in _SAYING}
     own = checkpoint_said(source.name)
-    for key, words in said:
-        told = checkpoint_said(words)
-        if told is not None and own is not None and told != own:
-            return (
-                f"other-checkpoint: {key} says {told}, and base model {source.name} is {own}: "
-                f"equal shapes, other weights; name the base model that the adapter was trained on",
-            )
-    return ()
+    told = ((key, name) for key, words in said.items() if (name := checkpoint_said(words)))
+    key, name = next(told, ("", own))
+    if own is None or name == own:
+        return ()
+    return (
+        f"other-checkpoint: {key} says {name}, and base model {source.name} is {own}: "
+        f"equal shapes, other weights; name the base model that the adapter was trained on",
+    )
 
 
 @cache

@@ -1,16 +1,31 @@
 """What commands show of a catalog."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from prolora_jax.catalog.verify import CatalogCheck
-from prolora_jax.cli.console import printable
+from prolora_jax.cli.console import Common, out, printable, write_json
+from prolora_jax.io.outputs.manifest import export as write_table
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
 
 SHOWN = 20
 """Files that a table names; the JSON has all of them."""
+
+
+def show_status(
+    summary: CatalogSummary, records: list[CatalogRecord], export: Path | None, common: Common
+) -> None:
+    """All that is asked for of how far a catalog has come, but for the page about it."""
+    if export is not None:
+        write_table(records, export)
+    if common.json:
+        write_json(summary)
+        return
+    show_summary(out(), summary)
+    show_refused(out(), records)
 
 
 def show_summary(console: Console, summary: CatalogSummary) -> None:

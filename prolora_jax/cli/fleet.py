@@ -1,6 +1,6 @@
 """`prolora fleet run | status | compact | verify | retry`."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,6 +15,7 @@ from prolora_jax.errors import Refusal, UsageError
 if TYPE_CHECKING:
     from prolora_jax.catalog.fleet.job import FleetJob
     from prolora_jax.catalog.fleet.local_run import RunShare
+    from prolora_jax.io.places.place import FilePlace
 
 COMMON = Common()
 OPTIONS = GroupedOptions()
@@ -43,16 +44,17 @@ def run(
     strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
-    """Migrate a catalog by several processes, on this host or on many: folders, or s3:// URLs.
+    """Migrate a catalog by several processes and hosts: folders, s3:// or gs:// URLs.
 
-    The same command again does what is unfinished, also on other hosts at the same time. SIGTERM
-    ends it within half a minute, with exit code 0.
+    The same command again does what is unfinished, also on other hosts at the same time. Exit code
+    1: adapters of this run were refused, or are left. SIGTERM ends it within half a minute, with
+    exit code 0.
 
     Args:
-        inputs: folder or s3:// URL of adapters.
+        inputs: folder, s3:// or gs:// URL of adapters.
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
-        out_path: folder or s3:// URL to write to; it gets the same tree.
+        out_path: folder, s3:// or gs:// URL to write to; it gets the same tree.
         local: worker processes of this host; an adapter that ends its process costs itself alone.
         shard: i/n: do the i-th of n parts of the catalog, counted from 0, whoever does the others.
         time_limit: seconds without a sign of life after which a worker is ended, and its adapter
@@ -69,28 +71,19 @@ def run(
         strip_metadata: as of prolora migrate.
     """
     from prolora_jax.catalog.fleet.job import FleetJob
-    from prolora_jax.io.stores.basis_store import default_store
+    from prolora_jax.io.stores.store_address import store_address
     from prolora_jax.migration.files import Writing
 
     given = chosen(options, preset, for_reader)
     format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
-    store = _local_folder("--store", common.store or default_store())
-    places = (inputs, out_path, source, target)
-    job = FleetJob(*places, given, writing, store, cache, common.processes)
-    return _run(job, share_of(local, shard, time_limit), common)
-
-
-def _local_folder(option: str, folder: Path) -> Path:
-    # A URL loses a slash when it is taken for a path.
-    if re.match(r"[a-z0-9]+:/", str(folder)):
-        raise UsageError(
-            f"{option} {folder}: found a URL; expected a local folder of each host; fill it once "
-            "with prolora subspaces build --for-pair, and copy it to the others",
-            code=Refusal.BAD_OPTION,
-        )
-    return folder
+    places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit)
+    store, shared = store_address(common.store)
+    job = FleetJob(*places, given, writing, store, cache, common.processes, shared)
+    if part.shards > 1:  # else others may come that are not told of
+        job = replace(job, share=(part.shard, part.shards))
+    return _run(job, part, common)
 
 
 def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
@@ -117,21 +110,24 @@ def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
     from prolora_jax.catalog.fleet.local_run import run_here
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.places.opening import open_place
-    from prolora_jax.plans.catalog_record import SETTLED
 
     reporter = Reporter(common.quiet)
     with reporter.shown():
         found = run_here(job, share, reporter)
+    if found.stopped:  # there may be no time to read all receipts
+        if common.json:
+            write_json({"run": found, "summary": None})
+        else:
+            out().print(f"Told to stop: {found.left} are left; the same command goes on.")
+        return 0
     summary, records = summary_of_receipts(open_place(job.out))
     if common.json:
         write_json({"run": found, "summary": summary})
     else:
         catalog_tables.show_summary(out(), summary)
         catalog_tables.show_refused(out(), records)
-        if found.stopped:
-            out().print(f"Told to stop: {found.left} are left; the same command goes on.")
-    unsettled = found.left or any(record.state not in SETTLED for record in records)
-    return 0 if found.stopped else int(bool(unsettled))
+    # What others have done, or earlier runs, is theirs to tell; `status` tells of all.
+    return int(bool(found.left or {*found.found} - {"done"}))
 
 
 @fleet.command
@@ -152,22 +148,15 @@ def status(
     from prolora_jax.catalog.catalog import write_page_of
     from prolora_jax.catalog.fleet.ending import merged_report, summary_of_receipts
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.io.outputs.manifest import export as write_table
     from prolora_jax.io.outputs.protected import require_ending
     from prolora_jax.io.places.opening import open_place
 
     require_ending(report, ".html")
     outputs = open_place(place)
     summary, records = summary_of_receipts(outputs)
-    if export is not None:
-        write_table(records, export)
     if report is not None:
         write_page_of(report, summary, records, merged_report(outputs))
-    if common.json:
-        write_json(summary)
-        return 0
-    catalog_tables.show_summary(out(), summary)
-    catalog_tables.show_refused(out(), records)
+    catalog_tables.show_status(summary, records, export, common)
     return 0
 
 
@@ -178,14 +167,9 @@ def compact(place: str, *, common: Annotated[Common, Parameter(name="*")] = COMM
     Args:
         place: folder or URL of the outputs.
     """
-    from prolora_jax.catalog.fleet.ending import end_run
     from prolora_jax.catalog.fleet.receipts import compact as put_together
-    from prolora_jax.catalog.fleet.receipts import read_receipts
-    from prolora_jax.io.places.opening import open_place
 
-    outputs = open_place(place)
-    count = put_together(outputs)
-    end_run(outputs, read_receipts(outputs))
+    count = put_together(_outputs(place))
     if common.json:
         write_json({"receipts": count})
     else:
@@ -203,11 +187,10 @@ def verify(place: str, *, common: Annotated[Common, Parameter(name="*")] = COMMO
         place: folder or URL of the outputs.
     """
     from prolora_jax.catalog.fleet.checking import check_outputs
-    from prolora_jax.io.places.opening import open_place
 
-    reporter = Reporter(common.quiet)
+    outputs, reporter = _outputs(place), Reporter(common.quiet)
     with reporter.shown():
-        check = check_outputs(open_place(place), reporter)
+        check = check_outputs(outputs, reporter)
     if common.json:
         write_json({"ok": not check.problems, **vars(check)})
     else:
@@ -233,11 +216,10 @@ def retry(
         damaged: outputs that are not as they were written; reads all of them.
     """
     from prolora_jax.catalog.fleet.checking import retry_damaged, retry_quarantined
-    from prolora_jax.io.places.opening import open_place
 
     if not (quarantined or damaged):
         raise UsageError("fleet retry needs --quarantined or --damaged", code=Refusal.BAD_OPTION)
-    outputs, names, reporter = open_place(place), [], Reporter(common.quiet)
+    outputs, names, reporter = _outputs(place), [], Reporter(common.quiet)
     if quarantined:
         names += retry_quarantined(outputs)
     if damaged:
@@ -248,3 +230,13 @@ def retry(
     else:
         out().print(f"{len(names)} adapters are done again by the next run.")
     return 0
+
+
+def _outputs(place: str) -> "FilePlace":
+    """The place of a fleet's outputs, and no other: in that nothing is read or written."""
+    from prolora_jax.catalog.fleet.job import read_note
+    from prolora_jax.io.places.opening import open_place
+
+    outputs = open_place(place)
+    read_note(outputs)
+    return outputs

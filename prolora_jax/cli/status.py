@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from prolora_jax.cli.console import Common, out, write_json
+from prolora_jax.cli.console import Common
 
 COMMON = Common()
 
@@ -26,18 +26,11 @@ def status(
     """
     from prolora_jax.catalog.catalog import catalog_status, write_page
     from prolora_jax.cli import catalog_tables
-    from prolora_jax.io.outputs.manifest import export as write_table
     from prolora_jax.io.outputs.protected import require_ending
 
     require_ending(report, ".html")
     summary, records = catalog_status(folder)
-    if export is not None:
-        write_table(records, export)
     if report is not None:
         write_page(report, summary, records)
-    if common.json:
-        write_json(summary)
-        return 0
-    catalog_tables.show_summary(out(), summary)
-    catalog_tables.show_refused(out(), records)
+    catalog_tables.show_status(summary, records, export, common)
     return 0

@@ -56,6 +56,8 @@ def _agrees(
     for path, at in blocks.items():
         if at is not None and at.steps[0].stack == stack and target.modules[path].kind_is("attn"):
             counts.setdefault(at.role, []).append(path)
+    if not counts:
+        return False
     size = {role: np.prod(target.modules[paths[0]].shape) for role, paths in counts.items()}
     role = min(counts, key=lambda one: (-len(counts[one]), size[one], one))
     targets = counts[role]

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.migration.experts import experts_of, output_for
+from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.migration.experts import MoreExperts, experts_of, output_for
 from prolora_jax.migration.files import Writing, refuse_outputs
 from prolora_jax.migration.one_file import MigratedFile, migrate_file, plan_file
-from prolora_jax.migration.opening import Place, location_of
+from prolora_jax.migration.opening import Place
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import MigrationPlan
+from prolora_jax.subspaces.store import MemoryStore
 
 Inputs = str | Path | Sequence[str | Path]
 
@@ -31,7 +33,7 @@ def migrate_each(
         source: base model the adapter was trained on, or where it lies.
         target: base model it moves to, or where it lies.
         out: file (or folder) to write; of two experts both get one, with `.transformer` and
-            `.transformer_2` before the ending.
+            `.transformer_2` before the ending, and nothing may be in its own place either.
         options: of the migration.
         writing: the output's format, and what may be read and replaced.
         how: `merge`, `weights`, `plan`, `store`, `workers`, `progress`.
@@ -44,16 +46,17 @@ def migrate_each(
             the first one is.
         UsageError: a plan is given and there are two outputs.
     """
-    experts = _experts(source, target, how)
-    if not experts:
+    try:
         return (migrate_file(inputs, source, target, out, options, writing, **how),)
+    except MoreExperts as found:
+        opened, experts, how = _each(found, how)
     paths = [Path(p) for p in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
     outs = [output_for(Path(out), expert) for expert in experts]
-    for output, expert in zip(outs, experts, strict=True) if paths else ():
-        read = (*paths, location_of(source), expert)
+    for output, expert in zip(outs, experts, strict=True):
+        read = (*paths, opened.location, expert.location)
         refuse_outputs(paths[0], output, writing or Writing(), read=read)
     return tuple(
-        migrate_file(inputs, source, expert, output, options, writing, **how)
+        migrate_file(inputs, opened, expert, output, options, writing, **how)
         for output, expert in zip(outs, experts, strict=True)
     )
 
@@ -82,17 +85,32 @@ def plan_each(
     Raises:
         ProloraError: what `migrate_each` would raise before it writes.
     """
-    targets = _experts(source, target, how) or (target,)
-    return tuple(plan_file(inputs, source, one, options, writing, **how) for one in targets)
+    try:
+        return (plan_file(inputs, source, target, options, writing, **how),)
+    except MoreExperts as found:
+        opened, experts, how = _each(found, how)
+    return tuple(plan_file(inputs, opened, expert, options, writing, **how) for expert in experts)
 
 
-def _experts(source: Place, target: Place, how: dict[str, Any]) -> tuple[Path, ...]:
-    experts = experts_of(location_of(source), location_of(target))
-    if experts and how.get("plan") is not None:
+def _each(
+    found: MoreExperts, how: dict[str, Any]
+) -> tuple[BaseModel, tuple[BaseModel, ...], dict[str, Any]]:
+    """The source, the target's transformers, and how, with one store: the source is in all pairs.
+
+    Raises:
+        UsageError: a plan is given.
+        MoreExperts: the transformers are in no folders of their own.
+    """
+    experts = experts_of(found.target)
+    if not experts:
+        raise found
+    if how.get("plan") is not None:
         raise UsageError(
-            f"{location_of(target)}: found a plan to follow, and transformers "
-            f"{' and '.join(expert.name for expert in experts)}; expected a plan for each; name "
-            f"the folder of one of them as the target",
+            f"{found.target.location}: found a plan to follow, and transformers "
+            f"{' and '.join(found.target.spec.layer_names.components)}; expected a plan for each; "
+            f"name the folder of one of them as the target",
             code=Refusal.BAD_OPTION,
         )
-    return experts
+    if how.get("store") is None:
+        how = how | {"store": MemoryStore()}
+    return found.source, experts, how

@@ -4,48 +4,70 @@ Each expert has weights of its own, so that each gets its own plan, report and o
 the two outputs one by one, and both have the names of a single transformer.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
-from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+
+# Of outputs: a number after a point in a name is none.
+_ENDINGS = ADAPTER_SUFFIXES | {".gguf", ".peft"}
 
 
-def require_as_many_experts(source: BaseModel, target: BaseModel) -> None:
-    """Refuse a target with more transformers than the source: one would get nothing.
+class MoreExperts(BaseModelError):
+    """Raised for a target with more transformers than the source: one would get nothing.
 
-    Raises:
-        BaseModelError: it has.
+    Attributes:
+        source: the source.
+        target: the target.
     """
-    experts = target.spec.layer_names.components
-    if len(source.spec.layer_names.components) == 1 < len(experts):
-        raise BaseModelError(
-            f"{target.location}: found transformers {' and '.join(experts)}, and one in the source "
+
+    def __init__(self, source: BaseModel, target: BaseModel):
+        self.source, self.target = source, target
+        super().__init__(
+            f"{target.location}: found transformers "
+            f"{' and '.join(target.spec.layer_names.components)}, and one in the source "
             f"{source.location}; expected as many; migrate to each by itself: its folder in "
-            f"{target.location} is the target, and each needs an output of its own (both of one "
-            f"adapter are written by prolora migrate, and by prolora_jax.migrate_each)",
+            f"{target.place or target.location} is the target, and each needs an output of its own "
+            f"(both of one adapter are written by prolora migrate, and by "
+            f"prolora_jax.migrate_each)",
             code=Refusal.UNMATCHED_MODULES,
         )
 
 
-def experts_of(source: str | Path, target: str | Path) -> tuple[Path, ...]:
-    """Folders of the transformers of a target that has several where the source has one.
+def require_as_many_experts(source: BaseModel, target: BaseModel) -> None:
+    """Refuse a target with more transformers than the source.
+
+    Raises:
+        MoreExperts: it has.
+    """
+    components = (model.spec.layer_names.components for model in (source, target))
+    if len(next(components)) == 1 < len(next(components)):
+        raise MoreExperts(source, target)
+
+
+def experts_of(target: BaseModel) -> tuple[BaseModel, ...]:
+    """The transformers of a target that has several, each as a base model of its own.
 
     Args:
-        source: where the source lies: a path, or an id on the hub.
-        target: where the target lies.
+        target: with the place of its weights, which of an id on the hub is where it was fetched to.
 
     Returns:
-        Nothing where both have one, or where they are no pipelines' folders.
+        The models, under the target's name and each with its folder as location; nothing where no
+        folder of a pipeline is there.
     """
-    here, there = (_folders(Path(place)) for place in (source, target))
-    return there if len(there) > 1 and len(here) < 2 else ()
+    components = target.spec.layer_names.components
+    folders = [target.place / name for name in components if target.place is not None]
+    if not folders or not all(folder.is_dir() for folder in folders):
+        return ()
+    opened = (load_base_model(folder.resolve(), target.known) for folder in folders)
+    # A folder of the hub's is named by a hash.
+    return tuple(replace(one, spec=replace(one.spec, name=target.spec.name)) for one in opened)
 
 
-def output_for(output: Path, expert: Path) -> Path:
+def output_for(output: Path, expert: BaseModel) -> Path:
     """Where an expert's output goes: its name stands before the ending of what was asked for."""
-    return output.with_name(f"{output.stem}.{expert.name}{output.suffix}")
-
-
-def _folders(pipeline: Path) -> tuple[Path, ...]:
-    return tuple(pipeline / name for name in DIT_COMPONENTS if (pipeline / name).is_dir())
+    ending = output.suffix if output.suffix.lower() in _ENDINGS else ""
+    name = output.name.removesuffix(ending)
+    return output.with_name(f"{name}.{Path(expert.location).name}{ending}")

@@ -94,12 +94,15 @@ def plan_companions(
         A record for each companion and each layer of the target that gets it.
 
     Raises:
-        WholeLayers: there are some, and nobody has said that they may stay behind.
+        WholeLayers: there are some, and nobody has said that they may stay behind, or excluded
+            them.
         NoRows: so of rows that the target has no place for.
     """
     if not adapter.companions:
         return ()
-    require_no_whole_layers(adapter, allow_partial=options.allow_partial)
+    asked = tuple(c for c in adapter.companions if not _excluded(c.path, options))
+    wanted = replace(adapter, companions=asked)
+    require_no_whole_layers(wanted, allow_partial=options.allow_partial)
     fed_by = {norm.feeds: (path, norm.width) for path, norm in norms(target).items()}
     feeds = {path: norm.feeds for path, norm in norms(source).items()}
     trained = {module.path for module in adapter.modules}
@@ -134,6 +137,8 @@ def plan_companions(
         if not places:
             none = {"layer": Fate.WHOLE_LAYER, "none": Fate.NO_EFFECT}
             fate = none.get(c.part, Fate.NO_LAYER)
+            if c.part == "layer" and _excluded(c.path, options):
+                fate = Fate.EXCLUDED
             found.append(PlannedCompanion(c.key, c.part, c.path, None, fate, share))
     lacking = [c.key for c in found if c.part == "rows" and c.fate not in _WITH_ROWS]
     if lacking and not options.allow_partial:
@@ -168,18 +173,23 @@ def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
     Raises:
         WholeLayers: there are some.
     """
-    whole = [c.key for c in adapter.companions if c.part == "layer"]
+    whole = [c for c in adapter.companions if c.part == "layer"]
     if whole and not allow_partial:
-        raise WholeLayers(adapter.origin, whole)
+        over_time = all(c.array.ndim in {0, 5} for c in whole)  # beside an alpha
+        raise WholeLayers(adapter.origin, [c.key for c in whole], over_time=over_time)
 
 
 class WholeLayers(AdapterRefused):
     """Raised for a file with whole layers, where nobody has said that they may stay behind."""
 
-    def __init__(self, origin: str, keys: list[str]):
+    def __init__(self, origin: str, keys: list[str], *, over_time: bool = False):
+        name, what, expected = "modules_to_save", "whole layers", "plain LoRA"
+        if over_time:
+            name, what = "conv3d", "convolutions over time"
+            expected = "pairs of linear layers and of convolutions over pixels"
         super().__init__(
-            f"{origin}: unsupported-algorithm:modules_to_save: found {len(keys)} tensors of whole "
-            f"layers, {', '.join(keys[:3])}; expected plain LoRA; move the LoRA part alone with "
+            f"{origin}: unsupported-algorithm:{name}: found {len(keys)} tensors of {what}, "
+            f"{', '.join(keys[:3])}; expected {expected}; move the LoRA part alone with "
             f"--allow-partial",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )

@@ -12,6 +12,7 @@ from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.published import published_base
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.inspection import inspect_adapter
+from prolora_jax.adapters.transformer_evidence import other_checkpoint
 from prolora_jax.architectures.dit.published import DITS
 from prolora_jax.architectures.identify import published_spec
 from prolora_jax.errors import AdapterRefused
@@ -69,16 +70,39 @@ def test_an_adapter_of_another_checkpoint_is_said_with_its_reason() -> None:
     said = {"transformer.base_model_name_or_path": "black-forest-labs/FLUX.1-Krea-dev"}
     for metadata in (
         {"lora_adapter_metadata": json.dumps(said)},
-        {"modelspec.architecture": "flux-1-krea-dev/lora"},
+        {"ss_sd_model_name": "flux1-krea-dev.safetensors"},
     ):
         adapter = resolve(kohya(flux_blocks(19, 38), metadata), spec)
         flags = check_base(adapter, spec)
         (flag,) = (flag for flag in flags if flag.startswith("other-checkpoint"))
         assert "says FLUX.1 Krea dev, and base model FLUX.1-dev is FLUX.1 dev" in flag
         assert "equal shapes, other weights" in flag
-    own = {"modelspec.architecture": "flux-1-dev/lora"}
-    adapter = resolve(kohya(flux_blocks(19, 38), own), spec)
-    assert not any(flag.startswith("other-checkpoint") for flag in check_base(adapter, spec))
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ("FLUX.1-dev", {"ss_sd_model_name": "flux1-dev.safetensors"}),
+        # What musubi-tuner writes: an architecture is a family's, whatever checkpoint it was.
+        (
+            "FLUX.1-Kontext-dev",
+            {"modelspec.architecture": "Flux.1-dev/lora", "ss_base_model_version": "flux_kontext"},
+        ),
+        (
+            "Wan2.2-T2V-A14B",
+            {"modelspec.architecture": "wan2.1/lora", "ss_sd_model_name": "wan2.2_t2v_14B.pt"},
+        ),
+        # The file's name is surer than what the trainer calls its kind.
+        (
+            "FLUX.1-Krea-dev",
+            {"ss_base_model_version": "flux1-dev", "ss_sd_model_name": "flux1-krea-dev.sft"},
+        ),
+    ],
+)
+def test_an_adapter_of_the_checkpoint_itself_has_no_flag(base: str, said: dict[str, str]) -> None:
+    spec = replace(published_spec("flux1-dev"), name=base)
+    adapter = resolve(kohya(flux_blocks(1, 1), said), spec)
+    assert other_checkpoint(adapter.metadata, spec) == ()
 
 
 def test_inspection_names_the_component_and_the_naming() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from prolora_jax.catalog.fleet.dispatch import MOST, TRIES, Dispatch
-from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
-from prolora_jax.errors import UsageError
+from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch, find_inputs, units_of
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.place import Listed
 
@@ -109,6 +109,29 @@ def test_a_listing_is_read_by_names():
     assert "a.preview.png" in [file.key for file in pictures["a.safetensors"].beside]
     with pytest.raises(UsageError, match="no adapter"):
         find_inputs(NamesOnly("a.txt"), out)
+    out.shown = place.shown
+    with pytest.raises(UsageError, match="found the catalog itself") as refused:
+        find_inputs(place, out)
+    assert refused.value.code is Refusal.OUTPUT_EXISTS
+
+
+def test_a_stores_own_folder_is_no_adapter_whatever_is_in_it(tmp_path: Path):
+    """Names at its root that would make a folder one adapter: each input is found."""
+    names = ["adapter_model.safetensors", "b.safetensors"]
+    names += [f"{part}/adapter_model.safetensors" for part in ("text_encoder", "unet")]
+    for name in names:
+        path = tmp_path / "store" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"an adapter")
+    store = LocalPlace(tmp_path / "store")
+    store.folder = None
+    found = find_inputs(store, NamesOnly())
+    expected = ["adapter_model.safetensors", "b.safetensors", "text_encoder", "unet"]
+    assert [one.name for one in found] == expected
+    assert fetch(store, found, tmp_path / "staged", lambda: None) == {}
+    items = as_items(store, found, tmp_path / "staged", {})
+    assert [item.relative.as_posix() for item in items] == expected
+    assert [item.refusal or item.ignored for item in items] == [None] * 4
 
 
 def test_names_that_may_meet_stay_together():

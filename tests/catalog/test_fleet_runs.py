@@ -23,6 +23,7 @@ from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import read_receipts
+from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.inputs import Input
@@ -157,6 +158,20 @@ def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):
     assert states(inputs) == {}
 
 
+def test_an_input_that_can_never_be_written_costs_itself_alone(tmp_path: Path):
+    bad = [f"{n}trouble" for n in range(4)]  # more than a host may have in a row
+    inputs = catalog(tmp_path, *bad, *(f"{n}a" for n in range(8)))
+    found = run_here(job(inputs), RunShare(1))
+    assert (found.found, found.left, found.complete) == ({"done": 8, "failed": 4}, 4, True)
+    assert_whole(inputs, *bad)
+    for record in (k.receipt.record for k in known_of(inputs) if k.receipt.state == "failed"):
+        assert record.reason == str(Refusal.CANNOT_WRITE)
+        assert "disk full" in (record.message or "")
+    # It is tried again, and where nothing else is to be done, nothing tells it from the host's.
+    with pytest.raises(OutputError, match="trouble that is no adapter's"):
+        run_here(job(inputs), RunShare(1))
+
+
 def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = catalog(tmp_path, "a")
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_never)
@@ -166,6 +181,25 @@ def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_refused)
     with pytest.raises(OutputError, match="the place is gone"):
         run_here(job(inputs), RunShare(1))
+
+
+def test_a_worker_that_never_says_a_word_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inputs = catalog(tmp_path, "a")
+    monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_endless)
+    monkeypatch.setattr(local_run, "_NEVER_READY", 1)
+    monkeypatch.setattr(local_run, "SILENCE", 1.0)
+    with pytest.raises(ProloraError, match="ended before they were ready"):
+        run_here(job(inputs), RunShare(1, silence=0.5))
+
+
+def test_who_is_to_stop_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inputs, read = catalog(tmp_path, *(f"a{n:02}" for n in range(40))), []
+    monkeypatch.setattr(
+        local_run, "standing", lambda out, units: read.append(out) or standing(out, units)
+    )
+    found = run_here(job(inputs), RunShare(1), lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert (found.stopped, found.complete, len(read)) == (True, False, 1)
+    assert 0 < found.left == 40 - len(states(inputs)) < 40
 
 
 def test_damage_is_seen_and_mended(tmp_path: Path):

@@ -6,7 +6,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.places import object_store
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
@@ -166,6 +167,24 @@ def test_outputs_are_those_of_one_machine(made: Made, tmp_path: Path):
     assert {r.input for r in records} == {*states}
 
 
+def test_a_host_computes_nothing_that_the_shared_store_has(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A store that was copied to a place serves every host, whose own folder is empty."""
+    shutil.copytree(made.store, tmp_path / "shared")
+    for name in ("subspaces.on_host.compute_one", "migration.pair_work.prepare"):
+        monkeypatch.setattr(f"prolora_jax.{name}", None)
+    job = made.job(made.inputs, tmp_path / "out", writing=Writing(sidecars=True))
+    job = replace(job, store=tmp_path / "own", shared=tmp_path / "shared", share=(1, 2))
+    run(job)
+    end(job)
+    assert contents(LocalPlace(tmp_path / "out")) == made.outputs
+    own = {p.name: p.read_bytes() for p in (tmp_path / "own" / "operators").glob("*.safetensors")}
+    assert own
+    theirs = made.store / "operators"
+    assert all((theirs / name).read_bytes() == content for name, content in own.items())
+
+
 def test_a_bucket_gets_what_a_folder_gets(made: Made, bucket: str):
     """Inputs, base models and outputs in a store: reports name URLs, and nothing of this host."""
     job = made.job(f"{bucket}/catalog", f"{bucket}/out", writing=Writing(sidecars=True))
@@ -255,6 +274,20 @@ def test_a_name_that_a_store_cannot_hold_is_that_files_refusal(
     assert run(job).states == {"a0.safetensors": "done", "line\nbreak.safetensors": "refused"}
     record = receipts.read_receipts(open_place(job.out))["line\nbreak.safetensors"].receipt.record
     assert record.reason == str(Refusal.BAD_NAME)
+
+
+def test_an_output_too_large_for_a_store_is_that_files_refusal(
+    made: Made, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs = tmp_path / "catalog"
+    inputs.mkdir()
+    write(inputs / "small.safetensors", 0, (4,))
+    write(inputs / "large.safetensors", 1, (16,))
+    job = made.job(inputs, f"{bucket}/out")
+    monkeypatch.setattr(object_store, "_LARGEST_PUT", 200_000)  # they have 98 and 305 thousand
+    assert run(job).states == {"small.safetensors": "done", "large.safetensors": "refused"}
+    record = receipts.read_receipts(open_place(job.out))["large.safetensors"].receipt.record
+    assert record.reason == str(Refusal.FILE_TOO_LARGE)
 
 
 def test_an_input_that_is_replaced_meanwhile_is_done_by_the_next_run(made: Made, bucket: str):

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sharded_bases import model_of_many_shapes
 from small_adapters import write
 from toy_pair import make_files
 
+from prolora_jax.catalog.fleet.inputs import FleetInput
+from prolora_jax.catalog.fleet.job import FleetJob
+from prolora_jax.catalog.fleet.local_run import RunShare
 from prolora_jax.cli.main import run
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.outputs.manifest import Manifest
 
 
@@ -81,11 +86,60 @@ def test_a_run_and_what_is_asked_of_it(say, folder: Path):
     assert (code, told["code"]) == (2, "locked")
 
 
+def test_hosts_share_a_store(say, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    shared, model = f"file://{folder}/shared", model_of_many_shapes(folder)
+    build = ("subspaces", "build", model.location, "--modules", "linear", "--store", shared)
+    code, told = say(*build)
+    assert (code, told["store"]) == (0, f"{folder}/shared")
+    made = {path.name for path in (folder / "shared").glob("*.safetensors")}
+    assert [(one["computed"], one["modules"]) for one in told["models"]] == [(len(made), len(made))]
+    assert made
+    monkeypatch.setenv("PROLORA_STORE", str(folder / "two" / "bases"))  # another host
+    code, told = say(*build)
+    assert (code, [one["computed"] for one in told["models"]]) == (0, [0])
+    (copy,) = (folder / "two").glob("bases-of-*")
+    assert {path.name for path in copy.glob("*.safetensors")} == made
+    for words in (("list",), ("prune", "--dry-run")):
+        code, told = say("subspaces", *words, "--store", shared)
+        assert (code, told["code"]) == (2, "bad-option")
+        assert "expected a local folder" in told["message"]
+    jobs = []
+
+    def run_here(job: FleetJob, *_: object) -> None:
+        jobs.append(job)
+        raise UsageError("no more than that", code=Refusal.BAD_OPTION)
+
+    monkeypatch.setattr("prolora_jax.catalog.fleet.local_run.run_here", run_here)
+    words = ("fleet", "run", "loras", *BASES, "--out", "o", "--store", shared, "--shard")
+    assert [say(*words, part)[0] for part in ("2/3", "0/1")] == [2, 2]
+    assert [(job.store, job.shared, job.share) for job in jobs] == [
+        (copy, folder / "shared", (2, 3)),
+        (copy, folder / "shared", None),
+    ]
+
+
 def test_receipts_in_one_table(say, folder: Path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra `fleet`)")
-    say("fleet", "run", "loras", *BASES, "--out", "table")
-    assert say("fleet", "compact", "table") == (0, {"receipts": 2})
-    assert say("fleet", "status", "table")[1]["by_state"] == {"migrated": 2}
+    broken = folder / "mixed" / "broken.safetensors"
+    shutil.copytree(folder / "loras", broken.parent)
+    broken.write_bytes(b"broken")
+    # Each run's exit code is about what it has done itself.
+    job = ("fleet", "run", "mixed", *BASES, "--out", "table")
+    unit = (FleetInput(broken.name, ""),)
+    part = next(part for part in range(3) if RunShare(1, part, 3).has(unit))
+    assert say(*job, "--shard", f"{part}/3")[0] == 1
+    ended = folder / "table/.prolora/ended.json"
+    assert not ended.exists()
+    # In the middle of a run: that goes on.
+    assert say("fleet", "compact", "table")[0] == 0
+    assert not ended.exists()
+    assert not say("fleet", "status", "table")[1]["finished"]
+    assert say(*job, "--shard", f"{(part + 1) % 3}/3")[0] == 0
+    assert say(*job, "--shard", f"{(part + 2) % 3}/3")[0] == 0
+    assert ended.exists()
+    assert say(*job)[0] == 0
+    assert say("fleet", "compact", "table") == (0, {"receipts": 3})
+    assert say("fleet", "status", "table")[1]["by_state"] == {"migrated": 2, "refused": 1}
 
 
 WRONG = {
@@ -93,16 +147,19 @@ WRONG = {
     "shard": (["--shard", "4/4"], "expected i/n"),
     "no part": (["--shard", "x"], "expected i/n"),
     "local": (["--local", "0"], "at least one process"),
-    "store": (["--store", "s3://bucket/store"], "expected a local folder"),
+    "store": (["--store", "s3://KEY:SECRET@bucket/store"], "leave them out"),
     "time": (["--time-limit", "nan"], "and a time"),
     "secret": (["fleet", "status", "s3://KEY:SECRET@bucket/x"], "leave them out"),
     "nothing": (["fleet", "status", "sdxl"], "found no .prolora/job.json"),
+    "no receipts": (["fleet", "compact", "sdxl"], "found no .prolora/job.json"),
+    "no outputs": (["fleet", "verify", "sdxl"], "found no .prolora/job.json"),
+    "none again": (["fleet", "retry", "sdxl", "--quarantined"], "found no .prolora/job.json"),
     "file": (["fleet", "run", "sdxl/x", *BASES, "--out", "o"], "no such file or folder"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_cannot_be_meant_is_said(say, case: str):
+def test_what_cannot_be_meant_is_said(say, folder: Path, case: str):
     words, message = WRONG[case]
     if words[0] != "fleet":
         words = ["fleet", "run", "loras", *BASES, "--out", "o", *words]
@@ -110,3 +167,4 @@ def test_what_cannot_be_meant_is_said(say, case: str):
     assert (code, told["ok"]) == (2, False)
     assert message in told["message"]
     assert "SECRET" not in told["message"]
+    assert not (folder / "sdxl/.prolora").exists()

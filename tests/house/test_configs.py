@@ -1,6 +1,8 @@
 """Each job file of configs/ runs by the command it is headed by, here on small models."""
 
+import os
 import shlex
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -87,3 +89,35 @@ def test_the_command_of_its_head(
     if options.get("format") == "kohya":
         assert moved.format == "kohya-diffusers"
     assert run(["verify", str(out), "--all", "-q", "--store", "store"]) == 0
+
+
+PROLORA = """#!/bin/sh
+trap 'echo stopped; exit 0' TERM
+echo started
+[ "$STOPPED" ] || exit 1
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("stopped", ["", "yes"])
+def test_a_pod_that_is_stopped_does_not_pass_for_done(tmp_path: Path, stopped: str):
+    """The command of the JobSet, over a program that says of either what prolora says."""
+    text = (FOLDER / "fleet" / "jobset.yaml").read_text()
+    (parts,) = yaml.safe_load(text)["spec"]["replicatedJobs"]
+    (pod,) = parts["template"]["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "prolora").write_text(PROLORA)
+    (tmp_path / "prolora").chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        [*pod["command"], *pod["args"]],
+        env={"PATH": path, "JOB_COMPLETION_INDEX": "3", "STOPPED": stopped},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "started\n"
+    if stopped:
+        # Heard by the shell alone.
+        process.terminate()
+    said, _ = process.communicate(timeout=20)
+    assert (process.returncode, said) == ((143, "stopped\n") if stopped else (1, ""))

@@ -180,6 +180,12 @@ def test_published_maps_are_believed_where_weights_agree(source, target, sources
     assert blocks_of(back) == {s: i for i, s in truth.items()}
 
 
+def test_a_published_map_without_attention_to_compare_is_not_believed() -> None:
+    flux, flex = published_spec("flux1-dev"), published_spec("flex1-alpha")
+    mlps = {path: m for path, m in flex.modules.items() if not m.kind_is("attn")}
+    assert known_sources(flux, replace(flex, modules=mlps), no_evidence) is None
+
+
 def test_nothing_is_published_of_other_models():
     flux, flex = published_spec("flux1-dev"), published_spec("flex1-alpha")
     assert dit_source_paths(flux, published_spec("sd35-large")) is None

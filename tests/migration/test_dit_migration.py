@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import huggingface_hub
 import numpy as np
 import pytest
 import reference
@@ -26,13 +27,17 @@ from transformer_nets import (
 
 import prolora_jax as pl
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.cli.main import main
 from prolora_jax.errors import AdapterRefused, BaseModelError, UsageError
 from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
+from prolora_jax.method.basis import Basis
+from prolora_jax.migration.experts import output_for
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Skip
+from prolora_jax.subspaces.store import MemoryStore
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -217,6 +222,48 @@ def test_each_of_two_experts_gets_an_output_of_its_own(
     assert [len(plan.steps) for plan in plans] == [len(d.report.modules) for d in written]
     with pytest.raises(UsageError, match="expected a plan for each"):
         pl.plan_each(*places, kept, plan=tmp_path / "plan.json")
+
+
+def test_experts_of_the_hub_are_where_they_were_fetched_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = saved(built("wan"), tmp_path / "source"), tmp_path / "0123abcd"
+    for seed, component in enumerate(("transformer", "transformer_2"), 5):
+        saved(built("wan", seed=seed), target, component)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(target))
+    tensors, _ = written_by_diffusers("wan", built("wan"))
+    save_file(tensors, tmp_path / "in.safetensors")
+    computed: list[str] = []
+    put = MemoryStore.put
+
+    def counted(self: MemoryStore, fingerprint: str, basis: Basis) -> None:
+        computed.append(fingerprint)
+        put(self, fingerprint, basis)
+
+    monkeypatch.setattr(MemoryStore, "put", counted)
+    options = MigrationOptions(min_similarity=-1.0)
+    plans = pl.plan_each(tmp_path / "in.safetensors", source, "org/wan22", options)
+    assert [plan.target for plan in plans] == ["wan22", "wan22"]
+    # What is known of the source's weights is found once.
+    layers = len(tensors) // 2
+    assert len(computed) == len({*computed}) == 3 * layers
+    places = tmp_path / "in.safetensors", source, "org/wan22", tmp_path / "out.safetensors"
+    with pytest.raises(BaseModelError, match=rf"^org/wan22: .* its folder in {target} is the"):
+        migrate_file(*places)
+
+
+@pytest.mark.parametrize(
+    ("out", "wanted"),
+    [
+        ("a.safetensors", "a.transformer_2.safetensors"),
+        ("style_v1.0", "style_v1.0.transformer_2"),
+        ("style_v1.0.SFT", "style_v1.0.transformer_2.SFT"),
+        ("folder", "folder.transformer_2"),
+    ],
+)
+def test_a_version_in_an_output_s_name_is_no_ending(out: str, wanted: str) -> None:
+    spec = BaseModelSpec("wan22", {})
+    assert output_for(Path(out), BaseModel(spec, "wan22/transformer_2", {})) == Path(wanted)
 
 
 def test_a_folder_is_not_moved_to_two_experts(

@@ -244,6 +244,24 @@ def test_a_stack_has_zeros_where_no_module_is():
     assert np.count_nonzero(up) == 3072
 
 
+def test_clip_stands_beside_the_transformer_as_beside_a_unet():
+    """What a UNet's adapter has in a tree is held to diffusers' own model elsewhere."""
+    layer, spec = "text_model.encoder.layers.0.mlp.fc1", published_spec("flux1-dev")
+    pair, attention = _ones(3072, 768), "transformer.transformer_blocks.0.attn.to_q"
+    clip = LoraModule(f"text_encoder.{layer}", *pair, 0.5)
+    given = Adapter((LoraModule(attention, *_ones(3072, 3072)), clip), "diffusers", origin="a")
+    tree = pl.to_flax(given, spec, name="style")
+    both = tree["text_encoder"]["text_model"]["encoder"]["layers"]["0"]["mlp"]["fc1"]["lora-style"]
+    assert_array_equal(both["down"]["kernel"], pair[0].T)
+    assert_array_equal(both["up"]["kernel"], 0.5 * pair[1].T)
+    found = {m.path: m for m in pl.from_flax(tree, spec).modules}
+    assert {*found} == {attention, clip.path}
+    assert_array_equal(delta(found[clip.path]), 0.5 * pair[1] @ pair[0])
+    t5 = LoraModule("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", *_ones(64, 64))
+    with pytest.raises(AdapterRefused, match=r"text_encoder_2.* --exclude 'text_encoder\*'"):
+        pl.to_flax(replace(given, modules=(t5,)), spec)
+
+
 def _ones(out: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ones((1, width), np.float32), np.ones((out, 1), np.float32)
 

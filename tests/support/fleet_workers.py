@@ -2,7 +2,7 @@
 
 All but the engine is as it is: inputs are fetched, outputs published, receipts written. An output
 is its input's bytes, the other way round. By their names inputs end their worker: `segv`, `killed`,
-`endless`; `trouble` is this host's, `broken` is an error of ours.
+`endless`; `trouble` is this host's, `broken` is an error of ours. Content `bad` is refused.
 """
 
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker, start_worker
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import ManifestRow, Proof
@@ -45,11 +45,13 @@ class ToyWorker(Worker):
             fate(item.path.name)
             time.sleep(SECONDS)
             self._sign()
+            rows.append(row(item, "migrated"))
+            if rows[-1].record.output is None:
+                continue
             output = folder / item.relative
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_bytes(item.path.read_bytes()[::-1])
             report_path(output).write_bytes(b"{}")
-            rows.append(row(item, "migrated"))
         return rows
 
     def _relocate(self, output: Path) -> None: ...
@@ -62,6 +64,9 @@ def row(item: Input, state) -> ManifestRow:
     if "trouble" in name:
         why = str(Refusal.CANNOT_WRITE), f"{item.path}: cannot be written (disk full)"
         return ManifestRow(CatalogRecord(name, name, "refused", "failed", *why), Proof())
+    if item.path.read_bytes() == b"bad":
+        why = str(Refusal.NOT_AN_ADAPTER), f"{item.path}: is bad"
+        return ManifestRow(CatalogRecord(name, None, "refused", "refused", *why), Proof())
     return ManifestRow(CatalogRecord(name, name, "ok", state), Proof("plan"))
 
 
@@ -87,8 +92,27 @@ def start_never(job: FleetJob, hurried: threading.Event, sign: Callable[[], None
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def start_endless(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
+    time.sleep(600)
+
+
 def start_refused(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
     raise OutputError("the place is gone", code=Refusal.CANNOT_WRITE)
+
+
+def start_stuck(
+    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
+) -> Callable[[ChunkWork], ChunkDone]:
+    """A real worker that does one chunk and then no other."""
+    work, given = start_worker(job, hurried, sign), []
+
+    def once(chunk: ChunkWork) -> ChunkDone:
+        if given:
+            time.sleep(600)
+        given.append(chunk)
+        return work(chunk)
+
+    return once
 
 
 MAIN = """

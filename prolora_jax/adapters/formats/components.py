@@ -94,6 +94,11 @@ def is_layer_of_text_encoder(path: str) -> bool:
     return is_text_encoder(path) and (component == "text_encoder_3" or rest in _LAYERS)
 
 
+def is_clip_layer(path: str) -> bool:
+    """Whether a text encoder's module, by its path with component, has a name of CLIP's."""
+    return path.partition(".")[2] in _LAYERS
+
+
 def is_comfyui(name: str) -> bool:
     """Whether a module's name is in ComfyUI's own spelling."""
     prefixes = (COMFYUI_UNET, f"model.{COMFYUI_UNET}", *_COMFYUI_PREFIXES)

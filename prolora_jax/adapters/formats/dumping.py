@@ -19,6 +19,7 @@ from prolora_jax.adapters.formats import (
     peft,
 )
 from prolora_jax.adapters.formats.companion_keys import companion_tensors
+from prolora_jax.adapters.formats.components import is_clip_layer
 from prolora_jax.adapters.formats.expert_parameters import ParameterTensors, parameters_of
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.header_strings import trained_with
@@ -41,6 +42,7 @@ from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.formats.vllm import configured, for_vllm
+from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.spellings import said_component
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
@@ -50,6 +52,13 @@ from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 Tensors = dict[str, np.ndarray]
 Reader = Literal["vllm"]
 """Programs that read less of a folder of peft's than peft does."""
+
+# Formats with the same names of text encoders and of their modules.
+_NAMING = {
+    **dict.fromkeys(("kohya-ldm", "kohya-diffusers", "maxdiffusion"), "kohya"),
+    **dict.fromkeys(("diffusers", "diffusers-old", "peft", "flax"), "diffusers"),
+    "comfyui": "comfyui",
+}
 
 SAME = ("same", "lora")
 """Choices that keep the names of an input; `lora` writes LoRA factors for all of its modules."""
@@ -81,8 +90,9 @@ def dump(
 
     Raises:
         UsageError: there is no such format.
-        AdapterRefused: a module is not in `spec`, its scale does not fit its dtype, or nobody
-            reads language models' adapters in this format.
+        AdapterRefused: a module is not in `spec`, its scale does not fit its dtype, nobody reads
+            language models' adapters in this format, or a text encoder beside a transformer would
+            get another's name.
     """
     require_format(format)
     given, spec = in_parts(resolve(adapter, spec), spec), spec.in_parts
@@ -209,8 +219,9 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
         diffusers' for every other, which all readers take; `kohya` has the original names.
     """
     if spec.layer_names.components and choice in {*SAME, "kohya"}:
-        kept = "peft" if adapter.format == "peft" else "diffusers"
-        return "kohya-ldm" if choice == "kohya" else kept
+        if choice == "kohya":
+            return "kohya-ldm"
+        return "peft" if adapter.format == "peft" else "diffusers"
     if choice in SAME:
         chosen = adapter.format
     elif choice == "kohya":
@@ -240,6 +251,7 @@ def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folde
     elif spec.layer_names.components:
         what, readable = "a transformer", TRANSFORMER_FORMATS
         _require_one_transformer(adapter, format)
+        _require_same_text_encoders(adapter, format)
     if format not in readable:
         expected = ", ".join(readable)
         raise AdapterRefused(
@@ -257,6 +269,30 @@ def _require_one_transformer(adapter: Adapter, format: str) -> None:
             f"{adapter.origin}: found modules of {len(said)} transformers, to be written as "
             f"{format}; expected those of one, since its names do not say which; write format "
             f"diffusers, or give each transformer's folder by itself",
+            code=Refusal.UNMATCHED_MODULES,
+        )
+
+
+def _require_same_text_encoders(adapter: Adapter, format: str) -> None:
+    """Refuse a text encoder's modules that other names would make another encoder's, or nobody's.
+
+    The second encoder is T5 in a folder of diffusers' and CLIP-G in ComfyUI's and kohya's files, so
+    that of CLIP alone the names are known in every format.
+
+    Raises:
+        AdapterRefused: there is such a module, and the format has other names than the input's.
+    """
+    naming = _NAMING.get(adapter.format)
+    if naming == _NAMING.get(format):
+        return
+    every = (m.path for m in (*adapter.modules, *adapter.structured))
+    path = next((p for p in every if is_text_encoder(p) and not is_clip_layer(p)), None)
+    if path is not None:
+        raise AdapterRefused(
+            f"{adapter.origin}: {path}: found a module of a text encoder that is no layer of CLIP, "
+            f"to be written as {format}; expected a format that calls such an encoder as the "
+            f"input does, which is {adapter.format}; write "
+            f"{' or '.join(one for one in TRANSFORMER_FORMATS if _NAMING[one] == naming)}",
             code=Refusal.UNMATCHED_MODULES,
         )
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.segments import common_dtype, cut, joined
+from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.trees import TREES, UNCLEAR, TreePlace, modules_in
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -25,7 +26,7 @@ def require_places(adapter: Adapter, paths: Sequence[str], places: Places) -> No
 
     Args:
         adapter: for its name.
-        paths: of its modules in a transformer, with component.
+        paths: of its modules, with component, but for those of a CLIP in the same tree.
         places: of the tree.
 
     Raises:
@@ -38,6 +39,13 @@ def require_places(adapter: Adapter, paths: Sequence[str], places: Places) -> No
                 f"{adapter.origin}: {path}: found an update for it, to be put in a Flax tree; "
                 f"{unclear}, so that its rows there are not certain; leave the module out "
                 f"(prolora migrate --exclude '*norm_out*')",
+                code=Refusal.UNMATCHED_MODULES,
+            )
+        if is_text_encoder(path):
+            raise AdapterRefused(
+                f"{adapter.origin}: {path}: found a module of a text encoder, to be put in a Flax "
+                f"tree; expected a transformer's, and of text encoders CLIP's first and second, "
+                f"whose trees are known; leave it out (prolora migrate --exclude 'text_encoder*')",
                 code=Refusal.UNMATCHED_MODULES,
             )
         if path not in places:

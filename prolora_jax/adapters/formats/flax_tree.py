@@ -4,7 +4,7 @@ The names are those of diffusers' Flax models and the place beside the base's ow
 MaxDiffusion's. Kernels are in Flax layout, so the update of a kernel `(in, out)` is `down @ up`.
 Here a tree is flat, with `/` between its levels; `to_flax` and `from_flax` have it nested. Layers
 of a diffusion transformer are those of MaxDiffusion's trees, whole stacks of blocks in one
-(`flax_stacks`).
+(`flax_stacks`); CLIP's beside it are as beside a UNet.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.adapters.formats.components import is_clip_layer
 from prolora_jax.adapters.formats.dumping import dump
-from prolora_jax.adapters.formats.flax_keys import DEFAULT_NAME, LORA
+from prolora_jax.adapters.formats.flax_keys import DEFAULT_NAME, LORA, dump_tensors
 from prolora_jax.adapters.formats.flax_stacks import Pair, require_places, stacked, unstacked
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.parsing import parse
@@ -25,7 +26,8 @@ from prolora_jax.architectures.flax_trees import Tree, leaves, nested
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+_COMPONENTS = ("unet", *_TEXT_ENCODERS)
 
 
 def to_flax(
@@ -87,7 +89,10 @@ def from_flax(tree: Mapping[str, Any], spec: BaseModelSpec, *, name: str | None 
             f"Flax tree: found adapters {', '.join(sorted(names))}; expected one; name it (name=)",
             code=Refusal.BAD_NAME,
         )
+    texts = {key: a for key, a in tensors.items() if key.partition("/")[0] in _TEXT_ENCODERS}
     modules = tuple(unstacked(_pairs(tensors)))
+    if texts:
+        modules += parse(texts, {}, "Flax tree").modules
     if not modules:
         raise AdapterRefused(
             f"Flax tree: found {len(tensors)} tensors of adapters, none with an update in a layer "
@@ -115,13 +120,19 @@ def _transformer_tree(
             f"expected LoRA factors; fit the adapter to its base model first (prolora_jax.fit)",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
+    clip = tuple(m for m in given.modules if _is_clip_layer(m.path))
+    modules = [module for module in given.modules if not _is_clip_layer(module.path)]
     places = tree_places({path: module.shape for path, module in spec.modules.items()})
-    require_places(given, [module.path for module in given.modules], places)
-    tensors = {}
-    for layer, pair in stacked(given.modules, places, given.origin):
+    require_places(given, [module.path for module in modules], places)
+    tensors = dump_tensors(Adapter(clip, "flax"), name)
+    for layer, pair in stacked(modules, places, given.origin):
         for side, factor in zip(("down", "up"), pair, strict=True):
             tensors[f"{layer}/{LORA}{name}/{side}/kernel"] = factor
     return nested(tensors)
+
+
+def _is_clip_layer(path: str) -> bool:
+    return path.partition(".")[0] in _TEXT_ENCODERS and is_clip_layer(path)
 
 
 def _pairs(tensors: Mapping[str, np.ndarray]) -> dict[str, Pair]:

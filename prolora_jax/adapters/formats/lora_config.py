@@ -13,6 +13,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from prolora_jax.adapters.formats.config_fields import READ_KINDS, kind_of, require_plain
+from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -196,10 +198,25 @@ def _alpha(config: _Config, names: Sequence[str], rank: int) -> float | None:
 def _config(text: str, component: str, origin: str) -> _Config:
     fields = _read(text, origin)
     if not {"lora_alpha", "alpha", "peft_type"} & fields.keys():
-        prefix = f"{component}."
-        fields = {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
+        fields = _of_component(fields, component)
     require_plain(fields, origin)
     return _Config(fields, _patterns(fields, "alpha_pattern"))
+
+
+def _of_component(fields: Mapping[str, Any], component: str) -> Mapping[str, Any]:
+    """A component's fields; of a name that says none, those of the one transformer there is."""
+    found = _below(fields, component)
+    if found or component in DIT_COMPONENTS or is_text_encoder(component):
+        return found
+    told = [one for name in DIT_COMPONENTS if (one := _below(fields, name))]
+    if len(told) > 1:
+        raise ValueError("fields of two transformers, and names that do not say which they are of")
+    return told[0] if told else {}
+
+
+def _below(fields: Mapping[str, Any], component: str) -> Mapping[str, Any]:
+    prefix = f"{component}."
+    return {k.removeprefix(prefix): v for k, v in fields.items() if k.startswith(prefix)}
 
 
 @lru_cache(maxsize=8)

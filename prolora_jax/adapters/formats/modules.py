@@ -38,6 +38,15 @@ class ModuleTensors:
     parts: dict[Part, tuple[np.ndarray, str]] = field(default_factory=dict)
 
 
+def is_over_time(group: ModuleTensors) -> bool:
+    """Whether a pair is of a convolution over time and pixels, as a video model's first layer.
+
+    No base model's spec has such a layer, so that its pair is treated as a whole layer is: it is
+    left behind where that is allowed.
+    """
+    return group.parts.keys() <= PLAIN_PARTS and any(a.ndim == 5 for a, _ in group.parts.values())
+
+
 def made_module(
     path: str, group: ModuleTensors, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
 ) -> LoraModule | StructuredModule:

@@ -15,7 +15,12 @@ from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_struc
 from prolora_jax.adapters.formats import gguf, mlx
 from prolora_jax.adapters.formats.explaining import completed, explained_key
 from prolora_jax.adapters.formats.keys import TURNED, Key
-from prolora_jax.adapters.formats.modules import ModuleTensors, made_module, read_zero
+from prolora_jax.adapters.formats.modules import (
+    ModuleTensors,
+    is_over_time,
+    made_module,
+    read_zero,
+)
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
@@ -88,6 +93,10 @@ def parse(
             array, key = group.parts["alpha"]
             _log.warning("%s: %s belongs to no module; carried along", origin, key)
             extras[key] = array
+            continue
+        if is_over_time(group):
+            read = (Companion(key, path, "layer", array) for array, key in group.parts.values())
+            companions |= {companion.key: companion for companion in read}
             continue
         if not structured:
             refuse_structured({name: key for name, (_, key) in group.parts.items()}, origin)

@@ -53,7 +53,11 @@ def of_transformers(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     place = _Place(adapter, spec)
     modules = [part for m in adapter.modules for part in place.pairs(m)]
     others = [part for m in adapter.structured for part in place.others(m)]
-    left = tuple(c for c in adapter.companions if _may_stay(c, adapter.origin))
+    # Pairs of convolutions over time stay until it is known whether they may be left behind.
+    over_time = {c.path for c in adapter.companions if c.array.ndim == 5}
+    left = tuple(
+        c for c in adapter.companions if c.path in over_time or _may_stay(c, adapter.origin)
+    )
     if spec.whole is not None and place.cut:
         which = f"{IN_PARTS}{len(place.cut)} layers, first {place.cut[0]}"
         adapter = replace(adapter, flags=(*adapter.flags, which))
@@ -68,12 +72,15 @@ class _Place:
         self.cut: list[str] = []
         every = [*adapter.modules, *adapter.structured]
         self._names = spec.layer_names
-        paths = [m.path for m in every if m.path not in spec.modules]
-        said = {said_component(path) for path in paths if not is_text_encoder(path)}
+        # Also of modules that the base model has by name: the other transformer's become the same.
+        named = {said_component(m.path) for m in every if not is_text_encoder(m.path)} - {None}
+        new = (m.path for m in every if m.path not in spec.modules)
+        paths = [path for path in new if not is_text_encoder(path)]
+        said = {said_component(path) for path in paths}
         known = self._names.components
-        if len(known) == 1 and len(said - {None}) > 1:
+        if len(known) == 1 and len(named) > 1:
             raise AdapterRefused(
-                f"{adapter.origin}: found modules of {' and of '.join(_sorted(said))}; expected "
+                f"{adapter.origin}: found modules of {' and of '.join(_sorted(named))}; expected "
                 f"those of one transformer, as base model {spec.name} is; name the folder of the "
                 f"pipeline, which has both",
                 code=Refusal.UNMATCHED_MODULES,

@@ -53,7 +53,7 @@ _IN_LAYER = ("attention.", "attn.to_", "feed_forward.", "adaLN_modulation.", "no
 
 
 class HeldLayer(NamedTuple):
-    """HeldLayer of a layer in a file that are a layer of the base model.
+    """Rows of a layer in a file that are a layer of the base model.
 
     Attributes:
         path: of the base model's layer, with component.

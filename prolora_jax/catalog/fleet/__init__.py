@@ -8,6 +8,8 @@ dispatch.py: Which worker gets which inputs, and what the death of one means.
 worker.py: One chunk of inputs in, outputs and receipts out.
 publishing.py: Outputs from a worker's folder to where they belong, each once and whole.
 local_run.py: A run by worker processes of this host.
+standing.py: How far a catalog is, in what little memory a driver has for each input.
 ending.py: What is written when every input has its receipt.
+made_store.py: A store with any number of adapters and receipts, to measure with; none is anywhere.
 checking.py: Outputs held against their receipts; receipts set back.
 """

@@ -34,6 +34,7 @@ class Dispatch:
         self._alone: deque[Unit] = deque()
         self._workers, self._most = workers, most
         self._deaths: Counter[str] = Counter()
+        self._troubles: Counter[str] = Counter()
 
     @property
     def left(self) -> int:
@@ -56,6 +57,17 @@ class Dispatch:
         """Inputs that were not done, and are not to blame for it."""
         self._waiting.extend(units)
 
+    def troubled(self, units: Collection[Unit]) -> list[Unit]:
+        """Inputs that a host could not do; each is tried again by itself, behind all others.
+
+        Args:
+            units: of a chunk.
+
+        Returns:
+            Those that could not be done `TRIES` times; they are not given to any other.
+        """
+        return self._again(units, self._troubles)
+
     def died(self, chunk: Chunk, left: Collection[Unit]) -> list[Unit]:
         """A worker has ended over a chunk.
 
@@ -69,11 +81,11 @@ class Dispatch:
         if len(chunk) > 1:
             self._alone.extend(left)
             return []
-        blamed = []
-        for unit in left:
-            self._deaths[unit[0].name] += 1
-            if self._deaths[unit[0].name] < TRIES:
-                self._alone.append(unit)
-            else:
-                blamed.append(unit)
-        return blamed
+        return self._again(left, self._deaths)
+
+    def _again(self, units: Collection[Unit], tries: Counter[str]) -> list[Unit]:
+        """Have units tried again alone, but for those that have no tries left."""
+        tries.update(unit[0].name for unit in units)
+        spent = [unit for unit in units if tries[unit[0].name] >= TRIES]
+        self._alone.extend(unit for unit in units if unit not in spent)
+        return spent

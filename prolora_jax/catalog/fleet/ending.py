@@ -19,7 +19,7 @@ from prolora_jax.io.outputs.lock import locked
 from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import PAIR_REPORT
 from prolora_jax.io.places.local import sweep_unfinished
-from prolora_jax.io.places.place import FilePlace, read_whole
+from prolora_jax.io.places.place import FilePlace, read_listed, read_whole
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport
 from prolora_jax.plans.options import MigrationOptions
@@ -30,12 +30,11 @@ ENDED = f"{OWN}/ended.json"
 _LARGEST = 2**26
 
 
-def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
+def end_run(out: FilePlace) -> None:
     """Write the pair's report, and of a local folder the manifest, too.
 
     Args:
         out: place of the outputs.
-        known: all receipts.
 
     Raises:
         UsageError: what the workers have left cannot be read.
@@ -53,7 +52,7 @@ def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
         # Of two who end at once both write the same.
         out.replace_if(PAIR_REPORT, text, written.etag, {})
     if out.folder is not None:
-        _write_manifest(out, read_note(out), known, report)
+        _write_manifest(out, read_note(out), read_receipts(out), report)
 
 
 def merged_report(out: FilePlace) -> PairReport | None:
@@ -68,7 +67,7 @@ def merged_report(out: FilePlace) -> PairReport | None:
     """
     whole: PairReport | None = None
     for listed in out.list(PARTS):
-        text, _ = read_whole(out, listed.key, _LARGEST)
+        text, _ = read_listed(out, listed, _LARGEST)
         try:
             part = msgspec.json.decode(text, type=PairReport)
         except msgspec.MsgspecError as failure:

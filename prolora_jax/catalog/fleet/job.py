@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places.opening import open_place
+from prolora_jax.io.places.opening import is_url, open_place, without_secrets
 from prolora_jax.io.places.place import FilePlace, read_whole
 from prolora_jax.migration.files import Writing
 from prolora_jax.plans.options import MigrationOptions
@@ -31,9 +31,11 @@ class FleetJob:
         target: base model.
         options: of every migration.
         writing: formats, and whether outputs of others may be replaced.
-        store: local folder of subspaces and operators.
+        store: local folder of subspaces and operators; `shared`'s copy where that is told.
         cache: local folder for base models that were fetched from URLs; None for `store`'s.
         processes: of each worker, for what has to be computed.
+        shared: URL or folder of a store that all hosts have in common.
+        share: this host's number, from 0, and how many hosts there are.
     """
 
     inputs: str
@@ -45,11 +47,14 @@ class FleetJob:
     store: Path = Path("store")
     cache: Path | None = None
     processes: int = 1
+    shared: str | Path | None = None
+    share: tuple[int, int] | None = None
 
     @property
     def asked(self) -> str:
-        """Digest of all that is asked for, but where the base models lie on this host."""
-        facts = (open_place(self.inputs).shown, self.options, self.writing._replace(pair=None))
+        """Digest of what outputs shall be; not of where base models lie or whose files give way."""
+        writing = self.writing._replace(pair=None, overwrite=False)
+        facts = (open_place(self.inputs).shown, self.options, writing)
         return sha256(msgspec.json.encode(facts)).hexdigest()[:32]
 
 
@@ -118,6 +123,30 @@ def require_same_job(place: FilePlace, job: FleetJob) -> None:
     """
     if place.head(JOB) is not None and read_note(place).asked != job.asked:
         raise UsageError(_another(place, "another job"), code=Refusal.LOCKED)
+
+
+def require_apart(job: FleetJob) -> None:
+    """Refuse to replace files where a job's own inputs or base models might be among them.
+
+    Args:
+        job: what is to be done.
+
+    Raises:
+        UsageError: they lie at or below the place of the outputs, and `overwrite` is set.
+    """
+    if not job.writing.overwrite:
+        return
+    out = open_place(job.out).shown
+    for place in (job.inputs, job.source, job.target):
+        # What is neither a URL nor there is a hub's name.
+        read = is_url(place) or Path(place).exists()
+        if read and PurePosixPath(open_place(place).shown).is_relative_to(PurePosixPath(out)):
+            raise UsageError(
+                f"{without_secrets(place)}: found it where outputs may replace what is there "
+                f"({out}); expected inputs and base models elsewhere; name another --out, or leave "
+                "--overwrite out",
+                code=Refusal.OUTPUT_EXISTS,
+            )
 
 
 def read_note(place: FilePlace) -> JobNote:

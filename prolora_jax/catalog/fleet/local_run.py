@@ -7,6 +7,7 @@ a driver that is killed is started again with the same command, and so are two a
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.dispatch import TRIES, Chunk, Dispatch
 from prolora_jax.catalog.fleet.ending import end_run
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit, find_inputs, units_of
-from prolora_jax.catalog.fleet.job import FleetJob, require_same_job
+from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
+from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, start_worker
 from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.engines.progress import Progress
@@ -30,7 +32,7 @@ SILENCE = 600.0
 """Seconds without a sign of life after which a worker is ended; its input is to blame for it."""
 
 STRIKES = 3
-"""Inputs that fail for a host's own trouble before it gets no more."""
+"""Inputs in a row that fail at once for a host's own trouble before it gets no more."""
 
 _NEVER_READY = 3
 """Workers in a row that end before they are ready: no input can be to blame for that."""
@@ -68,7 +70,8 @@ class RunResult:
     Attributes:
         done: inputs that have got a receipt in this run.
         found: of these, by state.
-        left: inputs of this part without a receipt that settles them.
+        left: inputs of this part without a receipt that settles them; when it was told to end
+            early, as far as it knows.
         stopped: whether it was told to end early.
         complete: whether every input of the catalog has its receipt.
     """
@@ -94,28 +97,33 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
         What it has come to; the receipts say the rest.
 
     Raises:
-        UsageError: an input is not there, or the outputs' place has another job.
+        UsageError: an input is not there, the outputs' place has another job or cannot be trusted,
+            or files of this one might be replaced.
         BaseModelError: a base model cannot be used.
-        OutputError: a place does not answer or cannot be trusted, or this host has trouble.
+        OutputError: a place does not answer, or this host has trouble.
         ProloraError: no worker gets ready.
     """
+    require_apart(job)
     inputs, out = open_place(job.inputs), open_place(job.out)
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
     require_same_job(out, job)
-    before = receipts.read_receipts(out)
-    units = [unit for unit in units_of(found) if share.has(unit)]
-    todo = [unit for unit in units if not _settled(unit, before)]
-    run = _Run(job, out, todo, before, share, progress, len(found) > receipts.MANY)
+    units = units_of(found)
+    before = standing(out, units)
+    todo = [unit for unit in units if share.has(unit) and not before.settles(unit)]
+    run = _Run(job, out, todo, before.kept, share, progress, len(found) > receipts.MANY)
     if todo:
         with _sigterm_stops(run.stop):
             run.run()
-    now = receipts.read_receipts(out)
-    left = sum(not _settled(unit, now) for unit in units)
-    complete = all(one.name in now for one in found)
+    if run.stop.is_set():  # there is no time to read all receipts again
+        left = sum(not run.has_settled(unit) for unit in todo)
+        return RunResult(run.done, run.states, left, True, False)
+    now = standing(out, units)
+    left = sum(share.has(unit) and not now.settles(unit) for unit in units)
+    complete = all(one.name in now.rounds for one in found)
     if complete:
-        end_run(out, now)
-    return RunResult(run.done, run.states, left, run.stop.is_set(), complete)
+        end_run(out)
+    return RunResult(run.done, run.states, left, False, complete)
 
 
 def _settled(unit: Unit, known: Mapping[str, Known]) -> bool:
@@ -158,11 +166,13 @@ class _Run:
         self.dispatch = Dispatch(todo, self.workers)
         self.total = sum(map(len, todo))
         self.names = {one.name for unit in todo for one in unit}
+        self.settled = set[str]()
         self.done, self.states = 0, dict[str, int]()
         self.stop = threading.Event()
         self.busy: dict[int, Chunk] = {}
         self.idle: list[int] = []
-        self.strikes: dict[int, int] = {}
+        self.strikes = Counter[int]()
+        self.troubled = set[str]()
         self.never_ready = 0
         # One input goes ahead: what it needs of the base models would else be computed by all.
         self.warm = self.workers == 1
@@ -184,8 +194,12 @@ class _Run:
     def _step(self, seconds: float) -> None:
         for event in self.crew.events(seconds):
             self._heard(event)
-        for worker in list(self.busy):
-            if self.crew.silent(worker) > self.share.silence:
+        for worker in set(self.crew.workers).difference(self.idle):
+            # What opens base models may be silent for longer than what is at an adapter.
+            longest = (
+                self.share.silence if worker in self.busy else max(self.share.silence, SILENCE)
+            )
+            if self.crew.silent(worker) > longest:
                 self.crew.kill(worker)
         while self.idle and not self.stop.is_set():
             if not self.warm and self.busy:
@@ -223,20 +237,62 @@ class _Run:
         """What a worker has done of its chunk; the rest goes to another, if this host can."""
         chunk, self.warm = self.busy.pop(worker), True
         for name, state in done.states.items():
-            self.states[state] = self.states.get(state, 0) + 1
-            self._count(name in self.names)
+            self._has_receipt(name, state)
+        if done.trouble is None and "done" in done.states.values():
+            self.strikes[worker] = 0
         left = [unit for unit in chunk if any(one.name in done.left for one in unit)]
-        self.dispatch.hand_back(left)
-        if done.trouble is not None:
-            self.trouble = done.trouble
-            self.strikes[worker] = self.strikes.get(worker, 0) + len(left)
-        if self.strikes.get(worker, 0) < STRIKES:
-            self.idle.append(worker)
+        if done.trouble is None:
+            self.dispatch.hand_back(left)
         else:
+            self._note_trouble(worker, left, done)
+        if self._has_trouble(worker):
             self.crew.kill(worker)
+        else:
+            self.idle.append(worker)
 
-    def _count(self, counts: bool) -> None:
-        self.done += counts
+    def _note_trouble(self, worker: int, left: list[Unit], done: ChunkDone) -> None:
+        assert done.trouble is not None
+        self.trouble, names = done.trouble, {unit[0].name for unit in left}
+        if "done" in done.states.values():
+            self.strikes[worker] = 0
+        else:
+            # What has failed before says nothing new of the host.
+            self.strikes[worker] += len(names - self.troubled)
+        self.troubled |= names
+        for unit in self.dispatch.troubled(left):
+            self._given_up([one for one in unit if one.name in done.left], done.trouble)
+
+    def _has_trouble(self, worker: int) -> bool:
+        return self.strikes[worker] >= STRIKES
+
+    def _given_up(self, inputs: list[FleetInput], trouble: str) -> None:
+        """What fails again and again is to blame itself, if this host can do others."""
+        if not self.states.get("done"):
+            raise self._no_room()
+        for one in inputs:
+            message = (
+                f"{one.name}: cannot be written, in {TRIES} tries, where others can ({trouble}); "
+                "expected an output that this host and the place have room for; see why, then run "
+                "the same command again"
+            )
+            self._file(one, Refusal.CANNOT_WRITE, message)
+
+    def _no_room(self) -> OutputError:
+        return OutputError(
+            f"this host has trouble that is no adapter's ({self.trouble}); expected room to work "
+            "in; make some, and run the same command again",
+            code=Refusal.CANNOT_WRITE,
+        )
+
+    def has_settled(self, unit: Unit) -> bool:
+        """Whether a unit has got receipts in this run that settle it."""
+        return all(one.name in self.settled for one in unit)
+
+    def _has_receipt(self, name: str, state: str) -> None:
+        self.states[state] = self.states.get(state, 0) + 1
+        if state != "failed":
+            self.settled.add(name)
+        self.done += name in self.names
         if self.progress is not None:
             self.progress("files", self.done, self.total)
 
@@ -254,13 +310,9 @@ class _Run:
             self.idle.remove(worker)
         elif chunk is not None:
             self._died(chunk, _how(code))
-        elif self.strikes.get(worker, 0) >= STRIKES:
+        elif self._has_trouble(worker):
             if not self.crew.workers:
-                raise OutputError(
-                    f"this host has trouble that is no adapter's ({self.trouble}); expected room "
-                    "to work in; make some, and run the same command again",
-                    code=Refusal.CANNOT_WRITE,
-                )
+                raise self._no_room()
             return
         else:
             self.never_ready += 1
@@ -276,15 +328,18 @@ class _Run:
 
     def _died(self, chunk: Chunk, how: str) -> None:
         self.warm = True
-        left = [unit for unit in chunk if not self._has_receipts(unit)]
-        self.done += sum(len(unit) for unit in chunk if unit not in left)
+        left = []
+        for unit in chunk:
+            found = {one.name: receipts.read_one(self.out, one.name) for one in unit}
+            if not _settled(unit, {name: known for name, known in found.items() if known}):
+                left.append(unit)
+                continue
+            for name, known in found.items():
+                assert known is not None
+                self._has_receipt(name, known.receipt.state)
         for unit in self.dispatch.died(chunk, left):
             for one in unit:
                 self._quarantine(one, how)
-
-    def _has_receipts(self, unit: Unit) -> bool:
-        found = {one.name: receipts.read_one(self.out, one.name) for one in unit}
-        return all(_is_settled(one, found[one.name]) for one in unit)
 
     def _quarantine(self, one: FleetInput, how: str) -> None:
         message = (
@@ -292,15 +347,18 @@ class _Run:
             "expected one that finishes; see what is in it, then use prolora fleet retry "
             "--quarantined"
         )
-        record = CatalogRecord(
-            one.name, None, "refused", "failed", str(Refusal.WORKER_ENDED), message
-        )
+        self._file(one, Refusal.WORKER_ENDED, message)
+
+    def _file(self, one: FleetInput, code: Refusal, message: str) -> None:
+        """Write the receipt of an input that no worker could write one of."""
+        record = CatalogRecord(one.name, None, "refused", "failed", str(code), message)
         before = self.before.get(one.name)
         round_ = 0 if before is None else before.receipt.round + 1
-        receipt = Receipt(record, one.etag, quarantined=True, round=round_)
+        files = {} if before is None else before.receipt.files
+        ended = code is Refusal.WORKER_ENDED
+        receipt = Receipt(record, one.etag, None, files, quarantined=ended, round=round_)
         receipts.file_receipt(self.out, receipt, before)
-        self.states["quarantined"] = self.states.get("quarantined", 0) + 1
-        self._count(True)
+        self._has_receipt(one.name, receipt.state)
 
 
 def _how(code: int | None) -> str:

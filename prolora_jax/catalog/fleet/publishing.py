@@ -2,7 +2,7 @@
 
 Of two workers with one file one wins, and the other finds the same bytes there, or those of another
 kind of device, by their tags: both are right, and the first stands. What is neither is somebody
-else's, and is not touched.
+else's, and is not touched. A folder keeps no tags: there other bytes are always somebody else's.
 """
 
 from collections.abc import Mapping
@@ -52,7 +52,8 @@ class Publisher(NamedTuple):
 
         Raises:
             AdapterRefused: the place cannot hold a file of that name.
-            OutputError: somebody else's file is there, or the place does not answer.
+            OutputError: somebody else's file is there, the place cannot hold this one, or does not
+                answer.
         """
         path = folder / output
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -72,6 +73,7 @@ class Publisher(NamedTuple):
             key: path below it.
 
         Raises:
+            AdapterRefused: the place cannot hold a file of that name.
             OutputError: the place does not answer.
         """
         self.place.create(key, folder / key, {JOB_TAG: self.job})
@@ -81,7 +83,7 @@ class Publisher(NamedTuple):
         written = self.place.create(key, file, tags)
         for _ in range(_MEETINGS):
             if written.ours:
-                return Filed(ours, written.etag)
+                break
             head = self.place.head(key)
             if head is None:
                 written = self.place.create(key, file, tags)
@@ -95,6 +97,8 @@ class Publisher(NamedTuple):
             if not self.overwrite and (known is None or known.etag != head.etag):
                 break
             written = self.place.replace_if(key, file, head.etag, tags)
+        if written.ours:
+            return Filed(ours, written.etag)
         raise OutputError(
             f"{self.place.shown}/{key}: exists already and is not of this job; expected no file "
             "there; use --overwrite, or name another place",

@@ -21,7 +21,7 @@ from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch
 from prolora_jax.catalog.fleet.job import OWN, VERSION, FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.receipts import Filed, Known, Receipt
+from prolora_jax.catalog.fleet.receipts import Known, Receipt
 from prolora_jax.catalog.run import CatalogJob, CatalogRun, failed_record
 from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
@@ -41,6 +41,9 @@ PARTS = f"{OWN}/pairs"
 """What workers have measured of the pair, each its part."""
 
 NO_PROOF = Proof()
+
+_ITS_OWN = (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME, Refusal.FILE_TOO_LARGE)
+"""Why a place does not take one output, and would take others."""
 
 
 class ChunkWork(NamedTuple):
@@ -96,16 +99,16 @@ class Worker:
         places = (open_place(place, Pace(waiting=sign)) for place in (job.inputs, job.out))
         self.inputs, self.out = places
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
-        self._shown = dict(_local_base(base, cache) for base in (job.source, job.target))
+        self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
-        self._store = FolderStore(job.store)
+        self._store = FolderStore(job.store, shared=job.shared, share=job.share)
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs
-        weights = [
-            sorted(self.pair.source.fingerprints(matched.values()).items()),
-            sorted(self.pair.target.fingerprints(matched).items()),
-        ]
+        weights = []
+        for base, paths in ((self.pair.source, matched.values()), (self.pair.target, matched)):
+            weights.append(sorted(base.fingerprints(paths).items()))
+            sign()
         note = JobNote(
             VERSION,
             job.asked,
@@ -185,7 +188,7 @@ class Worker:
         for name, row in rows.items():
             if row.record.state == "planned" or row.record.reason == str(Refusal.CANNOT_WRITE):
                 left.append(name)
-                trouble = row.record.message or trouble
+                trouble = self._public(row.record.message or "") or trouble
                 continue
             receipt = self._receipt(row, work, made)
             if work.together:
@@ -199,24 +202,26 @@ class Worker:
         return ChunkDone(states, tuple(left), trouble)
 
     def _receipt(self, row: ManifestRow, work: ChunkWork, made: Path) -> Receipt:
-        record, files = row.record, dict[str, Filed]()
+        record = row.record
         before = work.before.get(record.input)
         if before is None and all(record.input != one.name for one in work.inputs):
             # It was found inside of a folder: whoever gave out the work knows the folder alone.
             before = receipts.read_one(self.out, record.input)
+        # An output of an earlier round stays ours while nothing takes its place.
+        files = {} if before is None else dict(before.receipt.files)
         etag = next((one.etag for one in work.inputs if _is_of(record.input, one.name)), "")
         if record.state in FINISHED:
             self._relocate(made / str(record.output))
             try:
                 files = self._publisher.publish(made, str(record.output), etag, before)
             except (OutputError, AdapterRefused) as error:
-                if error.code not in (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME):
+                if error.code not in _ITS_OWN:
                     raise
                 record = failed_record(record, error.code, str(error))
-            # Another worker's may stand there, made by another kind of device.
-            filed = files.get(str(record.output))
-            if filed is not None:
-                record = replace(record, output_hash=filed.hash)
+            else:
+                # Another worker's may stand there, made by another kind of device.
+                if str(record.output) in files:  # else it is a folder
+                    record = replace(record, output_hash=files[str(record.output)].hash)
         if record.message is not None:
             record = replace(record, message=self._public(record.message))
         round_ = 0 if before is None else before.receipt.round + 1
@@ -249,7 +254,12 @@ class Worker:
             key = path.relative_to(made).as_posix()
             inside = any(key.startswith(f"{output}/") for output in outputs)
             if key not in own and not inside and not key.startswith(NAME):
-                self._publisher.publish_beside(made, key)
+                try:
+                    self._publisher.publish_beside(made, key)
+                except (OutputError, AdapterRefused) as error:
+                    # A name that the place cannot hold is the adapter's, which is refused for it.
+                    if error.code not in _ITS_OWN:
+                        raise
 
     def _tell_pair(self) -> None:
         """Leave what is known of the pair where the end of the run puts it together."""
@@ -270,11 +280,11 @@ def start_worker(
     return Worker(job, hurried, sign)
 
 
-def _local_base(base: str, cache: Path) -> tuple[str, str]:
+def _local_base(base: str, cache: Path, sign: Callable[[], None]) -> tuple[str, str]:
     """Where a base model is on this host, and how it is named."""
     if not is_url(base):
         return base, base
-    return str(stage_once(base, cache.resolve())), without_secrets(base)
+    return str(stage_once(base, cache.resolve(), sign)), without_secrets(base)
 
 
 def _is_of(name: str, unit: str) -> bool:

@@ -78,17 +78,34 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
     return [found[relative] for relative in sorted(found)]
 
 
+def walk_below(folder: Path) -> list[Input]:
+    """The adapters below a folder that is none itself, whatever the names in it; sorted.
+
+    Args:
+        folder: to be searched.
+    """
+    return sorted(_walk(folder, folder, set()), key=lambda item: item.relative)
+
+
 def _refuse_itself(path: Path, out: Path) -> None:
     try:
         same = os.path.samefile(path, out)
     except OSError:  # there is no such folder yet
         return
     if same:
-        raise UsageError(
-            f"{out}: found the catalog itself; expected another folder for the outputs, which "
-            "would have the names of the inputs; choose one (it may be inside of the catalog)",
-            code=Refusal.OUTPUT_EXISTS,
-        )
+        raise UsageError(found_itself(out), code=Refusal.OUTPUT_EXISTS)
+
+
+def found_itself(out: str | Path) -> str:
+    """Why a catalog's own place is none for its outputs.
+
+    Args:
+        out: the place.
+    """
+    return (
+        f"{out}: found the catalog itself; expected another folder for the outputs, which would "
+        "have the names of the inputs; choose one (it may be inside of the catalog)"
+    )
 
 
 def _guarded(items: Iterator[Input], path: Path, relative: Path) -> Iterator[Input]:

@@ -4,9 +4,11 @@ Also one that several hosts share, where its file system makes links of which on
 `flock`: NFS since version 4 and parallel file systems do.
 """
 
+import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +17,9 @@ from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import open_regular
 from prolora_jax.io.places.place import Content, Head, Listed, Written, changed
+
+_NONE_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""What the system says of a name that has no file; anything else is no answer."""
 
 
 class LocalPlace:
@@ -37,19 +42,18 @@ class LocalPlace:
 
     def list(self, below: str = "") -> Iterator[Listed]:
         """Every regular file below a folder, sorted within each folder; unfinished ones are not."""
-        for place, folders, files in os.walk(self._root / below):
+        for place, folders, files in os.walk(self._root / below, onerror=_unread):
             folders.sort()
             for name in sorted(files):
                 path = Path(place, name)
-                if not name.endswith(atomic.TEMPORARY_SUFFIX) and (etag := _etag(path)):
+                if not name.endswith(atomic.TEMPORARY_SUFFIX) and (status := _status(path)):
                     key = path.relative_to(self._root).as_posix()
-                    yield Listed(key, path.stat().st_size, etag)
+                    yield Listed(key, status.st_size, _of(status))
 
     def head(self, key: str) -> Head | None:
         """Size and etag; None when no regular file is there."""
-        path = self._root / key
-        etag = _etag(path)
-        return None if etag is None else Head(path.stat().st_size, etag, {})
+        status = _status(self._root / key)
+        return None if status is None else Head(status.st_size, _of(status), {})
 
     def read_range(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
         """Some bytes of a file (see `FilePlace`)."""
@@ -144,11 +148,27 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _etag(path: Path) -> str | None:
+    status = _status(path)
+    return None if status is None else _of(status)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What the system says of a regular file; None where none is."""
     try:
         status = path.stat()
-    except (OSError, ValueError):
+    except ValueError:  # a name that no file has
         return None
-    return _of(status) if path.is_file() else None
+    except OSError as failure:
+        if failure.errno in _NONE_THERE:
+            return None
+        raise _no_answer(path, failure) from failure
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def _unread(failure: OSError) -> None:
+    """What becomes of a folder that cannot be listed: a listing without it would be false."""
+    if failure.errno not in _NONE_THERE:
+        raise _no_answer(Path(str(failure.filename)), failure) from failure
 
 
 def _of(status: os.stat_result) -> str:

@@ -118,7 +118,8 @@ class FilePlace(Protocol):
 
         Raises:
             AdapterRefused: the place cannot hold a file of that name.
-            OutputError: the place does not answer, or may not be written to.
+            OutputError: the place cannot hold this file (bad-name, file-too-large), or does not
+                answer, or may not be written to.
         """
         ...
 
@@ -155,6 +156,28 @@ def read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:
         with suppress(_Changed):
             return _read_whole(place, key, most)
     return _read_whole(place, key, most)
+
+
+def read_listed(place: FilePlace, listed: Listed, most: int) -> tuple[bytes, str]:
+    """A small file of a listing, by one request; as it is now, if it was replaced since.
+
+    Args:
+        place: where it is.
+        listed: the file.
+        most: bytes that it may have.
+
+    Returns:
+        Its content and etag.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        AdapterRefused: it is changed all the time, or is larger.
+        OutputError: the place does not answer.
+    """
+    if listed.size <= most:
+        with suppress(_Changed):
+            return place.read_range(listed.key, 0, listed.size, listed.etag), listed.etag
+    return read_whole(place, listed.key, most)
 
 
 def _read_whole(place: FilePlace, key: str, most: int) -> tuple[bytes, str]:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ PIECE = 2**23
 _AT_ONCE = 8
 _WHOLE = ".whole"
 _LONGEST_NAME = 255
+_LOOK_SECONDS = 0.2
 
 
 def stage(
@@ -77,12 +79,13 @@ def path_below(place: FilePlace, key: str, folder: Path) -> Path:
     return folder / path
 
 
-def stage_once(url: str, cache: Path) -> Path:
+def stage_once(url: str, cache: Path, sign: Callable[[], object] | None = None) -> Path:
     """A file or folder of a store on this host, fetched by the first process that asks for it.
 
     Args:
         url: of the file or folder.
         cache: local folder; what was fetched stays there, under the digest of its listing.
+        sign: called with each piece, and while another process fetches it.
 
     Returns:
         Where it is.
@@ -108,24 +111,35 @@ def stage_once(url: str, cache: Path) -> Path:
     facts = [(file.key, file.size, file.etag) for file in listed]
     folder = cache / sha256(f"{place.shown} {facts}".encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    with _held(folder, sign):
         # The mark is written last: a process that was killed before has left none.
         if not (folder / _WHOLE).exists():
             # Under its own name, which base models are called by.
-            stage(place, listed, folder if alone else folder / name)
+            stage(place, listed, folder if alone else folder / name, sign)
             atomic.write_bytes(folder / _WHOLE, b"")
     return folder / name
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _held(folder: Path, sign: Callable[[], object] | None) -> Iterator[None]:
     """Hold a folder against other processes of this host, however long that takes."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while not _is_ours(descriptor):
+            if sign is not None:
+                sign()
+            time.sleep(_LOOK_SECONDS)
         yield
     finally:
         os.close(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _piece(asked: tuple[FilePlace, Listed, int]) -> bytes:

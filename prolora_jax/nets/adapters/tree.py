@@ -169,9 +169,9 @@ def part_of(array: Any, place: TreePlace) -> np.ndarray:
         array: of the layer, `(blocks, ..., out)` in a stack.
         place: of the module.
     """
-    block = np.asarray(array if place.block is None else array[place.block]).astype(np.float32)
+    block = np.asarray(array if place.block is None else array[place.block])
     ((first, end),) = place.segments or ((0, block.shape[-1]),)
-    return block[..., first:end]
+    return block[..., first:end].astype(np.float32)
 
 
 def grafted(tree: Tree, leaves: Mapping[Place, Any]) -> Tree:

@@ -1,0 +1,131 @@
+"""What is true of one input over several runs of a fleet, and between its place and others'.
+Workers without an engine (`fleet_workers`), in this process."""
+
+import threading
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from fleet_workers import ToyWorker
+
+from prolora_jax.catalog.fleet import local_run
+from prolora_jax.catalog.fleet.inputs import find_inputs
+from prolora_jax.catalog.fleet.job import FleetJob
+from prolora_jax.catalog.fleet.local_run import RunShare, run_here
+from prolora_jax.catalog.fleet.publishing import Publisher
+from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
+from prolora_jax.catalog.fleet.worker import ChunkWork
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.places.place import Content, Written
+from prolora_jax.migration.files import Writing
+
+NAME = "a.safetensors"
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> Path:
+    """A catalog of one adapter."""
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / NAME).write_bytes(b"one")
+    return tmp_path / "catalog"
+
+
+def job(inputs: Path, **changes) -> FleetJob:
+    return FleetJob(str(inputs), str(inputs.parent / "out"), "source", "target", **changes)
+
+
+def work_of(inputs: Path) -> ChunkWork:
+    out = LocalPlace(inputs.parent / "out")
+    return ChunkWork(tuple(find_inputs(LocalPlace(inputs), out)), read_receipts(out))
+
+
+def round_of(inputs: Path, **changes) -> Receipt:
+    """One run over the catalog; what its receipt says."""
+    ToyWorker(job(inputs, **changes), threading.Event(), lambda: None)(work_of(inputs))
+    return read_receipts(LocalPlace(inputs.parent / "out"))[NAME].receipt
+
+
+def quarantine(inputs: Path) -> Receipt:
+    """What a driver does after its input has ended workers."""
+    out, work = LocalPlace(inputs.parent / "out"), work_of(inputs)
+    run = local_run._Run(job(inputs), out, [work.inputs], work.before, RunShare(), None, False)
+    run._quarantine(work.inputs[0], "signal SIGSEGV")
+    return read_receipts(out)[NAME].receipt
+
+
+@pytest.mark.parametrize("between", ["refused", "quarantined"])
+def test_an_output_stays_ours_over_a_version_that_had_none(inputs: Path, between: str):
+    """Good, then bad, then good: the third takes the place of the first."""
+    first = round_of(inputs)
+    assert {*first.files} == {NAME, f"{NAME}.report.json"}
+    (inputs / NAME).write_bytes(b"bad")
+    second = round_of(inputs) if between == "refused" else quarantine(inputs)
+    assert (second.state, second.files) == (between, first.files)
+    assert second.record.output_hash is None
+    (inputs / NAME).write_bytes(b"three")
+    third = round_of(inputs)
+    assert (third.state, third.round) == ("done", 2)
+    assert (inputs.parent / "out" / NAME).read_bytes() == b"eerht"
+
+
+def test_overwrite_is_no_other_job(inputs: Path):
+    """Somebody's file is there, and whoever looked at it repeats the command as it was advised."""
+    theirs = inputs.parent / "out" / NAME
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"somebody's")
+    first = round_of(inputs)
+    assert (first.state, first.record.reason) == ("failed", str(Refusal.OUTPUT_EXISTS))
+    assert "--overwrite" in (first.record.message or "")
+    assert round_of(inputs, writing=Writing(overwrite=True)).state == "done"
+    assert theirs.read_bytes() == b"eno"
+
+
+def test_what_a_worker_has_filed_before_it_ended_counts(inputs: Path):
+    round_of(inputs)
+    out, work, calls = LocalPlace(inputs.parent / "out"), work_of(inputs), []
+    share = job(inputs), out, [work.inputs], {}, RunShare()
+    run = local_run._Run(*share, lambda *said: calls.append(said), False)
+    run._died((work.inputs,), "signal SIGKILL")
+    assert (run.done, run.states, run.dispatch.left) == (1, {"done": 1}, 1)  # none was given out
+    assert calls == [("files", 1, 1)]
+    assert run.has_settled(work.inputs)
+
+
+class Contested(LocalPlace):
+    """Others replace a file before us, so many times."""
+
+    times = 2
+
+    def replace_if(self, key: str, content: Content, etag: str, tags: Mapping[str, str]) -> Written:
+        self.times -= 1
+        if self.times >= 0:
+            return Written(False, "theirs")
+        return super().replace_if(key, content, etag, tags)
+
+
+def test_who_wins_at_the_last_meeting_has_won(tmp_path: Path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / NAME).write_bytes(b"ours")
+    (tmp_path / "made" / f"{NAME}.report.json").write_bytes(b"{}")
+    out = Contested(tmp_path / "out")
+    out.create(NAME, b"somebody's", {})
+    files = Publisher(out, "job", overwrite=True).publish(tmp_path / "made", NAME, "etag", None)
+    assert files[NAME].hash == sha256(b"ours").hexdigest()
+    assert (tmp_path / "out" / NAME).read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("read", ["inputs", "source", "target"])
+def test_what_a_job_reads_is_never_replaced(inputs: Path, read: str):
+    """With --overwrite nothing of it may lie below the outputs; a hub's name lies nowhere."""
+    below = inputs.parent / "out" / "it"
+    below.mkdir(parents=True)
+    given = {"inputs": str(inputs), "source": "some/model", "target": "other/model", read: below}
+    catalog, source, target = (str(given[name]) for name in ("inputs", "source", "target"))
+    writing = Writing(overwrite=True)
+    asked = FleetJob(catalog, str(below.parent), source, target, writing=writing)
+    with pytest.raises(UsageError, match="where outputs may replace") as refused:
+        run_here(asked, RunShare())
+    assert refused.value.code is Refusal.OUTPUT_EXISTS
+    assert [*below.parent.iterdir()] == [below]
