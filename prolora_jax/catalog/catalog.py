@@ -169,7 +169,7 @@ def pair_report(options: MigrationOptions, pair: BasePair, pairs: dict[str, str]
     """
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    moving = pair.tokens.moving(pairs) | pair.slices.paths
+    moving = pair.tokens.moving(pairs) | pair.slices.among(matching.pairs)
     asked = {path: own for path, own in pairs.items() if path in moving or not copied}
     measures = pair.measure(asked, options)
     return PairReport(

@@ -4,6 +4,7 @@ blocks.py: Blocks of rank columns in a menu of widths, so that few programs are 
 merged.py: A merged adapter in its migration: what it is made of, and what its dtype is.
 evidence.py: How alike weights of two base models are: what `matching` decides on.
 kinship.py: Whether two language models are relatives at all.
+row_search.py: Rows of a matrix that are rows of another, found by some of their numbers.
 slicing.py: Layers that are rows and columns of the source's own.
 tokens.py: Rows of embeddings and heads in their migration, found by their tokens.
 pair_work.py: What is computed once per pair of weights, by worker processes, too.

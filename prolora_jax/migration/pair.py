@@ -76,8 +76,7 @@ class BasePair:
         store: BasisStore | None = None,
         workers: int = 1,
     ):
-        self.source = source
-        self.target = target
+        self.source, self.target = source, target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
         for model in (source, target):
@@ -90,7 +89,8 @@ class BasePair:
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
         self._cosine: tuple[float, int] | None = None
-        self.tokens, self.slices = PairTokens(source, target), PairSlices(source, target)
+        self.tokens = PairTokens(source, target)
+        self.slices = PairSlices(source, target, self.store.tables)
 
     def matching(
         self, mode: Match = "auto", options: MigrationOptions = OPTIONS, *, tokens: bool = True
@@ -145,7 +145,7 @@ class BasePair:
         self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
         found |= dict.fromkeys(self.tokens.moving(pairs), Measure(by_token=True))
-        found |= dict.fromkeys(self.slices.paths & pairs.keys(), Measure(sliced=True))
+        found |= dict.fromkeys(self.slices.among(pairs), Measure(sliced=True))
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
@@ -170,7 +170,8 @@ class BasePair:
         if options.min_similarity <= -1.0:
             return
         require_a_common_shape(self.source, self.target, pairs)
-        pairs = {path: own for path, own in pairs.items() if path not in self.slices.paths}
+        slices = self.slices.among(pairs)
+        pairs = {path: own for path, own in pairs.items() if path not in slices}
         if self._cosine is None:
             found = median_cosine(self.source, self.target, pairs, self.store.tables)
             self._cosine = (1.0, 0) if found is None else found

@@ -18,6 +18,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.whole_layers import whole_layers
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.gguf_model import open_gguf
+from prolora_jax.io.base_models.gguf_tokens import GgufTokens, read_gguf_tokens
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.io.base_models.model_files import NETWORKS, UNET_STEMS, ModelPart, model_parts
@@ -163,13 +164,20 @@ class BaseModel:
         packed = (source.packed for source in self.sources.values())
         return tuple(sorted({one.note for one in packed if one is not None and one.note}))
 
-    def tokenizer_json(self) -> bytes | None:
-        """The `tokenizer.json` beside the weights; None where there is none.
+    def tokenizer(self) -> bytes | GgufTokens | None:
+        """What says which token a row is of; None where nothing does.
+
+        Returns:
+            The tokens in a GGUF file's header, or else the `tokenizer.json` beside the weights.
 
         Raises:
             BaseModelError: it cannot be read.
         """
-        return None if self.place is None else read_tokenizer_json(self.place)
+        if self.place is None:
+            return None
+        found = [read_gguf_tokens(p.files[0]) for p in model_parts(self.place) if p.kind == "gguf"]
+        own = next((tokens for tokens in found if tokens is not None), None)
+        return read_tokenizer_json(self.place) if own is None else own
 
     def has_lost(self, path: str) -> bool:
         """Whether a cast to 8 bits without a scale has lost much of a weight.
