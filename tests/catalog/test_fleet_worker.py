@@ -24,7 +24,7 @@ from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places import object_store
+from prolora_jax.io.places import store_place
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
@@ -127,8 +127,7 @@ def run(job: FleetJob) -> ChunkDone:
 
 
 def end(job: FleetJob) -> None:
-    out = open_place(job.out)
-    end_run(out, receipts.read_receipts(out))
+    end_run(open_place(job.out))
 
 
 def without_places(files: dict[str, bytes]) -> dict[str, object]:
@@ -284,7 +283,7 @@ def test_an_output_too_large_for_a_store_is_that_files_refusal(
     write(inputs / "small.safetensors", 0, (4,))
     write(inputs / "large.safetensors", 1, (16,))
     job = made.job(inputs, f"{bucket}/out")
-    monkeypatch.setattr(object_store, "_LARGEST_PUT", 200_000)  # they have 98 and 305 thousand
+    monkeypatch.setattr(store_place, "_LARGEST_PUT", 200_000)  # they have 98 and 305 thousand
     assert run(job).states == {"small.safetensors": "done", "large.safetensors": "refused"}
     record = receipts.read_receipts(open_place(job.out))["large.safetensors"].receipt.record
     assert record.reason == str(Refusal.FILE_TOO_LARGE)

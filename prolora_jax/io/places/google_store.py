@@ -88,8 +88,8 @@ class GooglePlace(StorePlace):
         told, listed = json.loads(content), []
         for one in told.get("items", ()):
             key = self._short(one["name"])
-            # Consoles make empty objects for folders, which are no files.
-            if not key.endswith("/"):
+            # Consoles make empty objects for folders, this one's own among them: no files.
+            if key and not key.endswith("/"):
                 if not all(key.split("/")) or has_control(key):
                     raise self._no_path(below)
                 listed.append(Listed(key, int(one["size"]), one["generation"]))

@@ -54,8 +54,19 @@ class ObjectPlace(StorePlace):
             raise self._no_path(below) from None
         except _ANY as failure:
             raise self._said(below, failure) from None
-        listed = [Listed(self._short(one["path"]), one["size"], one["e_tag"] or "") for one in page]
-        return listed, page[-1]["path"] if len(page) == _PAGE else None
+        more = len(page) == _PAGE
+        if more and any(one["size"] for one in page):
+            # What an empty one is, the key behind it says: it comes again with that.
+            page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
+        # Consoles make empty objects for folders, this one's own among them, and the client cuts
+        # the slash at their ends off: the first key below comes right behind.
+        behind = [one["path"] for one in page[1:]] + [""]
+        files = [
+            Listed(self._short(one["path"]), one["size"], one["e_tag"] or "")
+            for one, following in zip(page, behind, strict=True)
+            if one["size"] or not following.startswith(f"{one['path']}/")
+        ]
+        return [file for file in files if file.key], page[-1]["path"] if more else None
 
     def _head(self, key: str) -> Head | None:
         try:

@@ -7,7 +7,7 @@ role) and never stand in a URL: URLs are shown, in logs, reports and messages.
 import os
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
@@ -28,7 +28,7 @@ def without_secrets(url: str) -> str:
     """A URL as it may be shown: without user, password, query and fragment."""
     if not is_url(url):
         return url
-    parts = urlsplit(url)
+    parts = _parts(url)
     host = parts.netloc.rpartition("@")[2]
     return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
 
@@ -47,7 +47,7 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
     if not is_url(place):
         return LocalPlace(Path(place))
     url = str(place)
-    parts, shown = urlsplit(url), without_secrets(url)
+    parts, shown = _parts(url), without_secrets(url)
     if parts.username or parts.password or parts.query or parts.fragment:
         raise UsageError(
             f"{shown}: found a user, a password or a query in the URL; expected "
@@ -61,7 +61,22 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
             "gs://bucket/prefix, or a folder",
             code=Refusal.BAD_OPTION,
         )
-    return opened(shown, parts.netloc, parts.path.strip("/"), pace or Pace())
+    prefix = parts.path.strip("/")
+    # One name for one place, however many slashes it was written with: places are compared by it.
+    shown = f"{parts.scheme}://{parts.netloc}/{prefix}".rstrip("/")
+    return opened(shown, parts.netloc, prefix, pace or Pace())
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # What it is stays unsaid: what cannot be taken apart may have a password anywhere.
+        raise UsageError(
+            f"{url.partition(':')[0]}://...: found a URL that cannot be taken apart; expected "
+            "scheme://bucket/prefix; check its brackets",
+            code=Refusal.BAD_OPTION,
+        ) from None
 
 
 def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:

@@ -1,0 +1,84 @@
+"""Listings as stores give them where people have used a console: empty objects for folders."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+from xml.sax.saxutils import escape
+
+import pytest
+from fake_gcs import EMULATOR, proxied_gcs
+from seaweed import use
+
+from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.io.places.opening import open_place, without_secrets
+from prolora_jax.io.places.place import Listed
+
+KEPT = {"in/": 0, "in/a/": 0, "in/a/b/": 0, "in/a/b/c": 5, "in/a-b": 1, "in/empty": 0, "in/z/": 0}
+"""Keys and sizes; a real server (SeaweedFS) makes folders of them, and lists none."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, format: str, *_: object) -> None: ...
+
+    def do_GET(self) -> None:
+        asked = parse_qs(urlsplit(self.path).query)
+        behind = asked.get("start-after", [""])[0]
+        one = (
+            "<Contents><Key>{}</Key><Size>{}</Size><ETag>e</ETag>"
+            "<LastModified>2026-11-30T00:00:00.000Z</LastModified></Contents>"
+        )
+        keys = [key for key in sorted(KEPT) if key > behind and key.startswith(asked["prefix"][0])]
+        told = "".join(one.format(escape(key), KEPT[key]) for key in keys)
+        text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{told}</ListBucketResult>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("page", [3, 4, 5, 1000])
+def test_folders_of_consoles_are_no_files_on_s3(
+    endpoint: str, page: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Wherever a page ends. Of one that is empty nothing tells that it is no empty file."""
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    use(endpoint, monkeypatch)
+    monkeypatch.setattr("prolora_jax.io.places.object_store._PAGE", page)
+    found = {key.removeprefix("in/"): size for key, size in KEPT.items() if not key.endswith("/")}
+    found["z"] = 0
+    files = [Listed(key, size, "e") for key, size in sorted(found.items())]
+    assert sorted(open_place("s3://bucket/in").list()) == files
+
+
+def test_a_folder_of_googles_console_is_a_place(monkeypatch: pytest.MonkeyPatch):
+    """One that was made there has an object of its own name, with a slash behind it."""
+    with proxied_gcs("bucket") as proxy:
+        monkeypatch.setenv(EMULATOR, proxy.endpoint)
+        bucket = open_place("gs://bucket")
+        for key in ("in/", "in/k"):
+            bucket.create(key, b"", {})
+        assert [one.key for one in open_place("gs://bucket/in").list()] == ["k"]
+
+
+def test_a_place_has_one_name():
+    """Places are compared by it: outputs beside their inputs, and one job's with another's."""
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    assert {open_place(f"s3://b{slash}in/").shown for slash in ("/", "//")} == {"s3://b/in"}
+
+
+def test_what_is_no_url_is_refused_without_being_shown():
+    for act in (open_place, without_secrets):
+        with pytest.raises(UsageError, match="cannot be taken apart") as refused:
+            act("s3://key:secret-made@[bucket/prefix")
+        assert "made" not in str(refused.value)
+        assert refused.value.code is Refusal.BAD_OPTION
