@@ -5,11 +5,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prolora_jax.errors import ProloraError, Refusal
 
@@ -18,11 +18,17 @@ Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
-"""How often a worker looks whether its parent is still there."""
+"""How often a worker looks whether its parent is still there, and that for a worker's signs."""
+
+_signed: Any = None
+"""Of a worker process: when it gave its last sign of life, which its parent sees."""
 
 
 def run_in_processes(
-    function: Callable[[Task], Result], tasks: Sequence[Task], workers: int
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    workers: int,
+    heard: Callable[[], object] | None = None,
 ) -> Iterator[tuple[Task, Result]]:
     """Results in the order in which they are ready.
 
@@ -34,6 +40,7 @@ def run_in_processes(
         tasks: started in this order; give the largest first.
         workers: processes. A script that asks for them needs the usual
             `if __name__ == "__main__":`. They end when this process does, however it does.
+        heard: called when a worker has given a sign of life (`give_sign`).
 
     Yields:
         (task, its result), each once.
@@ -44,7 +51,7 @@ def run_in_processes(
     left = dict(enumerate(tasks))
     for count in (workers, max(workers // 2, 1)):
         try:
-            yield from _run(function, left, count)
+            yield from _run(function, left, count, heard)
             return
         except BrokenProcessPool:
             _log.warning(
@@ -63,21 +70,43 @@ def run_in_processes(
 
 
 def _run(
-    function: Callable[[Task], Result], left: dict[int, Task], workers: int
+    function: Callable[[Task], Result],
+    left: dict[int, Task],
+    workers: int,
+    heard: Callable[[], object] | None,
 ) -> Iterator[tuple[Task, Result]]:
     """Results of tasks, which are taken out of `left` as they are done."""
     spawn = get_context("spawn")
+    # Without a lock, which a worker that is killed would hold for ever.
+    signed, last = spawn.RawValue("d", 0.0), 0.0
     with (
         one_thread_each(),
-        ProcessPoolExecutor(workers, spawn, end_with, (os.getpid(),)) as pool,
+        ProcessPoolExecutor(workers, spawn, _begin, (os.getpid(), signed)) as pool,
     ):
         try:
             waiting = {pool.submit(function, task): place for place, task in left.items()}
-            for future in as_completed(waiting):
-                result = future.result()
-                yield left.pop(waiting.pop(future)), result
+            while waiting:
+                ready, _ = wait(waiting, _LOOK_SECONDS, FIRST_COMPLETED)
+                if heard is not None and signed.value != last:
+                    last = signed.value
+                    heard()
+                for future in ready:
+                    result = future.result()
+                    yield left.pop(waiting.pop(future)), result
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def give_sign() -> None:
+    """Have the process that this one works for know that it waits, and is not stuck."""
+    if _signed is not None:
+        _signed.value = time.monotonic()
+
+
+def _begin(parent: int, signed: Any) -> None:
+    global _signed
+    _signed = signed
+    end_with(parent)
 
 
 def end_with(parent: int) -> None:

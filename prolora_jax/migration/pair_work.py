@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from prolora_jax.engines.processes import run_in_processes
+from prolora_jax.engines.processes import give_sign, run_in_processes
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.stores.basis_store import FolderStore, store_at
 from prolora_jax.io.stores.store_address import StoreAddress
@@ -69,7 +69,8 @@ def compare_all(
     operations = sum(2.0 * w.k_source * w.k_target * sum(w.shape) for w in todo.values())
     if isinstance(store, FolderStore) and _worth(operations, workers):
         tasks = [_Comparing(store.address, *item) for item in todo.items()]
-        results = ((t.key, c) for t, c in run_in_processes(_compare_stored, tasks, workers))
+        compared = run_in_processes(_compare_stored, tasks, workers, store.waiting)
+        results = ((task.key, comparison) for task, comparison in compared)
     else:
         results = ((key, compare(store, weights)) for key, weights in todo.items())
     found = {}
@@ -98,7 +99,7 @@ def prepare_all(
 
     if isinstance(store, FolderStore) and _worth(operations, workers):
         tasks = [_Preparing(store.address, key) for key in todo]
-        results = run_in_processes(_prepare_stored, tasks, workers)
+        results = run_in_processes(_prepare_stored, tasks, workers, store.waiting)
     else:
         results = here()
     for done, _ in enumerate(results, start=1):
@@ -192,7 +193,7 @@ class _Comparing(NamedTuple):
 
 
 def _compare_stored(task: _Comparing) -> Comparison:
-    return compare(store_at(task.place), task.weights)
+    return compare(store_at(task.place, give_sign), task.weights)
 
 
 class _Preparing(NamedTuple):
@@ -202,7 +203,7 @@ class _Preparing(NamedTuple):
 
 def _prepare_stored(task: _Preparing) -> None:
     # Written here: sending tens of megabytes to the parent costs more than preparing them.
-    store = store_at(task.place)
+    store = store_at(task.place, give_sign)
     if not store.operators.has(task.key):  # another host's
         store.operators.put(task.key, prepare(store, task.key))
 

@@ -115,7 +115,7 @@ def compute_subspaces(
         look()
         others = NOBODY
         if isinstance(store, FolderStore) and store.share is not None:
-            others = Others(store.address, frozenset(absent))
+            others = Others(store.address, frozenset(absent), store.waiting)
         parts = turns(_costs(model, asked), store.share, dict(zip(asked, asked, strict=True)))
         total = len(lacked)
         computed = _by_turns(model, lacked, parts, workers, mesh, others)

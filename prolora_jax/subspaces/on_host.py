@@ -1,12 +1,12 @@
 """Subspaces computed on the host: one after the other, or by worker processes. Loads no JAX."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from prolora_jax.engines.processes import run_in_processes
+from prolora_jax.engines.processes import give_sign, run_in_processes
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, load_base_model
 from prolora_jax.io.stores.basis_store import store_at
@@ -53,10 +53,12 @@ class Others(NamedTuple):
     Attributes:
         store: where it lies; None: there is nobody.
         absent: fingerprints of what it had not when it was looked at.
+        waiting: called while a worker process waits for it.
     """
 
     store: StoreAddress | None = None
     absent: frozenset[str] = frozenset()
+    waiting: Callable[[], object] | None = None
 
     def who_have(self, fingerprint: str) -> StoreAddress | None:
         """The store, if another host may have put a basis there meanwhile."""
@@ -64,7 +66,7 @@ class Others(NamedTuple):
 
     def have(self, fingerprint: str) -> bool:
         """Whether another host has put a basis there meanwhile; one request."""
-        return _is_there(self.who_have(fingerprint), fingerprint)
+        return _is_there(self.who_have(fingerprint), fingerprint, self.waiting)
 
 
 NOBODY = Others()
@@ -95,7 +97,7 @@ def in_processes(
         _Task(fingerprint, model.location, *item, others.who_have(fingerprint))
         for fingerprint, item in todo.items()
     ]
-    for task, basis in run_in_processes(_compute_in_worker, tasks, workers):
+    for task, basis in run_in_processes(_compute_in_worker, tasks, workers, others.waiting):
         if basis is not None:
             yield task.fingerprint, basis
 
@@ -106,8 +108,10 @@ def operations(model: BaseModel, path: str) -> float:
     return 10.0 * long * short**2
 
 
-def _is_there(address: StoreAddress | None, fingerprint: str) -> bool:
-    return address is not None and store_at(address).has(fingerprint)
+def _is_there(
+    address: StoreAddress | None, fingerprint: str, waiting: Callable[[], object] | None
+) -> bool:
+    return address is not None and store_at(address, waiting).has(fingerprint)
 
 
 @cache
@@ -124,6 +128,6 @@ class _Task(NamedTuple):
 
 
 def _compute_in_worker(task: _Task) -> Basis | None:
-    if _is_there(task.others, task.fingerprint):
+    if _is_there(task.others, task.fingerprint, give_sign):
         return None
     return compute_one(_model_in_worker(task.location), task.path, task.rule)

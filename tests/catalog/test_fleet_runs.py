@@ -172,6 +172,14 @@ def test_an_input_that_can_never_be_written_costs_itself_alone(tmp_path: Path):
         run_here(job(inputs), RunShare(1))
 
 
+def test_a_folder_that_can_never_be_written_stops_nothing(tmp_path: Path):
+    """More in a row than a chunk has: what is elsewhere in the catalog tells them from the host."""
+    bad = [f"0/trouble{n}" for n in range(dispatch.MOST)]
+    inputs = catalog(tmp_path, *bad, *(f"1/a{n}" for n in range(20)))
+    found = run_here(job(inputs), RunShare(1))
+    assert (found.found, found.complete) == ({"done": 20, "failed": dispatch.MOST}, True)
+
+
 def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = catalog(tmp_path, "a")
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_never)

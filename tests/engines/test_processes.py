@@ -7,7 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from worker_tasks import doubled, doubled_but_once_killed, marked_and_killed
+from worker_tasks import (
+    doubled,
+    doubled_but_once_killed,
+    doubled_while_alive,
+    marked_and_killed,
+)
 
 from prolora_jax.engines.processes import run_in_processes
 from prolora_jax.errors import ProloraError, Refusal
@@ -15,6 +20,14 @@ from prolora_jax.errors import ProloraError, Refusal
 
 def test_every_task_has_its_result_once():
     assert sorted(run_in_processes(doubled, [3, 1, 1, 2], 2)) == [(1, 2), (1, 2), (2, 4), (3, 6)]
+
+
+def test_signs_of_life_are_heard_before_anything_is_done():
+    heard: list[int] = []
+    found = []
+    for task, result in run_in_processes(doubled_while_alive, [1], 1, lambda: heard.append(1)):
+        found.append((task, result, bool(heard)))
+    assert found == [(1, 2, True)]
 
 
 def test_a_killed_worker_is_told_and_its_work_done(tmp_path: Path, caplog):

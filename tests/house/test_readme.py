@@ -55,11 +55,16 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+PROGRESS = re.compile(r"[a-z ]+: \d+ of \d+(, \d.* left)?")
+"""What a command says on stderr where the machine is slow, and nothing is wrong."""
+
+
 def run_commands(page: str, folder: Path) -> None:
     for name, *arguments in commands(page):
         assert name == "prolora"
         done = run([sys.executable, "-m", "prolora_jax", *arguments], folder)
-        assert (done.returncode, done.stderr) == (0, ""), f"{arguments}\n{done.stderr}"
+        said = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
+        assert (done.returncode, said) == (0, []), f"{arguments}\n{done.stderr}"
 
 
 def test_commands_of_readme(folder: Path):

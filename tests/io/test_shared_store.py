@@ -1,19 +1,23 @@
 """A store that hosts share: each copies what it needs, the loser of a create takes the winner's.
 
-Over a folder and over a real S3 server (SeaweedFS), which stands behind a proxy that loses answers.
+Over a folder, a real S3 server (SeaweedFS), which stands behind a proxy that loses answers, and an
+emulator of Google's store.
 """
 
+import fcntl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_gcs import EMULATOR, proxied_gcs
 from fault_proxy import Fault, FaultProxy
 from seaweed import BUCKET, SECRET, proxied, use
 
-from prolora_jax.errors import OutputError, UsageError
+from prolora_jax.errors import UsageError
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
 from prolora_jax.io.stores.basis_store import FolderStore
@@ -37,16 +41,27 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultProxy]:
         yield found
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="module")
+def google_proxy() -> Iterator[FaultProxy]:
+    with proxied_gcs(BUCKET) as found:
+        yield found
+
+
+@pytest.fixture(params=["folder", "s3", "gs"])
 def shared(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> str | Path:
     if request.param == "folder":
         return tmp_path / "shared"
+    # Parameters of one test share a name.
+    name = f"{request.node.originalname}-{tmp_path.name}"
+    if request.param == "gs":
+        monkeypatch.setenv(EMULATOR, request.getfixturevalue("google_proxy").endpoint)
+        return f"gs://{BUCKET}/{name}"
     proxy = request.getfixturevalue("proxy")
     proxy.choose = lambda method, path: None
     use(proxy.endpoint, monkeypatch)
-    return f"s3://{BUCKET}/{request.node.originalname}"
+    return f"s3://{BUCKET}/{name}"
 
 
 @pytest.fixture
@@ -209,6 +224,31 @@ def test_lost_answers_change_nothing(
     assert files_of(one) == files_of(two) == contents(open_place(url))
 
 
+def test_who_waits_for_the_place_gives_signs_of_life(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """For its answers, and for another process of the host that is fetching."""
+    use(proxy.endpoint, monkeypatch)
+    signs: list[float] = []
+    url = f"s3://{BUCKET}/signs"
+    store = FolderStore(tmp_path / "own", shared=url, waiting=lambda: signs.append(1))
+    proxy.first(503, "HEAD", "signs", times=2)
+    assert not store.has(A)
+    assert len(signs) == 2
+    signs.clear()
+    fill(FolderStore(tmp_path / "other", shared=url), 1)
+    (tmp_path / "own").mkdir(exist_ok=True)
+    with (tmp_path / "own" / ".fetching").open("w") as held, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waited = pool.submit(store.get, A)
+        begun = time.monotonic()
+        while not signs and time.monotonic() - begun < 30:
+            time.sleep(0.01)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        assert waited.result() is not None
+    assert signs
+
+
 def test_a_place_that_lets_two_win_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = FolderStore(tmp_path / "one", shared=tmp_path / "shared")
     place = store._beyond.place  # pyright: ignore[reportAttributeAccessIssue]
@@ -219,7 +259,7 @@ def test_a_place_that_lets_two_win_is_refused(tmp_path: Path, monkeypatch: pytes
         return real(key, content, tags)
 
     monkeypatch.setattr(place, "create", careless)
-    with pytest.raises(OutputError, match="let two writers make one file"):
+    with pytest.raises(UsageError, match="let two writers make one file"):
         store.put(A, basis_of(1))
     assert store.get(A) is None
 

@@ -2,10 +2,21 @@
 
 import os
 import signal
+import time
 from pathlib import Path
+
+from prolora_jax.engines.processes import give_sign
 
 
 def doubled(number: int) -> int:
+    return 2 * number
+
+
+def doubled_while_alive(number: int) -> int:
+    """The number doubled, after two seconds of waiting with signs of life."""
+    for _ in range(20):
+        give_sign()
+        time.sleep(0.1)
     return 2 * number
 
 

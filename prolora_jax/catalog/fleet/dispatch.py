@@ -6,6 +6,7 @@ workers alone is to blame, and is set apart. A worker that is ended by others (a
 costs its inputs nothing: who hands them back says so.
 """
 
+import random
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from math import ceil
@@ -52,6 +53,15 @@ class Dispatch:
             count = 1 if one else max(1, min(size, self._most))
             return tuple(self._waiting.popleft() for _ in range(count))
         return (self._alone.popleft(),) if self._alone else None
+
+    def probe(self) -> Chunk | None:
+        """One unit from anywhere: what is behind one that could not be done may be like it."""
+        if self._waiting:
+            place = random.randrange(len(self._waiting))
+            unit = self._waiting[place]
+            del self._waiting[place]
+            return (unit,)
+        return self.next(one=True)
 
     def hand_back(self, units: Collection[Unit]) -> None:
         """Inputs that were not done, and are not to blame for it."""

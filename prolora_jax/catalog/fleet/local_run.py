@@ -32,7 +32,8 @@ SILENCE = 600.0
 """Seconds without a sign of life after which a worker is ended; its input is to blame for it."""
 
 STRIKES = 3
-"""Inputs in a row that fail at once for a host's own trouble before it gets no more."""
+"""Chunks in a row that fail at once for a host's own trouble before it gets no more; all but the
+first are single inputs from anywhere, as what lies together may fail together."""
 
 _NEVER_READY = 3
 """Workers in a row that end before they are ready: no input can be to blame for that."""
@@ -204,10 +205,12 @@ class _Run:
         while self.idle and not self.stop.is_set():
             if not self.warm and self.busy:
                 return
-            chunk = self.dispatch.next(one=not self.warm)
+            worker = self.idle[-1]
+            struck = self.strikes[worker] > 0
+            chunk = self.dispatch.probe() if struck else self.dispatch.next(one=not self.warm)
             if chunk is None:
                 return
-            worker = self.idle.pop()
+            self.idle.pop()
             self.busy[worker] = chunk
             self.crew.give(worker, self._work(chunk))
 
@@ -257,7 +260,7 @@ class _Run:
             self.strikes[worker] = 0
         else:
             # What has failed before says nothing new of the host.
-            self.strikes[worker] += len(names - self.troubled)
+            self.strikes[worker] += not names <= self.troubled
         self.troubled |= names
         for unit in self.dispatch.troubled(left):
             self._given_up([one for one in unit if one.name in done.left], done.trouble)

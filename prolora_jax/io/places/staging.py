@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
 from prolora_jax.io.places.opening import open_place, without_secrets
+from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace, Listed
 
 PIECE = 2**23
@@ -95,11 +96,11 @@ def stage_once(url: str, cache: Path, sign: Callable[[], object] | None = None) 
         AdapterRefused: it was replaced while it was fetched.
         OutputError: the store does not answer, or the local disk takes no more.
     """
-    place, name = open_place(url), without_secrets(url).rpartition("/")[2]
+    place, name = open_place(url, Pace(waiting=sign)), without_secrets(url).rpartition("/")[2]
     listed = [file for file in place.list() if not file.key.startswith(".")]
     alone = not listed
     if alone:
-        place = open_place(url.rstrip("/").rpartition("/")[0])
+        place = open_place(url.rstrip("/").rpartition("/")[0], Pace(waiting=sign))
         head = place.head(name)
         if head is None:
             raise UsageError(

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -73,6 +73,7 @@ class FolderStore:
             A folder of another place, or of none, holds other bytes: it is to be another.
         share: which part of what many hosts compute is done first here: its number, from 0, and how
             many there are. None: one of very many, by chance.
+        waiting: called while the shared place is waited for, which may be a sign of life.
 
     Raises:
         UsageError: `shared` cannot be meant.
@@ -87,8 +88,9 @@ class FolderStore:
         noted: bool = True,
         shared: str | Path | None = None,
         share: tuple[int, int] | None = None,
+        waiting: Callable[[], object] | None = None,
     ):
-        self.folder = folder
+        self.folder, self.waiting = folder, waiting
         self.keeps, self.limit = keeps, limit
         self.address = StoreAddress(folder, shared)
         self.in_use = InUse(folder) if noted else None
@@ -98,7 +100,9 @@ class FolderStore:
         self.share: tuple[int, int] | None = None
         if shared is not None:
             self.share = share or (secrets.randbelow(_PARTS), _PARTS)
-            self._beyond = SharedFiles(shared, folder, writes=keeps, arriving=self._arriving)
+            self._beyond = SharedFiles(
+                shared, folder, writes=keeps, arriving=self._arriving, waiting=waiting
+            )
         self.operators = OperatorFolder(folder / "operators", use, every, self._beyond)
         self.tables = WeightTables(folder / "tables", self._beyond)
         self.known = KnownWeights(folder / "weights")
@@ -238,9 +242,9 @@ class FolderStore:
 
 
 @cache
-def store_at(address: StoreAddress) -> FolderStore:
+def store_at(address: StoreAddress, waiting: Callable[[], object] | None = None) -> FolderStore:
     """The store at a place, for what a process does on behalf of another that has it open."""
-    return FolderStore(address.folder, noted=False, shared=address.shared)
+    return FolderStore(address.folder, noted=False, shared=address.shared, waiting=waiting)
 
 
 def _nobody(name: str) -> None:

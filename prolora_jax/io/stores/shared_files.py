@@ -9,6 +9,7 @@ from the place is believed no more than what lies in the folder: its seal is loo
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -17,11 +18,13 @@ from typing import Protocol, runtime_checkable
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX, cannot_write
 from prolora_jax.io.places.opening import open_place, require_conditions
+from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace, Listed
 from prolora_jax.io.places.staging import stage
 
 _MEETINGS = 5
 _LOCK = ".fetching"
+_LOOK_SECONDS = 0.05
 
 
 @runtime_checkable
@@ -92,6 +95,7 @@ class SharedFiles:
         folder: the store's own.
         writes: whether what is made here is offered to all.
         arriving: called with the name of a file before it is fetched.
+        waiting: called while the place or another process of this host is waited for.
 
     Raises:
         UsageError: the URL has credentials in it, or is of no known kind, or a library is missing.
@@ -104,8 +108,10 @@ class SharedFiles:
         *,
         writes: bool = True,
         arriving: Callable[[str], None],
+        waiting: Callable[[], object] | None = None,
     ):
-        self.place: FilePlace = open_place(shared)
+        self.place: FilePlace = open_place(shared, Pace(waiting=waiting))
+        self._waiting = waiting
         self._folder, self._writes, self._arriving = folder, writes, arriving
         self._trusted = False
 
@@ -126,7 +132,8 @@ class SharedFiles:
                     return False
                 self._arriving(name)
                 with suppress(AdapterRefused):  # it was replaced meanwhile
-                    stage(self.place, [Listed(name, head.size, head.etag)], self._folder)
+                    listed = [Listed(name, head.size, head.etag)]
+                    stage(self.place, listed, self._folder, self._waiting)
                     return True
         return False
 
@@ -179,10 +186,21 @@ class SharedFiles:
             message = cannot_write(self._folder, failure.strerror or str(failure))
             raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            while not _is_ours(descriptor):
+                if self._waiting is not None:
+                    self._waiting()
+                time.sleep(_LOOK_SECONDS)
             yield
         finally:
             os.close(descriptor)
+
+
+def _is_ours(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:

@@ -32,8 +32,8 @@ def store_address(asked: str | None) -> StoreAddress:
     """Where a store lies that was asked for.
 
     Args:
-        asked: a folder; or `s3://bucket/prefix`, or `file:///folder`, which many hosts have in
-            common: then it is copied to a folder beside the usual one, as far as it is used. None:
+        asked: a folder; or `s3://bucket/prefix`, `gs://bucket/prefix`, or `file:///folder`, which
+            many hosts have in common: then it is copied to a folder beside the usual one, as far as it is used. None:
             `$PROLORA_STORE`, else `prolora/bases` in the user's cache folder.
 
     Raises:
