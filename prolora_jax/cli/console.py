@@ -74,9 +74,9 @@ class Common:
     """Options that every command has.
 
     Attributes:
-        store: folder of the basis store; or s3://bucket/prefix, gs://bucket/prefix or file:///folder,
-            which hosts share and copy as they need it [default: $PROLORA_STORE, else the user's cache
-            folder].
+        store: folder of the basis store; or s3://bucket/prefix, gs://bucket/prefix or
+            file:///folder, which hosts share and copy as they need it [default: $PROLORA_STORE,
+            else the user's cache folder].
         store_limit: bytes that the store may have when the command is done, 20GB or 500MB: what was
             not used for the longest time goes, but nothing that a running command uses.
         json: print one JSON document on stdout and nothing else there.

@@ -107,6 +107,7 @@ def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
 
 def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
     from prolora_jax.catalog.fleet.ending import summary_of_receipts
+    from prolora_jax.catalog.fleet.job import is_begun
     from prolora_jax.catalog.fleet.local_run import run_here
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.places.opening import open_place
@@ -114,11 +115,16 @@ def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
     reporter = Reporter(common.quiet)
     with reporter.shown():
         found = run_here(job, share, reporter)
+    said = None
     if found.stopped:  # there may be no time to read all receipts
+        said = f"Told to stop: {found.left} are left; the same command goes on."
+    elif not is_begun(open_place(job.out)):
+        said = f"Part {share.shard}/{share.shards} has no adapters, and no other part has begun."
+    if said is not None:
         if common.json:
             write_json({"run": found, "summary": None})
         else:
-            out().print(f"Told to stop: {found.left} are left; the same command goes on.")
+            out().print(said)
         return 0
     summary, records = summary_of_receipts(open_place(job.out))
     if common.json:

@@ -275,6 +275,20 @@ def test_a_name_that_a_store_cannot_hold_is_that_files_refusal(
     assert record.reason == str(Refusal.BAD_NAME)
 
 
+def test_an_output_whose_report_has_no_place_is_not_left_there(
+    made: Made, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    inputs, name = tmp_path / "catalog", f"{'long' * 25}.safetensors"
+    inputs.mkdir()
+    for one in ("a0.safetensors", name):
+        shutil.copy(made.inputs / "a0.safetensors", inputs / one)
+    job = made.job(inputs, f"{bucket}/out")
+    output = f"{bucket}/out/{name}".removeprefix(f"s3://{BUCKET}/")
+    monkeypatch.setattr(store_place, "_LONGEST_KEY", len(output))
+    assert run(job).states == {"a0.safetensors": "done", name: "refused"}
+    assert open_place(job.out).head(name) is None
+
+
 def test_an_output_too_large_for_a_store_is_that_files_refusal(
     made: Made, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -86,6 +86,17 @@ def test_a_run_and_what_is_asked_of_it(say, folder: Path):
     assert (code, told["code"]) == (2, "locked")
 
 
+def test_a_part_without_adapters_is_done_at_once(say, folder: Path):
+    """Of more parts than adapters some are empty; which, their names say, so all are asked here."""
+    told = [
+        say("fleet", "run", "loras", *BASES, "--out", "never-begun", "--shard", f"{part}/1000")
+        for part in range(3)
+    ]
+    assert [code for code, _ in told] == [0] * 3
+    assert all(said["run"]["left"] == said["run"]["done"] == 0 for _, said in told)
+    assert all(said["summary"] is None for _, said in told)
+
+
 def test_hosts_share_a_store(say, folder: Path, monkeypatch: pytest.MonkeyPatch):
     shared, model = f"file://{folder}/shared", model_of_many_shapes(folder)
     build = ("subspaces", "build", model.location, "--modules", "linear", "--store", shared)

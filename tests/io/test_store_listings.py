@@ -58,6 +58,7 @@ def test_folders_of_consoles_are_no_files_on_s3(
     found["z"] = 0
     files = [Listed(key, size, "e") for key, size in sorted(found.items())]
     assert sorted(open_place("s3://bucket/in").list()) == files
+    assert list(open_place("s3://bucket/none").list()) == []
 
 
 def test_a_folder_of_googles_console_is_a_place(monkeypatch: pytest.MonkeyPatch):

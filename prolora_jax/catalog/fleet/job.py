@@ -110,6 +110,18 @@ def claim(place: FilePlace, note: JobNote) -> JobNote:
     return known
 
 
+def is_begun(place: FilePlace) -> bool:
+    """Whether a worker of any host has noted its job in a place.
+
+    Args:
+        place: of the outputs.
+
+    Raises:
+        OutputError: it does not answer.
+    """
+    return place.head(JOB) is not None
+
+
 def require_same_job(place: FilePlace, job: FleetJob) -> None:
     """Refuse a place that has another job, before any worker is started.
 
@@ -121,7 +133,7 @@ def require_same_job(place: FilePlace, job: FleetJob) -> None:
         UsageError: it has another job.
         OutputError: it does not answer.
     """
-    if place.head(JOB) is not None and read_note(place).asked != job.asked:
+    if is_begun(place) and read_note(place).asked != job.asked:
         raise UsageError(_another(place, "another job"), code=Refusal.LOCKED)
 
 

@@ -59,11 +59,10 @@ class Publisher(NamedTuple):
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         known = before.receipt.files if before is not None else {}
         tags = {JOB_TAG: self.job, INPUT_TAG: sha256(f"{output} {etag}".encode()).hexdigest()[:32]}
-        found = {}
-        for file in (*files, report_path(path)):
-            key = file.relative_to(folder).as_posix()
-            found[key] = self._put(key, file, tags, known.get(key))
-        return found
+        keys = {file.relative_to(folder).as_posix(): file for file in (*files, report_path(path))}
+        for key in keys:  # an output whose report has no place would be nobody's
+            self.place.require_name(key)
+        return {key: self._put(key, file, tags, known.get(key)) for key, file in keys.items()}
 
     def publish_beside(self, folder: Path, key: str) -> None:
         """Put a file about an adapter beside its output; what is there already stays.

@@ -13,13 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from prolora_jax.errors import OutputError, Refusal
+from prolora_jax.errors import AdapterRefused, OutputError, Refusal
 from prolora_jax.io import atomic
 from prolora_jax.io.guarded import open_regular
 from prolora_jax.io.places.place import Content, Head, Listed, Written, changed
 
 _NONE_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 """What the system says of a name that has no file; anything else is no answer."""
+
+_LONGEST_NAME = 255
+"""Bytes of a file's name."""
 
 
 class LocalPlace:
@@ -67,6 +70,16 @@ class LocalPlace:
             raise FileNotFoundError(key) from None
         except OSError as failure:
             raise _no_answer(self._root / key, failure) from failure
+
+    def require_name(self, key: str) -> None:
+        """Refuse a name that is too long for a file system (see `FilePlace`)."""
+        longest = max(len(os.fsencode(part)) for part in key.split("/"))
+        if longest > _LONGEST_NAME:
+            raise AdapterRefused(
+                f"{self.shown}/{key}: found a name of {longest} bytes; expected at most "
+                f"{_LONGEST_NAME}; rename it",
+                code=Refusal.BAD_NAME,
+            )
 
     def create(self, key: str, content: Content, tags: Mapping[str, str]) -> Written:
         """Make a file that is not there (see `FilePlace`); tags are not kept."""

@@ -60,7 +60,7 @@ class ObjectPlace(StorePlace):
             page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
         # Consoles make empty objects for folders, this one's own among them, and the client cuts
         # the slash at their ends off: the first key below comes right behind.
-        behind = [one["path"] for one in page[1:]] + [""]
+        behind = [*[one["path"] for one in page], ""][1:]
         files = [
             Listed(self._short(one["path"]), one["size"], one["e_tag"] or "")
             for one, following in zip(page, behind, strict=True)

@@ -108,6 +108,14 @@ class FilePlace(Protocol):
         """
         ...
 
+    def require_name(self, key: str) -> None:
+        """Refuse a name that no file of this place can have; asks the place nothing.
+
+        Raises:
+            AdapterRefused: it has one that the place cannot hold.
+        """
+        ...
+
     def create(self, key: str, content: Content, tags: Mapping[str, str]) -> Written:
         """Make a file that is not there; of many who try one wins.
 

@@ -92,6 +92,10 @@ class StorePlace(ABC):
             return b""  # a range of nothing cannot be asked for
         return self._pace.patiently(lambda: self._read(key, start, length, etag))
 
+    def require_name(self, key: str) -> None:
+        """Refuse a name that stores do not take (see `FilePlace`)."""
+        self._full(key)
+
     def create(self, key: str, content: Content, tags: Mapping[str, str]) -> Written:
         """Make an object that is not there (see `FilePlace`)."""
         return self._put(key, content, tags, CREATE)

@@ -33,8 +33,8 @@ def store_address(asked: str | None) -> StoreAddress:
 
     Args:
         asked: a folder; or `s3://bucket/prefix`, `gs://bucket/prefix`, or `file:///folder`, which
-            many hosts have in common: then it is copied to a folder beside the usual one, as far as it is used. None:
-            `$PROLORA_STORE`, else `prolora/bases` in the user's cache folder.
+            many hosts have in common: then it is copied to a folder beside the usual one, as far
+            as it is used. None: `$PROLORA_STORE`, else `prolora/bases` in the user's cache folder.
 
     Raises:
         UsageError: a URL has credentials in it, or is of no known kind, or a library is missing.
