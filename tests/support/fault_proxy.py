@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = int | Literal["lose", "cut"]
+Fault = int | Literal["lose", "cut", "own", "careless"]
 """A status to answer without asking the server, or: `lose` the answer of what was done; `cut` the
-request's body, so that nothing is done."""
+request's body, so that nothing is done; `own`: what was done is told as refused for its condition;
+`careless`: what was refused for its condition is told as done."""
 
 Chooser = Callable[[str, str], Fault | None]
 """By method and path: what goes wrong with a request; None for nothing."""
@@ -34,6 +35,13 @@ class FaultProxy:
             def log_message(self, format: str, *_: object) -> None: ...
 
             def _any(self) -> None:
+                # A client or a server that is killed is what it looks like: no answer.
+                try:
+                    self._asked()
+                except (OSError, http.client.HTTPException):
+                    self.close_connection = True
+
+            def _asked(self) -> None:
                 proxy.asked.append((self.command, self.path))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 fault = proxy.choose(self.command, self.path)
@@ -50,6 +58,10 @@ class FaultProxy:
                 content = told.read()
                 if fault == "lose":
                     self.close_connection = True
+                elif fault == "own" and told.status < 300:
+                    self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {})
+                elif fault == "careless" and told.status == 412:
+                    self._answer(200, b"", {"ETag": '"made"'})
                 else:
                     self._answer(told.status, content, dict(told.getheaders()))
                 upstream.close()
