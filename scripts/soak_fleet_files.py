@@ -1,12 +1,13 @@
 """What `soak_fleet.py` works on: a pair of very small nets, and a catalog of very small adapters.
 
 Of every ten files one is broken (in turn in every way of `mixed_catalog.BROKEN`), and one has the
-content of an earlier one; ranks go from 1 to 8, formats in turn, folders are nested.
+content of an earlier one; ranks go from 1 to 8, formats in turn, folders are nested. An adapter has
+a quarter of the layers of attention, another one in turn.
 """
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,9 @@ def make_files(folder: Path, count: int, seed: int) -> MadeFiles:
             continue
         format, _ = FORMATS[len(good) % len(FORMATS)]
         rank = 1 + int(generator(f"{seed} rank {name}").integers(MOST_RANK))
-        layers = "attn2" if len(good) % 3 else "attn"
-        made = MadeAdapter(name, format, (rank,), "float16", layers, 1.0, seed)
-        adapter = make_adapter(made, pair.source_spec, _pool(seed))
+        made = MadeAdapter(name, format, (rank,), "float16", "attn", 1.0, seed)
+        whole = make_adapter(made, pair.source_spec, _pool(seed))
+        adapter = replace(whole, modules=whole.modules[len(good) % 4 :: 4])
         if why is None:
             save_adapter(adapter, path, format=format, base=pair.source_spec)
             good.append(name)

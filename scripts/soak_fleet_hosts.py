@@ -191,6 +191,7 @@ SMALL = {"object_store_memory": 80 * 2**20}
 RAY = {
     "RAY_raylet_start_wait_time_s": "300",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # else 15: on a machine with other work they starve
     # The dead are noticed in seconds: of hosts by the head, of the head by hosts.
     "RAY_health_check_period_ms": "1000",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",

@@ -29,7 +29,7 @@ from soak_fleet_places import (
 from prolora_jax.io.places.scratch import scratch
 
 PAIR_REPORT = "pair.report.json"
-DRIVERS, STORE = 0.22, 0.1
+DRIVERS, STORE = 0.18, 0.15
 """Shares of kills that are of a driver, and of the store where there is one."""
 RUN_SECONDS = 900.0
 """What a run may take that nothing hinders any more."""
@@ -59,7 +59,7 @@ class Soak:
         self._one_machine(whole)
         self.seconds_of_one = time.monotonic() - started
         self.outputs, self.states = prints(FolderOutputs(whole)), states_of(whole)
-        self.start_seconds, self.number = 12.0, 0
+        self.start_seconds, self.number = 10.0, 0
         self.server: Seaweed | None = None
         if store:
             (self.folder / "seaweed").mkdir()

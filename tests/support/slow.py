@@ -8,6 +8,7 @@ SLOW = (
     "refine/test_apart.py",
     "catalog/test_fleet_runs.py",
     "catalog/test_soak_kill.py",
+    "catalog/test_soak_fleet.py",
     "nets/test_sharded_pictures.py",
     "nets/test_pipeline.py",
     "evaluation/test_generate.py",
