@@ -27,7 +27,7 @@ from soak_fleet_rounds import Soak
 
 from prolora_jax.io.atomic import write_text
 
-MOST_KILLS = 30
+MOST_KILLS = 20
 """In one run; it is then left alone, so that it gets to its end."""
 
 

@@ -71,6 +71,7 @@ def make_files(folder: Path, count: int, seed: int) -> MadeFiles:
     pair = small_pair(seed)
     write_models(pair, folder)
     catalog, good, broken = folder / "catalog", [], 0
+    base, pool = pair.source_spec, generator(f"{seed} pool").standard_normal(_POOL, np.float32)
     for name, copy_of, why in _planned(count, seed):
         path = catalog / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,13 +82,13 @@ def make_files(folder: Path, count: int, seed: int) -> MadeFiles:
         format, _ = FORMATS[len(good) % len(FORMATS)]
         rank = 1 + int(generator(f"{seed} rank {name}").integers(MOST_RANK))
         made = MadeAdapter(name, format, (rank,), "float16", "attn", 1.0, seed)
-        whole = make_adapter(made, pair.source_spec, _pool(seed))
+        whole = make_adapter(made, base, pool)
         adapter = replace(whole, modules=whole.modules[len(good) % 4 :: 4])
         if why is None:
-            save_adapter(adapter, path, format=format, base=pair.source_spec)
+            save_adapter(adapter, path, format=format, base=base)
             good.append(name)
         else:
-            BROKEN[why][2](path, dump(adapter, "kohya-ldm", pair.source_spec)[0])
+            BROKEN[why][2](path, dump(adapter, "kohya-ldm", base)[0])
             broken += 1
     return MadeFiles(folder / "sdxl", folder / "ssd-1b", catalog, tuple(good), broken)
 
@@ -106,7 +107,3 @@ def _planned(count: int, seed: int) -> Iterator[tuple[str, str | None, str | Non
         else:
             good.append(f"{stem}{FORMATS[len(good) % len(FORMATS)][1]}")
             yield good[-1], None, None
-
-
-def _pool(seed: int) -> np.ndarray:
-    return generator(f"{seed} pool").standard_normal(_POOL, np.float32)
