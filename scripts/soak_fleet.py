@@ -16,6 +16,7 @@ On the first failure it says which, and leaves FOLDER as it is.
 
 import argparse
 import json
+import signal
 import time
 from collections import Counter
 from contextlib import closing
@@ -97,6 +98,8 @@ def soaked(chosen: argparse.Namespace) -> dict[str, object]:
                     faults["in turn"] = in_turn(soak, engine)
             except Failed as failure:
                 finding = str(failure)
+            except KeyboardInterrupt:
+                print("told to stop: what was checked till now counts", flush=True)
         return {
             "engine": chosen.engine,
             "workers": chosen.workers,
@@ -118,4 +121,5 @@ def _made(kills: dict[str, Counter[str]]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

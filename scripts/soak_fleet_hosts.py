@@ -240,9 +240,12 @@ class RayEngine:
             os.kill(chance.choice(actors), signal.SIGKILL)
         elif kind == "raylet":
             node = chance.choice(list(self._cluster.worker_nodes))
-            for process in node.all_processes["raylet"]:
-                os.kill(process.process.pid, signal.SIGKILL)
+            raylets = [process.process.pid for process in node.all_processes["raylet"]]
+            agents = [pid for one in raylets for pid in children(one) if _is_agent(pid)]
+            for pid in raylets:
+                os.kill(pid, signal.SIGKILL)
             time.sleep(chance.uniform(0, 3))
+            _end(agents)
             self._cluster.remove_node(node, allow_graceful=False)
             self._cluster.add_node(wait=False, num_cpus=1, **SMALL)
         else:
@@ -265,8 +268,19 @@ class RayEngine:
     def close(self) -> None:
         """End the cluster, and by their ids what names its session."""
         session = str(self._cluster.head_node.get_session_dir_path()).encode()
+        pids = [int(place.name) for place in Path("/proc").glob("[0-9]*")]
+        mine = [pid for pid in pids if pid != os.getpid() and session in command(pid)]
+        mine += [child for pid in mine for child in children(pid)]
         self._cluster.shutdown()
-        for place in Path("/proc").glob("[0-9]*"):
-            pid = int(place.name)
-            if pid != os.getpid() and session in command(pid):
-                os.kill(pid, signal.SIGKILL)
+        _end(mine)
+
+
+def _is_agent(pid: int) -> bool:
+    return command(pid).startswith((b"ray::DashboardAgent", b"ray::RuntimeEnvAgent"))
+
+
+def _end(pids: list[int]) -> None:
+    """End what is still there: Ray's agents may outlive the raylet that they belong to."""
+    for pid in pids:
+        if b"ray" in command(pid):
+            os.kill(pid, signal.SIGKILL)
