@@ -30,6 +30,7 @@ def run(
     target: Annotated[str, Parameter(group=WHAT)],
     out_path: Annotated[str, Parameter(name="--out", group=OUTPUT)],
     local: Annotated[int, Parameter(group=GENERAL)] = 1,
+    ray: Annotated[str | None, Parameter(group=GENERAL)] = None,
     shard: Annotated[str, Parameter(group=GENERAL)] = "0/1",
     time_limit: Annotated[float, Parameter(group=GENERAL)] = 600.0,
     cache: Annotated[Path | None, Parameter(group=GENERAL)] = None,
@@ -55,7 +56,10 @@ def run(
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
         out_path: folder or s3:// URL to write to; it gets the same tree.
-        local: worker processes of this host; an adapter that ends its process costs itself alone.
+        local: worker processes of this host, or of each host of --ray that has no accelerator; an
+            adapter that ends its process costs itself alone.
+        ray: use the hosts of a Ray cluster: auto for the one that this host belongs to, or
+            host:port of its head. All of them must see the same folders, or be given URLs.
         shard: i/n: do the i-th of n parts of the catalog, counted from 0, whoever does the others.
         time_limit: seconds without a sign of life after which a worker is ended, and its adapter
             blamed.
@@ -81,7 +85,7 @@ def run(
     store = _local_folder("--store", common.store or default_store())
     places = (inputs, out_path, source, target)
     job = FleetJob(*places, given, writing, store, cache, common.processes)
-    return _run(job, share_of(local, shard, time_limit), common)
+    return _run(job, share_of(local, shard, time_limit, ray), common)
 
 
 def _local_folder(option: str, folder: Path) -> Path:
@@ -95,8 +99,8 @@ def _local_folder(option: str, folder: Path) -> Path:
     return folder
 
 
-def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
-    """What `--local`, `--shard` and `--time-limit` say.
+def share_of(local: int, shard: str, time_limit: float, ray: str | None = None) -> "RunShare":
+    """What `--local`, `--shard`, `--time-limit` and `--ray` say.
 
     Raises:
         UsageError: one of them cannot be meant.
@@ -111,7 +115,7 @@ def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
             "from 0 to n - 1, at least one process, and a time; such as --shard 0/4 --local 2",
             code=Refusal.BAD_OPTION,
         )
-    return RunShare(local, int(part), int(parts), time_limit)
+    return RunShare(local, int(part), int(parts), time_limit, ray)
 
 
 def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:
