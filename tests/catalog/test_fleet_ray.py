@@ -112,8 +112,9 @@ def test_what_cannot_be_placed_holds_up_nobody(hosts: RayHosts, tmp_path: Path):
 
 
 def test_hosts_and_workers_that_are_killed_cost_no_input(hosts: RayHosts, tmp_path: Path):
-    """And a file that ends its worker costs itself alone; a host that comes late gets work."""
-    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(60)), "segv")
+    """And a file that ends its worker costs itself alone; a host that comes late gets work; what a
+    stopped worker has is done by another."""
+    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(60)), "segv", "stopped")
     driver = Driver(hosts.address, inputs)
     wait_until(lambda: len(receipts_of(inputs)) >= 6)
     lost = hosts.kill(0)
@@ -133,16 +134,22 @@ def test_hosts_and_workers_that_are_killed_cost_no_input(hosts: RayHosts, tmp_pa
 
 def test_a_killed_driver_and_head_leave_nothing_and_lose_nothing(hosts: RayHosts, tmp_path: Path):
     """The same command on another cluster finishes, and touches nothing that was there."""
-    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(24)))
+    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(40)))
     driver = Driver(hosts.address, inputs)
-    wait_until(lambda: len(receipts_of(inputs)) >= 4)
+    wait_until(lambda: len(receipts_of(inputs)) >= 2)
+    driver.process.terminate()
+    told = driver.end()
+    assert (driver.process.returncode, told["stopped"]) == (0, True), driver.log
+    assert told["left"] == 40 - len(receipts_of(inputs)) > 0
+    driver = Driver(hosts.address, inputs)
+    wait_until(lambda: len(receipts_of(inputs)) >= 42 - told["left"])
     hosts.kill_head()
     driver.process.kill()
     driver.process.communicate()
     wait_until(lambda: not [pid for pid in notes(inputs) if alive(pid)])
     hosts.close()
     stood = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.safetensors")}
-    assert 4 <= len(stood) < 24
+    assert 42 - told["left"] <= len(stood) < 40
     with pytest.MonkeyPatch.context() as patch:
         cluster = RayHosts(patch)
         try:
@@ -180,7 +187,7 @@ def the_last_host_dies(cluster: RayHosts, inputs: Path) -> None:
     catalog(inputs.parent, *(f"slow-more{n}" for n in range(40)))
     cluster.kill(0)
     driver = Driver(cluster.address, inputs, patience=6)
-    wait_until(lambda: len(receipts_of(inputs)) >= 26)
+    wait_until(lambda: len(receipts_of(inputs)) >= 42)
     cluster.kill(1)
     started = time.monotonic()
     told = driver.end()

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,7 @@ def start_noted(job, hurried, sign) -> Callable[[ChunkWork], ChunkDone]:
     """A toy worker that says where it is."""
     place = Path(job.inputs).parent / "workers"
     place.mkdir(exist_ok=True)
+    tempfile.tempdir = str(place.parent)
     worker = ToyWorker(job, hurried, sign)
     (place / str(os.getpid())).write_text(get_runtime_context().get_node_id())
     return worker
@@ -155,13 +157,14 @@ class Driver:
 MAIN = """
 import json, sys
 import ray_hosts
-from prolora_jax.catalog.fleet import local_run
+from prolora_jax.catalog.fleet import giving, local_run
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare
 from prolora_jax.errors import ProloraError
 
 if __name__ == "__main__":
     local_run.start_worker = ray_hosts.start_noted
+    giving.SLOW = 2.0
     address, inputs, out, patience = sys.argv[1:]
     job = FleetJob(inputs, out, "source", "target")
     share = RunShare(1, ray=address, patience=float(patience))
