@@ -1,6 +1,6 @@
 """`prolora fleet run | status | compact | verify | retry`."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,28 +75,19 @@ def run(
         strip_metadata: as of prolora migrate.
     """
     from prolora_jax.catalog.fleet.job import FleetJob
-    from prolora_jax.io.stores.basis_store import default_store
+    from prolora_jax.io.stores.store_address import store_address
     from prolora_jax.migration.files import Writing
 
     given = chosen(options, preset, for_reader)
     format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
-    store = _local_folder("--store", common.store or default_store())
-    places = (inputs, out_path, source, target)
-    job = FleetJob(*places, given, writing, store, cache, common.processes)
-    return _run(job, share_of(local, shard, time_limit, ray), common)
-
-
-def _local_folder(option: str, folder: Path) -> Path:
-    # A URL loses a slash when it is taken for a path.
-    if re.match(r"[a-z0-9]+:/", str(folder)):
-        raise UsageError(
-            f"{option} {folder}: found a URL; expected a local folder of each host; fill it once "
-            "with prolora subspaces build --for-pair, and copy it to the others",
-            code=Refusal.BAD_OPTION,
-        )
-    return folder
+    places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit, ray)
+    store, shared = store_address(common.store)
+    job = FleetJob(*places, given, writing, store, cache, common.processes, shared)
+    if part.shards > 1:  # else others may come that are not told of
+        job = replace(job, share=(part.shard, part.shards))
+    return _run(job, part, common)
 
 
 def share_of(local: int, shard: str, time_limit: float, ray: str | None = None) -> "RunShare":

@@ -90,6 +90,8 @@ def anywhere(job: FleetJob) -> FleetJob:
         target=absolute(job.target),
         store=job.store.resolve(),
         cache=job.cache and job.cache.resolve(),
+        shared=job.shared.resolve() if isinstance(job.shared, Path) else job.shared,
+        share=None,  # hosts come and go, and have no numbers
     )
 
 

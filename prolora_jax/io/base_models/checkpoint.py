@@ -81,13 +81,20 @@ class BaseModel:
             )
         return self.sources[path]
 
-    def matrix(self, path: str) -> np.ndarray:
+    def matrix(self, path: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """The weight as a float32 matrix `(out, in * kh * kw)`.
 
+        Args:
+            path: of the module.
+            rows: the first one and the one behind the last; all when None. Of a weight that
+                `is_streamed` no others are read.
+
         Raises:
+            KeyError: there is no such module.
             BaseModelError: it holds a float64 number that float32 does not.
         """
-        weight = weight_to_matrix(self.weight(path))
+        source = self._source(path)
+        weight = weight_to_matrix(source.read() if rows is None else source.rows(*rows))
         with np.errstate(over="ignore"):  # looked at below
             matrix = weight.astype(np.float32, copy=False)
         if weight.dtype == np.float64 and np.isinf(matrix).any() and np.isfinite(weight).all():
