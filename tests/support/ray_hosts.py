@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,8 @@ class RayHosts:
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         head = {"num_cpus": 0, "include_dashboard": False, **SMALL}
-        usual = signal.getsignal(signal.SIGTERM)
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        signal.signal(signal.SIGTERM, usual)  # Ray has put its own there
+        with own_sigterm():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = str(self._cluster.address)
         head_node: Any = self._cluster.head_node
         self._head, self._session = head_node, str(head_node.get_session_dir_path())
@@ -59,7 +59,8 @@ class RayHosts:
     def add(self, count: int = 1) -> None:
         """Have more hosts, at last."""
         for last in [False] * (count - 1) + [True]:
-            self.nodes.append(self._cluster.add_node(wait=last, num_cpus=1, **SMALL))
+            with own_sigterm():
+                self.nodes.append(self._cluster.add_node(wait=last, num_cpus=1, **SMALL))
 
     def kill(self, number: int) -> str:
         """Kill what Ray has of a host, as the loss of it would; returns its id."""
@@ -73,23 +74,32 @@ class RayHosts:
                 process.process.kill()
 
     def processes(self) -> list[int]:
-        """Of Ray itself: they name the session, or the head."""
-        mine = (self._session.encode(), self.address.encode())
+        """Of this session: their logs or sockets are in its folder."""
         found = []
         for place in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (place / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if any(name in command for name in mine):
-                found.append(int(place.name))
-        return [pid for pid in found if pid != os.getpid()]
+            with suppress(OSError):  # it has ended meanwhile
+                opened = [os.readlink(one) for one in (place / "fd").iterdir()]
+                words = [(place / "cmdline").read_bytes().decode(errors="replace"), *opened]
+                if any(self._session in one for one in words):
+                    found.append(int(place.name))
+        return [pid for pid in found if pid != os.getpid() and alive(pid)]
 
     def close(self) -> None:
         self._cluster.shutdown()
         for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.processes())
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Ray puts its own handler there for every host that it starts."""
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def wait_until(true: Callable[[], object]) -> None:
