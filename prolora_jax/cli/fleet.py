@@ -45,17 +45,17 @@ def run(
     strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
-    """Migrate a catalog by several processes, on this host or on many: folders, or s3:// URLs.
+    """Migrate a catalog by several processes and hosts: folders, s3:// or gs:// URLs.
 
     The same command again does what is unfinished, also on other hosts at the same time. Exit code
     1: adapters of this run were refused, or are left. SIGTERM ends it within half a minute, with
     exit code 0.
 
     Args:
-        inputs: folder or s3:// URL of adapters.
+        inputs: folder, s3:// or gs:// URL of adapters.
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
-        out_path: folder or s3:// URL to write to; it gets the same tree.
+        out_path: folder, s3:// or gs:// URL to write to; it gets the same tree.
         local: worker processes of this host, or of each host of --ray that has no accelerator; an
             adapter that ends its process costs itself alone.
         ray: use the hosts of a Ray cluster: auto for the one that this host belongs to, or

@@ -23,6 +23,7 @@ from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import read_receipts
+from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.inputs import Input
@@ -204,7 +205,7 @@ def test_a_worker_that_never_says_a_word_is_ended(tmp_path: Path, monkeypatch: p
 def test_who_is_to_stop_reads_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs, read = catalog(tmp_path, *(f"a{n:02}" for n in range(40))), []
     monkeypatch.setattr(
-        local_run.receipts, "read_receipts", lambda out: read.append(out) or read_receipts(out)
+        local_run, "standing", lambda out, units: read.append(out) or standing(out, units)
     )
     found = run_here(job(inputs), RunShare(1), lambda *_: signal.raise_signal(signal.SIGTERM))
     assert (found.stopped, found.complete, len(read)) == (True, False, 1)

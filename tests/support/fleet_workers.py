@@ -16,7 +16,7 @@ from pathlib import Path
 
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker, start_worker
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import ManifestRow, Proof
@@ -107,6 +107,21 @@ def start_endless(job: FleetJob, hurried: threading.Event, sign: Callable[[], No
 
 def start_refused(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
     raise OutputError("the place is gone", code=Refusal.CANNOT_WRITE)
+
+
+def start_stuck(
+    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
+) -> Callable[[ChunkWork], ChunkDone]:
+    """A real worker that does one chunk and then no other."""
+    work, given = start_worker(job, hurried, sign), []
+
+    def once(chunk: ChunkWork) -> ChunkDone:
+        if given:
+            time.sleep(600)
+        given.append(chunk)
+        return work(chunk)
+
+    return once
 
 
 MAIN = """

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from prolora_jax.catalog.fleet import receipts
 from prolora_jax.catalog.fleet.elsewhere import hire_on_ray
 from prolora_jax.catalog.fleet.ending import end_run
-from prolora_jax.catalog.fleet.giving import FleetRun, RunShare, is_settled
+from prolora_jax.catalog.fleet.giving import FleetRun, RunShare
 from prolora_jax.catalog.fleet.inputs import Unit, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
+from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.catalog.fleet.worker import ChunkWork, start_worker
 from prolora_jax.engines.crew import AnyCrew, Crew
 from prolora_jax.engines.progress import Progress
@@ -57,10 +58,10 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
         What it has come to; the receipts say the rest.
 
     Raises:
-        UsageError: an input is not there, the outputs' place has another job, or files of this one
-            might be replaced.
+        UsageError: an input is not there, the outputs' place has another job or cannot be trusted,
+            or files of this one might be replaced.
         BaseModelError: a base model cannot be used.
-        OutputError: a place does not answer or cannot be trusted, or this host has trouble.
+        OutputError: a place does not answer, or this host has trouble.
         ProloraError: no worker gets ready.
     """
     require_apart(job)
@@ -68,22 +69,22 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
     require_same_job(out, job)
-    before = receipts.read_receipts(out)
-    units = [unit for unit in units_of(found) if share.has(unit)]
-    todo = [unit for unit in units if not is_settled(unit, before)]
+    units = units_of(found)
+    before = standing(out, units)
+    todo = [unit for unit in units if share.has(unit) and not before.settles(unit)]
     together = len(found) > receipts.MANY
-    run = FleetRun(todo, before, out, share, progress, together)
+    run = FleetRun(todo, before.kept, out, share, progress, together)
     if todo:
         with _sigterm_stops(run.stop):
             run.run(lambda: _hire(job, share, todo, out))
     if run.stop.is_set():  # there is no time to read all receipts again
         left = sum(not run.has_settled(unit) for unit in todo)
         return RunResult(run.done, run.states, left, True, False)
-    now = receipts.read_receipts(out)
-    left = sum(not is_settled(unit, now) for unit in units)
-    complete = all(one.name in now for one in found)
+    now = standing(out, units)
+    left = sum(share.has(unit) and not now.settles(unit) for unit in units)
+    complete = all(one.name in now.rounds for one in found)
     if complete:
-        end_run(out, now)
+        end_run(out)
     return RunResult(run.done, run.states, left, False, complete)
 
 
