@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from prolora_jax.plans.plan import MigrationPlan as MigrationPlan
     from prolora_jax.plans.report import MigrationReport as MigrationReport
     from prolora_jax.plans.rules import ModuleRule as ModuleRule
+    from prolora_jax.refine.job.bases import DrawingBases as DrawingBases
     from prolora_jax.refine.job.by_samples import by_samples as by_samples
-    from prolora_jax.refine.job.files import DrawingBases as DrawingBases
     from prolora_jax.refine.job.files import RefineRequest as RefineRequest
     from prolora_jax.refine.job.recipe import RefineRecipe as RefineRecipe
     from prolora_jax.subspaces.compute import compute_subspaces as compute_subspaces
@@ -132,7 +132,7 @@ _HOME = {
     "Writing": "migration.files",
     "verify_file": "verification.file",
     "refine_files": "catalog.refined",
-    "DrawingBases": "refine.job.files",
+    "DrawingBases": "refine.job.bases",
     "RefineRequest": "refine.job.files",
     "RefineRecipe": "refine.job.recipe",
     "by_samples": "refine.job.by_samples",

@@ -1,11 +1,12 @@
 #!/bin/bash
 # sbatch configs/fleet/slurm_array.sh
 #
-# A Slurm array: each task does its part of the catalog, whoever does the others. Not run here.
-# A task that Slurm gives up (a dead node ends it as FAILED, in spite of --requeue) leaves its part
-# undone; the same command again, with any number of tasks, does what is left. Slurm's own retries
-# prove nothing: ask `prolora fleet status`. A minute before its end a task is told to stop (B: is the
-# process of this script, which prolora takes over); it then ends with exit code 0 and work left.
+# A Slurm array: each task does its part of the catalog, whoever does the others. Run here, by three
+# nodes of one machine (tests/catalog/test_fleet_slurm.py). A task that Slurm gives up (a dead node
+# ends it as FAILED, in spite of --requeue) leaves its part undone; the same command again, with any
+# number of tasks, does what is left. Slurm's own retries prove nothing: ask `prolora fleet status`. A
+# minute before its end a task is told to stop (B: is the process of this script, which prolora takes
+# over); it then ends with exit code 0 and work left.
 
 #SBATCH --array=0-63
 #SBATCH --requeue

@@ -108,7 +108,8 @@ def run_catalog(
     with locked(job.out), Manifest(job.out, write=True) as manifest:
         sweep(job.out)
         manifest.set_facts(**_facts_at_start(job, pair))
-        scanner = Scanner(pair, job.options, job.writing)
+        taught = None if job.teaching is None else job.teaching.stamp
+        scanner = Scanner(pair, job.options, job.writing, taught)
         found = scanner.scan(items, progress)
         shared = pair_report(job.options, pair, scanner.pairs)
         write_pair_report(job.out, shared)
@@ -118,8 +119,11 @@ def run_catalog(
         run.link_duplicates()
         if job.writing.sidecars:
             run.carry_sidecars(scanner.folders)
+        said = shared.relation
+        if job.teaching is not None:  # which draws nothing where all was finished before
+            said = job.teaching.sentence or manifest.facts().get("relation")
         manifest.set_facts(
-            relation=shared.relation,
+            relation=said,
             finished=_now(),
             seconds=round(time.perf_counter() - started, 3),
         )
@@ -135,6 +139,8 @@ def _shown(job: CatalogJob) -> str:
 
 
 def _options(job: CatalogJob) -> dict[str, object]:
+    if job.teaching is not None:
+        return dict(job.teaching.said)
     return msgspec.to_builtins({"method": job.options.method, **job.options.changed()})
 
 
@@ -163,7 +169,7 @@ def pair_report(options: MigrationOptions, pair: BasePair, pairs: dict[str, str]
     """
     matching = pair.matching(options.match, options)
     copied = all(own.method == "copy" for own in options.variants)
-    moving = pair.tokens.moving(pairs) | pair.slices.paths
+    moving = pair.tokens.moving(pairs) | pair.slices.among(matching.pairs)
     asked = {path: own for path, own in pairs.items() if path in moving or not copied}
     measures = pair.measure(asked, options)
     return PairReport(

@@ -4,9 +4,10 @@ A row of the manifest says that an output is there only after it is.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from prolora_jax.catalog.outlook import Moving, Tally
 from prolora_jax.catalog.scan import Scanned, duplicates
@@ -26,8 +27,41 @@ from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
 
+FROM_ZERO = "from-zero"
+"""Flag of a module that was learned from nothing, as it could not be copied."""
+
 BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
 """Reasons that lie in the run, not in the file: the same file may do better another time."""
+
+
+@runtime_checkable
+class Teaching(Protocol):
+    """What makes outputs of a catalog out of copies: a refinement."""
+
+    @property
+    def stamp(self) -> str:
+        """A digest of all that outputs depend on, beside inputs and the copies' options."""
+        ...
+
+    @property
+    def said(self) -> Mapping[str, object]:
+        """What is asked, for the catalog's facts."""
+        ...
+
+    @property
+    def sentence(self) -> str | None:
+        """How the two base models relate, by their samples; None where none were drawn."""
+        ...
+
+    def move(
+        self, jobs: Sequence[FileJob], finish: Callable[[FileOutcome], None]
+    ) -> Iterator[FileOutcome]:
+        """Do jobs, one outcome each: `finish` is called with each when its output is there."""
+        ...
+
+    def is_same(self, path: Path, output: Path) -> bool:
+        """Whether a file that was touched is still the one that an output was made of."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -41,6 +75,7 @@ class CatalogJob:
         writing: formats, and whether outputs of others may be replaced.
         retry: whether files that were refused or failed before are tried again.
         fail_fast: stop at the first file that is refused when it is read.
+        teaching: what makes outputs, where copies are taught; None for a migration.
 
     Raises:
         UsageError: from the constructor, when the output folder is a file.
@@ -52,6 +87,7 @@ class CatalogJob:
     writing: Writing = Writing()
     retry: bool = False
     fail_fast: bool = False
+    teaching: Teaching | None = None
 
     def __post_init__(self):
         if self.out.exists() and not self.out.is_dir():
@@ -139,6 +175,8 @@ class CatalogRun:
         return ManifestRow(record, Proof(proof.job, one.stamp, now))
 
     def _same_content(self, one: Scanned, record: CatalogRecord) -> bool:
+        if self.job.teaching is not None:
+            return self.job.teaching.is_same(one.item.path, self.job.out / str(record.output))
         try:
             adapter = load_adapter(
                 one.item.path,
@@ -169,9 +207,12 @@ class CatalogRun:
                 entry = self._not_kept(one, outcome, error)
             self.manifest.put(entry)
 
-        for outcome in migrate_files(
-            jobs, self.pair, self.job.options, self.writing, progress, finish
-        ):
+        if self.job.teaching is not None:
+            moved = self.job.teaching.move(jobs, finish)
+        else:
+            how = self.job.options, self.writing, progress, finish
+            moved = migrate_files(jobs, self.pair, *how)
+        for outcome in moved:
             if outcome.error is not None and self.job.fail_fast:
                 break
 
@@ -181,7 +222,7 @@ class CatalogRun:
         if outcome.error is not None or report is None or outcome.energy is None:
             code = Refusal.INTERNAL if outcome.error is None else outcome.error.code
             return ManifestRow(failed_record(record, code, str(outcome.error)), self._proof(one))
-        moved = [
+        moving = [
             Moving(
                 m.source_path,
                 None if m.phi_left is None or m.phi_right is None else (m.phi_left, m.phi_right),
@@ -189,14 +230,17 @@ class CatalogRun:
             )
             for m in report.modules
         ]
+        taught = () if report.refined is None else report.refined.from_zero
+        moving += [Moving(m.path, None, (FROM_ZERO,)) for m in taught]
         now = stamp(outcome.job.output)
         digest = outcome.written or file_hash(outcome.job.output)
         record = replace(
-            Tally.of(moved, report.skipped, report.flags).on(record),
+            Tally.of(moving, report.skipped, report.flags).on(record),
             state="migrated",
+            message=report.decided,
             energy_in=outcome.energy[0],
             energy_moved=outcome.energy[1],
-            energy_out=sum(m.norm_out**2 for m in report.modules),
+            energy_out=sum(m.norm_out**2 for m in report.modules) + sum(m.norm**2 for m in taught),
             input_hash=report.input.fingerprint,
             output_hash=digest,
             size_out=now and now[1],

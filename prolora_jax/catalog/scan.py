@@ -48,7 +48,7 @@ from prolora_jax.migration.single import plan_fitted
 from prolora_jax.migration.tokens import uses_tokens
 from prolora_jax.plans.catalog_record import CatalogRecord
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import wanted_pairs
+from prolora_jax.plans.plan import Skip, wanted_pairs
 
 _SUFFIXES = {"flax": ".msgpack", "gguf": ".gguf"}
 _PICKLES = frozenset({".pt", ".bin", ".ckpt", ".pth"})
@@ -80,10 +80,18 @@ class Scanner:
         pair: source and target.
         options: of the migration.
         writing: formats.
+        taught: digest of what else outputs depend on, where copies are taught: then modules that
+            cannot be copied may be learned.
     """
 
-    def __init__(self, pair: BasePair, options: MigrationOptions, writing: Writing):
-        self._pair, self._options, self._writing = pair, options, writing
+    def __init__(
+        self,
+        pair: BasePair,
+        options: MigrationOptions,
+        writing: Writing,
+        taught: str | None = None,
+    ):
+        self._pair, self._options, self._writing, self._taught = pair, options, writing, taught
         self._headers = HeaderTables()
         self._tables: dict[str, Outlook] = {}
         self._alone: list[Outlook] = []
@@ -226,13 +234,17 @@ class Scanner:
             for p, s in sorted(wanted.items())
         ]
         asked = (options, self._writing.format, self._writing.strip_metadata, weights)
+        asked += () if self._taught is None else (self._taught,)
         assumed = path.is_file() and lacks_config(adapter)
         tally = Tally.of_plan(plan, (SCALE_ASSUMED,) if assumed else ())
+        learns = self._taught is not None and not plan.steps
+        learns = learns and any(skip.reason is Skip.SHAPE_MISMATCH for skip in plan.skipped)
+        tally = replace(tally, verdict="partial") if learns else tally
         return Outlook(
             adapter.format,
             tally,
             predicted_size(adapter, plan),
-            None if plan.steps else self._nothing_moves(path, tally),
+            None if plan.steps or learns else self._nothing_moves(path, tally),
             sha256(msgspec.json.encode(asked)).hexdigest()[:32],
             max(adapter.ranks, default=0),
             dict(wanted),

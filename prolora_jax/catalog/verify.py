@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ class CatalogCheck:
         problems: what is wrong, by input path.
         modules: how many projected modules of the recomputed outputs were; its seed chose both
             outputs and modules.
+        learned: outputs whose modules samples have taught, which no weight says, by input path: all
+            else of them was checked, and nothing is wrong.
     """
 
     outputs: int
@@ -38,11 +40,12 @@ class CatalogCheck:
     worst_error: float
     problems: dict[str, str]
     modules: Sample = Sample(0, 0)
+    learned: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
+        """Whether nothing is wrong, and all that was to be recomputed was."""
+        return not (self.problems or self.learned)
 
 
 def verify_catalog(
@@ -79,6 +82,7 @@ def verify_catalog(
         seed = seed or new_seed()
         chosen = {r.input for r in random.Random(seed).sample(firsts, count)}
         problems: dict[str, str] = {}
+        learned: dict[str, str] = {}
         how_much = Thoroughness(sample is None, seed, workers)
         check_file = partial(
             verify_file,
@@ -92,21 +96,24 @@ def verify_catalog(
             problem = _damage(out, record)
             whole += problem is None
             if problem is None and record.input in chosen:
-                recomputed += 1
-                problem, error, drawn = _recomputed(out / str(record.output), check_file)
+                problem, error, drawn, taught = _recomputed(out / str(record.output), check_file)
+                if taught is not None:
+                    learned[record.input] = taught
+                recomputed += taught is None
                 worst, modules = max(worst, error), modules.with_more(drawn)
             if problem is not None:
                 problems[record.input] = problem
             if progress is not None:
                 progress("verify", place, len(records))
         modules = replace(modules, seed=seed if sample is not None else None)
-        check = CatalogCheck(len(records), whole, recomputed, worst, problems, modules)
+        check = CatalogCheck(len(records), whole, recomputed, worst, problems, modules, learned)
         manifest.set_facts(
             verified={
                 "checked": check.outputs,
-                "ok": check.outputs - len(problems),
+                "ok": check.outputs - len(problems) - len(learned),
                 "failed": len(problems),
                 "recomputed": recomputed,
+                **({"learned": len(learned)} if learned else {}),
             }
         )
     return check
@@ -128,19 +135,20 @@ def _damage(out: Path, record: CatalogRecord) -> str | None:
 
 def _recomputed(
     path: Path, check: Callable[[Path], VerifyReport]
-) -> tuple[str | None, float, Sample]:
-    """What is wrong with an output's numbers, its largest error, and how much was recomputed."""
+) -> tuple[str | None, float, Sample, str | None]:
+    """What is wrong with an output, its largest error, what was recomputed, what was learned."""
     try:
         checked = check(path)
     except (ProloraError, OSError) as error:
-        return f"cannot be recomputed: {error}", 0.0, Sample(0, 0)
+        return f"cannot be recomputed: {error}", 0.0, Sample(0, 0), None
     worst, sample = checked.worst_error, checked.sample
     if checked.ok:
-        return None, worst, sample
+        return None, worst, sample, None
     if checked.verdict == "not-compared":
         absent = ", ".join(checked.absent)
-        return f"not compared: its input is not there: {absent}", 0.0, sample
+        return f"not compared: its input is not there: {absent}", 0.0, sample, None
     if checked.verdict == "learned":
-        return f"not recomputed: {checked.learned} modules were learned from samples", worst, sample
+        taught = f"not recomputed: {checked.learned} modules were learned from samples"
+        return None, worst, sample, taught
     bad = [f"{m.path}: {'; '.join(m.problems)}" for m in checked.modules if m.problems]
-    return "; ".join([*checked.problems, *bad][:3]), worst, sample
+    return "; ".join([*checked.problems, *bad][:3]), worst, sample, None

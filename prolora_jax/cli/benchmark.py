@@ -78,7 +78,7 @@ def catalog(
         quick: tiny files, made on the spot: shows that everything runs; its figures say nothing.
         out_path: JSON file with every sample, the environment and the peaks of this machine.
     """
-    more = {"files": files, "store": str(common.basis_store().folder)}
+    more = {"files": files, "store": str(common.local_store().folder)}
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     return _run("catalog", rounds, quick, out_path, common, folder=folder, **more)
 
@@ -108,7 +108,7 @@ def host(
         out_path: JSON file with every sample, the environment and the peaks of this machine.
     """
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
-    more = {"files": files, "full": full, "store": str(common.basis_store().folder)}
+    more = {"files": files, "full": full, "store": str(common.local_store().folder)}
     return _run("host", rounds, quick, out_path, common, folder=folder, **more)
 
 
@@ -134,7 +134,7 @@ def first(
         out_path: JSON file with every stage, the environment and the peaks of this machine.
     """
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
-    more = {"folder": folder, "ways": list(way), "store": str(common.basis_store().folder)}
+    more = {"folder": folder, "ways": list(way), "store": str(common.local_store().folder)}
     return _run("first", None, quick, out_path, common, **more)
 
 
@@ -164,7 +164,7 @@ def memory(
     """
     folder = None if pair is None else str(pair.resolve() if pair.exists() else pair)
     more = {"folder": folder, "ways": list(way), "files": files, "most": most}
-    more["store"] = str(common.basis_store().folder)
+    more["store"] = str(common.local_store().folder)
     return _run("memory", None, quick, out_path, common, **more)
 
 

@@ -89,9 +89,9 @@ def show_check(console: Console, check: CatalogCheck) -> None:
     )
     if check.modules.recomputed < check.modules.of:
         console.print(f"Of these, {check.modules.words}, drawn at random (--all for all)")
-    if check.problems:
-        table = Table("adapter", "problem")
-        for name, problem in list(check.problems.items())[:SHOWN]:
+    if check.problems or check.learned:
+        table = Table("adapter", "problem" if check.problems else "learned")
+        for name, problem in list({**check.problems, **check.learned}.items())[:SHOWN]:
             table.add_row(printable(name), printable(problem))
         console.print(table)
     console.print(verdict_of(check))
@@ -99,6 +99,11 @@ def show_check(console: Console, check: CatalogCheck) -> None:
 
 def verdict_of(check: CatalogCheck) -> str:
     """What came of a check of a whole folder, in a sentence."""
+    if check.learned and not check.problems:
+        return (
+            f"Not verified: nothing wrong was found, but {len(check.learned)} outputs were learned "
+            "from samples, which no weights say."
+        )
     return "Verified." if check.ok else "NOT verified."
 
 

@@ -74,7 +74,8 @@ class Common:
     """Options that every command has.
 
     Attributes:
-        store: folder of the basis store [default: $PROLORA_STORE, else the user's cache folder].
+        store: folder of the basis store; or s3://bucket/prefix or file:///folder, which hosts share
+            and copy as they need it [default: $PROLORA_STORE, else the user's cache folder].
         store_limit: bytes that the store may have when the command is done, 20GB or 500MB: what was
             not used for the longest time goes, but nothing that a running command uses.
         json: print one JSON document on stdout and nothing else there.
@@ -83,7 +84,7 @@ class Common:
         config: YAML file with any of these options; the command line wins.
     """
 
-    store: Path | None = None
+    store: str | None = None
     store_limit: str | None = None
     json: Annotated[bool, Parameter(negative="")] = False
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative="")] = False
@@ -109,19 +110,36 @@ class Common:
         return self.workers or len(os.sched_getaffinity(0))
 
     def basis_store(self, *, keeps: bool = True) -> "FolderStore":
-        """The basis store in the chosen folder; `close_stores` closes it.
+        """The basis store at the chosen place; `close_stores` closes it.
 
         Args:
             keeps: whether subspaces and operators that are computed now stay.
 
         Raises:
-            UsageError: the limit is no number of bytes.
+            UsageError: the limit is no number of bytes, or the place cannot be meant.
         """
-        from prolora_jax.io.stores.basis_store import FolderStore, default_store
+        from prolora_jax.io.stores.basis_store import FolderStore
+        from prolora_jax.io.stores.store_address import store_address
 
         limit = None if self.store_limit is None else number_of_bytes(self.store_limit)
-        store = FolderStore(self.store or default_store(), keeps=keeps, limit=limit)
+        folder, shared = store_address(self.store)
+        store = FolderStore(folder, keeps=keeps, limit=limit, shared=shared)
         _opened.append(store)
+        return store
+
+    def local_store(self) -> "FolderStore":
+        """The basis store, for what looks at a folder.
+
+        Raises:
+            UsageError: as `basis_store`, or hosts share the place.
+        """
+        store = self.basis_store()
+        if store.address.shared is not None:
+            raise UsageError(
+                f"--store {store.address.shown}: found a place that hosts share; expected a local "
+                "folder, which this command looks at or measures; name one",
+                code=Refusal.BAD_OPTION,
+            )
         return store
 
 

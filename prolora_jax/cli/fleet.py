@@ -1,6 +1,6 @@
 """`prolora fleet run | status | compact | verify | retry`."""
 
-import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,6 +30,7 @@ def run(
     target: Annotated[str, Parameter(group=WHAT)],
     out_path: Annotated[str, Parameter(name="--out", group=OUTPUT)],
     local: Annotated[int, Parameter(group=GENERAL)] = 1,
+    ray: Annotated[str | None, Parameter(group=GENERAL)] = None,
     shard: Annotated[str, Parameter(group=GENERAL)] = "0/1",
     time_limit: Annotated[float, Parameter(group=GENERAL)] = 600.0,
     cache: Annotated[Path | None, Parameter(group=GENERAL)] = None,
@@ -44,18 +45,21 @@ def run(
     strip_metadata: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
 ) -> int:
-    """Migrate a catalog by several processes, on this host or on many: folders, or s3:// URLs.
+    """Migrate a catalog by several processes and hosts: folders, s3:// or gs:// URLs.
 
     The same command again does what is unfinished, also on other hosts at the same time. Exit code
     1: adapters of this run were refused, or are left. SIGTERM ends it within half a minute, with
     exit code 0.
 
     Args:
-        inputs: folder or s3:// URL of adapters.
+        inputs: folder, s3:// or gs:// URL of adapters.
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
-        out_path: folder or s3:// URL to write to; it gets the same tree.
-        local: worker processes of this host; an adapter that ends its process costs itself alone.
+        out_path: folder, s3:// or gs:// URL to write to; it gets the same tree.
+        local: worker processes of this host, or of each host of --ray that has no accelerator; an
+            adapter that ends its process costs itself alone.
+        ray: use the hosts of a Ray cluster: auto for the one that this host belongs to, or
+            host:port of its head. All of them must see the same folders, or be given URLs.
         shard: i/n: do the i-th of n parts of the catalog, counted from 0, whoever does the others.
         time_limit: seconds without a sign of life after which a worker is ended, and its adapter
             blamed.
@@ -71,32 +75,23 @@ def run(
         strip_metadata: as of prolora migrate.
     """
     from prolora_jax.catalog.fleet.job import FleetJob
-    from prolora_jax.io.stores.basis_store import default_store
+    from prolora_jax.io.stores.store_address import store_address
     from prolora_jax.migration.files import Writing
 
     given = chosen(options, preset, for_reader)
     format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
-    store = _local_folder("--store", common.store or default_store())
-    places = (inputs, out_path, source, target)
-    job = FleetJob(*places, given, writing, store, cache, common.processes)
-    return _run(job, share_of(local, shard, time_limit), common)
+    places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit, ray)
+    store, shared = store_address(common.store)
+    job = FleetJob(*places, given, writing, store, cache, common.processes, shared)
+    if part.shards > 1:  # else others may come that are not told of
+        job = replace(job, share=(part.shard, part.shards))
+    return _run(job, part, common)
 
 
-def _local_folder(option: str, folder: Path) -> Path:
-    # A URL loses a slash when it is taken for a path.
-    if re.match(r"[a-z0-9]+:/", str(folder)):
-        raise UsageError(
-            f"{option} {folder}: found a URL; expected a local folder of each host; fill it once "
-            "with prolora subspaces build --for-pair, and copy it to the others",
-            code=Refusal.BAD_OPTION,
-        )
-    return folder
-
-
-def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
-    """What `--local`, `--shard` and `--time-limit` say.
+def share_of(local: int, shard: str, time_limit: float, ray: str | None = None) -> "RunShare":
+    """What `--local`, `--shard`, `--time-limit` and `--ray` say.
 
     Raises:
         UsageError: one of them cannot be meant.
@@ -111,7 +106,7 @@ def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
             "from 0 to n - 1, at least one process, and a time; such as --shard 0/4 --local 2",
             code=Refusal.BAD_OPTION,
         )
-    return RunShare(local, int(part), int(parts), time_limit)
+    return RunShare(local, int(part), int(parts), time_limit, ray)
 
 
 def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:

@@ -45,7 +45,7 @@ _COMMANDS: dict[str, dict[str, str]] = {
         "migrate": "Move adapters, one or a whole catalog, from a source base model to a target.",
         "refine": "Copy adapters, then teach them by the base models' own samples: data-free.",
         "verify": "Recompute a migrated file on an independent dense float64 path and compare.",
-        "fleet": "A catalog by many processes and hosts, over folders and s3:// URLs.",
+        "fleet": "A catalog by many processes and hosts, over folders, s3:// and gs:// URLs.",
         "status": "How far a catalog has come: counts, refusals; all records as a table.",
     },
     "Adapters by themselves": {

@@ -10,18 +10,19 @@ from prolora_jax.adapters.formats.dumping import Reader
 from prolora_jax.cli.console import Common, Reporter, out, write_json_text
 from prolora_jax.cli.convert import Format
 from prolora_jax.cli.migrate_options import (
+    AUTO,
     CATALOG,
     GENERAL,
     HOW,
     OUTPUT,
     WHAT,
-    GroupedOptions,
+    DecidingOptions,
     chosen,
 )
 from prolora_jax.errors import Refusal, UsageError
 
 COMMON = Common()
-OPTIONS = GroupedOptions()
+OPTIONS = DecidingOptions()
 
 
 def migrate(
@@ -33,7 +34,7 @@ def migrate(
     overwrite: Annotated[bool, Parameter(negative="", group=OUTPUT)] = False,
     format: Annotated[Format, Parameter(group=OUTPUT)] = "same",
     for_reader: Annotated[Reader | None, Parameter(name="--for", group=OUTPUT)] = None,
-    options: Annotated[GroupedOptions, Parameter(name="*")] = OPTIONS,
+    options: Annotated[DecidingOptions, Parameter(name="*")] = OPTIONS,
     preset: Annotated[Literal["paper"] | None, Parameter(group=HOW)] = None,
     refine: Annotated[bool, Parameter(negative="", group=HOW)] = False,
     merge: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
@@ -54,6 +55,8 @@ def migrate(
 
     Writes OUT and, beside it, OUT.report.json with every module's similarity, ranks, norms and
     reason. With several inputs, or a folder of adapters, OUT is a folder with the same tree.
+    With --method auto each adapter is taught as by --refine where that can be done, and copied
+    where it cannot: its report says which, and why.
 
     Args:
         inputs: adapter files, or folders of them.
@@ -90,7 +93,7 @@ def migrate(
         keep_operators: of one adapter: leave subspaces and operators in the store, gigabytes for
             a pair of SDXL's size, so that the next one is quick; catalogs always do.
     """
-    if refine:
+    if refine or str(options.method) == AUTO:
         from prolora_jax.cli.migrate_refine import migrate_refined
 
         return migrate_refined(migrate, locals())

@@ -1,7 +1,7 @@
 """The options of `prolora migrate` in groups, most used first; `--help` shows them so."""
 
 from dataclasses import field, fields, make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from cyclopts import Group, Parameter
 
@@ -40,10 +40,15 @@ GROUPS = {
 """Every option of a migration, in the order in which it is shown."""
 
 
-def _grouped() -> type:
+AUTO = "auto"
+"""Value of `--method` that is no arm: a refinement where one is possible, else a copy."""
+
+
+def _grouped(name: str, *, decides: bool) -> type:
     """`MigrationOptions` for the command line: the same names and defaults, each in its group.
 
-    Without a method there is None: `--refine` has to know whether one was asked for.
+    Without a method there is None: `--refine` has to know whether one was asked for. `decides` adds
+    `auto` to the methods.
     """
     hints, known = get_type_hints(MigrationOptions), {f.name: f for f in fields(MigrationOptions)}
     shown: list[tuple[str, Any, Any]] = [
@@ -51,11 +56,13 @@ def _grouped() -> type:
         for group, names in GROUPS.items()
         for name in names
     ]
-    hint = hints["method"] | None
+    hint: Any = hints["method"] | None
+    if decides:
+        hint |= Literal["auto"]
     usual = Parameter(group=HOW, show_default=lambda _: MigrationOptions.method)
     unsaid = ("method", Annotated[hint, usual], field(default=None))
     shown = [unsaid if one[0] == "method" else one for one in shown]
-    made = make_dataclass("GroupedOptions", shown, frozen=True)
+    made = make_dataclass(name, shown, frozen=True)
     # What comes from the standard library, as all dataclasses made like this one, is no options.
     made.__module__, made.__doc__ = __name__, MigrationOptions.__doc__
     return made
@@ -63,8 +70,10 @@ def _grouped() -> type:
 
 if TYPE_CHECKING:
     GroupedOptions = MigrationOptions
+    DecidingOptions = MigrationOptions
 else:
-    GroupedOptions = _grouped()
+    GroupedOptions = _grouped("GroupedOptions", decides=False)
+    DecidingOptions = _grouped("DecidingOptions", decides=True)
 
 
 def chosen(

@@ -1,11 +1,12 @@
-"""`prolora migrate --refine`: the job of `prolora refine`, in words of `migrate`."""
+"""`prolora migrate --refine` and `--method auto`: the job of `prolora refine`, as `migrate`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from prolora_jax.cli.migrate_options import GroupedOptions, chosen
+from prolora_jax.cli.migrate_options import AUTO, GroupedOptions, chosen
 from prolora_jax.cli.refine import refine
 from prolora_jax.errors import Refusal, UsageError
 
@@ -37,29 +38,32 @@ def migrate_refined(command: Callable[..., int], asked: Mapping[str, Any]) -> in
         UsageError: something is asked for that a refinement does not do.
     """
     options: GroupedOptions = asked["options"]
+    decides = str(options.method) == AUTO and not asked["refine"]
+    named = f"--method {AUTO}" if decides else "--refine"
     usual = {name: one.default for name, one in signature(command).parameters.items()}
     others = asked.keys() - {*FOLLOWED, "inputs", "options", "refine"}
     wanted = {name: asked[name] for name in usual if name in others and asked[name] != usual[name]}
-    if options.method is not None and options.method != METHOD:
+    if options.method is not None and options.method != METHOD and not decides:
         wanted["method"] = options.method
-    changed = chosen(options).changed()
+    changed = chosen(replace(options, method=METHOD)).changed()
     wanted |= {name: changed[name] for name in changed if name not in ("method", "assume_base")}
     if wanted:
         found = ", ".join(_as_words(name, value) for name, value in wanted.items())
         raise UsageError(
-            f"migrate --refine: found {found}; expected none of that: a refinement teaches whole "
+            f"migrate {named}: found {found}; expected none of that: a refinement teaches whole "
             "copies, at the input's rank and dtype, and plans nothing; leave it away, or leave "
-            "--refine away",
+            f"{named} away",
             code=Refusal.BAD_OPTION,
         )
     if asked["out_path"] is None:
         raise UsageError(
-            "migrate --refine: found no --out; expected the file to write, or for several adapters "
+            f"migrate {named}: found no --out; expected the file to write, or for several adapters "
             "the folder; name it",
             code=Refusal.BAD_OPTION,
         )
     followed = {name: asked[name] for name in FOLLOWED}
-    return refine(*asked["inputs"], **followed, assume_base=options.assume_base)
+    assumed = options.assume_base
+    return refine(*asked["inputs"], **followed, assume_base=assumed, decides=decides)
 
 
 def _as_words(name: str, value: object) -> str:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from prolora_jax.plans.refined import Refined
 
 COMMON = Common()
+SHOWN = 20
+"""Adapters of which it is said why; the JSON has all of them."""
 WHAT = Group("What is refined", sort_key=1)
 HOW = Group("How", sort_key=2)
 SAMPLES = Group("What is drawn for it", sort_key=3)
@@ -57,6 +59,7 @@ def refine(
     allow_pickle: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
     ignore_license: Annotated[bool, Parameter(negative="", group=WHAT)] = False,
     common: Annotated[Common, Parameter(name="*", group=GENERAL)] = COMMON,
+    decides: Annotated[bool, Parameter(parse=False)] = False,
 ) -> int:
     """Copy adapters to another base model, then teach them there by the models' own samples.
 
@@ -105,6 +108,7 @@ def refine(
         assume_base: id of the base model that the adapters were trained on (sdxl, ssd-1b, ...).
         allow_pickle: read a pickle, too (.pt .bin .ckpt .pth); needs torch, runs it apart.
         ignore_license: refine adapters whose licence or sidecar forbids derivatives, too.
+        decides: `migrate --method auto`: what cannot be taught is copied.
     """
     if not inputs:
         raise UsageError("refine needs at least one adapter", code=Refusal.BAD_OPTION)
@@ -112,7 +116,8 @@ def refine(
     from prolora_jax.evaluation.side_by_side import usual_dtype
     from prolora_jax.migration.files import Writing
     from prolora_jax.plans.options import MigrationOptions
-    from prolora_jax.refine.job.files import DrawingBases, RefineRequest
+    from prolora_jax.refine.job.bases import DrawingBases
+    from prolora_jax.refine.job.files import RefineRequest
 
     both = {"teacher": teacher, "seed": seed, "batch": batch, "at_once": at_once}
     both |= {"steps": steps, "micro_batch": micro_batch}
@@ -123,7 +128,7 @@ def refine(
         format, strip_metadata, overwrite, allow_pickle, ignore_license=ignore_license
     )
     options = MigrationOptions(method="copy", assume_base=assume_base)
-    request = RefineRequest(writing=writing, options=options, **asked)
+    request = RefineRequest(writing=writing, options=options, decides=decides, **asked)
     computed = usual_dtype() if dtype == "auto" else dtype
     bases = DrawingBases(source, target, source_parts, target_parts, computed)
     reporter = Reporter(common.quiet)
@@ -183,8 +188,9 @@ def _document(found: "RefinedFiles") -> dict[str, object]:
         files.append(
             {
                 "input": str(one.path),
-                "output": None if record is None else str(one.output),
+                "output": None if one.report is None else str(one.output),
                 "refined": record,
+                "decided": None if one.report is None else one.report.decided,
                 "code": None if refusal is None else refusal.code,
                 "message": None if refusal is None else str(refusal),
             }
@@ -205,12 +211,23 @@ def _show(console: Console, found: "RefinedFiles") -> None:
             if one.report is not None and one.report.refined is not None:
                 table.add_row(str(one.output), *_row(one.report.refined))
         console.print(table)
+    _show_decided(console, found)
     for one in found.refused:
         show_error(str(one.refusal))
     if found.finished_before:
         console.print(f"{len(found.finished_before)} outputs were there already, as asked.")
     if found.passed_over:
         console.print(f"{len(found.passed_over)} files were passed over: no adapters of anybody.")
+
+
+def _show_decided(console: Console, found: "RefinedFiles") -> None:
+    """What `--method auto` chose for each adapter, and why."""
+    said = [(one.output, one.report.decided) for one in found.found if one.report is not None]
+    chosen = [(output, why) for output, why in said if why is not None]
+    for output, why in chosen[:SHOWN]:
+        console.print(f"{output}: {why}.")
+    if len(chosen) > SHOWN:
+        console.print(f"... and {len(chosen) - SHOWN} more (--json has all of them)")
 
 
 def _row(record: "Refined") -> list[str]:

@@ -113,8 +113,8 @@ def _by_samples(
     """Report R."""
     from prolora_jax.evaluation.side_by_side import usual_dtype
     from prolora_jax.io.documents import read_prompts
+    from prolora_jax.refine.job.bases import DrawingBases
     from prolora_jax.refine.job.by_samples import by_samples
-    from prolora_jax.refine.job.files import DrawingBases
     from prolora_jax.refine.job.prompts import GENERIC
     from prolora_jax.refine.job.recipe import RefineRecipe
 

@@ -48,7 +48,7 @@ def build(
             found = done.modules - done.computed
             out().print(f"{location}: {done.computed} subspaces computed, {found} already stored")
     if common.json:
-        write_json({"store": str(store.folder), "models": results})
+        write_json({"store": store.address.shown, "models": results})
     return 0
 
 
@@ -61,7 +61,7 @@ def list_(*, common: Annotated[Common, Parameter(name="*")] = COMMON) -> int:
     """
     from prolora_jax.cli import store_tables
 
-    store = common.basis_store()
+    store = common.local_store()
     if common.json:
         write_json(store_tables.store_document(store))
     else:
@@ -96,7 +96,7 @@ def prune(
             f"--older-than {older_than}: expected a number of days, 0 or more",
             code=Refusal.BAD_OPTION,
         )
-    store = common.basis_store()
+    store = common.local_store()
     wanted = None
     if keep:
         models = [open_base_model(location, store) for location in keep]

@@ -58,6 +58,8 @@ def verify(
             check = verify_catalog(output, many, seed, **how)
         if common.json:
             verdict, code = ("verified", None) if check.ok else ("failed", "not-verified")
+            if check.learned and not check.problems:
+                verdict, code = "learned", "learned"
             message = catalog_tables.verdict_of(check)
             said = {"verdict": verdict, "code": code, "message": message}
             write_json({"ok": check.ok, **said, **asdict(check)})

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.engines.progress import Progress
 from prolora_jax.evaluation.demo import style_file
 from prolora_jax.evaluation.laboratory.refining import (
     AdapterSamples,
@@ -36,12 +37,15 @@ COPIED = MigrationOptions(method="copy")
 WRITING = Writing("lora", overwrite=True)
 
 
-def refine_style(contest: Contest, output: Path) -> MigrationReport:
+def refine_style(
+    contest: Contest, output: Path, progress: Progress = lambda stage, done, total: None
+) -> MigrationReport:
     """Copy the demo's style, teach it on the target, and write it with its report.
 
     Args:
         contest: the style on the pruned net.
         output: file to write.
+        progress: called with (what, done, total).
 
     Returns:
         The report.
@@ -53,8 +57,8 @@ def refine_style(contest: Contest, output: Path) -> MigrationReport:
     given = read_fitted(style_file(), pair.source, COPIED, WRITING)
     plan = plan_fitted(given, pair, COPIED)
     copied, report = run_plan(given.adapter, pair, plan)
-    shown = AdapterSamples(contest)
-    factors, facts = fitted(shown, "refine", BUDGET)
+    shown = _drawn(contest, progress)
+    factors, facts = fitted(shown, "refine", BUDGET, progress)
     spec = pair.target.spec
     shapes = {path: module.shape for path, module in spec.modules.items()}
     modules = with_factors(copied, factors, shapes, copied.modules[0].up.dtype)
@@ -62,6 +66,22 @@ def refine_style(contest: Contest, output: Path) -> MigrationReport:
     report = refined_report(report, learned, _record(contest, shown, facts, given.adapter))
     write_migrated(with_provenance(learned, report, spec), report, output, spec, WRITING)
     return report
+
+
+def _drawn(contest: Contest, progress: Progress) -> AdapterSamples:
+    """All that is drawn for the student, and R: what is made once is kept by the samples."""
+    shown = AdapterSamples(contest)
+    parts = (
+        lambda: shown.samples.pool_of_target,
+        lambda: shown.effects,
+        lambda: shown.pool,
+        lambda: shown.samples.losses,
+    )
+    for done, part in enumerate(parts):
+        progress("both nets draw", done, len(parts))
+        part()
+    progress("both nets draw", len(parts), len(parts))
+    return shown
 
 
 def facts_of_refine(contest: Contest, report: MigrationReport) -> dict[str, Any]:

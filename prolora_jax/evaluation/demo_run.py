@@ -80,7 +80,7 @@ def run_demo(
         rows.append(row)
         pictures[f"{method}: {row['share'][0]:.0%}"] = pictures_of_it
     progress(_STAGE, stages - 2, stages)
-    refine = _refine(contest, out, rows, pictures)
+    refine = _refine(contest, out, rows, pictures, progress)
     pictures["trained on target: 100%"] = drawn(contest, contest.trained)
     progress(_STAGE, stages, stages)
     write_grid(pictures, out / "pictures.png")
@@ -133,11 +133,15 @@ def _method(
 
 
 def _refine(
-    contest: Contest, out: Path, rows: list[dict[str, Any]], pictures: dict[str, np.ndarray]
+    contest: Contest,
+    out: Path,
+    rows: list[dict[str, Any]],
+    pictures: dict[str, np.ndarray],
+    progress: Progress,
 ) -> dict[str, Any]:
     """The arm that learns, put to the others; and what else is to be said of it."""
     path = out / f"style.{REFINE}.safetensors"
-    report = refine_style(contest, path)
+    report = refine_style(contest, path, progress)
     checked = verify_file(path)
     factors = factors_of(load_adapter(path, contest.pair.bases.target.spec))
     row = _row(REFINE, report, checked, contest.judge(factors))

@@ -39,7 +39,7 @@ from prolora_jax.nets.text.weighting import Weighting
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.nets.vae.tiles import VaeTile
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
+from prolora_jax.refine.job.bases import DrawingBases, require_one_latent_space
 from prolora_jax.subspaces.store import BasisStore
 
 METHODS: tuple[str, ...] = get_args(get_type_hints(MigrationOptions)["method"])

@@ -7,6 +7,7 @@ known_sources.py: Where it is published which module comes from which, and weigh
 matching.py: Which source module feeds which target module (docs/method.md 8).
 base_models.py: Two base models matched: modules, and layers beside their parts.
 slices.py: A target whose weights are some of the source's rows and columns.
+vocabularies.py: The tokens of one language model, by what says them.
 tokens.py: Which rows of two embeddings are of one token.
 
 Never: jax, files.

@@ -7,16 +7,14 @@ two of equal size may give all of them other numbers. What is the same is the to
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated
 
-import msgspec
 import numpy as np
 from jaxtyping import Int
 
 from prolora_jax.architectures.llm.layouts import has_rows_of_tokens
 from prolora_jax.architectures.spec import BaseModelSpec
-from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.matching.matching import Matching
+from prolora_jax.matching.vocabularies import Vocabulary, says_the_same
 
 
 @dataclass(frozen=True)
@@ -70,52 +68,19 @@ class TokenMap:
         return source.modules[path].shape != target.modules[path].shape or not self.keeps_numbers
 
 
-_Number = Annotated[int, msgspec.Meta(ge=0)]
+def token_map(source: Vocabulary, target: Vocabulary) -> TokenMap:
+    """The tokens of two vocabularies.
 
-
-class _Model(msgspec.Struct):
-    vocab: dict[str, _Number] | list[tuple[str, float]]
-
-
-class _Added(msgspec.Struct):
-    content: str
-    id: _Number
-
-
-class _Tokenizer(msgspec.Struct):
-    model: _Model
-    added_tokens: list[_Added] | None = None
-
-
-def vocabulary(content: bytes, origin: str) -> dict[str, int]:
-    """Numbers by token.
-
-    Args:
-        content: of a `tokenizer.json` (BPE, WordPiece, WordLevel, Unigram).
-        origin: where it lies, for messages.
-
-    Raises:
-        BaseModelError: it has no vocabulary.
+    Where one is of bytes and the other is not, only tokens that say the same in both are taken for
+    the same: `Ġthe` and `▁the` are written in unlike ways, and `é` is a byte in one and a letter in
+    the other.
     """
-    try:
-        found = msgspec.json.decode(content, type=_Tokenizer)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as failure:
-        raise BaseModelError(
-            f"{origin}: tokenizer.json: found no vocabulary ({failure}); expected the numbers of "
-            f"its tokens, by which rows of an embedding are told; fetch the file again, or take it "
-            f"away",
-            code=Refusal.UNREADABLE_BASE,
-        ) from None
-    held = found.model.vocab
-    numbers = held if isinstance(held, dict) else {token: i for i, (token, _) in enumerate(held)}
-    return numbers | {token.content: token.id for token in found.added_tokens or ()}
-
-
-def token_map(source: Mapping[str, int], target: Mapping[str, int]) -> TokenMap:
-    """The tokens of two vocabularies, each given as numbers by token."""
-    ordered = sorted(source, key=source.__getitem__)
-    both = {source[token]: target[token] for token in ordered if token in target}
-    return TokenMap(both, tuple(token for token in ordered if token not in target))
+    ordered = sorted(source.numbers, key=source.numbers.__getitem__)
+    alike = source.byte_level == target.byte_level
+    common = [t for t in ordered if t in target.numbers and (alike or says_the_same(t))]
+    both = {source.numbers[token]: target.numbers[token] for token in common}
+    found = {*common}
+    return TokenMap(both, tuple(token for token in ordered if token not in found))
 
 
 def unlike_vocabularies(source: BaseModelSpec, target: BaseModelSpec) -> Iterable[str]:

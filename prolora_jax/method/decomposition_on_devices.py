@@ -71,32 +71,40 @@ def decompose_stack(
     """
     if tall.shape[0] % mesh.size:
         raise ValueError(f"{tall.shape[0]} weights over {mesh.size} devices: fill up with zeros")
-    return _stack_program(jax.device_put(tall, _along(mesh)), mesh)
+    return _stack_program(jax.device_put(tall, along(mesh)), mesh)
 
 
-def decompose_rows(tall: Float[np.ndarray, "long short"], mesh: Mesh) -> TallDecomposition:
+def decompose_rows(tall: Float[Array | np.ndarray, "long short"], mesh: Mesh) -> TallDecomposition:
     """Decompose one very large weight whose rows are spread over the devices.
 
     Each device holds its rows only and forms their W'W; the sum of these, `(short, short)`, is all
     that travels. Every device solves for the short side and makes its rows of the long side.
 
     Args:
-        tall: the weight, in any float dtype, on the host; a device is sent its rows alone.
-        mesh: one axis.
+        tall: the weight, in any float dtype: on the host, and a device is sent its rows alone; or
+            spread by `along` already, with rows of zeros up to a multiple of the devices.
+        mesh: one axis; its devices are of one kind, or their `short` may differ in signs.
 
     Returns:
         `long` sharded by rows, their number rounded up to a multiple of the devices (the rows
         beyond are zero: cut them off); `s` and `short` on every device.
     """
+    if isinstance(tall, jax.Array):
+        return rows_program(tall, mesh)
     long, short = tall.shape
-    rows = -(-long // mesh.size) * mesh.size
+    rows = padded_rows(long, mesh)
 
     def local(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(rows)
         found = tall[start:stop]
         return np.pad(found, ((0, stop - start - len(found)), (0, 0)))
 
-    return rows_program(jax.make_array_from_callback((rows, short), _along(mesh), local), mesh)
+    return rows_program(jax.make_array_from_callback((rows, short), along(mesh), local), mesh)
+
+
+def padded_rows(rows: int, mesh: Mesh) -> int:
+    """Rows of a weight that is spread over the devices, with those of zeros at its end."""
+    return -(-rows // mesh.size) * mesh.size
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -108,9 +116,9 @@ def rows_program(tall: Float[Array, "rows short"], mesh: Mesh) -> TallDecomposit
         part = _wide(part)
         return tuple(_from_gram(part, jax.lax.psum(matmul(part.T, part), axis)))
 
-    along, everywhere = PartitionSpec(axis), PartitionSpec()
-    specs = along, everywhere, everywhere
-    found = jax.shard_map(local, mesh=mesh, in_specs=along, out_specs=specs)(tall)
+    by_rows, everywhere = PartitionSpec(axis), PartitionSpec()
+    specs = by_rows, everywhere, everywhere
+    found = jax.shard_map(local, mesh=mesh, in_specs=by_rows, out_specs=specs)(tall)
     return TallDecomposition(*found)
 
 
@@ -120,8 +128,8 @@ def _stack_program(tall: Float[Array, "n long short"], mesh: Mesh) -> TallDecomp
         part = _wide(part)
         return _from_gram(part, matmul(part.mT, part))
 
-    along = PartitionSpec(*mesh.axis_names)
-    return jax.shard_map(local, mesh=mesh, in_specs=along, out_specs=along)(tall)
+    each = PartitionSpec(*mesh.axis_names)
+    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=each)(tall)
 
 
 def _wide(tall: Float[Array, "*n long short"]) -> Float[Array, "*n long short"]:
@@ -141,7 +149,7 @@ def _from_gram(
     return TallDecomposition(long.astype(jnp.float32), s, short.astype(jnp.float32))
 
 
-def _along(mesh: Mesh) -> NamedSharding:
+def along(mesh: Mesh) -> NamedSharding:
     """The first axis of an array over the mesh's one axis."""
     (axis,) = mesh.axis_names
     return NamedSharding(mesh, PartitionSpec(axis))

@@ -4,12 +4,14 @@ blocks.py: Blocks of rank columns in a menu of widths, so that few programs are 
 merged.py: A merged adapter in its migration: what it is made of, and what its dtype is.
 evidence.py: How alike weights of two base models are: what `matching` decides on.
 kinship.py: Whether two language models are relatives at all.
+row_search.py: Rows of a matrix that are rows of another, found by some of their numbers.
 slicing.py: Layers that are rows and columns of the source's own.
 tokens.py: Rows of embeddings and heads in their migration, found by their tokens.
 pair_work.py: What is computed once per pair of weights, by worker processes, too.
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
 edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
 placing.py: Operators on the devices of this host: each module has one device.
+own_devices.py: That the devices are this process's own, and wait for no other host's.
 projecting.py: One module of many adapters on a device: rank columns in, factors of files out.
 experts.py: A target of two transformers, each of which gets an adapter of its own.
 execute.py: Steps of plans on the device: one block per module for many adapters.

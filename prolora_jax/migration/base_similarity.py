@@ -75,7 +75,7 @@ def similarity(
     matching = pair.matching(options.match, options)
     chosen = [p for p, m in pair.target.spec.modules.items() if m.kind_is(modules)]
     # Rows of these are no pairs by their places.
-    elsewhere = pair.tokens.moving(matching.pairs) | pair.slices.paths
+    elsewhere = pair.tokens.moving(matching.pairs) | pair.slices.among(matching.pairs)
     paired = {path: own for path, own in matching.pairs.items() if path not in elsewhere}
     compared = {path: paired[path] for path in chosen if path in paired}
     measures = pair.measure(compared, options, progress)

@@ -182,7 +182,7 @@ def _jobs(
 def _places(step: PlanStep, bases: BasePair) -> Slice | None:
     """Where rows and columns go; None where they keep their places."""
     if SLICED in step.flags:
-        return bases.slices.of(step.path)
+        return bases.slices.of(step.source_path, step.path)
     return bases.tokens.rows(step) if BY_TOKEN in step.flags else None
 
 

@@ -28,21 +28,23 @@ from prolora_jax.migration.pair_work import (
     bytes_of_operators,
     bytes_of_subspaces,
     compare_all,
+    compared_before,
+    in_groups,
+    mean_similarity,
+    measure_of,
     prepare,
     prepare_all,
+    to_prepare,
 )
 from prolora_jax.migration.slicing import PairSlices
 from prolora_jax.migration.tokens import PairTokens
 from prolora_jax.plans.nearness import is_close, is_twin, twins_are_copied, weights_may_decide
 from prolora_jax.plans.options import Match, MigrationOptions
-from prolora_jax.plans.plan import Measure, ModuleSimilarity
+from prolora_jax.plans.plan import Measure
 from prolora_jax.subspaces.compute import compute_subspaces, load_or_compute
 from prolora_jax.subspaces.store import BasisStore, MemoryStore
 
 _log = logging.getLogger(__name__)
-
-CLUSTERED_ANGLE = 0.1
-"""A cut that rounding turns by more (radians) is flagged `clustered-cut` (docs/method.md 2)."""
 
 OPTIONS = MigrationOptions()
 IDENTICAL, CLOSE, TWIN = Measure(identical=True), Measure(close=True), Measure(twin=True)
@@ -74,8 +76,7 @@ class BasePair:
         store: BasisStore | None = None,
         workers: int = 1,
     ):
-        self.source = source
-        self.target = target
+        self.source, self.target = source, target
         self.workers = workers
         self.store = MemoryStore() if store is None else store
         for model in (source, target):
@@ -88,7 +89,8 @@ class BasePair:
         self._matchings: dict[tuple[object, ...], Matching] = {}
         self._ahead: OperatorsAhead | None = None
         self._cosine: tuple[float, int] | None = None
-        self.tokens, self.slices = PairTokens(source, target), PairSlices(source, target)
+        self.tokens = PairTokens(source, target)
+        self.slices = PairSlices(source, target, self.store.tables)
 
     def matching(
         self, mode: Match = "auto", options: MigrationOptions = OPTIONS, *, tokens: bool = True
@@ -118,7 +120,7 @@ class BasePair:
             pairs = [ModulePair(source, target) for target in targets for source in sources]
             known = self._compared(pairs, options)
             return similarities(
-                lambda pair: _mean_similarity(known[pair].comparison), sources, targets
+                lambda pair: mean_similarity(known[pair].comparison), sources, targets
             )
 
         found = match_base_models(self.source.spec, self.target.spec, evidence, mode)
@@ -143,7 +145,7 @@ class BasePair:
         self.identify(module_pairs(pairs))  # a report has the weights of copies, too
         found = {p: Measure() for p in pairs if options.options_for(p).method == "copy"}
         found |= dict.fromkeys(self.tokens.moving(pairs), Measure(by_token=True))
-        found |= dict.fromkeys(self.slices.paths & pairs.keys(), Measure(sliced=True))
+        found |= dict.fromkeys(self.slices.among(pairs), Measure(sliced=True))
         asked = module_pairs({p: source for p, source in pairs.items() if p not in found})
         copied = options.identical == "copy"
         equal = {pair for pair in asked if copied and self._identical(pair)}
@@ -168,7 +170,8 @@ class BasePair:
         if options.min_similarity <= -1.0:
             return
         require_a_common_shape(self.source, self.target, pairs)
-        pairs = {path: own for path, own in pairs.items() if path not in self.slices.paths}
+        slices = self.slices.among(pairs)
+        pairs = {path: own for path, own in pairs.items() if path not in slices}
         if self._cosine is None:
             found = median_cosine(self.source, self.target, pairs, self.store.tables)
             self._cosine = (1.0, 0) if found is None else found
@@ -224,14 +227,17 @@ class BasePair:
         self.identify(unknown)
         keys = {p: ComparisonKey(*self._weights(p), *ranks) for p in unknown}
         modules = {key: pair for pair, key in keys.items()}  # equal weights are compared once
-        stored = {key: self.store.operators.comparison(key) for key in modules}
-        found = {key: comparison for key, comparison in stored.items() if comparison is not None}
+        found = compared_before(self.store, modules)
         missing = {key: pair for key, pair in modules.items() if key not in found}
         if missing:
             self._compute_subspaces(missing.values(), options, progress)
-            todo = {key: self._ensure_retained(pair, options) for key, pair in missing.items()}
+        shapes = {key: self._matrix_shape(pair) for key, pair in modules.items()}
+        for group in in_groups(self.store, shapes, missing, self.workers):
+            found |= compared_before(self.store, group) if self.store.share else {}
+            left = {key: pair for key, pair in group.items() if key not in found}
+            todo = {key: self._ensure_retained(pair, options) for key, pair in left.items()}
             found |= compare_all(self.store, todo, self.workers, progress)
-        known |= {pair: _Known(found[key], _measure(found[key])) for pair, key in keys.items()}
+        known |= {pair: _Known(found[key], measure_of(found[key])) for pair, key in keys.items()}
         return known
 
     def identify(self, pairs: Iterable[ModulePair]) -> None:
@@ -309,16 +315,28 @@ class BasePair:
         """
         known = self._compared(pairs, options, progress)
         keys = {self._operator_key(p, known[p].comparison, options): p for p in pairs}
-        missing = {key: p for key, p in keys.items() if not self.store.operators.has(key)}
-        if missing:
-            for own, group in by_options(missing.values(), options):
-                self._compute_subspaces(group, own, progress)
-            if self.store.keeps:
-                self._prepare(missing, self.workers, progress)
-            else:
-                for key, pair in missing.items():
-                    self._ensure_columns(pair, key.k_source, key.k_target)
-                self._ahead = OperatorsAhead(self.store, missing, self.workers)
+        missing = to_prepare(self.store, keys)
+        if self.store.keeps:
+            shapes = {key: self._matrix_shape(pair) for key, pair in keys.items()}
+            for group in in_groups(self.store, shapes, missing, self.workers):
+                left = to_prepare(self.store, group) if self.store.share else group
+                self._compute_for(left, options, progress)
+                self._prepare(left, self.workers, progress)
+        elif missing:
+            self._compute_for(missing, options, progress)
+            for key, pair in missing.items():
+                self._ensure_columns(pair, key.k_source, key.k_target)
+            self._ahead = OperatorsAhead(self.store, missing, self.workers)
+
+    def _compute_for(
+        self,
+        todo: Mapping[OperatorKey, ModulePair],
+        options: MigrationOptions,
+        progress: Progress | None,
+    ) -> None:
+        """Compute the subspaces of what is to be prepared."""
+        for own, group in by_options(todo.values(), options):
+            self._compute_subspaces(group, own, progress)
 
     def operators(self, pair: ModulePair, options: MigrationOptions) -> ModuleOperators:
         """Prepared operators of a pair of modules.
@@ -357,10 +375,7 @@ class BasePair:
         return OperatorKey.of(self._weights(pair), method, ranks, options.rotation_min_cos)
 
     def _prepare(
-        self,
-        todo: Mapping[OperatorKey, ModulePair],
-        workers: int,
-        progress: Progress | None = None,
+        self, todo: Mapping[OperatorKey, ModulePair], workers: int, progress: Progress | None = None
     ) -> None:
         for key, pair in todo.items():
             self._ensure_columns(pair, key.k_source, key.k_target)
@@ -383,17 +398,3 @@ class BasePair:
         narrower = min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)
         with np.errstate(over="ignore"):  # infinite there is not equal to a finite number
             return np.array_equal(a.astype(narrower), b.astype(narrower))
-
-
-def _measure(compared: Comparison) -> Measure:
-    similarity = ModuleSimilarity(*compared[:6])
-    flags = ("clustered-cut",) if compared.cut_angle > CLUSTERED_ANGLE else ()
-    return Measure(similarity=similarity, flags=flags)
-
-
-def _mean_similarity(compared: Comparison) -> float:
-    """Mean of both sides, corrected for chance where that says something."""
-    left, right = compared.phi_hat_left, compared.phi_hat_right
-    left = compared.phi_left if left is None else left
-    right = compared.phi_right if right is None else right
-    return (left + right) / 2

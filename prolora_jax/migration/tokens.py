@@ -8,14 +8,19 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.algorithms.table import ALGORITHMS
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.base_models.gguf_tokens import GgufTokens
 from prolora_jax.matching.matching import Matching
 from prolora_jax.matching.slices import Slice
 from prolora_jax.matching.tokens import (
     TokenMap,
     token_map,
     unlike_vocabularies,
-    vocabulary,
     with_token_layers,
+)
+from prolora_jax.matching.vocabularies import (
+    Vocabulary,
+    vocabulary_of_gguf,
+    vocabulary_of_json,
 )
 from prolora_jax.plans.companions import OF_TOKENS, PlannedCompanion
 from prolora_jax.plans.plan import BY_TOKEN, SLICED, PlanStep
@@ -40,9 +45,9 @@ class PairTokens:
         Raises:
             BaseModelError: a tokenizer is damaged.
         """
-        contents = [model.tokenizer_json() for model in self._models]
+        contents = [model.tokenizer() for model in self._models]
         found = [
-            vocabulary(content, model.location)
+            _vocabulary(content, model.location)
             for content, model in zip(contents, self._models, strict=True)
             if content is not None
         ]
@@ -83,6 +88,12 @@ class PairTokens:
             source.fingerprint(p) != target.fingerprint(p) for p in moved
         )
         return token_flags(steps, known, unlike=unlike)
+
+
+def _vocabulary(content: bytes | GgufTokens, origin: str) -> Vocabulary:
+    if isinstance(content, bytes):
+        return vocabulary_of_json(content, origin)
+    return vocabulary_of_gguf(*content)
 
 
 def uses_tokens(adapter: Adapter) -> bool:

@@ -33,7 +33,7 @@ class CatalogRecord:
         verdict: how much of it can move.
         state: what became of it.
         reason: stable code of the refusal or failure.
-        message: the same in a sentence.
+        message: the same in a sentence; of an output, what `--method auto` chose for it, and why.
         format: key convention of the input.
         modules: in the input.
         moved: modules of the input that move, or have moved.

@@ -312,13 +312,13 @@ def _without_source(
     for path, source_path in matching.pairs.items():
         if (place := place_of(path)) is not None:
             slots.setdefault((place.home, place.role), []).append(source_path)
-    found = []
+    found, fed = [], {*matching.pairs.values()}
     for path, module in target.modules.items():
         place = place_of(path)
         if place is None or path in matching.pairs or _excluded(path, options):
             continue
         named = source.modules.get(path)
-        if named is not None and named.shape != module.shape:
+        if named is not None and named.shape != module.shape and path not in fed:
             continue  # the adapter's module of this name is skipped for its shape
         siblings = slots.get((place.home, place.role))
         like = (place.kind, place.role) in kinds if siblings is None else trained & {*siblings}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -197,6 +197,8 @@ class MigrationReport:
     input was put together from (`--merge`), none for a single file. `companions` are the tensors
     beside the pairs: what became of each, and its share of the update. Which options a module has,
     `options.options_for(path)` says. `refined` says what `prolora refine` did after the copy.
+    `method` is `auto` where `--method auto` chose between the two, and `decided` says what and why;
+    `options` are then those of the copy.
     """
 
     prolora_version: str
@@ -213,6 +215,8 @@ class MigrationReport:
     parts: tuple[MergedPart, ...] = ()
     companions: tuple[PlannedCompanion, ...] = ()
     refined: Refined | None = None
+    method: Literal["auto"] | None = None
+    decided: str | None = None
 
     def to_json(self) -> str:
         """The report as indented JSON."""

@@ -13,7 +13,7 @@ is added to an embedding or a head stay behind. Their number and the first ones 
 
 NUMBERS_ASSUMED = "token-numbers-assumed"
 """Flag of a file that adds to rows of an embedding or a head by their numbers, which were taken
-to be of the same tokens in both base models: a tokenizer.json of theirs was not at hand."""
+to be of the same tokens in both base models: nothing of theirs says which token is which."""
 
 _SHOWN = 3
 

@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING
 
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.method.basis import STORED, Basis, BasisRule, Extent
-from prolora_jax.subspaces.on_host import Todo, compute_one, in_processes, in_turn, operations
+from prolora_jax.subspaces.on_host import (
+    NOBODY,
+    Others,
+    Todo,
+    compute_one,
+    in_processes,
+    in_turn,
+    operations,
+)
 from prolora_jax.subspaces.store import BasisStore
+from prolora_jax.subspaces.turns import turns
 
 if TYPE_CHECKING:
     import jax
@@ -41,6 +51,7 @@ def load_or_compute(
     if basis is None or not _serves(basis.extent, rule):
         basis = compute_one(model, path, _wider(None if basis is None else basis.extent, rule))
         store.put(fingerprint, basis)
+        basis = store.get(fingerprint) or basis  # another's, where one was first
     return basis
 
 
@@ -56,7 +67,8 @@ def compute_subspaces(
     """Fill a store with the subspaces of some modules; what it already has is not done again.
 
     Each basis goes into the store as soon as it is there: a run that is killed and started again
-    goes on where it was.
+    goes on where it was. Of a store that many hosts share each does an own part first, and then
+    what nobody has done (see `turns`).
 
     Args:
         model: the base model.
@@ -70,30 +82,73 @@ def compute_subspaces(
         mesh: devices to compute on, one axis; weights of one shape are spread over them in
             stacks, very large ones by their rows (see `on_devices`). None: this process's
             accelerators when it has any and there is enough to do, else the host. What the
-            devices cannot do safely is done on the host.
+            devices cannot do safely is done on the host. With devices of several processes all
+            of them call this, each with a store of its own (see `across_processes`).
 
     Returns:
-        For how many weights they were computed.
+        For how many weights they were computed; of several processes, by all together.
 
     Raises:
         BaseModelError: when a weight has NaN or infinite numbers.
+        ProloraError: another process of the mesh has failed.
+        UsageError: another process of the mesh asks for other weights.
     """
-    todo: dict[str, tuple[str, BasisRule]] = {}  # by fingerprint: equal weights are done once
-    for path, fingerprint in model.fingerprints(paths).items():
-        extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
-        if not _serves(extent, needed):
-            todo[fingerprint] = path, _wider(extent, needed)
-    with closing(_computed(model, todo, workers, mesh)) as computed:
+    asked: Todo = {}
+    lacked: Todo = {}
+    absent: set[str] = set()
+
+    def look() -> tuple[Todo, Todo]:
+        for path, fingerprint in model.fingerprints(paths).items():  # equal weights are done once
+            extent, needed = store.extent(fingerprint), _rule_for(model, path, rule)
+            asked[fingerprint] = path, _wider(None, needed)
+            if not _serves(extent, needed):
+                lacked[fingerprint] = path, _wider(extent, needed)
+            if extent is None:
+                absent.add(fingerprint)
+        return asked, lacked
+
+    if mesh is not None and _is_of_many(mesh):
+        from prolora_jax.subspaces.across_processes import across_processes
+
+        total, computed = across_processes(model, look, mesh)
+    else:
+        look()
+        others = NOBODY
+        if isinstance(store, FolderStore) and store.share is not None:
+            others = Others(store.address, frozenset(absent))
+        parts = turns(_costs(model, asked), store.share, dict(zip(asked, asked, strict=True)))
+        total = len(lacked)
+        computed = _by_turns(model, lacked, parts, workers, mesh, others)
+    done = 0
+    with closing(computed):
         for done, (fingerprint, basis) in enumerate(computed, start=1):
-            store.put(fingerprint, basis)
+            if fingerprint in lacked:
+                store.put(fingerprint, basis)
             if progress is not None:
-                progress("subspaces", done, len(todo))
-    return len(todo)
+                progress("subspaces", done, total)
+    return done
+
+
+def _by_turns(
+    model: BaseModel,
+    lacked: Todo,
+    parts: Iterable[Iterable[str]],
+    workers: int,
+    mesh: "jax.sharding.Mesh | None",
+    others: Others,
+) -> Generator[tuple[str, Basis]]:
+    for part in parts:
+        todo = {fingerprint: lacked[fingerprint] for fingerprint in part if fingerprint in lacked}
+        yield from _computed(model, todo, workers, mesh, others)
 
 
 def _computed(
-    model: BaseModel, todo: Todo, workers: int, mesh: "jax.sharding.Mesh | None"
-) -> Generator[tuple[str, Basis], None, None]:
+    model: BaseModel,
+    todo: Todo,
+    workers: int,
+    mesh: "jax.sharding.Mesh | None",
+    others: Others,
+) -> Generator[tuple[str, Basis]]:
     """Each weight's basis by its fingerprint: from devices if any are there, else from the host."""
     if mesh is None and _work(model, todo) > POOL_WORTH:
         from prolora_jax.subspaces.on_devices import accelerators
@@ -103,20 +158,31 @@ def _computed(
         from prolora_jax.subspaces.on_devices import on_devices
 
         unsafe: Todo = {}
-        for fingerprint, basis in on_devices(model, todo, mesh):
+        for fingerprint, basis in on_devices(model, todo, mesh, others):
             if basis is None:
                 unsafe[fingerprint] = todo[fingerprint]
             else:
                 yield fingerprint, basis
         todo = unsafe
     if workers > 1 and _work(model, todo) > POOL_WORTH:
-        yield from in_processes(model, todo, workers)
+        yield from in_processes(model, todo, workers, others)
     else:
-        yield from in_turn(model, todo)
+        yield from in_turn(model, todo, others)
+
+
+def _is_of_many(mesh: "jax.sharding.Mesh") -> bool:
+    """Whether devices of a mesh belong to other processes."""
+    import jax
+
+    return any(device.process_index != jax.process_index() for device in mesh.devices.flat)
+
+
+def _costs(model: BaseModel, todo: Todo) -> dict[str, float]:
+    return {fingerprint: operations(model, path) for fingerprint, (path, _) in todo.items()}
 
 
 def _work(model: BaseModel, todo: Todo) -> float:
-    return sum(operations(model, path) for path, _ in todo.values())
+    return sum(_costs(model, todo).values())
 
 
 def _rule_for(model: BaseModel, path: str, rule: BasisRule) -> BasisRule:

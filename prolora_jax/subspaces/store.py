@@ -6,6 +6,7 @@ from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.io.stores.weight_tables import WeightTables
 from prolora_jax.method.basis import Basis, Extent
 from prolora_jax.method.prepared import MemoryOperators, OperatorStore
+from prolora_jax.subspaces.turns import Share
 
 
 @runtime_checkable
@@ -32,6 +33,11 @@ class BasisStore(Protocol):
         """Whether what is computed stays; else operators are not to be put here."""
         ...
 
+    @property
+    def share(self) -> Share | None:
+        """The part of what many workers compute that this one does first; None: it is alone."""
+        ...
+
     def expect(self, size: int) -> None:
         """Hear how many bytes are about to be put here."""
         ...
@@ -49,7 +55,7 @@ class BasisStore(Protocol):
         ...
 
     def put(self, fingerprint: str, basis: Basis) -> None:
-        """Keep a basis; an older one of the same weight is replaced."""
+        """Keep a basis; an older one of the same weight is replaced, but for others' that serve."""
         ...
 
 
@@ -59,6 +65,7 @@ class MemoryStore:
     tables = None
     known = None
     keeps = True
+    share = None
 
     def __init__(self):
         self._bases: dict[str, Basis] = {}

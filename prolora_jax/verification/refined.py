@@ -20,6 +20,8 @@ from prolora_jax.plans.report import REFINED, MigrationReport, ModuleReport
 from prolora_jax.verification.result import VerifyReport
 
 _TAUGHT = ("unet.", "lm.")
+_CHOSEN = {"refine": "taught: ", "reteach": "taught anew: ", "copy": "copied"}
+"""How the sentence about a choice begins, by way."""
 _NORM = 1e-5
 """Largest share by which a norm may differ: the report has it of the very numbers in the file."""
 
@@ -51,13 +53,13 @@ def unlearned(
         told: its report.
         target: the base model that the file is for.
     """
-    record = told.refined
+    record, apart = told.refined, _choice(told)
     flagged = {m.path: m for m in told.modules if REFINED in m.flags}
     if record is None or record.way == "copy":
         said = "has no refinement" if record is None else "kept the copy"
         problems = [f"{path}: is flagged {REFINED}, but the report {said}" for path in flagged]
-        return Unlearned(output, told, problems, frozenset())
-    problems = []
+        return Unlearned(output, told, problems + apart, frozenset())
+    problems = apart
     for module in told.modules:
         if module.path.startswith(_TAUGHT) != (module.path in flagged):
             state = "is" if module.path in flagged else "is not"
@@ -114,6 +116,17 @@ def with_learned(checked: VerifyReport, found: Unlearned, told: MigrationReport)
         counts=dict(Counter(one.verdict for one in modules)),
         not_checked=(*open_, *checked.not_checked),
     )
+
+
+def _choice(told: MigrationReport) -> list[str]:
+    """What is wrong with what a report says that `--method auto` chose."""
+    way = "copy" if told.refined is None else told.refined.way
+    said = told.decided or ""
+    if told.method is None and told.decided is None:
+        return []
+    if told.method is None or not said.startswith(_CHOSEN[way]):
+        return [f"the report says that `auto` chose {said[:60]!r}; it has the way {way}"]
+    return []
 
 
 def _seen(

@@ -12,7 +12,7 @@ import numpy as np
 from prolora_jax.matching.alignment import WEAK_MARGIN, Alignment
 from prolora_jax.matching.base_models import first_parts, match_base_models
 from prolora_jax.matching.matching import Matching
-from prolora_jax.matching.slices import Slice, may_be_sliced, with_slices
+from prolora_jax.matching.slices import Slice, with_slices
 from prolora_jax.matching.tokens import TokenMap, with_token_layers
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Measure, ModuleSimilarity
@@ -96,9 +96,10 @@ def match(
         matching = replace(matching, pairs={**matching.pairs, **alike})
     if tokens is not None:
         matching = with_token_layers(matching, *specs)
-    slices = slices_of(source, target, may_be_sliced(*specs, matching), trained)
-    if slices:
-        matching = with_slices(matching, {*slices}, target.spec)
+    found = slices_of(source, target, matching, trained)
+    slices = {} if found is None else found.slices
+    if found is not None:
+        matching = with_slices(found.matching, found.sources, target.spec)
     return Matched(matching, tied, _hanging(target, near), tokens, slices)
 
 

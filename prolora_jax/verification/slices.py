@@ -1,43 +1,114 @@
 """Which rows and columns of a source a target has, found anew: row by row, on other numbers."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import LoraModule
 from prolora_jax.architectures.llm.layouts import has_rows_of_tokens
-from prolora_jax.matching.slices import SLICE_MARGIN, SLICE_TOLERANCE, Slice, stream_of
+from prolora_jax.architectures.stacks import place_of
+from prolora_jax.matching.matching import Matching
+from prolora_jax.matching.slices import (
+    SLICE_MARGIN,
+    SLICE_TOLERANCE,
+    LayerStack,
+    Slice,
+    asked_of,
+    may_be_sliced,
+    stacks_to_align,
+    stream_of,
+    with_layers,
+)
 from prolora_jax.verification.weights import Weights
 
 _LOOKED_AT = 96
 """Numbers of each row or column by which it is found."""
 
 
+class FoundSlices(NamedTuple):
+    """What of a target is rows and columns of its source.
+
+    Attributes:
+        matching: with the alignment of layers that was found.
+        sources: source path by target path of layers that are slices, of those whose like are
+            trained.
+        slices: their rows and columns, by target path.
+    """
+
+    matching: Matching
+    sources: Mapping[str, str]
+    slices: Mapping[str, Slice]
+
+
 def slices_of(
-    source: Weights, target: Weights, paths: Sequence[str], trained: Collection[str]
-) -> dict[str, Slice]:
-    """Rows and columns by layer, of those that are the source's own.
+    source: Weights, target: Weights, matching: Matching, trained: Collection[str]
+) -> FoundSlices | None:
+    """Rows and columns by layer, of those that are the source's own; None where nothing could be.
 
     Args:
         source: base model of the input.
         target: base model of the file.
-        paths: layers that could be, by their shapes.
-        trained: layers that anybody asks for.
+        matching: of modules of equal shape.
+        trained: layers of the source that anybody asks for.
     """
-    wanted = [path for path in paths if path in trained]
     embedding = stream_of(source.spec, target.spec)
-    if not wanted or embedding is None:
-        return {}
+    stacks = stacks_to_align(source.spec, target.spec, matching)
+    if embedding is None or not (stacks or may_be_sliced(source.spec, target.spec, matching)):
+        return None
     tokens = np.arange(target.spec.modules[embedding].shape[0])[:_LOOKED_AT]
     theirs, ours = (model.weight(embedding)[tokens].T for model in (source, target))
     stream = _find(theirs, ours)
-    found = {} if stream is None else {path: _of(source, target, path, stream) for path in wanted}
-    return {path: one for path, one in found.items() if one is not None}
+    if stream is None:
+        return None
+    for stack in stacks:
+        matching = with_layers(matching, stack, _alike(source, target, stack, stream))
+    own = may_be_sliced(source.spec, target.spec, matching)
+    roles = {_role(path) for path in trained}
+    wanted = [path for path in own if _role(own[path]) in roles]
+    found = {path: _of(source, target, own[path], path, stream) for path in wanted}
+    slices = {path: one for path, one in found.items() if one is not None}
+    # A stack is aligned by slices where there is one, whether anybody trained it or not.
+    if not slices and not any(
+        _of(source, target, own[path], path, stream) for path in own.keys() - found.keys()
+    ):
+        return None
+    return FoundSlices(matching, {path: own[path] for path in slices}, slices)
 
 
-def _of(source: Weights, target: Weights, path: str, stream: np.ndarray) -> Slice | None:
-    theirs, ours = source.matrix(path), target.matrix(path)
+def _role(path: str) -> str:
+    place = place_of(path)
+    return path if place is None else place.role
+
+
+def _alike(source: Weights, target: Weights, stack: LayerStack, stream: np.ndarray) -> np.ndarray:
+    """Whether the first row or column of a module of two layers is of both."""
+    asked = asked_of(stack, source.spec, target.spec)
+    alike = np.zeros((len(stack.sources), len(stack.targets)), bool)
+    for j in range(len(stack.targets)):
+        column = [row[j] for row in asked]
+        for turn in range(max(map(len, column), default=0)):
+            for i, pairs in enumerate(column):
+                if turn < len(pairs):
+                    theirs, ours = source.matrix(pairs[turn][0]), target.matrix(pairs[turn][1])
+                    turned = _has_first_row(theirs.T, ours.T, stream)
+                    alike[i, j] = turned or _has_first_row(theirs, ours, stream)
+            if alike[:, j].any():
+                break
+    return alike
+
+
+def _has_first_row(theirs: np.ndarray, ours: np.ndarray, stream: np.ndarray) -> bool:
+    if ours.shape[1] != len(stream) or theirs.shape[1] <= stream.max():
+        return False
+    return _find(theirs[:, stream][:, :_LOOKED_AT], ours[:1, :_LOOKED_AT]) is not None
+
+
+def _of(
+    source: Weights, target: Weights, source_path: str, path: str, stream: np.ndarray
+) -> Slice | None:
+    theirs, ours = source.matrix(source_path), target.matrix(path)
     candidates = []
     if has_rows_of_tokens(path):
         candidates = [Slice(np.arange(len(ours)), stream)]

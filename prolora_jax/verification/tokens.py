@@ -4,16 +4,21 @@ Read by the standard library's JSON, entry by entry, and not by what made the fi
 """
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
-from prolora_jax.matching.tokens import TokenMap, vocabulary
+from prolora_jax.io.base_models.gguf_tokens import GgufTokens
+from prolora_jax.matching.tokens import TokenMap
+from prolora_jax.matching.vocabularies import vocabulary_of_json
 from prolora_jax.plans.companions import OF_TOKENS
 from prolora_jax.plans.token_flags import layers_of_tokens
 from prolora_jax.verification.weights import Weights
+
+_PLAIN, _BYTE = re.compile("[ -~]+"), re.compile("<0x..>")
 
 
 def tokens_of(before: Adapter, source: Weights, target: Weights) -> TokenMap | None:
@@ -33,17 +38,27 @@ def tokens_of(before: Adapter, source: Weights, target: Weights) -> TokenMap | N
     contents = [_content(model) for model in (source, target)]
     if contents[0] is None or contents[1] is None:
         return None
-    theirs, ours = _numbers(contents[0], source), _numbers(contents[1], target)
-    missing = sorted(theirs.keys() - ours.keys(), key=lambda token: theirs[token])
-    return TokenMap({theirs[t]: ours[t] for t in theirs.keys() & ours.keys()}, tuple(missing))
+    (theirs, of_bytes), (ours, also) = (
+        _numbers(content, model)
+        for content, model in zip(contents, (source, target), strict=True)
+        if content is not None
+    )
+    both = theirs.keys() & ours.keys()
+    if of_bytes != also:  # printable ASCII is the same text in both, and nothing else is
+        both = {t for t in both if _PLAIN.fullmatch(t) and not _BYTE.fullmatch(t)}
+    missing = sorted(theirs.keys() - both, key=lambda token: theirs[token])
+    return TokenMap({theirs[t]: ours[t] for t in both}, tuple(missing))
 
 
-def _content(model: Weights) -> bytes | None:
-    read = getattr(model, "tokenizer_json", None)  # models in memory have none
+def _content(model: Weights) -> bytes | GgufTokens | None:
+    read = getattr(model, "tokenizer", None)  # models in memory have none
     return None if read is None else read()
 
 
-def _numbers(content: bytes, model: Weights) -> dict[str, int]:
+def _numbers(content: bytes | GgufTokens, model: Weights) -> tuple[dict[str, int], bool]:
+    """Numbers by token, and whether letters of a token are bytes."""
+    if isinstance(content, GgufTokens):
+        return _numbers_of_gguf(content), content.model == "gpt2"
     try:
         document: Any = json.loads(content)
         listed = document["model"]["vocab"]
@@ -57,7 +72,19 @@ def _numbers(content: bytes, model: Weights) -> dict[str, int]:
             raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError):
         # The same refusal as everywhere; it says what is wrong.
-        return vocabulary(content, getattr(model, "location", model.spec.name))
+        return vocabulary_of_json(content, getattr(model, "location", model.spec.name))
+    parts = json.dumps([document.get("pre_tokenizer"), document.get("decoder")])
+    return found, '"type": "ByteLevel"' in parts
+
+
+def _numbers_of_gguf(content: GgufTokens) -> dict[str, int]:
+    added = 4 if content.model == "llama" else None
+    found = {}
+    for number in reversed(range(len(content.tokens))):  # the last of two alike
+        token, kind = content.tokens[number], content.kinds[number] if content.kinds else 5
+        token = "\u2581".join(token.split(" ")) if kind == added else token
+        if token and (kind, token) != (5, f"[PAD{number}]"):
+            found.setdefault(token, number)
     return found
 
 

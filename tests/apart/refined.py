@@ -126,12 +126,43 @@ def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog
     again = json.loads(capsys.readouterr().out)
     assert again["finished_before"] == [str(out / "stone.safetensors")]
     assert sorted(Path(one["input"]).stem for one in again["files"]) == ["ink", "junk"]
-    assert refine(pair, catalog, out, "--seed", "1") == 2  # what is there is not what is asked for
-    (out / "ink.safetensors.report.json").unlink()
-    assert refine(pair, catalog, out) == 2
-    Path(f"{out}.refine-work").mkdir()  # a run that was killed between a file and its report
-    assert refine(pair, catalog, out) == 1
-    assert (out / "ink.safetensors.report.json").exists()
+    report_path(out / "ink.safetensors").unlink()  # it would be made again; what else is:
+    (out / "stone.safetensors").write_bytes(given := (out / "ink.safetensors").read_bytes())
+    assert run(["verify", str(out), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "failed"
+    assert refine(pair, catalog, out, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["finished_before"] == []
+    assert (out / "ink.safetensors").read_bytes() == given
+    assert run(["verify", str(out), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["verdict"], sorted(found["learned"]), found["problems"]) == (
+        "learned",
+        ["ink.safetensors", "stone.safetensors"],
+        {},
+    )
+    assert run(["status", str(out), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["options"] == {"method": "copy", "refine": True}
+    assert summary["by_state"] == {"migrated": 2, "refused": 1}
+    assert summary["verified"] == {
+        "checked": 2,
+        "ok": 0,
+        "failed": 0,
+        "recomputed": 0,
+        "learned": 2,
+    }
+    assert summary["relation"].startswith("Both draw the same kind of pictures")
+
+
+def test_a_bare_unet_is_copied_by_auto(pair: Pair, catalog, tmp_path, capsys):
+    source, target = (str(folder / "unet") for folder in pair.folders)
+    words = ["migrate", str(catalog / "ink.safetensors"), "--source", source, "--target", target]
+    out = tmp_path / "out.safetensors"
+    assert run([*words, "--method", "auto", "--out", str(out), "-q"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "copied, as nothing could be taught: " in said
+    assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
+    assert verify_file(out).verdict == "verified"
 
 
 def test_an_input_is_never_replaced(pair: Pair, catalog, tmp_path):

@@ -18,7 +18,8 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, write_report
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.refine.job.files import DrawingBases, FileRefinement, RefineRequest
+from prolora_jax.refine.job.bases import DrawingBases
+from prolora_jax.refine.job.files import FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -36,8 +37,9 @@ def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
         DrawingBases(*pair.folders), BasePair(source, target), request, tmp_path / "w"
     )
     out = tmp_path / "out.safetensors"
-    ((_, _, report, refusal),) = job.refine([(given, out)])
-    assert refusal is None
+    (found,) = job.refine([(given, out)])
+    report = found.report
+    assert found.refusal is None
     assert report is not None
     assert report.refined is not None
     new = [one.path for one in report.refined.from_zero]

@@ -6,7 +6,7 @@ import random
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +165,24 @@ def test_outputs_are_those_of_one_machine(made: Made, tmp_path: Path):
     summary, records = summary_of_receipts(out)
     assert summary.by_state == {"migrated": 6, "refused": 3, "duplicate": 1, "ignored": 1}
     assert {r.input for r in records} == {*states}
+
+
+def test_a_host_computes_nothing_that_the_shared_store_has(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A store that was copied to a place serves every host, whose own folder is empty."""
+    shutil.copytree(made.store, tmp_path / "shared")
+    for name in ("subspaces.on_host.compute_one", "migration.pair_work.prepare"):
+        monkeypatch.setattr(f"prolora_jax.{name}", None)
+    job = made.job(made.inputs, tmp_path / "out", writing=Writing(sidecars=True))
+    job = replace(job, store=tmp_path / "own", shared=tmp_path / "shared", share=(1, 2))
+    run(job)
+    end(job)
+    assert contents(LocalPlace(tmp_path / "out")) == made.outputs
+    own = {p.name: p.read_bytes() for p in (tmp_path / "own" / "operators").glob("*.safetensors")}
+    assert own
+    theirs = made.store / "operators"
+    assert all((theirs / name).read_bytes() == content for name, content in own.items())
 
 
 def test_a_bucket_gets_what_a_folder_gets(made: Made, bucket: str):

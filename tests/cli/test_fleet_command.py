@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sharded_bases import model_of_many_shapes
 from small_adapters import write
 from toy_pair import make_files
 
 from prolora_jax.catalog.fleet.inputs import FleetInput
+from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare
 from prolora_jax.cli.main import run
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.outputs.manifest import Manifest
 
 
@@ -83,6 +86,38 @@ def test_a_run_and_what_is_asked_of_it(say, folder: Path):
     assert (code, told["code"]) == (2, "locked")
 
 
+def test_hosts_share_a_store(say, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    shared, model = f"file://{folder}/shared", model_of_many_shapes(folder)
+    build = ("subspaces", "build", model.location, "--modules", "linear", "--store", shared)
+    code, told = say(*build)
+    assert (code, told["store"]) == (0, f"{folder}/shared")
+    made = {path.name for path in (folder / "shared").glob("*.safetensors")}
+    assert [(one["computed"], one["modules"]) for one in told["models"]] == [(len(made), len(made))]
+    assert made
+    monkeypatch.setenv("PROLORA_STORE", str(folder / "two" / "bases"))  # another host
+    code, told = say(*build)
+    assert (code, [one["computed"] for one in told["models"]]) == (0, [0])
+    (copy,) = (folder / "two").glob("bases-of-*")
+    assert {path.name for path in copy.glob("*.safetensors")} == made
+    for words in (("list",), ("prune", "--dry-run")):
+        code, told = say("subspaces", *words, "--store", shared)
+        assert (code, told["code"]) == (2, "bad-option")
+        assert "expected a local folder" in told["message"]
+    jobs = []
+
+    def run_here(job: FleetJob, *_: object) -> None:
+        jobs.append(job)
+        raise UsageError("no more than that", code=Refusal.BAD_OPTION)
+
+    monkeypatch.setattr("prolora_jax.catalog.fleet.local_run.run_here", run_here)
+    words = ("fleet", "run", "loras", *BASES, "--out", "o", "--store", shared, "--shard")
+    assert [say(*words, part)[0] for part in ("2/3", "0/1")] == [2, 2]
+    assert [(job.store, job.shared, job.share) for job in jobs] == [
+        (copy, folder / "shared", (2, 3)),
+        (copy, folder / "shared", None),
+    ]
+
+
 def test_receipts_in_one_table(say, folder: Path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra `fleet`)")
     broken = folder / "mixed" / "broken.safetensors"
@@ -112,7 +147,7 @@ WRONG = {
     "shard": (["--shard", "4/4"], "expected i/n"),
     "no part": (["--shard", "x"], "expected i/n"),
     "local": (["--local", "0"], "at least one process"),
-    "store": (["--store", "s3://bucket/store"], "expected a local folder"),
+    "store": (["--store", "s3://KEY:SECRET@bucket/store"], "leave them out"),
     "time": (["--time-limit", "nan"], "and a time"),
     "secret": (["fleet", "status", "s3://KEY:SECRET@bucket/x"], "leave them out"),
     "nothing": (["fleet", "status", "sdxl"], "found no .prolora/job.json"),

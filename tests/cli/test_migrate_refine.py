@@ -1,7 +1,7 @@
 """`migrate --refine` asks for what `refine` would do, and refuses what it would not."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,27 @@ def test_what_a_refinement_does_not_do_is_refused(asked: list[Any], name: str, c
     several = name in ("weight", "include", "exclude")
     shown = flag if several else given
     assert found["message"].startswith(f"migrate --refine: found {shown}; expected none of that")
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_asks_for_the_same_and_refuses_the_same(asked: list[Any], capsys, tmp_path):
+    words = ["migrate", "a.safetensors", *BASES, "--out", "o"]
+    assert run([*words, "--refine"]) == 0
+    assert run([*words, "--method", "auto"]) == 0
+    taught, chosen = (call[3] for call in asked)
+    assert chosen == replace(taught, decides=True)
+    asked.clear()
+    for name, given in REFUSED.items():
+        if name != "method":
+            assert run([*words, "--method", "auto", "--json", *given.split()]) == 2
+            found = json.loads(capsys.readouterr().out)
+            flag = "--" + name.replace("_", "-").replace("for-reader", "for")
+            assert found["message"].startswith(f"migrate --method auto: found {flag}")
+    assert run([*words, "--refine", "--method", "auto"]) == 2  # one of both
+    assert run([*words[:2], *BASES, "--method", "auto"]) == 2
+    assert "migrate --method auto: found no --out" in capsys.readouterr().err
+    assert run(["fleet", "run", *words[1:], "--method", "auto"]) == 2  # teaches nothing
     assert asked == []
     assert list(tmp_path.iterdir()) == []
 

@@ -29,10 +29,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # In a process of its own: the core alone has to do (flax brings optax).
     others = ("sklearn", "torch", "diffusers", "transformers")
     blocked = f"import sys; sys.modules.update(dict.fromkeys({others}, None)); "
-    code = f"{blocked}from prolora_jax.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "demo", "--out", str(place), "-q"]
+    told = "from prolora_jax.cli import console; console.PLAIN_LINE_SECONDS = -1.0; "
+    code = f"{blocked}{told}from prolora_jax.cli.main import run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "demo", "--out", str(place)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert all(re.search(r": \d+ of \d+", line) for line in lines)  # progress, and nothing else
+    assert any(re.search(r"^student learns: 40 of 50, .*/s, 0:00:\d\d left$", x) for x in lines)
+    assert [x.split(", ")[0] for x in lines if x.startswith("both nets draw")] == [
+        f"both nets draw: {n} of 4" for n in range(5)
+    ]
     assert "A style moved by every arm" in done.stdout
     return place
 

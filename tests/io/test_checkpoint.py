@@ -100,6 +100,12 @@ def test_matrices_are_float32_and_flat(unet, folder):
     assert_array_equal(matrix, weight.reshape(weight.shape[0], -1))
 
 
+def test_some_rows_of_a_matrix(folder):
+    model = load_base_model(folder)
+    for path in model.spec.modules:
+        np.testing.assert_array_equal(model.matrix(path, (1, 3)), model.matrix(path)[1:3])
+
+
 def test_a_float64_weight_that_float32_does_not_hold(state, tmp_path):
     wide = {key: tensor.double() for key, tensor in state.items()}
     wide["conv_in.weight"][0, 0] = 1e300

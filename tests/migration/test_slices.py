@@ -1,16 +1,15 @@
 """Targets pruned in width: rows and columns of the source; peft merges, torch slices."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from language_models import FAMILIES, LanguagePair, make_language_pair, merged
 from safetensors.numpy import load_file, save_file
-from transformers import MistralConfig, MistralForCausalLM
+from sliced_models import save_pruned, sliced
 
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
@@ -22,42 +21,7 @@ from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
 
 WEIGHTS, PROJECTED = "adapter_model.safetensors", MigrationOptions()
-WIDTH, FFN = 24, 40
-_CHOSEN = np.random.default_rng(7)
-STREAM = np.sort(_CHOSEN.permutation(32)[:WIDTH])
-HIDDEN = [np.sort(_CHOSEN.permutation(48)[:FFN]) for _ in range(2)]
-QUERIES, KEYS = np.r_[24:48], np.r_[12:24]  # the second of two heads of keys, and its queries
-Indices = tuple[np.ndarray, np.ndarray]
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-
-
-def indices(name: str, shape: tuple[int, ...], *, stream: bool = True) -> Indices:
-    """Rows and columns of a weight that the target has."""
-    rows, columns = (np.arange(size) for size in shape)
-    hidden = HIDDEN[int(name.split(".")[2])] if ".layers." in name else rows
-    if "gate_proj" in name or "up_proj" in name:
-        rows = hidden
-    elif "down_proj" in name:
-        columns = hidden
-    if not stream:
-        return rows, columns
-    rows = {"q_proj": QUERIES, "k_proj": KEYS, "v_proj": KEYS}.get(name.split(".")[-2], rows)
-    if "o_proj" in name:
-        columns = QUERIES
-    if "o_proj" in name or "down_proj" in name:
-        return STREAM, columns
-    return rows, STREAM
-
-
-def sliced(weights: Mapping[str, torch.Tensor], *, stream: bool = True) -> dict[str, torch.Tensor]:
-    found = {}
-    for name, weight in weights.items():
-        if weight.ndim == 2:
-            rows, columns = indices(name, tuple(weight.shape), stream=stream)
-            found[name] = weight[rows][:, columns].clone()
-        else:
-            found[name] = weight[STREAM].clone() if stream else weight.clone()
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +42,10 @@ def pruned(pair: LanguagePair, tmp_path: Path) -> Prune:
     def make(
         change: Callable[[dict[str, torch.Tensor]], None] | None = None, *, stream: bool = True
     ) -> tuple[Path, Any]:
-        sizes: dict[str, Any] = {**FAMILIES["mistral"].sizes, "intermediate_size": FFN}
-        if stream:
-            sizes |= {"hidden_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1}
-        net = MistralForCausalLM(MistralConfig(**sizes, num_hidden_layers=2)).eval()
         weights = sliced(pair.source_net.state_dict(), stream=stream)
         if change is not None:
             change(weights)
-        net.load_state_dict(weights)
-        net.save_pretrained(tmp_path / "target")
-        return tmp_path / "target", net
+        return tmp_path / "target", save_pruned(tmp_path / "target", weights, 2, stream=stream)
 
     return make
 

@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.errors import AdapterRefused, BaseModelError
-from prolora_jax.matching.tokens import vocabulary
+from prolora_jax.matching.vocabularies import vocabulary_of_json
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import MigratedFile, migrate_file
 from prolora_jax.migration.opening import open_pair
@@ -301,7 +301,7 @@ def test_every_kind_of_vocabulary_is_read_as_its_library_reads_it(
     tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
     tokenizer.add_tokens(["<tool>"])
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    found = vocabulary((tmp_path / "tokenizer.json").read_bytes(), "model")
+    found = vocabulary_of_json((tmp_path / "tokenizer.json").read_bytes(), "model").numbers
     assert found == tokenizer.get_vocab(with_added_tokens=True)
 
 

@@ -119,3 +119,10 @@ class FaultProxy:
         finally:
             self._server.shutdown()
             self._server.server_close()
+
+
+def chained(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what a traceback would show behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

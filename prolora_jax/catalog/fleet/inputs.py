@@ -5,7 +5,7 @@ alone: files count by their suffix, and what a folder is, its names say. Each wo
 belongs to its inputs into a folder, and `walk_below` has the last word there.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from os.path import splitext
@@ -28,10 +28,11 @@ from prolora_jax.io.places.place import FilePlace, Listed
 from prolora_jax.io.places.staging import path_below, stage
 
 _SUFFIXES = ADAPTER_SUFFIXES | {".gguf"}
+_INPUTS = _SUFFIXES | ARCHIVE_SUFFIXES
 _ADDED = _SUFFIXES | {".peft"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FleetInput:
     """One adapter of a place.
 
@@ -113,21 +114,22 @@ def _listed(
     """Inputs from names alone, in the order of their paths."""
     seen: dict[str, Listed] = {}
     for file in files:
-        hidden = any(part.startswith(".") for part in PurePosixPath(file.key).parts)
+        hidden = file.key.startswith(".") or "/." in file.key
         if not hidden and not (left_out and file.key.startswith(left_out)):
             seen[file.key] = file
     folders = _adapter_folders(seen)
     inside: dict[str, list[Listed]] = {folder: [] for folder in folders}
     found = []
+    # By strings alone: there may be a hundred thousand, and a path of each takes time and memory.
     for key, file in seen.items():
-        path = PurePosixPath(key)
+        folder, name = _split(key)
         # The uppermost: an adapter inside of another's folder is looked at with that.
-        above = next((str(p) for p in reversed(path.parents) if str(p) in folders), None)
+        above = next((one for one in _folders_of(key) if one in folders), None)
         if above is not None:
             inside[above].append(file)
-        elif path.suffix.lower() in _SUFFIXES | ARCHIVE_SUFFIXES:
-            names = [CONFIG, *names_beside(path.name, previews=previews)]
-            beside = (seen.get(str(path.with_name(name))) for name in names)
+        elif splitext(name)[1].lower() in _INPUTS:
+            names = [CONFIG, *names_beside(name, previews=previews)]
+            beside = (seen.get(f"{folder}/{one}" if folder else one) for one in names)
             about = tuple(one for one in beside if one is not None)
             found.append(FleetInput(key, file.etag, file.size, None, (file,), about))
     for folder, held in inside.items():
@@ -136,21 +138,37 @@ def _listed(
             etag = sha256(str([(f.key, f.etag) for f in needed]).encode()).hexdigest()[:32]
             size = sum(f.size for f in needed)
             found.append(FleetInput(folder, etag, size, None, tuple(needed)))
-    return iter(sorted(found, key=lambda one: PurePosixPath(one.name)))
+    # As their paths are sorted: no name has a character that comes before this one.
+    found.sort(key=lambda one: one.name.replace("/", "\0"))
+    return iter(found)
 
 
-def _adapter_folders(keys: Iterable[str]) -> set[str]:
+def _split(key: str) -> tuple[str, str]:
+    folder, _, name = key.rpartition("/")
+    return folder, name
+
+
+def _folders_of(key: str) -> Iterator[str]:
+    """Folders that a key is in, the uppermost first."""
+    end = key.find("/")
+    while end != -1:
+        yield key[:end]
+        end = key.find("/", end + 1)
+
+
+def _adapter_folders(keys: Collection[str]) -> set[str]:
     """Folders that are adapters by the names in them (`peft_folder.is_adapter_folder`)."""
-    keys, found = set(keys), set[str]()
+    found = set[str]()
     for key in keys:
-        path = PurePosixPath(key)
-        if path.name in WEIGHT_NAMES:
-            found.add(str(path.parent))
-            if path.parent.name in COMPONENT_NAMES:
-                found.add(str(path.parent.parent))
-        if path.name == CONFIG and str(path.with_name(MLX_WEIGHTS)) in keys:
-            found.add(str(path.parent))
-    return found - {"."}
+        folder, name = _split(key)
+        if name in WEIGHT_NAMES:
+            found.add(folder)
+            above, component = _split(folder)
+            if component in COMPONENT_NAMES:
+                found.add(above)
+        if name == CONFIG and (f"{folder}/{MLX_WEIGHTS}" if folder else MLX_WEIGHTS) in keys:
+            found.add(folder)
+    return found - {""}
 
 
 def _belongs(key: str, *, previews: bool) -> bool:

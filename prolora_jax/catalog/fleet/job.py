@@ -31,9 +31,11 @@ class FleetJob:
         target: base model.
         options: of every migration.
         writing: formats, and whether outputs of others may be replaced.
-        store: local folder of subspaces and operators.
+        store: local folder of subspaces and operators; `shared`'s copy where that is told.
         cache: local folder for base models that were fetched from URLs; None for `store`'s.
         processes: of each worker, for what has to be computed.
+        shared: URL or folder of a store that all hosts have in common.
+        share: this host's number, from 0, and how many hosts there are.
     """
 
     inputs: str
@@ -45,6 +47,8 @@ class FleetJob:
     store: Path = Path("store")
     cache: Path | None = None
     processes: int = 1
+    shared: str | Path | None = None
+    share: tuple[int, int] | None = None
 
     @property
     def asked(self) -> str:

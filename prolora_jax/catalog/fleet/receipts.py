@@ -5,7 +5,7 @@ Where none is, the file is done (again), which harms nothing. Above `MANY` files
 for each chunk of inputs, which S3 would else be asked for a hundred thousand times.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -25,7 +25,7 @@ MANY = 20_000
 """Files above which a receipt is for a chunk."""
 
 _LARGEST, _LARGEST_TABLE = 2**26, 2**31
-_READ_AT_ONCE = 16
+_READ_AT_ONCE, _READ_AHEAD = 16, 256
 
 FileState = Literal["done", "refused", "failed", "quarantined"]
 """`done`: it has an output, or needs none; `failed`: something broke, and the next run tries it
@@ -153,25 +153,40 @@ def read_receipts(place: FilePlace) -> dict[str, Known]:
         OutputError: the place does not answer.
     """
     found: dict[str, Known] = {}
-    for known in _every(place):
+    for known in every_receipt(place):
         name = known.receipt.record.input
         if name not in found or known.receipt.round > found[name].receipt.round:
             found[name] = known
     return dict(sorted(found.items()))
 
 
-def _every(place: FilePlace) -> list[Known]:
-    """Every receipt, those that later ones replace in other objects, too."""
-    listed = list(place.list(FOLDER))
-    there = {(one.key, one.etag) for one in listed}
-    found = [known for known in _compacted(place) if (known.key, known.etag) in there]
-    read = {(known.key, known.etag) for known in found}
-    missing = [one for one in listed if (one.key, one.etag) not in read]
+def every_receipt(place: FilePlace) -> Iterator[Known]:
+    """Every receipt, those that later ones replace in other objects, too, in no order.
+
+    Args:
+        place: of the outputs.
+
+    Yields:
+        One at a time: there may be a hundred thousand.
+
+    Raises:
+        UsageError: one cannot be read.
+        OutputError: the place does not answer.
+    """
+    left = {one.key: one for one in place.list(FOLDER)}
+    read = dict[str, str]()
+    for known in _compacted(place):
+        # A table is older than some of what it was made from.
+        if known.key in left and left[known.key].etag == known.etag:
+            read[known.key] = known.etag
+            yield known
+    missing = [one for one in left.values() if one.key not in read]
     with ThreadPoolExecutor(_READ_AT_ONCE, "receipts") as threads:
-        texts = threads.map(lambda one: read_listed(place, one, _LARGEST), missing)
-        for one, (text, etag) in zip(missing, texts, strict=True):
-            found += _decoded(place, one.key, text, etag)
-    return found
+        for start in range(0, len(missing), _READ_AHEAD):
+            some = missing[start : start + _READ_AHEAD]
+            texts = threads.map(lambda one: read_listed(place, one, _LARGEST), some)
+            for one, (text, etag) in zip(some, texts, strict=True):
+                yield from _decoded(place, one.key, text, etag)
 
 
 def read_one(place: FilePlace, name: str) -> Known | None:
@@ -208,13 +223,11 @@ def _decoded(place: FilePlace, key: str, text: bytes, etag: str) -> list[Known]:
     return [Known(receipt, key, etag) for receipt in receipts]
 
 
-def _compacted(place: FilePlace) -> list[Known]:
-    found = []
+def _compacted(place: FilePlace) -> Iterator[Known]:
     for listed in place.list(TABLES):
         text, _ = read_listed(place, listed, _LARGEST_TABLE)
         for key, etag, receipt in tables.rows(text, f"{place.shown}/{listed.key}"):
-            found.append(Known(msgspec.json.decode(receipt, type=Receipt), key, etag))
-    return found
+            yield Known(msgspec.json.decode(receipt, type=Receipt), key, etag)
 
 
 def compact(place: FilePlace) -> int:
@@ -230,7 +243,7 @@ def compact(place: FilePlace) -> int:
         UsageError: a receipt cannot be read, or pyarrow is missing.
         OutputError: the place does not answer.
     """
-    every = sorted(_every(place), key=lambda known: (known.receipt.record.input, known.key))
+    every = sorted(every_receipt(place), key=lambda known: (known.receipt.record.input, known.key))
     if every:
         told = [(k.key, k.etag, msgspec.json.encode(k.receipt), k.receipt.record) for k in every]
         text = tables.table(told)

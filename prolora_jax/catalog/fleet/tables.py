@@ -10,6 +10,7 @@ from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.plans.catalog_record import CatalogRecord
 
 _PLAIN = tuple(f.name for f in fields(CatalogRecord) if f.name not in ("skipped", "flags"))
+_ROWS = 4096
 _OWN = ("receipt_key", "receipt_etag", "receipt")
 
 
@@ -38,20 +39,23 @@ def rows(text: bytes, shown: str) -> Iterator[tuple[str, str, bytes]]:
         text: of the file.
         shown: where it is.
 
+    Yields:
+        Some thousands are held at a time.
+
     Raises:
         UsageError: pyarrow is missing, or this is no such file.
     """
     pyarrow, parquet = _libraries(shown)
     try:
-        found = parquet.read_table(pyarrow.BufferReader(text), columns=list(_OWN))
-        columns = [found.column(name).to_pylist() for name in _OWN]
+        found = parquet.ParquetFile(pyarrow.BufferReader(text))
+        for batch in found.iter_batches(_ROWS, columns=list(_OWN)):
+            yield from zip(*(batch.column(name).to_pylist() for name in _OWN), strict=True)
     except (pyarrow.ArrowException, KeyError) as failure:
         raise UsageError(
             f"{shown}: cannot be read as a table of receipts ({failure}); expected what `prolora "
             "fleet compact` writes; remove it: the receipts themselves are there",
             code=Refusal.BAD_REPORT,
         ) from None
-    return zip(*columns, strict=True)
 
 
 def _libraries(what: str):

@@ -101,7 +101,7 @@ class Worker:
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
         self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
-        self._store = FolderStore(job.store)
+        self._store = FolderStore(job.store, shared=job.shared, share=job.share)
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs

@@ -28,7 +28,7 @@ from prolora_jax.io.documents import read_json, write_json
 from prolora_jax.io.outputs.lock import locked
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.refine.job.files import DrawingBases
+from prolora_jax.refine.job.bases import DrawingBases
 from prolora_jax.subspaces.store import BasisStore
 
 _NO = Metric("", "itself", None)

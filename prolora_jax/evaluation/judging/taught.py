@@ -16,13 +16,8 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.refined import Refined
 from prolora_jax.refine.fitting import require_optax
-from prolora_jax.refine.job.files import (
-    DrawingBases,
-    FileRefinement,
-    RefineRequest,
-    record_of,
-    require_one_latent_space,
-)
+from prolora_jax.refine.job.bases import DrawingBases, require_one_latent_space
+from prolora_jax.refine.job.files import FileRefinement, RefineRequest, record_of
 from prolora_jax.refine.job.recipe import RefineRecipe
 
 _FOLDER, _WORK = "refined", "work"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.tree_util import Partial
 
+from prolora_jax.engines.progress import Progress
 from prolora_jax.evaluation.laboratory.adapters import TrainedFactors, merged, new_factors
 from prolora_jax.evaluation.laboratory.data import NULL
 from prolora_jax.evaluation.laboratory.diffusion import Predict
@@ -15,7 +16,7 @@ from prolora_jax.evaluation.laboratory.nets import forward
 from prolora_jax.evaluation.laboratory.trials import Contest
 from prolora_jax.nets.unet.config import UNetConfig
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.refine.fitting import FROM_ZERO, RETEACH, RefineOptions, fit, new_state
+from prolora_jax.refine.fitting import FROM_ZERO, RETEACH, FitState, RefineOptions, fit, new_state
 from prolora_jax.refine.rows import NoisyRows, Rows, SamplePool, joined, of_words
 from prolora_jax.refine.teacher import Teacher, effect_mismatch, taught
 from prolora_jax.refine.triggers import (
@@ -33,6 +34,7 @@ STUDENTS = ("refine", "reteach")
 REFINING = (*TEACHERS, *STUDENTS)
 WORD_SEED, ADAPTED_SEED, TRIGGER_SEED, ROW_SEED, MISMATCH_SEED = 201, 202, 203, 204, 205
 MISMATCH_ROWS = 256
+_COMPILES = "compiling the student's step"
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,10 @@ class AdapterSamples:
 
 
 def fitted(
-    shown: AdapterSamples, control: str, settings: StudentSettings
+    shown: AdapterSamples,
+    control: str,
+    settings: StudentSettings,
+    progress: Progress = lambda stage, done, total: None,
 ) -> tuple[dict[str, TrainedFactors], StudentFacts]:
     """The adapter that a student has become, and what is known of it.
 
@@ -186,6 +191,8 @@ def fitted(
         shown: samples of the pair and of the adapter.
         control: one of `STUDENTS`.
         settings: of the arm.
+        progress: called with (what, done, total): the first step takes as long as all others
+            together, as it is compiled, and is a stage of its own.
 
     Returns:
         Its factors; those of `copy` where `reteach` does not apply.
@@ -217,7 +224,13 @@ def fitted(
     else:
         rows = shown.refine_rows(settings.teacher, settings.rows)
     net = Partial(student_net(config), workshop.params(pair.target))
-    state = fit(net, rows, new_state(start, options), options)
+
+    def after(now: FitState) -> None:
+        progress(_COMPILES, 1, 1)
+        progress("student learns", int(now.step), options.steps)
+
+    progress(_COMPILES, 0, 1)
+    state = fit(net, rows, new_state(start, options), options, progress=after)
     made = {path: TrainedFactors(*map(np.asarray, p)) for path, p in state.factors.items()}
     curve = np.asarray(state.losses, np.float64)
     return made, replace(

@@ -28,6 +28,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     read_mlx,
     write_mlx,
 )
+from prolora_jax.io.adapters.tunix_folder import read_tunix, tunix_item
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.streamed import entries_text
@@ -62,8 +63,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file, a Flax msgpack file, or a folder that peft or MLX-LM wrote; of a
-            single file that one of them wrote, `adapter_config.json` beside it gives the scale.
+        path: a safetensors file, a Flax msgpack file, or a folder that peft, MLX-LM or tunix wrote;
+            of a single file of the first two, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
@@ -291,6 +292,9 @@ def unfit_output(path: Path) -> str | None:
 def _read_folder(
     path: Path, read: peft_folder.Read = read_tensors
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    tree = tunix_item(path)
+    if tree is not None:
+        return read_tunix(path, tree)
     return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
 
 

@@ -12,6 +12,7 @@ weight_source.py: Where one weight of a base model is, and how it is read from t
 checkpoint.py: Base models on disk, in whatever container they come, read weight by weight.
 pipeline_files.py: A text-to-image pipeline on disk: its parts and their configurations.
 tokenizer_files.py: The files of a CLIP tokenizer, read and checked.
+gguf_tokens.py: The tokens in the header of a GGUF file, each at its number.
 tokenizer_json.py: `tokenizer.json` beside a language model's weights, as it stands there.
 lm_files.py: A language model as transformers keeps it: its configuration, every tensor.
 unet_files.py: A UNet as diffusers keeps it: `config.json` and its tensors.

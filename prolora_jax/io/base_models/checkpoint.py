@@ -18,6 +18,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.whole_layers import whole_layers
 from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.base_models.gguf_model import open_gguf
+from prolora_jax.io.base_models.gguf_tokens import GgufTokens, read_gguf_tokens
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.io.base_models.model_files import NETWORKS, UNET_STEMS, ModelPart, model_parts
@@ -81,13 +82,20 @@ class BaseModel:
             )
         return self.sources[path]
 
-    def matrix(self, path: str) -> np.ndarray:
+    def matrix(self, path: str, rows: tuple[int, int] | None = None) -> np.ndarray:
         """The weight as a float32 matrix `(out, in * kh * kw)`.
 
+        Args:
+            path: of the module.
+            rows: the first one and the one behind the last; all when None. Of a weight that
+                `is_streamed` no others are read.
+
         Raises:
+            KeyError: there is no such module.
             BaseModelError: it holds a float64 number that float32 does not.
         """
-        weight = weight_to_matrix(self.weight(path))
+        source = self._source(path)
+        weight = weight_to_matrix(source.read() if rows is None else source.rows(*rows))
         with np.errstate(over="ignore"):  # looked at below
             matrix = weight.astype(np.float32, copy=False)
         if weight.dtype == np.float64 and np.isinf(matrix).any() and np.isfinite(weight).all():
@@ -156,13 +164,20 @@ class BaseModel:
         packed = (source.packed for source in self.sources.values())
         return tuple(sorted({one.note for one in packed if one is not None and one.note}))
 
-    def tokenizer_json(self) -> bytes | None:
-        """The `tokenizer.json` beside the weights; None where there is none.
+    def tokenizer(self) -> bytes | GgufTokens | None:
+        """What says which token a row is of; None where nothing does.
+
+        Returns:
+            The tokens in a GGUF file's header, or else the `tokenizer.json` beside the weights.
 
         Raises:
             BaseModelError: it cannot be read.
         """
-        return None if self.place is None else read_tokenizer_json(self.place)
+        if self.place is None:
+            return None
+        found = [read_gguf_tokens(p.files[0]) for p in model_parts(self.place) if p.kind == "gguf"]
+        own = next((tokens for tokens in found if tokens is not None), None)
+        return read_tokenizer_json(self.place) if own is None else own
 
     def has_lost(self, path: str) -> bool:
         """Whether a cast to 8 bits without a scale has lost much of a weight.

@@ -38,6 +38,14 @@ class Source:
         tensor = self.file.tensor(where.key) if where.expert is None else self._expert(where.expert)
         return self._rows_of(kernel_to_weight(tensor) if where.transposed else tensor)
 
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Some rows of `read()`; of a weight that is not streamed all are read."""
+        span = self._span
+        if span is None:
+            return self.read()[first:end]
+        row = math.prod(span.shape[1:])
+        return span.elements(first * row, end * row).reshape(end - first, *span.shape[1:])
+
     def _expert(self, number: int) -> np.ndarray:
         """One matrix of a tensor that has one for each expert, as stored."""
         file, key = self.file, self.placement.key
@@ -193,6 +201,10 @@ class JoinedSource:
         if len({part.dtype for part in found}) > 1:
             found = [part.astype(np.float32) for part in found]
         return np.concatenate(found)
+
+    def rows(self, first: int, end: int) -> np.ndarray:
+        """Some rows of `read()`, which is read whole."""
+        return self.read()[first:end]
 
     def bias(self) -> np.ndarray | None:
         """The biases of all parts; None where one has none."""

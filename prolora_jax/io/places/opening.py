@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace
@@ -37,7 +37,7 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
     """The place that a path or a URL means; nothing is asked of it yet.
 
     Args:
-        place: a folder, or `s3://bucket/prefix`.
+        place: a folder, `s3://bucket/prefix` or `gs://bucket/prefix`.
         pace: of requests to a store; one with the usual patience when None.
 
     Raises:
@@ -54,12 +54,14 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
             "scheme://bucket/prefix, and credentials in the environment; leave them out",
             code=Refusal.BAD_OPTION,
         )
-    if parts.scheme != "s3" or not parts.netloc:
+    opened = {"s3": _s3, "gs": _gs}.get(parts.scheme)
+    if opened is None or not parts.netloc:
         raise UsageError(
-            f"{shown}: found a URL of another kind; expected s3://bucket/prefix, or a folder",
+            f"{shown}: found a URL of another kind; expected s3://bucket/prefix, "
+            "gs://bucket/prefix, or a folder",
             code=Refusal.BAD_OPTION,
         )
-    return _s3(shown, parts.netloc, parts.path.strip("/"), pace or Pace())
+    return opened(shown, parts.netloc, parts.path.strip("/"), pace or Pace())
 
 
 def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
@@ -68,11 +70,7 @@ def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
 
         from prolora_jax.io.places.object_store import ObjectPlace
     except ImportError:
-        raise UsageError(
-            f"{shown}: cannot be opened without obstore; expected it installed; use pip install "
-            "'prolora_jax[fleet]'",
-            code=Refusal.MISSING_LIBRARY,
-        ) from None
+        raise _missing(shown, "obstore", "fleet") from None
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     # The region is asked for where nobody has said it, and servers of one's own have none.
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
@@ -89,6 +87,22 @@ def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
     return ObjectPlace(shown, store, pace, prefix)
 
 
+def _gs(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
+    try:
+        from prolora_jax.io.places.google_store import GooglePlace
+    except ImportError:
+        raise _missing(shown, "google-auth and requests", "gcs") from None
+    return GooglePlace(shown, bucket, pace, prefix)
+
+
+def _missing(shown: str, library: str, extra: str) -> UsageError:
+    return UsageError(
+        f"{shown}: cannot be opened without {library}; expected it installed; use pip install "
+        f"'prolora_jax[{extra}]'",
+        code=Refusal.MISSING_LIBRARY,
+    )
+
+
 def require_conditions(place: FilePlace) -> None:
     """Refuse a place to which many could not write: it lets two make one file.
 
@@ -96,20 +110,21 @@ def require_conditions(place: FilePlace) -> None:
         place: where outputs go; a small file stays there.
 
     Raises:
-        OutputError: it does, or gives other bytes than were asked for, or does not answer.
+        UsageError: it does, or gives other bytes than were asked for.
+        OutputError: it does not answer.
     """
     place.create(PROBE, b"first", {})
     again = place.create(PROBE, b"again", {})
     other = place.replace_if(PROBE, b"other", '"no such etag"', {})
     found = place.head(PROBE)
     if again.ours or other.ours or found is None:
-        raise OutputError(
+        raise UsageError(
             f"{place.shown}: let two writers make one file; expected a place that refuses the "
             "second; use another store (docs/fleet.md names some)",
             code=Refusal.CANNOT_WRITE,
         )
     if place.read_range(PROBE, 1, 3, found.etag) != b"irs":
-        raise OutputError(
+        raise UsageError(
             f"{place.shown}: gave other bytes than were asked for; expected ranges of files; use "
             "another store (docs/fleet.md names some)",
             code=Refusal.CANNOT_WRITE,

@@ -9,14 +9,15 @@ Writing is atomic, so a killed run leaves whole files only; what is there is not
 import logging
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from platformdirs import user_cache_path
 
 from prolora_jax.errors import ProloraError, UsageError
 from prolora_jax.io.containers.tensors import TensorFile, write_tensors
@@ -24,6 +25,8 @@ from prolora_jax.io.stores.in_use import InUse
 from prolora_jax.io.stores.known_weights import KnownWeights
 from prolora_jax.io.stores.operator_folder import OperatorFolder
 from prolora_jax.io.stores.seals import is_intact, is_of, sealed, warn_unfit
+from prolora_jax.io.stores.shared_files import Beyond, Nothing, SharedFiles
+from prolora_jax.io.stores.store_address import StoreAddress
 from prolora_jax.io.stores.store_files import DAY, MINUTE, Keep, delete, evict, mark_used
 from prolora_jax.io.stores.weight_tables import WeightTables
 from prolora_jax.method.basis import Basis, Extent
@@ -37,13 +40,8 @@ Operators come from bases: raise `operator_folder.VERSION`, too."""
 WORTH_SAYING = 2**30
 """Bytes from which a store says beforehand what will be written to it."""
 
+_PARTS = 2**16
 _log = logging.getLogger(__name__)
-
-
-def default_store() -> Path:
-    """`$PROLORA_STORE`, else `prolora/bases` in the user's cache folder."""
-    chosen = os.environ.get("PROLORA_STORE")
-    return Path(chosen) if chosen else user_cache_path("prolora") / "bases"
 
 
 _SUFFIX = f".v{VERSION}.safetensors"
@@ -70,18 +68,39 @@ class FolderStore:
         limit: bytes that all of it may have when the store is closed; what was not used for the
             longest time goes first, and never what another running process uses.
         noted: whether what is used is noted for other processes; a worker's parent has done it.
+        shared: URL or folder that many hosts have in common, and that `folder` is this host's copy
+            of: what is not here is looked for there, and what is made here goes there, if it stays.
+            A folder of another place, or of none, holds other bytes: it is to be another.
+        share: which part of what many hosts compute is done first here: its number, from 0, and how
+            many there are. None: one of very many, by chance.
+
+    Raises:
+        UsageError: `shared` cannot be meant.
     """
 
     def __init__(
-        self, folder: Path, *, keeps: bool = True, limit: int | None = None, noted: bool = True
+        self,
+        folder: Path,
+        *,
+        keeps: bool = True,
+        limit: int | None = None,
+        noted: bool = True,
+        shared: str | Path | None = None,
+        share: tuple[int, int] | None = None,
     ):
         self.folder = folder
         self.keeps, self.limit = keeps, limit
+        self.address = StoreAddress(folder, shared)
         self.in_use = InUse(folder) if noted else None
         use = _nobody if self.in_use is None else self.in_use.use
         every = DAY if limit is None else MINUTE
-        self.operators = OperatorFolder(folder / "operators", use, every)
-        self.tables = WeightTables(folder / "tables")
+        self._beyond: Beyond = Nothing(folder)
+        self.share: tuple[int, int] | None = None
+        if shared is not None:
+            self.share = share or (secrets.randbelow(_PARTS), _PARTS)
+            self._beyond = SharedFiles(shared, folder, writes=keeps, arriving=self._arriving)
+        self.operators = OperatorFolder(folder / "operators", use, every, self._beyond)
+        self.tables = WeightTables(folder / "tables", self._beyond)
         self.known = KnownWeights(folder / "weights")
         self._use, self._every = use, every
 
@@ -128,7 +147,8 @@ class FolderStore:
 
     def has(self, fingerprint: str) -> bool:
         """Whether a basis is there, by its name; a damaged one is found when it is opened."""
-        return self._path(fingerprint).is_file()
+        path = self._path(fingerprint)
+        return path.is_file() or self._beyond.has(path.name)
 
     def extent(self, fingerprint: str) -> Extent | None:
         """What a basis can serve; its vectors are summed, but not kept. None as in `get`."""
@@ -142,6 +162,13 @@ class FolderStore:
         """
         path = self._path(fingerprint)
         self._use(path.name)
+        file = self._here(path)
+        if file is None and self._beyond.fetch(path.name):
+            file = self._here(path)
+        return file
+
+    def _here(self, path: Path) -> TensorFile | None:
+        """What the folder has."""
         if not os.path.lexists(path):
             return None
         file = _opened(path)
@@ -151,14 +178,25 @@ class FolderStore:
         return file
 
     def put(self, fingerprint: str, basis: Basis) -> None:
-        """Write a basis; replaces an older one of the same weight."""
+        """Write a basis; replaces an older one of the same weight, but for others' that serve."""
         path = self._path(fingerprint)
-        if not self.keeps and self.in_use is not None and not os.path.lexists(path):
-            self.in_use.make(path.name)
+        self._arriving(path.name)
         self._use(path.name)
         named = {"u": basis.u, "s": basis.s, "v": basis.v}
         tensors = {key: np.ascontiguousarray(array) for key, array in named.items()}
-        write_tensors(path, tensors, sealed(_facts(fingerprint), tensors))
+
+        def serves() -> bool:
+            file = self._here(path)
+            return file is not None and _extent(file).columns >= basis.extent.columns
+
+        with self._beyond.making(path.name, serves) as place:
+            write_tensors(place, tensors, sealed(_facts(fingerprint), tensors))
+
+    def _arriving(self, name: str) -> None:
+        """Note a file that is about to come here, if it is to go with this process."""
+        passing = not self.keeps and name.endswith(".safetensors")
+        if passing and self.in_use is not None and not os.path.lexists(self.folder / name):
+            self.in_use.make(name)
 
     def entries(self) -> list[StoredBasis]:
         """Every whole basis of the present version, by shape and fingerprint."""
@@ -197,6 +235,12 @@ class FolderStore:
             part.prune(rule, dry_run=dry_run) for part in (self.operators, self.tables, self.known)
         ]
         return sum(files for files, _ in gone), sum(size for _, size in gone)
+
+
+@cache
+def store_at(address: StoreAddress) -> FolderStore:
+    """The store at a place, for what a process does on behalf of another that has it open."""
+    return FolderStore(address.folder, noted=False, shared=address.shared)
 
 
 def _nobody(name: str) -> None:

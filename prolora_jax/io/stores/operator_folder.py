@@ -20,6 +20,7 @@ from prolora_jax.io.containers.streamed import write_streamed
 from prolora_jax.io.containers.tensors import TensorFile
 from prolora_jax.io.guarded import read_small
 from prolora_jax.io.stores.seals import is_intact, is_of, seal_of, sealed, warn_unfit
+from prolora_jax.io.stores.shared_files import Beyond, Nothing
 from prolora_jax.io.stores.store_files import DAY, Keep, delete, mark_used, will_be_read
 from prolora_jax.method.operators import Form, ModuleOperators, Side, SideOperator, Summand
 from prolora_jax.method.prepared import Comparison, ComparisonKey, OperatorKey, digest
@@ -68,22 +69,30 @@ class StoredComparison:
 class OperatorFolder:
     """An `OperatorStore` in a folder."""
 
-    def __init__(self, folder: Path, use: Callable[[str], None] | None = None, every: float = DAY):
+    def __init__(
+        self,
+        folder: Path,
+        use: Callable[[str], None] | None = None,
+        every: float = DAY,
+        beyond: Beyond | None = None,
+    ):
         """Operators in a folder.
 
         Args:
-            folder: where.
+            folder: where, in the store's.
             use: called with the name of a file below the store, before it is looked for.
             every: seconds after which another use is noted in a file's time.
+            beyond: what may have the store's files beside it.
         """
         self.folder = folder
         self._noted, self._every = use, every
+        self._beyond = Nothing(folder.parent) if beyond is None else beyond
 
     def has(self, key: OperatorKey) -> bool:
         """Whether operators are there; a damaged file is found by `get` only."""
         path = self._path(key)
         self._use(path)
-        return path.is_file()
+        return path.is_file() or self._beyond.has(self._name(path))
 
     def get(self, key: OperatorKey) -> ModuleOperators | None:
         """Operators; None when they are not there or their file is damaged.
@@ -93,6 +102,13 @@ class OperatorFolder:
         """
         path = self._path(key)
         self._use(path)
+        found = self._here(path, key)
+        if found is None and self._beyond.fetch(self._name(path)):
+            found = self._here(path, key)
+        return found
+
+    def _here(self, path: Path, key: OperatorKey) -> ModuleOperators | None:
+        """What the folder has; None when that is not there or damaged."""
         if not os.path.lexists(path):
             return None
         mark_used(path, self._every)
@@ -109,7 +125,7 @@ class OperatorFolder:
         return found
 
     def put(self, key: OperatorKey, operators: ModuleOperators) -> None:
-        """Write operators; older ones of the same key are replaced."""
+        """Write operators; older ones of the key are replaced, but for whole ones of others."""
         tensors, header = {}, _facts(key)
         for name, side in zip(_SIDES, operators, strict=True):
             tensors[f"{name}.analysis"] = side.operator.analysis
@@ -117,13 +133,22 @@ class OperatorFolder:
                 tensors[f"{name}.synthesis.{i}"] = synthesis
             header[name] = msgspec.json.encode(_SideRecord(side.form, side.still)).decode()
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        said = sealed(header, tensors)
-        write_streamed(self._path(key), shapes, np.dtype(np.float32), tensors.pop, said)
+        said, path = sealed(header, tensors), self._path(key)
+        with self._beyond.making(
+            self._name(path), lambda: self._here(path, key) is not None
+        ) as place:
+            write_streamed(place, shapes, np.dtype(np.float32), tensors.pop, said)
 
     def comparison(self, key: ComparisonKey) -> Comparison | None:
         """A comparison; None when it is not there or its file is damaged."""
         path = self._comparison_path(key)
         self._use(path)
+        found = self._comparison_here(path, key)
+        if found is None and self._beyond.fetch(self._name(path)):
+            found = self._comparison_here(path, key)
+        return found
+
+    def _comparison_here(self, path: Path, key: ComparisonKey) -> Comparison | None:
         if not os.path.lexists(path):
             return None
         record = _comparison(path)
@@ -134,9 +159,13 @@ class OperatorFolder:
         return record.comparison
 
     def put_comparison(self, key: ComparisonKey, comparison: Comparison) -> None:
-        """Write a comparison."""
+        """Write a comparison; a whole one of others stays."""
         record = _ComparisonRecord(key, comparison, _comparison_seal(key, comparison))
-        write_bytes(self._comparison_path(key), msgspec.json.encode(record))
+        path = self._comparison_path(key)
+        with self._beyond.making(
+            self._name(path), lambda: self._comparison_here(path, key) is not None
+        ) as place:
+            write_bytes(place, msgspec.json.encode(record))
 
     def entries(self) -> list[StoredOperators]:
         """Every whole file of operators of the present version, by arm and shape."""
@@ -167,7 +196,11 @@ class OperatorFolder:
 
     def _use(self, path: Path) -> None:
         if self._noted is not None:
-            self._noted(f"{self.folder.name}/{path.name}")
+            self._noted(self._name(path))
+
+    def _name(self, path: Path) -> str:
+        """Path below the store."""
+        return f"{self.folder.name}/{path.name}"
 
     def _path(self, key: OperatorKey) -> Path:
         return self.folder / f"{digest(key)}{_OPERATORS}"

@@ -17,6 +17,7 @@ from prolora_jax.errors import OutputError
 from prolora_jax.io.atomic import write_bytes
 from prolora_jax.io.guarded import read_small
 from prolora_jax.io.stores.seals import seal_of
+from prolora_jax.io.stores.shared_files import Beyond, Nothing
 from prolora_jax.io.stores.store_files import Keep, delete, mark_used
 
 VERSION = 1
@@ -50,16 +51,24 @@ class TableRecord(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class WeightTables:
-    """Tables in a folder, one file each."""
+    """Tables in a folder, one file each.
 
-    def __init__(self, folder: Path):
+    Args:
+        folder: where, in the store's.
+        beyond: what may have the store's files beside it.
+    """
+
+    def __init__(self, folder: Path, beyond: Beyond | None = None):
         self.folder = folder
+        self._beyond = Nothing(folder.parent) if beyond is None else beyond
 
     def get(self, key: TableKey) -> np.ndarray | None:
         """A table; None when it is not there or its file is damaged."""
         path = self._path(key)
-        record = _read(path)
-        if record is None or record.key != key:
+        record = _whole(path, key)
+        if record is None and self._beyond.fetch(self._name(path)):
+            record = _whole(path, key)
+        if record is None:
             return None
         mark_used(path)
         return np.array(record.numbers, np.float64).reshape(record.shape)
@@ -70,8 +79,12 @@ class WeightTables:
             return
         shape, numbers = list(table.shape), table.astype(np.float64).ravel().tolist()
         record = TableRecord(key, shape, numbers, _seal(key, shape, numbers))
-        with suppress(OutputError):
-            write_bytes(self._path(key), msgspec.json.encode(record))
+        path = self._path(key)
+        with (
+            suppress(OutputError),
+            self._beyond.making(self._name(path), lambda: _whole(path, key) is not None) as place,
+        ):
+            write_bytes(place, msgspec.json.encode(record))
 
     def entries(self) -> dict[Path, TableRecord]:
         """Every whole file of the present version."""
@@ -95,6 +108,15 @@ class WeightTables:
     def _path(self, key: TableKey) -> Path:
         name = sha256(msgspec.json.encode(key)).hexdigest()[:32]
         return self.folder / f"{name}{_SUFFIX}"
+
+    def _name(self, path: Path) -> str:
+        """Path below the store."""
+        return f"{self.folder.name}/{path.name}"
+
+
+def _whole(path: Path, key: TableKey) -> TableRecord | None:
+    record = _read(path)
+    return None if record is None or record.key != key else record
 
 
 def _read(path: Path) -> TableRecord | None:

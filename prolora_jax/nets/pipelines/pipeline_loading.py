@@ -20,6 +20,7 @@ from prolora_jax.nets.sampling.scheduler import TableSampler
 from prolora_jax.nets.text.clip import ClipTextEncoder
 from prolora_jax.nets.text.config import ClipConfig, clip_config
 from prolora_jax.nets.text.tokens import ClipTokenizer
+from prolora_jax.nets.unet.config import from_diffusers
 from prolora_jax.nets.unet.loading import Params, load_unet
 from prolora_jax.nets.unet.unet import UNet
 from prolora_jax.nets.vae.config import vae_config
@@ -85,6 +86,27 @@ def load_pipeline(
         sample_size=_sample_size(raw, str(files.unet)),
     )
     return pipeline, params
+
+
+def require_drawable(path: str | Path, *, parts: str | Path | None = None) -> None:
+    """Refuse a base model that does not draw, by its configurations: no weight is read.
+
+    Args:
+        path: as `load_pipeline`.
+        parts: likewise.
+
+    Raises:
+        UsageError: there is nothing at a path, or the extra `pipelines` is not installed.
+        BaseModelError: a part is missing, or of a kind that is not supported.
+    """
+    files = pipeline_files(path, parts)
+    given = files.unet_config
+    raw = read_unet_config(files.unet)[0] if given is None else given
+    _sampler(files, "auto", None)
+    for name in _text_encoders(files, UNet(from_diffusers(raw, origin=str(files.unet)))):
+        origin = str(files.folder / name / "config.json")
+        _tokenizer(files.tokenizer(name), clip_config(files.config(name), origin=origin))
+    vae_config(files.config("vae"), origin=str(files.folder / "vae" / "config.json"))
 
 
 def load_sampler(

@@ -9,6 +9,8 @@ effect.py: What one adapter does on its source: words, samples and answers.
 student.py: The student on a real base model: its UNet with LoRA factors as an argument.
 kept_state.py: The state of a fit on the disk.
 refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
+bases.py: Two base models that are to draw for each other, and whether they can.
 files.py: Adapter files refined to files, with their reports.
+deciding.py: `--method auto` in words: what an adapter gets, and why.
 by_samples.py: Whether two base models draw the same kind of pictures: R, without any adapter.
 """

@@ -10,7 +10,7 @@ from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.refine import guard
 from prolora_jax.refine.job import shared
 from prolora_jax.refine.job.base_net import BaseNet
-from prolora_jax.refine.job.files import DrawingBases, require_one_latent_space
+from prolora_jax.refine.job.bases import DrawingBases, require_one_latent_space
 from prolora_jax.refine.job.recipe import RefineRecipe
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import msgspec
@@ -14,21 +15,23 @@ from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, BaseModelError, ProloraError, Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.io.base_models.pipeline_files import pipeline_files
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
-from prolora_jax.migration.files import Writing, read_fitted, write_migrated
+from prolora_jax.migration.files import Writing, as_written, read_fitted, write_migrated
+from prolora_jax.migration.many import energy_that_moves
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.migration.single import plan_fitted, run_plan, with_provenance
-from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
+from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline, require_drawable
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.plan import Skip
 from prolora_jax.plans.refined import Refined
 from prolora_jax.plans.report import IN_FLOAT32, REFINED, MigrationReport, ModuleReport
 from prolora_jax.refine.fitting import require_optax
+from prolora_jax.refine.job.bases import DrawingBases, require_nets, require_one_latent_space
+from prolora_jax.refine.job.deciding import NO_NETS, decided, untaught
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
-from prolora_jax.refine.job.refined import PairRefinement, RefinedAdapter, ToRefine
+from prolora_jax.refine.job.refined import PairRefinement, ToRefine
 from prolora_jax.refine.job.student import TAUGHT
 from prolora_jax.refine.lm.opening import is_language_model, require_kernels, text_pair
 from prolora_jax.refine.lm.pair import TextPairRefinement
@@ -36,25 +39,6 @@ from prolora_jax.refine.lm.recipe import LmRecipe
 
 AT_ONCE = 8
 """Adapters for which both base models are loaded once; their rows lie on the disk meanwhile."""
-
-
-@dataclass(frozen=True)
-class DrawingBases:
-    """Where two base models draw from.
-
-    Attributes:
-        source: a diffusers pipeline's folder, or a UNet in any form.
-        target: likewise.
-        source_parts: pipeline from which everything but the source's UNet is taken.
-        target_parts: likewise.
-        dtype: what both nets compute in; the student's factors are float32.
-    """
-
-    source: Path
-    target: Path
-    source_parts: Path | None = None
-    target_parts: Path | None = None
-    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -70,6 +54,8 @@ class RefineRequest:
         texts: of the refinement, where both base models are language models.
         only_drawn: options that were given and say nothing to models that write.
         only_written: options that were given and say nothing to models that draw.
+        decides: `--method auto`: what cannot be taught is copied, and each report says what was
+            chosen, and why.
     """
 
     recipe: RefineRecipe = RefineRecipe()
@@ -80,6 +66,7 @@ class RefineRequest:
     texts: LmRecipe = LmRecipe()
     only_drawn: tuple[str, ...] = ()
     only_written: tuple[str, ...] = ()
+    decides: bool = False
 
 
 class RefinedFile(NamedTuple):
@@ -90,55 +77,14 @@ class RefinedFile(NamedTuple):
         output: where its output is, or would be.
         report: what was done; None where it was refused.
         refusal: why it was, with its code.
+        energy: squared norm of the input's update, and of the modules that move.
     """
 
     path: Path
     output: Path
     report: MigrationReport | None
-    refusal: AdapterRefused | None = None
-
-
-def latent_space(place: Path, parts: Path | None = None) -> dict[str, Any]:
-    """What tells latent spaces apart, from the configuration of a pipeline's VAE.
-
-    Args:
-        place: of the base model.
-        parts: of its other components, if not beside it.
-
-    Raises:
-        UsageError: there is nothing.
-        BaseModelError: it is no whole pipeline.
-    """
-    config = pipeline_files(place, parts).config("vae")
-    known = {"latent_channels": 4, "scaling_factor": 0.18215, "shift_factor": None}
-    blocks = config.get("block_out_channels")
-    found = {name: config.get(name, usual) for name, usual in known.items()}
-    return found | {"pixels_per_latent": 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8}
-
-
-def require_one_latent_space(bases: DrawingBases) -> int:
-    """Refuse base models whose nets speak of different latents.
-
-    Args:
-        bases: source and target.
-
-    Returns:
-        Pixels of a latent, height and width.
-
-    Raises:
-        BaseModelError: they differ.
-    """
-    source = latent_space(bases.source, bases.source_parts)
-    target = latent_space(bases.target, bases.target_parts)
-    for name, wanted in target.items():
-        if source[name] != wanted:
-            raise BaseModelError(
-                f"{bases.source}: its VAE has {name} {source[name]}; expected {wanted}, which "
-                f"{bases.target} has: pictures of one are none of the other's, so nothing can be "
-                "learned from them; use `prolora migrate`",
-                code=Refusal.WRONG_BASE,
-            )
-    return target["pixels_per_latent"]
+    refusal: ProloraError | None = None
+    energy: tuple[float, float] = (0.0, 0.0)
 
 
 class FileRefinement:
@@ -158,16 +104,34 @@ class FileRefinement:
         work: Path,
         progress: Progress = lambda stage, done, total: None,
     ):
-        require_optax()
-        if request.writing.format == "same":  # a student has factors, whatever the input has
-            request = replace(request, writing=request.writing._replace(format="lora"))
         self.pair, self.request, self.work = pair, request, work
         self._progress = progress
         self._writes = is_language_model(pair.target)
+        self._untaught: ProloraError | None = None
+        self._models: TextPairRefinement | PairRefinement | None = None
+        try:
+            self._models = self._opened(bases)
+        except (BaseModelError, UsageError) as reason:
+            if not request.decides or reason.code not in NO_NETS:
+                raise
+            self._untaught = reason
+        if self._models is not None and request.writing.format == "same":
+            # A student has factors, whatever the input has.
+            self.request = replace(request, writing=request.writing._replace(format="lora"))
+
+    def _opened(self, bases: DrawingBases) -> TextPairRefinement | PairRefinement:
+        """What teaches, after all is refused that can be told before any work."""
+        require_optax()
         parts = bases.source_parts or bases.target_parts
-        _refuse_idle(request, parts=parts is not None, writes=self._writes)
-        make = self._writers if self._writes else self._drawers
-        self._models: TextPairRefinement | PairRefinement = make(bases)
+        _refuse_idle(self.request, parts=parts is not None, writes=self._writes)
+        return self._writers(bases) if self._writes else self._drawers(bases)
+
+    @property
+    def stamp(self) -> str:
+        """A digest of all that outputs depend on, beside the inputs and the copies' options."""
+        taught = None if self._models is None else self._models.stamp
+        asked = taught, self.request.words, self.request.decides
+        return sha256(msgspec.json.encode(asked)).hexdigest()
 
     def _writers(self, bases: DrawingBases) -> TextPairRefinement:
         models, recipe = (self.pair.source, self.pair.target), self.request.texts
@@ -176,7 +140,10 @@ class FileRefinement:
         return text_pair(models, recipe, self.work, stamp, bases.dtype, self._progress)
 
     def _drawers(self, bases: DrawingBases) -> PairRefinement:
+        require_nets(self.pair)
         per_latent, recipe = require_one_latent_space(bases), self.request.recipe
+        require_drawable(bases.source, parts=bases.source_parts)
+        require_drawable(bases.target, parts=bases.target_parts)
         if self.request.pixels is not None:
             side = max(1, self.request.pixels // per_latent)
             recipe = replace(recipe, size=(side, side))
@@ -207,12 +174,23 @@ class FileRefinement:
             for path, output in files[begin : begin + AT_ONCE]:
                 try:
                     ready.append(self._ready(path, output))
-                except AdapterRefused as refusal:
+                except (AdapterRefused, UsageError) as refusal:
                     yield RefinedFile(path, output, None, refusal)
-            found = self._models.refine([one.todo for one in ready])
-            for one, done in zip(ready, found, strict=True):
-                yield RefinedFile(one.path, one.output, self._written(one, done))
-                self._models.folder(one.todo).remove()
+            for one in ready:
+                if one.untaught is not None:
+                    report = self._written(one, one.todo.copied, None)
+                    yield RefinedFile(one.path, one.output, report, None, one.energy)
+            yield from self._taught([one for one in ready if one.untaught is None])
+
+    def _taught(self, ready: Sequence["_Ready"]) -> Iterator[RefinedFile]:
+        """Those of a batch that a student is made for."""
+        if self._models is None or not ready:
+            return
+        found = self._models.refine([one.todo for one in ready])
+        for one, done in zip(ready, found, strict=True):
+            report = self._written(one, done.adapter, done.record)
+            yield RefinedFile(one.path, one.output, report, None, one.energy)
+            self._models.folder(one.todo).remove()
 
     def is_made(self, path: Path, record: Refined | None) -> bool:
         """Whether an output is what would be made again: of this file, this pair, this recipe.
@@ -221,13 +199,27 @@ class FileRefinement:
             path: the input.
             record: of the output that is there.
         """
-        if record is None:
+        if record is None or self._models is None:
             return False
         try:
             given = self._read(path).adapter
         except AdapterRefused:
             return False
         return self._models.stamp_of(given, self._words(given)) == record.stamp
+
+    def is_same(self, path: Path, report: MigrationReport) -> bool:
+        """Whether a file is still the one that an output was made of, by its content.
+
+        Args:
+            path: the input.
+            report: of the output that is there.
+        """
+        if report.refined is not None:
+            return self.is_made(path, report.refined)
+        try:
+            return self._read(path).adapter.fingerprint == report.input.fingerprint
+        except (AdapterRefused, UsageError):
+            return False
 
     def close(self) -> None:
         """All is done: nothing that was kept on the way is needed any more."""
@@ -237,7 +229,8 @@ class FileRefinement:
         """One file copied, which a student is to start from."""
         fitted = self._read(path)
         plan = plan_fitted(fitted, self.pair, self.request.options, self._progress)
-        copied, report = run_plan(fitted.adapter, self.pair, plan, may_be_empty=True)
+        may_be_empty = self._models is not None  # what cannot be copied may be learned
+        copied, report = run_plan(fitted.adapter, self.pair, plan, may_be_empty=may_be_empty)
         given, spec = fitted.adapter, self.pair.target.spec
         unlike = {
             skip.source_path
@@ -246,31 +239,50 @@ class FileRefinement:
         }
         ranks = {m.path: m.rank for m in given.modules if m.path in unlike}
         from_zero = {path: rank for path, rank in ranks.items() if path.startswith(TAUGHT)}
-        if not from_zero and not any(m.path.startswith(TAUGHT) for m in copied.modules):
-            raise AdapterRefused(
-                f"{given.origin}: has no module in what {spec.name} draws or writes with; expected "
-                "at least one, which a student could learn; use `prolora migrate`",
-                code=Refusal.NO_MATCHING_MODULE,
-            )
         name = f"adapter-{given.fingerprint[:16]}"
         todo = ToRefine(given, copied, from_zero, self._words(given), name)
+        ready = _Ready(path, output, todo, report, energy_that_moves(given, plan))
+        try:
+            self._require_teachable(todo)
+        except ProloraError as reason:
+            if not self.request.decides or not plan.steps:
+                raise
+            return ready._replace(untaught=untaught(reason))
+        return ready
+
+    def _require_teachable(self, todo: ToRefine) -> None:
+        """Refuse what no student can be taught."""
+        if self._untaught is not None:
+            raise self._untaught
+        if not todo.from_zero and not any(m.path.startswith(TAUGHT) for m in todo.copied.modules):
+            raise AdapterRefused(
+                f"{todo.given.origin}: has no module in what {self.pair.target.spec.name} draws or "
+                "writes with; expected at least one, which a student could learn; use `prolora "
+                "migrate`",
+                code=Refusal.NO_MATCHING_MODULE,
+            )
         if self._writes:
             require_kernels(todo, self.pair.source)
-        return _Ready(path, output, todo, report)
 
     def _read(self, path: Path) -> Fitted:
-        return read_fitted(path, self.pair.source, self.request.options, self.request.writing)
+        options, writing = self.request.options, self.request.writing
+        return read_fitted(path, self.pair.source, options, writing, folder=path.is_dir())
 
     def _words(self, given: Adapter) -> tuple[str, ...]:
         if self._writes:
             return ()
         return own_words(given.metadata, self.request.words, self.request.recipe.prompts)
 
-    def _written(self, one: "_Ready", done: RefinedAdapter) -> MigrationReport:
+    def _written(self, one: "_Ready", adapter: Adapter, record: Refined | None) -> MigrationReport:
         """The output and its report, on the disk."""
-        report = refined_report(one.report, done.adapter, done.record)
-        adapter = with_provenance(done.adapter, report, self.pair.target.spec)
-        write_migrated(adapter, report, one.output, self.pair.target.spec, self.request.writing)
+        report = one.report if record is None else refined_report(one.report, adapter, record)
+        if self.request.decides:
+            why = one.untaught if record is None else decided(record)
+            report = replace(report, method="auto", decided=why)
+        target, writing = self.pair.target.spec, self.request.writing
+        adapter = with_provenance(adapter, report, target)
+        report = as_written(adapter, report, target, writing)
+        write_migrated(adapter, report, one.output, target, writing)
         return report
 
 
@@ -289,12 +301,14 @@ def _refuse_idle(request: RefineRequest, *, parts: bool, writes: bool) -> None:
 
 
 class _Ready(NamedTuple):
-    """A file that was copied, and is to be refined."""
+    """A file that was copied, and is to be refined; `untaught`: why it stays a copy, if it does."""
 
     path: Path
     output: Path
     todo: ToRefine
     report: MigrationReport
+    energy: tuple[float, float]
+    untaught: str | None = None
 
 
 def refined_report(report: MigrationReport, adapter: Adapter, record: Refined) -> MigrationReport:

@@ -1,11 +1,12 @@
 """The header of a GGUF file: its values, and which tensors are where.
 
-A header of a large vocabulary has half a million strings: those are passed over, not built. Limits
-stand before anything believes what the file says.
+A header of a large vocabulary has half a million strings: those are passed over, not built, unless
+somebody asks for them by name. Limits stand before anything believes what the file says.
 """
 
 import os
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -20,6 +21,7 @@ _LARGEST_COUNT = 100_000
 _LONGEST_NAME = 512
 _LONGEST_TEXT = 2**16
 _KEPT_NUMBERS = 4096
+_LONGEST_LIST = 2**21
 _MOST_AXES = 4
 _LARGEST_ALIGNMENT = 2**16
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?"} | {
@@ -48,7 +50,8 @@ class GgufHeader:
     """A header.
 
     Attributes:
-        values: by name; strings, numbers and short lists of numbers. Others are None.
+        values: by name; strings, numbers, short lists of numbers and lists that were asked for.
+            Others are None.
         tensors: by name.
     """
 
@@ -113,8 +116,8 @@ class _Cursor:
             raise self.bad(f"found {self._size} bytes of more", Refusal.TRUNCATED)
         self._file.seek(count, os.SEEK_CUR)
 
-    def value(self, kind: int) -> Any:
-        """The next value; None of what is long."""
+    def value(self, kind: int, *, whole: bool = False) -> Any:
+        """The next value; None of what is long, but of a list that is wanted whole."""
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -122,18 +125,26 @@ class _Cursor:
         if kind != _ARRAY:
             raise self.bad(f"found a value of kind {kind}")
         inner, length = self.number("I"), self.number("Q")
+        if whole and length > _LONGEST_LIST:
+            raise self.bad(f"found a list of {length}; at most {_LONGEST_LIST} are read")
         if inner in _SCALARS:
             code = _SCALARS[inner]
             size = struct.calcsize(f"<{code}") * length
-            if length <= _KEPT_NUMBERS:
+            if whole or length <= _KEPT_NUMBERS:
                 return [*struct.unpack(f"<{length}{code}", self.take(size))]
             self.skip(size)
             return None
         if inner != _STRING:
             raise self.bad(f"found a list of kind {inner}")
+        if whole:
+            return [self.string() for _ in range(length)]
         for _ in range(length):
             self.skip(self.number("Q"))
         return None
+
+    def string(self) -> str:
+        """The next string of a list; bytes that are no text stay apart from each other."""
+        return self.take(self.number("Q")).decode(errors="surrogateescape")
 
     def bad(self, found: str, code: Refusal = Refusal.UNREADABLE_BASE) -> BaseModelError:
         """What is wrong, as an error."""
@@ -142,11 +153,12 @@ class _Cursor:
         )
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
+def read_gguf_header(path: Path, whole: Collection[str] = ()) -> GgufHeader:
     """Read the header of a GGUF file.
 
     Args:
         path: a file.
+        whole: names of lists that are read however long they are.
 
     Returns:
         The header; where tensors end is not looked at.
@@ -168,7 +180,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
             name = cursor.name()
             if name in values:
                 raise cursor.bad(f"found {name} twice", Refusal.DUPLICATE_KEY)
-            values[name] = cursor.value(cursor.number("I"))
+            values[name] = cursor.value(cursor.number("I"), whole=name in whole)
         found: dict[str, GgufTensor] = {}
         for _ in range(tensor_count):
             name = cursor.name()

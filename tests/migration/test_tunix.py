@@ -1,0 +1,171 @@
+"""Folders of tunix's trainer. tests/data/tunix.zip was written by google-tunix 0.1.7 with qwix
+0.1.8: checkpoints of factors alone (rank 3, alpha 6, drawn from a generator) for a base model with
+the weights below, and its own logits with these factors."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+import transformers
+from language_models import merged
+
+from prolora_jax.catalog.catalog import run_catalog
+from prolora_jax.catalog.run import CatalogJob
+from prolora_jax.errors import AdapterRefused
+from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.migration.opening import open_pair
+from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.file import verify_file
+
+RECORDED = Path(__file__).parents[1] / "data/tunix.zip"
+COPY, TOKENS = MigrationOptions(method="copy"), np.arange(12)[None] * 3 % 40
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "num_hidden_layers": 2,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+WIDE = {"hidden_size": 32, "head_dim": 12, "rope_theta": 1e6}
+FAMILIES = {
+    "llama3": ("Llama", WIDE),
+    "qwen3": ("Qwen3", WIDE),
+    "qwen2": ("Qwen2", {"hidden_size": 48, "rope_theta": 1e4}),
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoints, with the alpha that they were written for beside each."""
+    folder = tmp_path_factory.mktemp("tunix")
+    with zipfile.ZipFile(RECORDED) as archive:
+        archive.extractall(folder)
+    for family in FAMILIES:
+        (folder / family / "adapter_config.json").write_text('{"lora_alpha": 6}')
+    return folder
+
+
+def base_model(family: str) -> Any:
+    """The model that the factors were recorded with."""
+    name, sizes = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**SIZES, **sizes)
+    net = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    drawn, state = np.random.default_rng(0), net.state_dict()
+    with torch.no_grad():
+        for key in sorted(state):
+            array = drawn.normal(0, 0.1, tuple(state[key].shape)) + ("norm" in key)
+            state[key].copy_(torch.from_numpy(array.astype(np.float32)))
+    return net
+
+
+def logits(net: Any) -> np.ndarray:
+    with torch.no_grad():
+        return net(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_what_tunix_answers_is_what_the_merged_model_answers(
+    recorded: Path, family: str, tmp_path: Path
+) -> None:
+    net = base_model(family)
+    net.save_pretrained(tmp_path / "base")
+    found = migrate_file(
+        recorded / family, tmp_path / "base", tmp_path / "base", tmp_path / "out", COPY
+    )
+    assert len(found.report.modules) == 14
+    assert not found.report.skipped
+    wanted = np.load(recorded / f"{family}_logits.npy")
+    assert np.abs(wanted - logits(net)).max() > 1.0
+    np.testing.assert_allclose(logits(merged(net, tmp_path / "out")), wanted, atol=1e-5)
+    assert verify_file(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("inside", [".", "7", "7/model_params"])
+def test_each_level_of_a_checkpoint_manager_s_folder_is_read(
+    recorded: Path, inside: str, tmp_path: Path
+) -> None:
+    shutil.copytree(recorded / "qwen3", tmp_path / "all")
+    (tmp_path / "all/adapter_config.json").rename(tmp_path / "all" / inside / "adapter_config.json")
+    adapter = load_adapter(tmp_path / "all" / inside)
+    assert len(adapter.modules) == 14
+    assert {module.scale for module in adapter.modules} == {2.0}
+
+
+def test_a_catalog_takes_such_a_folder(recorded: Path, tmp_path: Path) -> None:
+    net = base_model("qwen3")
+    net.save_pretrained(tmp_path / "base")
+    shutil.copytree(recorded / "qwen3", tmp_path / "many/one")
+    job = CatalogJob((tmp_path / "many",), tmp_path / "out", COPY)
+    run_catalog(job, open_pair(tmp_path / "base", tmp_path / "base"))
+    wanted = np.load(recorded / "qwen3_logits.npy")
+    np.testing.assert_allclose(logits(merged(net, tmp_path / "out/one")), wanted, atol=1e-5)
+
+
+def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:
+    """A step of orbax's own manager, as tunix has it save."""
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        manager.save(1, args=ocp.args.Composite(model_params=ocp.args.PyTreeSave(tree)))
+    text = json.dumps({"lora_alpha": 4} if config is None else config)
+    (folder / "adapter_config.json").write_text(text)
+    return folder
+
+
+def factors(*shapes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    return tuple(np.ones(shape, np.float32) for shape in shapes)
+
+
+def layer(block: str, name: str, weight: str, *shapes: tuple[int, ...]) -> dict[str, Any]:
+    a, b = factors(*shapes)
+    pair = {f"{weight}_lora_a": {"value": a}, f"{weight}_lora_b": {"value": b}}
+    return {"layers": {"0": {block: {name: pair}}}}
+
+
+LINEAR = layer("mlp", "up_proj", "kernel", (8, 2), (2, 6))
+EINSUM = layer("attn", "q_einsum", "w", (2, 8, 2), (2, 4))
+FLAT = layer("attn", "q_proj", "w", (8, 2), (2, 8))
+UNLIKE = {"layers": {"0": {**LINEAR["layers"]["0"]}, "1": {"mlp": {}}}}
+UNLIKE["layers"]["1"] = layer("mlp", "up_proj", "kernel", (8, 3), (3, 6))["layers"]["0"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "config", "words"),
+    [
+        (LINEAR, {"r": 2}, "nowhere the alpha that they were trained with; expected lora_alpha"),
+        (LINEAR, {"lora_alpha": True}, "nowhere the alpha"),
+        (LINEAR, [], "nowhere the alpha"),
+        (LINEAR, {"lora_alpha": 4, "r": 3}, "found r 3 in adapter_config.json; expected 2"),
+        (EINSUM, None, r"found a factor at layers.0.attn.q_einsum.w_lora_a; expected layers of"),
+        (FLAT, None, r"q_proj: found a factor b in shape \(2, 8\); expected 3 axes"),
+        (UNLIKE, None, "found ranks 2, 3; expected one rank"),
+    ],
+)
+def test_what_is_not_known_exactly_is_refused(
+    tree: Any, config: Any, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterRefused, match=words):
+        load_adapter(save_tree(tmp_path / "all", tree, config))
+
+
+def test_the_base_model_s_own_weights_beside_the_factors_are_passed_over(tmp_path: Path) -> None:
+    tree = {**LINEAR, "embedder": {"input_embedding": {"value": np.ones((5, 8), np.float32)}}}
+    (module,) = load_adapter(save_tree(tmp_path / "all", tree)).modules
+    assert module.scale == 2.0
+    assert (module.up.shape, module.down.shape) == ((6, 2), (2, 8))
+
+
+def test_a_damaged_tree_is_refused(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded / "qwen2", tmp_path / "all")
+    for file in (tmp_path / "all/7/model_params").rglob("manifest.ocdbt"):
+        file.write_bytes(b"")
+    with pytest.raises(AdapterRefused, match="its arrays cannot be read"):
+        load_adapter(tmp_path / "all")
