@@ -363,7 +363,7 @@ def _require_head(address: str) -> None:
 
 
 def _no_cluster(address: str, why: str) -> UsageError:
-    # Ray's drivers do not look for a token unless they are told to, and its message says nothing of it.
+    # Ray's drivers look for a token only when they are told to, and its message does not say so.
     token = "" if "RAY_AUTH_MODE" in os.environ else ", with RAY_AUTH_MODE=token if it has a token"
     return UsageError(
         f"--ray {address}: found no Ray cluster that takes this host ({why}); expected auto on a "
