@@ -7,6 +7,7 @@ when it has answered; one that cannot be placed (its cores belong to others) hol
 """
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -362,8 +363,11 @@ def _require_head(address: str) -> None:
 
 
 def _no_cluster(address: str, why: str) -> UsageError:
+    # Ray's drivers look for a token only when they are told to, and its message does not say so.
+    token = "" if "RAY_AUTH_MODE" in os.environ else ", with RAY_AUTH_MODE=token if it has a token"
     return UsageError(
         f"--ray {address}: found no Ray cluster that takes this host ({why}); expected auto on a "
-        "host of a cluster, or host:port of its head; see ray status, or start one (docs/fleet.md)",
+        f"host of a cluster, or host:port of its head{token}; see ray status, or start one "
+        "(docs/fleet.md)",
         code=Refusal.BAD_OPTION,
     )

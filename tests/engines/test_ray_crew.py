@@ -80,3 +80,15 @@ def test_no_cluster_there(address: str):
     with pytest.raises(UsageError, match=f"--ray {address}: found no Ray cluster") as refused:
         RayCrew(lambda *_: lambda _: None, None, RayCluster(address), {})
     assert refused.value.code is Refusal.BAD_OPTION
+
+
+def test_a_token_is_spoken_of_where_none_is_chosen(monkeypatch: pytest.MonkeyPatch):
+    said = []
+    for mode in (None, "token"):
+        monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+        if mode:
+            monkeypatch.setenv("RAY_AUTH_MODE", mode)
+        with pytest.raises(UsageError) as refused:
+            RayCrew(lambda *_: lambda _: None, None, RayCluster("127.0.0.1:1"), {})
+        said.append("RAY_AUTH_MODE=token" in str(refused.value))
+    assert said == [True, False]
