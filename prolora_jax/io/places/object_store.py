@@ -49,7 +49,7 @@ class ObjectPlace(StorePlace):
     def _page(self, below: str, within: str, behind: str | None) -> Page:
         try:
             stream = obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE)
-            page = next(iter(stream), ())
+            page = list(next(iter(stream), ()))
         except exceptions.InvalidPathError:
             raise self._no_path(below) from None
         except _ANY as failure:
@@ -60,10 +60,10 @@ class ObjectPlace(StorePlace):
             page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
         # Consoles make empty objects for folders, this one's own among them, and the client cuts
         # the slash at their ends off: the first key below comes right behind.
-        behind = [*[one["path"] for one in page], ""][1:]
+        followed = [*[one["path"] for one in page], ""][1:]
         files = [
             Listed(self._short(one["path"]), one["size"], one["e_tag"] or "")
-            for one, following in zip(page, behind, strict=True)
+            for one, following in zip(page, followed, strict=True)
             if one["size"] or not following.startswith(f"{one['path']}/")
         ]
         return [file for file in files if file.key], page[-1]["path"] if more else None
