@@ -201,6 +201,7 @@ def test_tokens_that_are_respelled_there_are_not_known(
     ("tokens", "kinds", "words"),
     [
         (["a"] * (SIZE + 1), [], f"found {SIZE + 1} tokens and {SIZE} rows .*a row for each"),
+        (["a", "b" * (2**16 + 1)], [], "found a string of 65537 bytes; at most 65536"),
         (["a", "b"], [1], "found 2 tokens and 1 kinds of them; expected one for each"),
     ],
 )
