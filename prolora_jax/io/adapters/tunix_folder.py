@@ -123,7 +123,7 @@ def _require_factors(
         axes = 2 + _has_heads(factor)
         if len(shape) != axes or not 0 < math.prod(shape) <= _MOST_NUMBERS:
             found, wanted = f"{name} in shape {shape}", f"{axes} axes, as in {_KNOWN}, none of 0"
-            _refuse(folder, found, f"{wanted}, and at most {_MOST_NUMBERS} numbers", "fetch it anew")
+            _refuse(folder, found, f"{wanted}, and at most {_MOST_NUMBERS} numbers", "fetch it")
 
 
 def _has_heads(factor: _Factor) -> bool:
