@@ -1,7 +1,8 @@
 """What lies among adapters and is none, by name: states of training runs, outputs of earlier runs.
 
-And what a refinement that was killed has done so far. A training run keeps optimizers, schedulers and random states beside what it has trained, in files
-with the suffixes of adapters. To refuse them would say that something is wrong.
+A training run keeps optimizers, schedulers and random states beside what it has trained, in files
+with the suffixes of adapters; a refinement that was killed keeps what it has done so far. To refuse
+them would say that something is wrong.
 """
 
 import re
