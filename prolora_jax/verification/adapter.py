@@ -298,7 +298,12 @@ class AdapterCheck:
         if action == "project" and dense is None:
             self._note(found, ["projected, but nothing is to be projected here"])
             return
-        update = self._update(told, before, after, dense)
+        placed = self._placed(told, before)
+        shapes = [module.weight_shape[:2] for module in (placed or before, after)]
+        if action == "copy" and shapes[0] != shapes[1]:
+            self._note(found, ["was copied, but is no rows and columns of the source's here"])
+            return
+        update = self._update(told, before, after, dense, placed)
         undetermined = dense is not None and dense.undetermined
         self.norms[told.path] = update.norm_out
         if update.sigma is not None:
@@ -311,19 +316,28 @@ class AdapterCheck:
         if undetermined:
             self._leave_open(told.path, update.open or "its similarity, and whether it moves so,")
 
+    def _placed(self, told: ModuleReport, before: LoraModule) -> LoraModule | None:
+        """A module of the input with its rows and columns where they go; None where they stay."""
+        measure = self.measures.get(told.path)
+        if self.tokens is not None and measure is not None and measure.by_token:
+            return by_token(before, self.tokens, self.target.spec.modules[told.path].shape[0])
+        if measure is not None and measure.sliced:
+            return sliced(before, self.matched.slices[told.path])
+        return None
+
     def _update(
-        self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
+        self,
+        told: ModuleReport,
+        before: LoraModule,
+        after: LoraModule,
+        dense: DenseResult | None,
+        placed: LoraModule | None,
     ) -> UpdateCheck:
         """Compare the factors of one module, and what the report says of them."""
         brief, options = self.claim.folder is not None, self.options.options_for(told.path)
         if told.path in self.own:
             options = replace(options, dtype="float32")  # of the factors, which are in no file
-        rows, tokens, measure = None, self.tokens, self.measures.get(told.path)
-        if tokens is not None and measure is not None and measure.by_token:
-            rows = by_token(before, tokens, self.target.spec.modules[told.path].shape[0])
-        elif measure is not None and measure.sliced:
-            rows = sliced(before, self.matched.slices[told.path])
-        return check_update(told, before, after, dense, options, brief, rows)
+        return check_update(told, before, after, dense, options, brief, placed)
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
         self.checks[check.source_path, check.path] = check
