@@ -352,8 +352,8 @@ def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str,
 def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
     try:
         path, zero = found.item.path, options.alpha_zero
-        found = load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
-        return f"{found.fingerprint} {msgspec.json.encode(sorted(found.metadata.items())).decode()}"
+        given = load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
+        return f"{given.fingerprint} {msgspec.json.encode(sorted(given.metadata.items())).decode()}"
     except Exception:  # noqa: BLE001 (thousands of files wait behind this one)
         return None  # it is reported when it is read
 

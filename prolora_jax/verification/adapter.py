@@ -298,12 +298,7 @@ class AdapterCheck:
         if action == "project" and dense is None:
             self._note(found, ["projected, but nothing is to be projected here"])
             return
-        placed = self._placed(told, before)
-        shapes = [module.weight_shape[:2] for module in (placed or before, after)]
-        if action == "copy" and shapes[0] != shapes[1]:
-            self._note(found, ["was copied, but is no rows and columns of the source's here"])
-            return
-        update = self._update(told, before, after, dense, placed)
+        update = self._update(told, before, after, dense)
         undetermined = dense is not None and dense.undetermined
         self.norms[told.path] = update.norm_out
         if update.sigma is not None:
@@ -326,17 +321,17 @@ class AdapterCheck:
         return None
 
     def _update(
-        self,
-        told: ModuleReport,
-        before: LoraModule,
-        after: LoraModule,
-        dense: DenseResult | None,
-        placed: LoraModule | None,
+        self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
     ) -> UpdateCheck:
         """Compare the factors of one module, and what the report says of them."""
         brief, options = self.claim.folder is not None, self.options.options_for(told.path)
         if told.path in self.own:
             options = replace(options, dtype="float32")  # of the factors, which are in no file
+        placed = self._placed(told, before)
+        shapes = [module.weight_shape[:2] for module in (placed or before, after)]
+        if told.action is Action.COPY and shapes[0] != shapes[1]:
+            problem = "was copied, but is no rows and columns of the source's here"
+            return UpdateCheck(1.0, 0.0, [problem], 0.0)
         return check_update(told, before, after, dense, options, brief, placed)
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
