@@ -30,6 +30,7 @@ def run(
     target: Annotated[str, Parameter(group=WHAT)],
     out_path: Annotated[str, Parameter(name="--out", group=OUTPUT)],
     local: Annotated[int, Parameter(group=GENERAL)] = 1,
+    ray: Annotated[str | None, Parameter(group=GENERAL)] = None,
     shard: Annotated[str, Parameter(group=GENERAL)] = "0/1",
     time_limit: Annotated[float, Parameter(group=GENERAL)] = 600.0,
     cache: Annotated[Path | None, Parameter(group=GENERAL)] = None,
@@ -55,7 +56,10 @@ def run(
         source: base model the adapters were trained on: folder, single file, hub id or URL.
         target: base model to move them to.
         out_path: folder, s3:// or gs:// URL to write to; it gets the same tree.
-        local: worker processes of this host; an adapter that ends its process costs itself alone.
+        local: worker processes of this host, or of each host of --ray that has no accelerator; an
+            adapter that ends its process costs itself alone.
+        ray: use the hosts of a Ray cluster: auto for the one that this host belongs to, or
+            host:port of its head. All of them must see the same folders, or be given URLs.
         shard: i/n: do the i-th of n parts of the catalog, counted from 0, whoever does the others.
         time_limit: seconds without a sign of life after which a worker is ended, and its adapter
             blamed.
@@ -78,7 +82,7 @@ def run(
     format = "peft" if for_reader and format == "same" else format
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
-    places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit)
+    places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit, ray)
     store, shared = store_address(common.store)
     job = FleetJob(*places, given, writing, store, cache, common.processes, shared)
     if part.shards > 1:  # else others may come that are not told of
@@ -86,8 +90,8 @@ def run(
     return _run(job, part, common)
 
 
-def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
-    """What `--local`, `--shard` and `--time-limit` say.
+def share_of(local: int, shard: str, time_limit: float, ray: str | None = None) -> "RunShare":
+    """What `--local`, `--shard`, `--time-limit` and `--ray` say.
 
     Raises:
         UsageError: one of them cannot be meant.
@@ -102,7 +106,7 @@ def share_of(local: int, shard: str, time_limit: float) -> "RunShare":
             "from 0 to n - 1, at least one process, and a time; such as --shard 0/4 --local 2",
             code=Refusal.BAD_OPTION,
         )
-    return RunShare(local, int(part), int(parts), time_limit)
+    return RunShare(local, int(part), int(parts), time_limit, ray)
 
 
 def _run(job: "FleetJob", share: "RunShare", common: Common) -> int:

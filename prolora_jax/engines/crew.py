@@ -12,15 +12,19 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from prolora_jax.engines.processes import end_with, one_thread_each
 from prolora_jax.errors import ProloraError, Refusal
 
 Task = TypeVar("Task")
+_Given = TypeVar("_Given", contravariant=True)
 
 Say = Callable[[], None]
 """A sign of life, of a worker that is at work."""
+
+Start = Callable[[Any, threading.Event, Say], Callable[[Task], Any]]
+"""Makes of a setup what does the tasks, in the worker."""
 
 _SIGN_SECONDS = 1.0
 """How often a sign of life is sent on: there may be many thousands of them."""
@@ -33,14 +37,56 @@ class Event(NamedTuple):
 
     Attributes:
         worker: its number.
-        kind: `ready`; `done` with a result; `failed` with an error; `ended`, with its exit code,
-            which is negative where a signal ended it.
+        kind: `ready`; `done` with a result; `failed` with an error; `ended`, with words that say
+            how; `lost`, with words, where something else than its task has ended it for sure.
         told: what belongs to the kind.
     """
 
     worker: int
-    kind: Literal["ready", "done", "failed", "ended"]
+    kind: Literal["ready", "done", "failed", "ended", "lost"]
     told: Any = None
+
+
+@runtime_checkable
+class AnyCrew(Protocol[_Given]):
+    """What who gives out work needs of a crew, wherever its workers are."""
+
+    @property
+    def workers(self) -> list[int]:
+        """Numbers of the workers that have not ended, as far as was heard."""
+        ...
+
+    def fill(self) -> None:
+        """Have as many workers as there shall be: who has ended is replaced."""
+        ...
+
+    def give(self, worker: int, task: _Given) -> None:
+        """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
+        ...
+
+    def silent(self, worker: int) -> float:
+        """Seconds since something was heard of a worker, or given to it."""
+        ...
+
+    def events(self, seconds: float) -> list[Event]:
+        """What was heard, at the latest after so many seconds."""
+        ...
+
+    def kill(self, worker: int) -> None:
+        """End a worker at once; `events` tells that it has ended."""
+        ...
+
+    def dismiss(self, worker: int) -> None:
+        """The same, of one that is not to be replaced."""
+        ...
+
+    def hurry(self) -> None:
+        """Ask all workers to end their tasks early, with what they have done."""
+        ...
+
+    def close(self) -> None:
+        """End all workers at once."""
+        ...
 
 
 class _Member(NamedTuple):
@@ -56,14 +102,11 @@ class Crew(Generic[Task]):
             when the worker is to end its task early, and a function for signs of life. What it
             returns does the tasks.
         setup: for `start`; travels by pickle.
+        size: workers.
     """
 
-    def __init__(
-        self,
-        start: Callable[[Any, threading.Event, Say], Callable[[Task], Any]],
-        setup: Any,
-    ):
-        self._start, self._setup = start, setup
+    def __init__(self, start: Start[Task], setup: Any, size: int):
+        self._start, self._setup, self._size = start, setup, size
         self._members: dict[int, _Member] = {}
         self._signs: dict[int, float] = {}
         self._next = 0
@@ -73,8 +116,12 @@ class Crew(Generic[Task]):
         """Numbers of the workers that have not ended, as far as was heard."""
         return list(self._members)
 
-    def add(self) -> int:
-        """Start one more worker; returns its number."""
+    def fill(self) -> None:
+        """Have as many workers as there shall be: who has ended is replaced."""
+        while len(self._members) < self._size:
+            self._add()
+
+    def _add(self) -> None:
         context = get_context("spawn")
         here, there = context.Pipe()
         given = there, os.getpid(), self._start, self._setup
@@ -85,7 +132,6 @@ class Crew(Generic[Task]):
         number, self._next = self._next, self._next + 1
         self._members[number] = _Member(process, here)
         self._signs[number] = time.monotonic()
-        return number
 
     def give(self, worker: int, task: Task) -> None:
         """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
@@ -119,7 +165,7 @@ class Crew(Generic[Task]):
         try:
             kind, told = connection.recv()
         except (EOFError, OSError):
-            return Event(worker, "ended", self._bury(worker))
+            return Event(worker, "ended", _how(self._bury(worker)))
         return None if kind == "sign" else Event(worker, kind, told)
 
     def _bury(self, worker: int) -> int | None:
@@ -134,6 +180,11 @@ class Crew(Generic[Task]):
     def kill(self, worker: int) -> None:
         """End a worker at once; `events` tells that it has ended."""
         self._members[worker].process.kill()
+
+    def dismiss(self, worker: int) -> None:
+        """The same, of one that is not to be replaced."""
+        self._size -= 1
+        self.kill(worker)
 
     def hurry(self) -> None:
         """Ask all workers to end their tasks early, with what they have done."""
@@ -152,7 +203,7 @@ class Crew(Generic[Task]):
 def _work(
     connection: Connection,
     employer: int,
-    start: Callable[[Any, threading.Event, Say], Callable[[Any], Any]],
+    start: Start[Any],
     setup: Any,
 ) -> None:
     """A worker's life."""
@@ -175,7 +226,7 @@ def _work(
     try:
         act = start(setup, hurried, sign)
     except Exception as error:  # noqa: BLE001 (it is told)
-        send("failed", _as_told(error))
+        send("failed", as_told(error))
         return
     send("ready")
     while True:
@@ -186,15 +237,22 @@ def _work(
         try:
             told = act(task)
         except Exception as error:  # noqa: BLE001 (it is told)
-            send("failed", _as_told(error))
+            send("failed", as_told(error))
         else:
             send("done", told)
 
 
-def _as_told(error: Exception) -> ProloraError:
+def as_told(error: Exception) -> ProloraError:
     """An error that can travel."""
     if isinstance(error, ProloraError):
         return error
     return ProloraError(
         f"internal error, please report it: {type(error).__name__}: {error}", code=Refusal.INTERNAL
     )
+
+
+def _how(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = next((one.name for one in signal.Signals if one.value == -code), str(-code))
+    return f"signal {name}" + ", perhaps for want of memory" * (code == -signal.SIGKILL)

@@ -11,6 +11,7 @@ pair_work.py: What is computed once per pair of weights, by worker processes, to
 pair.py: A source and a target base model together: matching by weights, similarity, operators.
 edges.py: Numbers at the edges of a dtype: taken to the middle before work, put back after it.
 placing.py: Operators on the devices of this host: each module has one device.
+own_devices.py: That the devices are this process's own, and wait for no other host's.
 projecting.py: One module of many adapters on a device: rank columns in, factors of files out.
 experts.py: A target of two transformers, each of which gets an adapter of its own.
 execute.py: Steps of plans on the device: one block per module for many adapters.

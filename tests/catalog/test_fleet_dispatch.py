@@ -4,9 +4,13 @@ import time
 from pathlib import Path
 
 import pytest
+from fleet_workers import start_toy
 
-from prolora_jax.catalog.fleet.dispatch import MOST, TRIES, Dispatch
+from prolora_jax.catalog.fleet.dispatch import LOSSES, MOST, TRIES, Dispatch
+from prolora_jax.catalog.fleet.giving import FleetRun, RunShare, _Held
 from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch, find_inputs, units_of
+from prolora_jax.catalog.fleet.worker import ChunkDone
+from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.place import Listed
@@ -54,6 +58,39 @@ def test_what_is_handed_back_is_not_blamed():
         assert chunk is not None
         dispatch.hand_back(chunk)
     assert dispatch.left == 1
+
+
+def test_what_is_lost_with_its_host_is_tried_long_before_it_is_given_up():
+    dispatch, sizes, spent = Dispatch(units(9), 1), [], []
+    while (chunk := dispatch.next()) is not None:
+        sizes.append(len(chunk))
+        spent += dispatch.lost(chunk)
+    assert sorted(unit[0].name for unit in spent) == [unit[0].name for unit in units(9)]
+    assert sum(sizes) == 9 * LOSSES
+    # Chunks that are lost again and again are taken apart: one of them may be to blame.
+    assert max(sizes) > 1
+    assert {*sizes[-9 * (LOSSES - 3) :]} == {1}
+
+
+def test_who_comes_second_counts_for_nothing(tmp_path: Path):
+    """Two workers with one chunk: whichever answers first has done it, and no death is blamed."""
+    name = units(1)[0][0].name
+    for last in ("ended", "lost", "done"):
+        run = FleetRun(units(1), {}, LocalPlace(tmp_path), RunShare(), None, False)
+        run.crew = Crew(start_toy, None, 0)
+        chunk = run.dispatch.next()
+        assert chunk is not None
+        run.busy = {0: _Held(chunk, -100.0), 1: _Held(chunk, -1.0)}
+        if last == "done":
+            run._heard(Event(0, "done", ChunkDone({name: "done"})))
+            assert not run._at_work
+            run._heard(Event(1, "done", ChunkDone({name: "done"})))
+            assert (run.done, run.states, sorted(run.idle)) == (1, {"done": 1}, [0, 1])
+        else:
+            run._heard(Event(0, last, "how"))
+            assert (run.dispatch.left, run._at_work) == (0, True)
+            run._heard(Event(1, last, "how"))
+            assert (run.dispatch.left, run._at_work) == (1, False)
 
 
 def test_a_hundred_thousand_are_listed_in_seconds():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fleet_workers import ToyWorker
 
-from prolora_jax.catalog.fleet import local_run
+from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import find_inputs
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
@@ -50,8 +50,8 @@ def round_of(inputs: Path, **changes) -> Receipt:
 def quarantine(inputs: Path) -> Receipt:
     """What a driver does after its input has ended workers."""
     out, work = LocalPlace(inputs.parent / "out"), work_of(inputs)
-    run = local_run._Run(job(inputs), out, [work.inputs], work.before, RunShare(), None, False)
-    run._quarantine(work.inputs[0], "signal SIGSEGV")
+    run = FleetRun([work.inputs], work.before, out, RunShare(), None, False)
+    run._quarantine(work.inputs[0], "signal SIGSEGV", 3)
     return read_receipts(out)[NAME].receipt
 
 
@@ -85,8 +85,7 @@ def test_overwrite_is_no_other_job(inputs: Path):
 def test_what_a_worker_has_filed_before_it_ended_counts(inputs: Path):
     round_of(inputs)
     out, work, calls = LocalPlace(inputs.parent / "out"), work_of(inputs), []
-    share = job(inputs), out, [work.inputs], {}, RunShare()
-    run = local_run._Run(*share, lambda *said: calls.append(said), False)
+    run = FleetRun([work.inputs], {}, out, RunShare(), lambda *said: calls.append(said), False)
     run._died((work.inputs,), "signal SIGKILL")
     assert (run.done, run.states, run.dispatch.left) == (1, {"done": 1}, 1)  # none was given out
     assert calls == [("files", 1, 1)]

@@ -17,7 +17,7 @@ import fleet_workers
 import pytest
 from fleet_workers import ToyWorker
 
-from prolora_jax.catalog.fleet import dispatch, local_run
+from prolora_jax.catalog.fleet import dispatch, giving, local_run
 from prolora_jax.catalog.fleet.checking import check_outputs, retry_damaged, retry_quarantined
 from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import FleetJob
@@ -151,6 +151,16 @@ def test_what_is_endless_or_needs_all_memory_is_ended(
     assert all("signal SIGKILL, perhaps for want of memory" in message for message in told)
 
 
+def test_a_stopped_worker_does_not_hold_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever is idle takes a second copy of what it has, and it ends with the run."""
+    monkeypatch.setattr(giving, "SLOW", 1.0)
+    inputs = catalog(tmp_path, "a", "b", "c", "stopped")
+    found = run_here(job(inputs), RunShare(2))
+    assert (found.done, found.found, found.complete) == (4, {"done": 4}, True)
+    assert_whole(inputs)
+    assert (tmp_path / "temporary" / "stopped.safetensors.mark").exists()
+
+
 def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):
     inputs = catalog(tmp_path, *(f"trouble{n}" for n in range(4)))
     with pytest.raises(OutputError, match=r"trouble that is no adapter's \(.*disk full"):
@@ -186,8 +196,8 @@ def test_workers_that_never_get_ready_are_an_error(tmp_path: Path, monkeypatch: 
 def test_a_worker_that_never_says_a_word_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     inputs = catalog(tmp_path, "a")
     monkeypatch.setattr(local_run, "start_worker", fleet_workers.start_endless)
-    monkeypatch.setattr(local_run, "_NEVER_READY", 1)
-    monkeypatch.setattr(local_run, "SILENCE", 1.0)
+    monkeypatch.setattr(giving, "_NEVER_READY", 1)
+    monkeypatch.setattr(giving, "SILENCE", 1.0)
     with pytest.raises(ProloraError, match="ended before they were ready"):
         run_here(job(inputs), RunShare(1, silence=0.5))
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import ml_dtypes
@@ -10,9 +11,11 @@ import pytest
 from small_adapters import SPEC, write
 from toy_pair import ToyFiles, make_files
 
+from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.migration import many
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob, FileOutcome
 from prolora_jax.migration.lane import lane as lanes
@@ -20,6 +23,7 @@ from prolora_jax.migration.lane.lane import LaneBatch
 from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import Action, MigrationPlan, PlanStep
 
 PAIR = "0123456789abcdef"
 
@@ -99,6 +103,20 @@ def test_outputs_and_reports_are_those_of_files_alone(
     assert sorted(on_lane) == [f.name for f in files]
     assert found == wanted
     assert {n: told(o) for n, o in outcomes.items()} == {n: told(o) for n, o in alone.items()}
+
+
+def test_energies_are_products(monkeypatch):
+    """As those of lanes: `norm ** 2` of a Python number is rounded otherwise now and then."""
+    norms = np.random.default_rng(0).uniform(0.01, 10, 20_000)
+    odd = [norm for norm in norms.tolist() if norm**2 != norm * norm]
+    ones = np.ones((1, 1), np.float32)
+    adapter = Adapter((LoraModule("a", ones, ones, 1.0),), "kohya-ldm")
+    steps = (PlanStep("a", "a", Action.COPY, None, ()),)
+    plan = MigrationPlan(MigrationOptions(), "one", "other", steps, (), ())
+    for norm in [*odd, *norms[:5].tolist()]:
+        monkeypatch.setattr(many, "norm_of", lambda module, norm=norm: norm)
+        rounded_once = float(Fraction(norm) ** 2)
+        assert many.energy_that_moves(adapter, plan) == (rounded_once, rounded_once)
 
 
 def _with_zeros(module):

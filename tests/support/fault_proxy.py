@@ -1,6 +1,7 @@
 """A proxy before an S3 server that loses answers, cuts bodies and answers what it was told to."""
 
 import http.client
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +9,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = int | Literal["lose", "cut"]
+Fault = int | Literal["lose", "cut", "own", "careless"]
 """A status to answer without asking the server, or: `lose` the answer of what was done; `cut` the
-request's body, so that nothing is done."""
+request's body, so that nothing is done; `own`: what was done is told as refused for its condition;
+`careless`: what was refused for its condition is told as done."""
 
 Chooser = Callable[[str, str], Fault | None]
 """By method and path: what goes wrong with a request; None for nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        # Clients that are killed between two requests are no news.
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # pyright: ignore[reportArgumentType]
 
 
 class FaultProxy:
@@ -34,6 +43,13 @@ class FaultProxy:
             def log_message(self, format: str, *_: object) -> None: ...
 
             def _any(self) -> None:
+                # A client or a server that is killed is what it looks like: no answer.
+                try:
+                    self._asked()
+                except (OSError, http.client.HTTPException):
+                    self.close_connection = True
+
+            def _asked(self) -> None:
                 proxy.asked.append((self.command, self.path))
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 fault = proxy.choose(self.command, self.path)
@@ -50,6 +66,10 @@ class FaultProxy:
                 content = told.read()
                 if fault == "lose":
                     self.close_connection = True
+                elif fault == "own" and told.status < 300:
+                    self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>", {})
+                elif fault == "careless" and told.status == 412:
+                    self._answer(200, b"", {"ETag": '"made"'})
                 else:
                     self._answer(told.status, content, dict(told.getheaders()))
                 upstream.close()
@@ -67,7 +87,7 @@ class FaultProxy:
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _any
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 

@@ -2,11 +2,13 @@
 
 All but the engine is as it is: inputs are fetched, outputs published, receipts written. An output
 is its input's bytes, the other way round. By their names inputs end their worker: `segv`, `killed`,
-`endless`; `trouble` is this host's, `broken` is an error of ours. Content `bad` is refused.
+`endless`; `stopped` does so to the first that gets it; `trouble` is this host's, `broken` is an
+error of ours; `slow` takes longer. Content `bad` is refused.
 """
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -74,10 +76,17 @@ def fate(name: str) -> None:
     """What a file does to its worker."""
     if "segv" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(600)  # Ray's handler, in another thread, takes its time
     if "killed" in name:
         os.kill(os.getpid(), signal.SIGKILL)
     if "endless" in name:
         time.sleep(600)
+    if "slow" in name:
+        time.sleep(0.25)
+    mark = Path(tempfile.gettempdir(), f"{name}.mark")
+    if "stopped" in name and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
     if "broken" in name:
         raise RuntimeError("made")
 

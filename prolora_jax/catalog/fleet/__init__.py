@@ -7,7 +7,9 @@ tables.py: Receipts of a whole run in one Parquet file.
 dispatch.py: Which worker gets which inputs, and what the death of one means.
 worker.py: One chunk of inputs in, outputs and receipts out.
 publishing.py: Outputs from a worker's folder to where they belong, each once and whole.
-local_run.py: A run by worker processes of this host.
+giving.py: One run: the work given out to a crew, and what becomes of it.
+elsewhere.py: A job on the hosts of a Ray cluster: what each must see, how a worker starts there.
+local_run.py: A run from its first look to its end, by processes of this host or a Ray cluster.
 standing.py: How far a catalog is, in what little memory a driver has for each input.
 ending.py: What is written when every input has its receipt.
 made_store.py: A store with any number of adapters and receipts, to measure with; none is anywhere.

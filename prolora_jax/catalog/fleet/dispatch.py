@@ -19,22 +19,29 @@ MOST = 16
 
 TRIES = 3
 
+LOSSES = 20
+"""Workers that may be lost with one input, before it is thought to be more than chance."""
+
+_TOGETHER = 3
+"""Losses after which an input is tried alone."""
+
 
 class Dispatch:
     """The work of one run.
 
     Args:
         units: to be done.
-        workers: how many share them.
+        workers: how many share them; more may come.
         most: units of a chunk.
     """
 
     def __init__(self, units: Sequence[Unit], workers: int, most: int = MOST):
         self._waiting = deque(units)
         self._alone: deque[Unit] = deque()
-        self._workers, self._most = workers, most
+        self.workers, self._most = workers, most
         self._deaths: Counter[str] = Counter()
         self._troubles: Counter[str] = Counter()
+        self._losses: Counter[str] = Counter()
 
     @property
     def left(self) -> int:
@@ -48,7 +55,7 @@ class Dispatch:
             one: whether it is to be a single unit, whatever is left.
         """
         if self._waiting:
-            size = ceil(len(self._waiting) / (2 * self._workers))
+            size = ceil(len(self._waiting) / (2 * self.workers))
             count = 1 if one else max(1, min(size, self._most))
             return tuple(self._waiting.popleft() for _ in range(count))
         return (self._alone.popleft(),) if self._alone else None
@@ -56,6 +63,25 @@ class Dispatch:
     def hand_back(self, units: Collection[Unit]) -> None:
         """Inputs that were not done, and are not to blame for it."""
         self._waiting.extend(units)
+
+    def lost(self, units: Collection[Unit]) -> list[Unit]:
+        """A worker was lost with its host; what it had is not to blame, and is done again.
+
+        Args:
+            units: of its chunk, what has no receipt.
+
+        Returns:
+            Units that were lost `LOSSES` times; they are not given to any other.
+        """
+        spent = []
+        for unit in units:
+            self._losses[unit[0].name] += 1
+            losses = self._losses[unit[0].name]
+            if losses >= LOSSES:
+                spent.append(unit)
+            else:
+                (self._waiting if losses < _TOGETHER else self._alone).append(unit)
+        return spent
 
     def troubled(self, units: Collection[Unit]) -> list[Unit]:
         """Inputs that a host could not do; each is tried again by itself, behind all others.

@@ -113,7 +113,8 @@ def _measured(table: Table, rest: Rest, scales: np.ndarray) -> dict[int, float] 
         for place, square in enumerate(squares.tolist()):
             number = places[kind, place]
             # As a norm, and squared again: that is how single files have it.
-            found[number] = (abs(float(scales[number])) * sqrt(square)) ** 2
+            norm = abs(float(scales[number])) * sqrt(square)
+            found[number] = norm * norm
     return found
 
 
