@@ -12,6 +12,7 @@ from prolora_jax.catalog.catalog import catalog_status, inputs_of, run_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import ProloraError, Refusal
+from prolora_jax.io.adapters.leftovers import work_folder_of
 from prolora_jax.io.outputs.reports import read_report
 from prolora_jax.migration.files import refuse_outputs
 from prolora_jax.migration.jobs import FileJob, FileOutcome
@@ -22,8 +23,6 @@ from prolora_jax.plans.report import MigrationReport
 from prolora_jax.refine.job.bases import DrawingBases
 from prolora_jax.refine.job.files import FileRefinement, RefinedFile, RefineRequest
 from prolora_jax.subspaces.store import BasisStore
-
-WORK_ENDING = ".refine-work"
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def refine_files(
         OutputError: an output or the manifest cannot be written.
     """
     given, out = tuple(Path(path) for path in inputs), Path(out)
-    work = Path(f"{out}{WORK_ENDING}")
+    work = work_folder_of(out)
     many = None if is_one(given) else CatalogJob(given, out, request.options, retry=True)
     if many is not None:
         inputs_of(many)  # what is not there is said before anything is opened

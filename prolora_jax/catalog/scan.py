@@ -309,7 +309,10 @@ def with_energies(
 
 
 def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str, str]:
-    """Which files have the content of an earlier one: its name by theirs.
+    """Which files have the content and the header of an earlier one: its name by theirs.
+
+    A header's strings go into the output, and say which words an adapter answers to: files that
+    differ in them alone get outputs of their own.
 
     Only files with one table, size of output and kind are compared: first by samples, then, where
     these agree, by all they hold.
@@ -349,7 +352,8 @@ def duplicates(found: Sequence[Scanned], options: MigrationOptions) -> dict[str,
 def _fingerprint(found: Scanned, options: MigrationOptions) -> str | None:
     try:
         path, zero = found.item.path, options.alpha_zero
-        return load_adapter(path, alpha_zero=zero, quiet=True, structured=True).fingerprint
+        given = load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
+        return f"{given.fingerprint} {msgspec.json.encode(sorted(given.metadata.items())).decode()}"
     except Exception:  # noqa: BLE001 (thousands of files wait behind this one)
         return None  # it is reported when it is read
 

@@ -58,10 +58,12 @@ def experts_of(target: BaseModel) -> tuple[BaseModel, ...]:
         folder of a pipeline is there.
     """
     components = target.spec.layer_names.components
-    folders = [target.place / name for name in components if target.place is not None]
+    # Where the pipeline leads to, and not its folders: each output has the name of one of these.
+    pipeline = None if target.place is None else target.place.resolve()
+    folders = [pipeline / name for name in components if pipeline is not None]
     if not folders or not all(folder.is_dir() for folder in folders):
         return ()
-    opened = (load_base_model(folder.resolve(), target.known) for folder in folders)
+    opened = (load_base_model(folder, target.known) for folder in folders)
     # A folder of the hub's is named by a hash.
     return tuple(replace(one, spec=replace(one.spec, name=target.spec.name)) for one in opened)
 

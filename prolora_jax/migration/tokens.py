@@ -8,7 +8,6 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.algorithms.table import ALGORITHMS
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel
-from prolora_jax.io.base_models.gguf_tokens import GgufTokens
 from prolora_jax.matching.matching import Matching
 from prolora_jax.matching.slices import Slice
 from prolora_jax.matching.tokens import (
@@ -45,13 +44,8 @@ class PairTokens:
         Raises:
             BaseModelError: a tokenizer is damaged.
         """
-        contents = [model.tokenizer() for model in self._models]
-        found = [
-            _vocabulary(content, model.location)
-            for content, model in zip(contents, self._models, strict=True)
-            if content is not None
-        ]
-        return token_map(*found) if len(found) == len(contents) else None
+        source, target = map(vocabulary_of, self._models)
+        return None if source is None or target is None else token_map(source, target)
 
     def matched(self, matching: Matching) -> Matching:
         """A matching with layers that have a row for each of another number of tokens."""
@@ -90,9 +84,18 @@ class PairTokens:
         return token_flags(steps, known, unlike=unlike)
 
 
-def _vocabulary(content: bytes | GgufTokens, origin: str) -> Vocabulary:
-    if isinstance(content, bytes):
-        return vocabulary_of_json(content, origin)
+def vocabulary_of(model: BaseModel) -> Vocabulary | None:
+    """The tokens of a base model; None where nothing says them.
+
+    Args:
+        model: a language model.
+
+    Raises:
+        BaseModelError: a tokenizer is damaged.
+    """
+    content = model.tokenizer()
+    if content is None or isinstance(content, bytes):
+        return None if content is None else vocabulary_of_json(content, model.location)
     return vocabulary_of_gguf(*content)
 
 

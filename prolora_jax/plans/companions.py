@@ -175,7 +175,7 @@ def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
     """
     whole = [c for c in adapter.companions if c.part == "layer"]
     if whole and not allow_partial:
-        over_time = all(c.array.ndim in {0, 5} for c in whole)  # beside an alpha
+        over_time = all(c.array.ndim == 5 or c.array.size == 1 for c in whole)  # or an alpha
         raise WholeLayers(adapter.origin, [c.key for c in whole], over_time=over_time)
 
 

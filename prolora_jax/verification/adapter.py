@@ -311,6 +311,15 @@ class AdapterCheck:
         if undetermined:
             self._leave_open(told.path, update.open or "its similarity, and whether it moves so,")
 
+    def _placed(self, told: ModuleReport, before: LoraModule) -> LoraModule | None:
+        """A module of the input with its rows and columns where they go; None where they stay."""
+        measure = self.measures.get(told.path)
+        if self.tokens is not None and measure is not None and measure.by_token:
+            return by_token(before, self.tokens, self.target.spec.modules[told.path].shape[0])
+        if measure is not None and measure.sliced:
+            return sliced(before, self.matched.slices[told.path])
+        return None
+
     def _update(
         self, told: ModuleReport, before: LoraModule, after: LoraModule, dense: DenseResult | None
     ) -> UpdateCheck:
@@ -318,12 +327,12 @@ class AdapterCheck:
         brief, options = self.claim.folder is not None, self.options.options_for(told.path)
         if told.path in self.own:
             options = replace(options, dtype="float32")  # of the factors, which are in no file
-        rows, tokens, measure = None, self.tokens, self.measures.get(told.path)
-        if tokens is not None and measure is not None and measure.by_token:
-            rows = by_token(before, tokens, self.target.spec.modules[told.path].shape[0])
-        elif measure is not None and measure.sliced:
-            rows = sliced(before, self.matched.slices[told.path])
-        return check_update(told, before, after, dense, options, brief, rows)
+        placed = self._placed(told, before)
+        shapes = [module.weight_shape[:2] for module in (placed or before, after)]
+        if told.action is Action.COPY and shapes[0] != shapes[1]:
+            problem = "was copied, but is no rows and columns of the source's here"
+            return UpdateCheck(1.0, 0.0, [problem], 0.0)
+        return check_update(told, before, after, dense, options, brief, placed)
 
     def _note(self, check: ModuleCheck, problems: list[str]) -> None:
         self.checks[check.source_path, check.path] = check

@@ -20,8 +20,13 @@ from prolora_jax.plans.report import REFINED, MigrationReport, ModuleReport
 from prolora_jax.verification.result import VerifyReport
 
 _TAUGHT = ("unet.", "lm.")
-_CHOSEN = {"refine": "taught: ", "reteach": "taught anew: ", "copy": "copied"}
-"""How the sentence about a choice begins, by way."""
+_CHOSEN = {
+    "refine": "taught: R = {r:.3f} is below the limit",
+    "reteach": "taught anew: R = {r:.3f} is not below the limit",
+    "copy": "copied: R = {r:.3f} is not below the limit",
+}
+"""How the sentence about a choice begins, by way; of an adapter that nothing could be taught:"""
+_UNTAUGHT = "copied, as nothing could be taught: "
 _NORM = 1e-5
 """Largest share by which a norm may differ: the report has it of the very numbers in the file."""
 
@@ -120,12 +125,16 @@ def with_learned(checked: VerifyReport, found: Unlearned, told: MigrationReport)
 
 def _choice(told: MigrationReport) -> list[str]:
     """What is wrong with what a report says that `--method auto` chose."""
-    way = "copy" if told.refined is None else told.refined.way
-    said = told.decided or ""
+    said, record = told.decided or "", told.refined
     if told.method is None and told.decided is None:
         return []
-    if told.method is None or not said.startswith(_CHOSEN[way]):
-        return [f"the report says that `auto` chose {said[:60]!r}; it has the way {way}"]
+    wanted = _UNTAUGHT if record is None else _CHOSEN[record.way].format(r=record.disagreement)
+    if told.method is None or not said.startswith(wanted):
+        return [f"the report says that `auto` chose {said[:60]!r}; by its record: {wanted!r} ..."]
+    if record is not None and record.words:
+        shown = f"{len(record.triggers)} of {len(record.words)} prompts"
+        if record.way != "refine" and shown not in said:
+            return [f"the report says that `auto` chose {said!r}; by its record: {shown!r}"]
     return []
 
 

@@ -57,9 +57,7 @@ def slices_of(
     stacks = stacks_to_align(source.spec, target.spec, matching)
     if embedding is None or not (stacks or may_be_sliced(source.spec, target.spec, matching)):
         return None
-    tokens = np.arange(target.spec.modules[embedding].shape[0])[:_LOOKED_AT]
-    theirs, ours = (model.weight(embedding)[tokens].T for model in (source, target))
-    stream = _find(theirs, ours)
+    stream = _stream(source, target, embedding)
     if stream is None:
         return None
     for stack in stacks:
@@ -75,6 +73,20 @@ def slices_of(
     ):
         return None
     return FoundSlices(matching, {path: own[path] for path in slices}, slices)
+
+
+def _stream(source: Weights, target: Weights, embedding: str) -> np.ndarray | None:
+    """The source's channel for each of the target's.
+
+    Rows of a few tokens may be trained since, those of special ones before all, which come first:
+    then the last ones are looked at.
+    """
+    theirs, ours = (model.weight(embedding) for model in (source, target))
+    for tokens in (slice(_LOOKED_AT), slice(-_LOOKED_AT, None)):
+        found = _find(theirs[tokens].T, ours[tokens].T)
+        if found is not None:
+            return found
+    return None
 
 
 def _role(path: str) -> str:

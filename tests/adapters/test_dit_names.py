@@ -93,11 +93,14 @@ def test_configurations_of_two_transformers_are_no_choice() -> None:
         read("blocks.0.attn1.to_q", config=said)
 
 
-def test_a_pair_of_a_convolution_over_time_is_left_behind_where_that_is_allowed() -> None:
+@pytest.mark.parametrize("alpha", [(), (1,)])
+def test_a_pair_of_a_convolution_over_time_is_left_behind_where_that_is_allowed(
+    alpha: tuple[int, ...],
+) -> None:
     tensors = {
         "diffusion_model.patch_embedding.lora_down.weight": np.ones((2, 4, 1, 2, 2), np.float32),
         "diffusion_model.patch_embedding.lora_up.weight": np.ones((WIDTH, 2, 1, 1, 1), np.float32),
-        "diffusion_model.patch_embedding.alpha": np.ones((), np.float32),
+        "diffusion_model.patch_embedding.alpha": np.ones(alpha, np.float32),
         "diffusion_model.blocks.0.attn1.to_q.lora_down.weight": np.ones((2, WIDTH), np.float32),
         "diffusion_model.blocks.0.attn1.to_q.lora_up.weight": np.ones((WIDTH, 2), np.float32),
     }

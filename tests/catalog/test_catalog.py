@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from small_adapters import write
 from toy_pair import ToyFiles, make_files
 
@@ -89,6 +91,18 @@ def test_every_file_is_accounted_for(folder: Path, pair: BasePair):
     assert record.energy_moved is not None
     assert 0 < record.energy_moved <= record.energy_in
     assert record.modules == record.moved + sum(record.skipped.values())
+
+
+def test_equal_numbers_under_unlike_headers_are_two_adapters(folder: Path, pair: BasePair):
+    tensors, again = load_file(folder / "a.safetensors"), folder / "styles/a again.safetensors"
+    save_file(tensors, again, {"modelspec.trigger_phrase": "in ink"})
+    run_catalog(job(folder), pair)
+    assert states(folder.parent / "out")["styles/a again.safetensors"] == "migrated"
+    written = {}
+    for name in ("a.safetensors", "styles/a again.safetensors"):
+        with safe_open(folder.parent / "out" / name, "np") as file:
+            written[name] = file.metadata().get("modelspec.trigger_phrase")
+    assert written == {"a.safetensors": None, "styles/a again.safetensors": "in ink"}
 
 
 def test_scan_says_before_what_the_run_finds(folder: Path, pair: BasePair):

@@ -248,3 +248,13 @@ def test_a_failure_at_one_entry_is_that_entry_s_outcome(tmp_path: Path, monkeypa
         told = by_name(found)["bdir"].refusal
         assert told is not None
         assert "bdir: cannot be looked at (" in told[1]
+
+
+def test_what_unfinished_refinements_keep_is_left_out(tmp_path: Path) -> None:
+    for place in ("style", "out.refine-work/pair", "one.safetensors.refine-work/adapter-0"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.safetensors").touch()
+    found = by_name(expand([tmp_path], leave_out=tmp_path / "out"))
+    assert sorted(found) == ["one.safetensors.refine-work", "style/a.safetensors"]
+    assert "unfinished refinement" in str(found["one.safetensors.refine-work"].ignored)
+    assert found["style/a.safetensors"].ignored is None

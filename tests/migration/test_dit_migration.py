@@ -224,6 +224,21 @@ def test_each_of_two_experts_gets_an_output_of_its_own(
         pl.plan_each(*places, kept, plan=tmp_path / "plan.json")
 
 
+def test_experts_whose_folders_are_links_have_the_names_of_the_links(tmp_path: Path) -> None:
+    source, target = saved(built("wan"), tmp_path / "source"), tmp_path / "target"
+    target.mkdir()
+    for seed, component in enumerate(("transformer", "transformer_2"), 5):
+        saved(built("wan", seed=seed), tmp_path / component, "transformer")
+        (target / component).symlink_to(tmp_path / component / "transformer")
+    tensors, _ = written_by_diffusers("wan", built("wan"))
+    save_file(tensors, tmp_path / "in.safetensors")
+    copy = MigrationOptions(method="copy", min_similarity=-1.0)
+    places = tmp_path / "in.safetensors", source, target, tmp_path / "out.safetensors"
+    written = pl.migrate_each(*places, copy)
+    names = ["out.transformer.safetensors", "out.transformer_2.safetensors"]
+    assert [done.output.name for done in written] == names
+
+
 def test_experts_of_the_hub_are_where_they_were_fetched_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.migration.one_tokenizer import require_one_tokenizer
 from prolora_jax.migration.tokens import PairTokens
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
@@ -201,6 +202,7 @@ def test_tokens_that_are_respelled_there_are_not_known(
     ("tokens", "kinds", "words"),
     [
         (["a"] * (SIZE + 1), [], f"found {SIZE + 1} tokens and {SIZE} rows .*a row for each"),
+        (["a", "b" * (2**16 + 1)], [], "found a string of 65537 bytes; at most 65536"),
         (["a", "b"], [1], "found 2 tokens and 1 kinds of them; expected one for each"),
     ],
 )
@@ -210,3 +212,21 @@ def test_a_header_that_does_not_fit_is_refused(
     file = write_gguf(tmp_path / "a.gguf", pair.source_net, tokens, kinds)
     with pytest.raises(BaseModelError, match=words):
         load_base_model(file).tokenizer()
+
+
+def test_a_header_says_whether_one_model_can_learn_from_the_other_s_texts(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    folder = load_base_model(saved(pair, tmp_path / "folder", "folder", "gpt2"))
+    tokens, kinds = as_gguf(tokenizer_of("gpt2"), "gpt2")
+    model = load_base_model(write_gguf(tmp_path / "a.gguf", pair.source_net, tokens, kinds))
+    known = tokenizer_of("gpt2").get_vocab_size()
+    assert require_one_tokenizer(model, folder, (SIZE, SIZE)) == known
+    tokens[0], tokens[1] = tokens[1], tokens[0]
+    file = write_gguf(tmp_path / "b.gguf", pair.source_net, tokens, kinds)
+    with pytest.raises(BaseModelError, match="as 0 and as 1; expected one tokenizer for both"):
+        require_one_tokenizer(load_base_model(file), folder, (SIZE, SIZE))
+    bare = load_base_model(write_gguf(tmp_path / "c.gguf", pair.source_net))
+    assert require_one_tokenizer(bare, folder, (SIZE, SIZE)) == SIZE
+    with pytest.raises(BaseModelError, match=r"put tokenizer.json into .*c.gguf"):
+        require_one_tokenizer(bare, folder, (SIZE, SIZE + 1))

@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from language_models import FAMILIES, LanguagePair, make_language_pair, merged
+from language_models import FAMILIES, LanguagePair, make_language_pair, merged, write_lora
 from safetensors.numpy import load_file, save_file
 from sliced_models import save_pruned, sliced
 
@@ -138,6 +139,34 @@ def test_a_catalog_moves_slices_in_the_same_way(
     assert without.absent
     assert not without.problems
     assert {check.verdict for check in without.modules} == {"not-compared"}
+
+
+def test_verify_says_what_is_no_slice_any_more(
+    pair: LanguagePair, pruned: Prune, tmp_path: Path
+) -> None:
+    target, _ = pruned()
+    migrate_file(pair.adapter, pair.source, target, tmp_path / "out", PROJECTED)
+    weights = load_file(target / "model.safetensors")
+    weights["model.embed_tokens.weight"] += 1
+    save_file(weights, target / "model.safetensors", {"format": "pt"})
+    checked = verify_file(tmp_path / "out")
+    assert checked.verdict == "failed"
+    said = [problem for module in checked.modules for problem in module.problems]
+    assert any("no rows and columns of the source's here" in problem for problem in said)
+
+
+def test_special_tokens_may_be_trained_since(tmp_path: Path) -> None:
+    sizes = FAMILIES["mistral"].sizes
+    wide = replace(FAMILIES["mistral"], sizes={**sizes, "vocab_size": 200})
+    net = wide.build(2, seed=1)
+    net.save_pretrained(tmp_path / "source")
+    weights = sliced(net.state_dict())  # which peft puts its own into
+    write_lora(net, tmp_path / "adapter", ("q_proj",))
+    weights["model.embed_tokens.weight"][1:3] += 1
+    save_pruned(tmp_path / "target", weights, 2, vocab_size=200)
+    places = tmp_path / "adapter", tmp_path / "source", tmp_path / "target", tmp_path / "out"
+    assert len(migrate_file(*places, PROJECTED).report.modules) == 2
+    assert verify_file(tmp_path / "out").ok
 
 
 def test_similarity_of_unlike_widths_compares_nothing(pair: LanguagePair, pruned: Prune) -> None:

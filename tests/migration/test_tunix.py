@@ -133,6 +133,8 @@ def layer(block: str, name: str, weight: str, *shapes: tuple[int, ...]) -> dict[
 LINEAR = layer("mlp", "up_proj", "kernel", (8, 2), (2, 6))
 EINSUM = layer("attn", "q_einsum", "w", (2, 8, 2), (2, 4))
 FLAT = layer("attn", "q_proj", "w", (8, 2), (2, 8))
+TWICE = layer("mlp", "up_proj", "kernel", (8, 2), (2, 6))
+TWICE["layers"]["0"]["mlp"]["up_proj.kernel_lora_a"] = np.ones((8, 2), np.float32)
 UNLIKE = {"layers": {"0": {**LINEAR["layers"]["0"]}, "1": {"mlp": {}}}}
 UNLIKE["layers"]["1"] = layer("mlp", "up_proj", "kernel", (8, 3), (3, 6))["layers"]["0"]
 
@@ -146,6 +148,7 @@ UNLIKE["layers"]["1"] = layer("mlp", "up_proj", "kernel", (8, 3), (3, 6))["layer
         (LINEAR, {"lora_alpha": 4, "r": 3}, "found r 3 in adapter_config.json; expected 2"),
         (EINSUM, None, r"found a factor at layers.0.attn.q_einsum.w_lora_a; expected layers of"),
         (FLAT, None, r"q_proj: found a factor b in shape \(2, 8\); expected 3 axes"),
+        (TWICE, None, r"up_proj: found a factor a at .*kernel_lora_a(\.value)? and at"),
         (UNLIKE, None, "found ranks 2, 3; expected one rank"),
     ],
 )
@@ -154,6 +157,27 @@ def test_what_is_not_known_exactly_is_refused(
 ) -> None:
     with pytest.raises(AdapterRefused, match=words):
         load_adapter(save_tree(tmp_path / "all", tree, config))
+
+
+@pytest.mark.parametrize("shape", [[8, 0], [0, 2], [2**20, 2**20], [8], [1] * 5])
+def test_a_factor_is_refused_by_its_shape_before_it_is_read(
+    shape: list[int], tmp_path: Path
+) -> None:
+    listed = {}
+    for side, sizes in (("a", shape), ("b", [2, 6])):
+        place = ["layers", "0", "mlp", "up_proj", f"kernel_lora_{side}"]
+        array = {"zarr_format": 2, "shape": sizes, "chunks": [max(n, 1) for n in sizes]}
+        array |= {"dtype": "<f4", "fill_value": 0.0, "compressor": None, "filters": None}
+        (tmp_path / ".".join(place)).mkdir()
+        file = tmp_path / ".".join(place) / ".zarray"
+        file.write_text(json.dumps(array | {"order": "C"}))
+        keys = [{"key": key, "key_type": 2} for key in place]
+        value = {"value_type": "jax.Array"}
+        listed[side] = {"key_metadata": keys, "value_metadata": value}
+    (tmp_path / "_METADATA").write_text(json.dumps({"tree_metadata": listed}))
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 4}')
+    with pytest.raises(AdapterRefused, match=r"up_proj: found a factor a in shape \("):
+        load_adapter(tmp_path)
 
 
 def test_the_base_model_s_own_weights_beside_the_factors_are_passed_over(tmp_path: Path) -> None:

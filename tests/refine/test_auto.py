@@ -116,11 +116,18 @@ def test_a_folder_has_a_manifest_and_is_taken_up_again(
     def made(found: RefinedFiles) -> list[str]:
         return sorted(one.output.name for one in found.found if one.report is not None)
 
+    # As an earlier run into this catalog left it when it was killed.
+    shutil.copytree(pair.adapter, catalog / "other.refine-work" / "adapter-0")
     auto = RefineRequest(texts=RECIPE, decides=True)
     assert made(again(auto)) == ["a", "twin", "words"]
     summary, records = catalog_status(out)
     assert summary.options == {"method": "auto"}
-    assert summary.by_state == {"migrated": 2, "duplicate": 1, "refused": 1}
+    assert summary.by_state == {
+        "migrated": 2,
+        "duplicate": 1,
+        "refused": 1,
+        "ignored": 1,
+    }
     assert str(summary.relation).startswith("They write different kinds of text")
     said = {record.input: record for record in records}
     assert said["a"].message == (
@@ -133,6 +140,13 @@ def test_a_folder_has_a_manifest_and_is_taken_up_again(
     assert run(["status", str(out), "--report", str(tmp_path / "page.html")]) == 0
     assert "R = 0.700 is not below" in (tmp_path / "page.html").read_text()
     assert run(["verify", str(out), "-q"]) == 0  # copies, each recomputed
+    told = json.loads(report_path(out / "a").read_text())
+    assert told["decided"] == said["a"].message
+    for old, new in (("0.700", "0.701"), ("copied: ", "copied, as nothing could be taught: ")):
+        changed = told | {"decided": told["decided"].replace(old, new)}
+        report_path(out / "a").write_text(json.dumps(changed))
+        assert "the report says that `auto` chose" in " ".join(verify_file(out / "a").problems)
+    report_path(out / "a").write_text(json.dumps(told, indent=2))
     # Finished: nothing is opened to be refined, and what is said of the pair stays.
     kept = again(auto)
     assert made(kept) == []

@@ -61,10 +61,15 @@ def sliced(
 
 
 def save_pruned(
-    folder: Path, weights: Mapping[str, torch.Tensor], depth: int, *, stream: bool = True
+    folder: Path,
+    weights: Mapping[str, torch.Tensor],
+    depth: int,
+    *,
+    stream: bool = True,
+    **changes: Any,
 ) -> Any:
     """A model with sliced weights, saved; returns it."""
-    sizes: dict[str, Any] = {**FAMILIES["mistral"].sizes, "intermediate_size": FFN}
+    sizes: dict[str, Any] = {**FAMILIES["mistral"].sizes, "intermediate_size": FFN, **changes}
     if stream:
         sizes |= {"hidden_size": WIDTH, "num_attention_heads": 2, "num_key_value_heads": 1}
     net = MistralForCausalLM(MistralConfig(**sizes, num_hidden_layers=depth)).eval()

@@ -8,7 +8,7 @@ mlx_folder.py: MLX-LM's folders: its own configuration beside `adapters.safetens
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.
 known_tables.py: Adapter files whose header was seen before: their bytes, to where they are needed.
-leftovers.py: What lies among adapters and is none: states of training runs, earlier outputs.
+leftovers.py: What lies among adapters and is none: states of training runs, earlier outputs, work.
 inputs.py: Which adapters some paths stand for, and where each one's output goes.
 sidecars.py: Files beside an adapter that are about it: found, read, carried along.
 whole_files.py: Adapter files as wholes: converted, inspected, compared; no device.

@@ -12,6 +12,8 @@ from prolora_jax.io.adapters.leftovers import (
     is_checkpoint_beside,
     is_earlier_output,
     is_training_state,
+    is_work_folder,
+    work_folder_of,
 )
 from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
@@ -41,11 +43,12 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
 
     A folder that peft wrote is one adapter; other folders are searched, links to folders too, but
     no folder twice. Hidden files are left out. Output folders of earlier runs are left out, too,
-    unless one is given itself.
+    and what refinements keep beside their outputs, unless one is given itself.
 
     Args:
         paths: files and folders.
-        leave_out: a folder that is not searched: outputs may go into a folder of the catalog.
+        leave_out: a folder that is not searched, nor what a refinement keeps beside it: outputs may
+            go into a folder of the catalog.
 
     Returns:
         What was found. Files that are named are taken whatever their suffix.
@@ -56,8 +59,9 @@ def expand(paths: Sequence[Path], leave_out: Path | None = None) -> list[Input]:
     """
     found: dict[Path, Input] = {}
     seen: set[tuple[int, int]] = set()
-    if leave_out is not None and leave_out.is_dir():
-        seen.add(_identity(leave_out.stat()))
+    for own in () if leave_out is None else (leave_out, work_folder_of(leave_out)):
+        if own.is_dir():
+            seen.add(_identity(own.stat()))
     for path in paths:
         if not os.path.exists(path):  # a link to itself is none; `Path.exists` would raise
             raise UsageError(
@@ -152,6 +156,9 @@ def _entry(entry: os.DirEntry[str], top: Path, seen: set[tuple[int, int]]) -> It
         yield from _inside(path, top, seen)
     elif is_earlier_output(path) and _identity(path.stat()) not in seen:
         message = f"{path}: found the outputs of an earlier run, which are left out"
+        yield Input(path, path.relative_to(top), ignored=message)
+    elif is_work_folder(path) and _identity(path.stat()) not in seen:
+        message = f"{path}: found what an unfinished refinement keeps, which is left out"
         yield Input(path, path.relative_to(top), ignored=message)
     else:
         yield from _walk(path, top, seen)

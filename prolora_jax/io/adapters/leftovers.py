@@ -1,7 +1,8 @@
 """What lies among adapters and is none, by name: states of training runs, outputs of earlier runs.
 
 A training run keeps optimizers, schedulers and random states beside what it has trained, in files
-with the suffixes of adapters. To refuse them would say that something is wrong.
+with the suffixes of adapters; a refinement that was killed keeps what it has done so far. To refuse
+them would say that something is wrong.
 """
 
 import re
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from prolora_jax.io.outputs.manifest import NAME
 from prolora_jax.io.outputs.reports import PAIR_REPORT
+
+WORK_ENDING = ".refine-work"
+"""Of the folder beside an output in which a refinement keeps what it has done."""
 
 # As accelerate, transformers, kohya's trainer and DeepSpeed name them, some with a number.
 _STATES = re.compile(
@@ -36,3 +40,17 @@ def is_training_state(name: str) -> bool:
 def is_earlier_output(folder: Path) -> bool:
     """Whether a folder is what a run over a catalog wrote."""
     return (folder / NAME).is_file() and (folder / PAIR_REPORT).is_file()
+
+
+def is_work_folder(folder: Path) -> bool:
+    """Whether a folder is, by its name, what a refinement has done so far."""
+    return folder.name.endswith(WORK_ENDING)
+
+
+def work_folder_of(output: Path) -> Path:
+    """Where a refinement keeps what it has done.
+
+    Args:
+        output: the file, or the folder of several.
+    """
+    return Path(f"{output}{WORK_ENDING}")

@@ -7,8 +7,9 @@ no file: it has to stand in an `adapter_config.json` that the user puts there.
 """
 
 import json
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -22,11 +23,15 @@ from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item
 from prolora_jax.io.documents import BadDocument, read_json_document
 from prolora_jax.io.guarded import read_small
 
+Place = tuple[str, ...]
+
 _METADATA, _MARK, _LARGEST = "_METADATA", b"_lora_a", 2**26
 _PLACE = re.compile(
     r"layers\.(\d+)\.(?:(attn)\.([qkvo]_proj)\.w|(mlp)\.((?:gate|up|down)_proj)\.kernel)_lora_([ab])"
 )
 _BLOCKS = {"attn": "self_attn", "mlp": "mlp"}
+_MOST_NUMBERS = 2**28
+"""In a factor: a gigabyte, and more than any layer of these families has at rank 4096."""
 _KNOWN = "layers of tunix's Llama 3, Qwen 2 and Qwen 3"
 
 
@@ -72,12 +77,13 @@ def read_tunix(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
     try:
         tree = OrbaxTree(item)
         places = {place: _factor(folder, place) for place in tree.leaves if _is_factor(place)}
+        _require_factors(folder, places, {place: tree.leaves[place].shape for place in places})
         read = {factor: tree.read(place) for place, factor in places.items()}
     except BaseModelError as failure:
         raise AdapterRefused(str(failure), code=Refusal.NOT_AN_ADAPTER) from failure
     tensors, ranks = {}, set()
     for factor, array in read.items():
-        rank, matrix = _matrix(folder, factor, array)
+        rank, matrix = _matrix(factor, array)
         ranks.add(rank)
         letter = factor.side.upper()
         tensors[f"{PEFT_WRAPPER}{factor.layer}.lora_{letter}.weight"] = matrix
@@ -88,11 +94,11 @@ def read_tunix(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
     return tensors, {HEADER_KEY: json.dumps(config)}
 
 
-def _is_factor(place: tuple[str, ...]) -> bool:
+def _is_factor(place: Place) -> bool:
     return any(name.endswith(("_lora_a", "_lora_b")) for name in place)
 
 
-def _factor(folder: Path, place: tuple[str, ...]) -> _Factor:
+def _factor(folder: Path, place: Place) -> _Factor:
     """The layer of a place by transformers' name, and which factor it is."""
     name = ".".join(place).removesuffix(".value")
     found = _PLACE.fullmatch(name)
@@ -103,14 +109,31 @@ def _factor(folder: Path, place: tuple[str, ...]) -> _Factor:
     return _Factor(f"model.layers.{number}.{block}.{projection or linear}", side)
 
 
-def _matrix(folder: Path, factor: _Factor, array: np.ndarray) -> tuple[int, np.ndarray]:
+def _require_factors(
+    folder: Path, places: Mapping[Place, _Factor], shapes: Mapping[Place, tuple[int, ...]]
+) -> None:
+    """Refuse what is no factor, before any is read: an array may be as large as its header says."""
+    seen: dict[_Factor, Place] = {}
+    for place, factor in places.items():
+        name, shape = f"{factor.layer}: found a factor {factor.side}", shapes[place]
+        other = seen.setdefault(factor, place)
+        if other != place:
+            found = f"{name} at {'.'.join(other)} and at {'.'.join(place)}"
+            _refuse(folder, found, "it once", "fetch the folder again")
+        axes = 2 + _has_heads(factor)
+        if len(shape) != axes or not 0 < math.prod(shape) <= _MOST_NUMBERS:
+            found, wanted = f"{name} in shape {shape}", f"{axes} axes, as in {_KNOWN}, none of 0"
+            _refuse(folder, found, f"{wanted}, and at most {_MOST_NUMBERS} numbers", "fetch it")
+
+
+def _has_heads(factor: _Factor) -> bool:
+    """Whether a factor has an axis for heads beside that for their numbers."""
+    ends = ".o_proj" if factor.side == "a" else (".q_proj", ".k_proj", ".v_proj")
+    return factor.layer.endswith(ends)
+
+
+def _matrix(factor: _Factor, array: np.ndarray) -> tuple[int, np.ndarray]:
     """The rank of a factor, and the factor as peft has it: `(rank, in)`, or `(out, rank)`."""
-    heads = factor.layer.endswith(
-        ".o_proj" if factor.side == "a" else (".q_proj", ".k_proj", ".v_proj")
-    )
-    if array.ndim != 2 + heads:
-        found = f"{factor.layer}: found a factor {factor.side} in shape {array.shape}"
-        _refuse(folder, found, f"{2 + heads} axes, as in {_KNOWN}", "fetch the folder again")
     if factor.side == "a":
         rank = array.shape[-1]
         return rank, array.reshape(-1, rank).T

@@ -203,7 +203,7 @@ class FileRefinement:
             return False
         try:
             given = self._read(path).adapter
-        except AdapterRefused:
+        except (AdapterRefused, UsageError):
             return False
         return self._models.stamp_of(given, self._words(given)) == record.stamp
 
@@ -239,8 +239,9 @@ class FileRefinement:
         }
         ranks = {m.path: m.rank for m in given.modules if m.path in unlike}
         from_zero = {path: rank for path, rank in ranks.items() if path.startswith(TAUGHT)}
-        name = f"adapter-{given.fingerprint[:16]}"
-        todo = ToRefine(given, copied, from_zero, self._words(given), name)
+        words = self._words(given)
+        own = sha256(msgspec.json.encode((given.fingerprint, words))).hexdigest()
+        todo = ToRefine(given, copied, from_zero, words, f"adapter-{own[:16]}")
         ready = _Ready(path, output, todo, report, energy_that_moves(given, plan))
         try:
             self._require_teachable(todo)

@@ -10,7 +10,8 @@ from prolora_jax.architectures.llm.names import LM
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.base_models.checkpoint import BaseModel, located
-from prolora_jax.io.base_models.lm_files import read_lm_config, require_one_tokenizer
+from prolora_jax.io.base_models.lm_files import read_lm_config
+from prolora_jax.migration.one_tokenizer import require_one_tokenizer
 from prolora_jax.nets.lm.config import lm_from_transformers
 from prolora_jax.nets.lm.loading import load_lm
 from prolora_jax.refine.job.refined import ToRefine
@@ -49,10 +50,10 @@ def text_pair(
     places = located(models[0].location), located(models[1].location)
     read = (read_lm_config(place) for place in places)
     sizes = [lm_from_transformers(raw, origin=str(file)).vocab_size for raw, file in read]
-    require_one_tokenizer(*places, (sizes[0], sizes[1]))
+    require_one_tokenizer(*models, (sizes[0], sizes[1]))
 
     def tokens(source: int, target: int) -> int:
-        return require_one_tokenizer(places[0], places[1], (source, target))
+        return require_one_tokenizer(*models, (source, target))
 
     source, target = (partial(load_lm, place, dtype=jnp.dtype(dtype)) for place in places)
     spec = models[1].spec

@@ -144,7 +144,10 @@ class _Cursor:
 
     def string(self) -> str:
         """The next string of a list; bytes that are no text stay apart from each other."""
-        return self.take(self.number("Q")).decode(errors="surrogateescape")
+        length = self.number("Q")
+        if length > _LONGEST_TEXT:
+            raise self.bad(f"found a string of {length} bytes; at most {_LONGEST_TEXT} are read")
+        return self.take(length).decode(errors="surrogateescape")
 
     def bad(self, found: str, code: Refusal = Refusal.UNREADABLE_BASE) -> BaseModelError:
         """What is wrong, as an error."""
