@@ -25,8 +25,8 @@ _CHOSEN = {
     "reteach": "taught anew: R = {r:.3f} is not below the limit",
     "copy": "copied: R = {r:.3f} is not below the limit",
 }
-"""How the sentence about a choice begins, by way; of an adapter that nothing could be taught:"""
-_UNTAUGHT = "copied, as nothing could be taught: "
+"""How the sentence about a choice begins, by way; of an adapter that nothing was taught:"""
+_UNTAUGHT = "copied, as nothing was taught: "
 _NORM = 1e-5
 """Largest share by which a norm may differ: the report has it of the very numbers in the file."""
 

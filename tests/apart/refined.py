@@ -160,7 +160,7 @@ def test_a_bare_unet_is_copied_by_auto(pair: Pair, catalog, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     assert run([*words, "--method", "auto", "--out", str(out), "-q"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "copied, as nothing could be taught: " in said
+    assert "copied, as nothing was taught: " in said
     assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
     assert verify_file(out).verdict == "verified"
 

@@ -158,6 +158,14 @@ def test_the_page_says_what_ran_and_what_the_rules_make_of_it():
     assert "It waits." in page  # for pairs that have not run
     assert "it is better by losses" in page
     assert "| far | 2.500 | 0.900 |" in page
+    named = {"copy match=block": 0.9, "copy match=name": 0.6, "copy": 0.9}
+    shifted = [one | {"target": "shifted"} for one in made if one["arm"] == "refine"]
+    made += [
+        one | {"arm": arm, "control": "", "arrived": [share] * 3}
+        for one in shifted
+        for arm, share in named.items()
+    ]
+    assert "On `shifted`, blocks minus names: +0.300 [" in refine_page.refine(made)
 
 
 def test_cells_are_counted_as_planned():

@@ -55,10 +55,8 @@ def report_of(out: Path) -> MigrationReport:
 
 @pytest.fixture(scope="module")
 def output(pair: LanguagePair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Taught by `auto`, which is to give the file that `refine` gives."""
     out = tmp_path_factory.mktemp("refined") / "out"
-    bases = DrawingBases(pair.source, pair.target)
-    refine_files([pair.adapter], out, bases, RefineRequest(texts=RECIPE, decides=True))
+    refined(pair, out)
     return out
 
 
@@ -129,8 +127,7 @@ def test_a_student_comes_nearer_to_the_answers(output: Path) -> None:
     assert after < before < 1.0
     assert record.loss_curve[-1] < record.loss_curve[0]
     assert abs(record.disagreement) < 0.3
-    said = f"taught: R = {record.disagreement:.3f} is below the limit of 0.3, so that"
-    assert (report_of(output).decided or "").startswith(said)
+    assert (report_of(output).method, report_of(output).decided) == (None, None)
     config = json.loads((output / "adapter_config.json").read_text())
     assert config["task_type"] == "CAUSAL_LM"
 
@@ -179,7 +176,6 @@ def test_a_job_that_was_killed_gives_the_same_file(
 
 
 def test_verify_says_what_was_learned(output: Path) -> None:
-    assert report_of(output).method == "auto"
     found = verify_file(output)
     assert not found.problems
     assert found.verdict == "learned"

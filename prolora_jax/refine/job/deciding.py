@@ -18,6 +18,12 @@ which no choice of a method mends."""
 
 _ADVICE = "; use `prolora migrate`"
 
+UNPROVEN = (
+    "two language models: students of such pairs were found below their copies (docs/evidence.md, "
+    "rules 19 and 20); expected base models that draw; `prolora refine` makes one all the same"
+)
+"""Why `auto` copies the adapters of language models."""
+
 
 def decided(record: Refined) -> str:
     """What the guard and the adapter's kind have decided, in a sentence.
@@ -29,8 +35,6 @@ def decided(record: Refined) -> str:
     of_pair = f"R = {record.disagreement:.3f} is {side} the limit of {guard.LIMIT:g}"
     if record.way == "refine":
         return f"taught: {of_pair}, so that its effect can be added to the target"
-    if not record.words:  # a language model's adapter, of which no kind is known
-        return f"copied: {of_pair}, so that its effect cannot be added to the target"
     shown = f"it answers to {len(record.triggers)} of {len(record.words)} prompts"
     if record.way == "reteach":
         return f"taught anew: {of_pair}, and it is a concept ({shown})"
@@ -41,6 +45,6 @@ def untaught(reason: ProloraError) -> str:
     """Why nothing was taught, and what would be needed, in a sentence.
 
     Args:
-        reason: what a refinement would be refused for.
+        reason: what keeps a refinement from being made.
     """
-    return f"copied, as nothing could be taught: {str(reason).removesuffix(_ADVICE)}"
+    return f"copied, as nothing was taught: {str(reason).removesuffix(_ADVICE)}"

@@ -28,7 +28,7 @@ from prolora_jax.plans.refined import Refined
 from prolora_jax.plans.report import IN_FLOAT32, REFINED, MigrationReport, ModuleReport
 from prolora_jax.refine.fitting import require_optax
 from prolora_jax.refine.job.bases import DrawingBases, require_nets, require_one_latent_space
-from prolora_jax.refine.job.deciding import NO_NETS, decided, untaught
+from prolora_jax.refine.job.deciding import NO_NETS, UNPROVEN, decided, untaught
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, ToRefine
@@ -124,7 +124,12 @@ class FileRefinement:
         require_optax()
         parts = bases.source_parts or bases.target_parts
         _refuse_idle(self.request, parts=parts is not None, writes=self._writes)
-        return self._writers(bases) if self._writes else self._drawers(bases)
+        if not self._writes:
+            return self._drawers(bases)
+        models = self._writers(bases)
+        if self.request.decides:
+            raise UsageError(UNPROVEN, code=Refusal.UNSUPPORTED_CONFIG)
+        return models
 
     @property
     def stamp(self) -> str:
