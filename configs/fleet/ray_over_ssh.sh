@@ -2,7 +2,7 @@
 # configs/fleet/ray_over_ssh.sh host1 host2 host3
 #
 # A Ray cluster by plain ssh, with this host as its head, which takes no work. Not run here over ssh;
-# hosts of one machine are (tests/catalog/test_fleet_ray.py). Places are URLs, or folders that
+# hosts of one machine are (tests/apart/fleet_ray.py). Places are URLs, or folders that
 # all hosts share. A host may be added or lost while it goes on.
 
 set -u

@@ -1,4 +1,6 @@
-"""Files whose compiled nets are too large for a process that has run others: each in its own."""
+"""Files whose compiled nets are too large for a process that has run others: each in its own.
+
+So are those of a Ray cluster: it forks, which no process may that has computed by JAX."""
 
 import os
 import subprocess

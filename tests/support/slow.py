@@ -6,7 +6,6 @@ files that have the most tests, and one worker ends alone with a few long ones.
 
 SLOW = (
     "refine/test_apart.py",
-    "catalog/test_fleet_ray.py",
     "catalog/test_fleet_runs.py",
     "catalog/test_soak_kill.py",
     "catalog/test_soak_fleet.py",

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import UNTIL_HUNG
+from ray_hosts import Driver, Hogs, RayHosts, alive, notes, wait_until
+from small_adapters import write
+from toy_pair import make_files
 
-ray_hosts = pytest.importorskip("ray_hosts", reason="ray is not installed for this Python")
-from patience import UNTIL_HUNG  # noqa: E402
-from ray_hosts import Driver, Hogs, RayHosts, alive, notes, wait_until  # noqa: E402
-from small_adapters import write  # noqa: E402
-from toy_pair import make_files  # noqa: E402
-
-from prolora_jax.catalog.fleet.receipts import read_receipts  # noqa: E402
-from prolora_jax.io.places.local import LocalPlace  # noqa: E402
+from prolora_jax.catalog.fleet.receipts import read_receipts
+from prolora_jax.io.places.local import LocalPlace
 
 
 @pytest.fixture(scope="module")
