@@ -9,6 +9,7 @@ base_models/: Base models on disk and from the hub.
 documents.py: Small documents: YAML that people write, JSON of programs, both with budgets.
 judging/: What judging pictures reads and keeps.
 outputs/: What a run leaves behind: reports, the manifest of a folder.
+patient_lock.py: A lock that another process of this host may hold for long.
 places/: Places where files lie: local folders and object stores, behind five verbs.
 process_memory.py: Memory of this process: what no file backs, and the most that was resident.
 system_texts.py: Texts that every Debian system has, for the laboratory's language models.

@@ -1,8 +1,6 @@
 """Files of a place in a local folder, whole and unchanged, or not there."""
 
-import fcntl
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.io.patient_lock import lock_patiently
 from prolora_jax.io.places.opening import open_place, without_secrets
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace, Listed
@@ -21,7 +20,6 @@ PIECE = 2**23
 _AT_ONCE = 8
 _WHOLE = ".whole"
 _LONGEST_NAME = 255
-_LOOK_SECONDS = 0.2
 
 
 def stage(
@@ -126,21 +124,10 @@ def _held(folder: Path, sign: Callable[[], object] | None) -> Iterator[None]:
     """Hold a folder against other processes of this host, however long that takes."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        while not _is_ours(descriptor):
-            if sign is not None:
-                sign()
-            time.sleep(_LOOK_SECONDS)
+        lock_patiently(descriptor, sign)
         yield
     finally:
         os.close(descriptor)
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _piece(asked: tuple[FilePlace, Listed, int]) -> bytes:

@@ -6,10 +6,8 @@ is computed from a file is computed from the same bytes, whatever device has mad
 from the place is believed no more than what lies in the folder: its seal is looked at.
 """
 
-import fcntl
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX, cannot_write
+from prolora_jax.io.patient_lock import lock_patiently
 from prolora_jax.io.places.opening import open_place, require_conditions
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace, Listed
@@ -24,7 +23,6 @@ from prolora_jax.io.places.staging import stage
 
 _MEETINGS = 5
 _LOCK = ".fetching"
-_LOOK_SECONDS = 0.05
 
 
 @runtime_checkable
@@ -186,21 +184,10 @@ class SharedFiles:
             message = cannot_write(self._folder, failure.strerror or str(failure))
             raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
         try:
-            while not _is_ours(descriptor):
-                if self._waiting is not None:
-                    self._waiting()
-                time.sleep(_LOOK_SECONDS)
+            lock_patiently(descriptor, self._waiting)
             yield
         finally:
             os.close(descriptor)
-
-
-def _is_ours(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
