@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import obstore
 from fault_proxy import Fault, FaultProxy
 from soak_fleet_hosts import Driver, Engine, Failed, environment
-from soak_fleet_places import RECEIPTS, BucketOutputs, store_of, upload
+from soak_fleet_places import RECEIPTS, BucketOutputs, upload
 from soak_fleet_rounds import Soak
 
 HUNG_SECONDS = 420.0
@@ -171,7 +171,7 @@ def damaged(run: Hindered) -> None:
 def replaced(run: Hindered) -> None:
     """Inputs that have others' content get their own, while the run goes on."""
     run.until(1)
-    store = store_of(run.soak.server_there)
+    store = run.soak.server_there.client()
     for name, content in list(run.swapped.items()):
         obstore.put(store, f"{run.inputs}/{name}", content)
         del run.swapped[name]
@@ -304,7 +304,7 @@ def _swapped(soak: Soak, inputs: str) -> dict[str, bytes]:
     """Give some inputs the content of others; returns what they are to have."""
     files = [name for name in soak.made.good if (soak.made.catalog / name).is_file()]
     names = soak.chance.sample([n for n in files if n.endswith(".safetensors")], REPLACED)
-    store = store_of(soak.server_there)
+    store = soak.server_there.client()
     wanted = {name: (soak.made.catalog / name).read_bytes() for name in names}
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         obstore.put(store, f"{inputs}/{name}", wanted[other])

@@ -10,8 +10,7 @@ from typing import Any, Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 import obstore
-from obstore.store import S3Store
-from seaweed import BUCKET, KEY, SECRET, Seaweed
+from seaweed import BUCKET, Seaweed
 
 RECEIPTS = ".prolora/receipts/"
 REPORT = ".report.json"
@@ -78,7 +77,7 @@ class BucketOutputs:
 
     def __init__(self, server: Seaweed, prefix: str):
         self.url, self._prefix = f"s3://{BUCKET}/{prefix}", prefix
-        self.store = store_of(server)
+        self.store = server.client()
 
     def identities(self, below: str = "") -> dict[str, Identity]:
         """Every object below a key, with its time."""
@@ -95,21 +94,9 @@ class BucketOutputs:
         return bytes(obstore.get(self.store, f"{self._prefix}/{key}").bytes())
 
 
-def store_of(server: Seaweed) -> S3Store:
-    """A client of a server that patiently waits for it."""
-    return S3Store(
-        BUCKET,
-        access_key_id=KEY,
-        secret_access_key=SECRET,
-        endpoint=server.endpoint,
-        region="us-east-1",
-        client_options={"allow_http": True},
-    )
-
-
 def upload(server: Seaweed, folder: Path, prefix: str) -> None:
     """Put all files of a folder into the bucket."""
-    store = store_of(server)
+    store = server.client()
 
     def put(path: Path) -> None:
         obstore.put(store, f"{prefix}/{path.relative_to(folder).as_posix()}", path)

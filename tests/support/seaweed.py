@@ -13,9 +13,13 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from sysconfig import get_path
+from typing import TYPE_CHECKING
 
 import pytest
 from fault_proxy import FaultProxy
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
 
 BUCKET, KEY, SECRET = "bucket", "made-key", "made-secret-5c1f"
 _WAIT_SECONDS = 60.0
@@ -72,11 +76,11 @@ class Seaweed:
                 raise TimeoutError((self.folder / "log").read_text()[-2000:])
             time.sleep(0.2)
 
-    def _made_bucket(self) -> bool:
-        import obstore
+    def client(self) -> "S3Store":
+        """A client of the bucket."""
         from obstore.store import S3Store
 
-        store = S3Store(
+        return S3Store(
             BUCKET,
             access_key_id=KEY,
             secret_access_key=SECRET,
@@ -84,8 +88,12 @@ class Seaweed:
             region="us-east-1",
             client_options={"allow_http": True},
         )
+
+    def _made_bucket(self) -> bool:
+        import obstore
+
         asked = urllib.request.Request(
-            obstore.sign(store, "PUT", "", timedelta(minutes=5)), method="PUT"
+            obstore.sign(self.client(), "PUT", "", timedelta(minutes=5)), method="PUT"
         )
         try:
             urllib.request.urlopen(asked, timeout=5).close()
