@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-from soak_fleet_places import KEY, SECRET
+from seaweed import KEY, SECRET
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "PROLORA_SOAK_FLEET"
