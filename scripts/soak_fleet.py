@@ -17,11 +17,13 @@ On the first failure it says which, and leaves FOLDER as it is.
 import argparse
 import json
 import signal
+import sys
 import time
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 from soak_fleet_faults import FAULTS, hindered, in_turn
 from soak_fleet_hosts import Engine, Failed, LocalEngine, RayEngine
 from soak_fleet_rounds import Soak

@@ -3,12 +3,10 @@
 import hashlib
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 import obstore
 from seaweed import BUCKET, Seaweed
 
