@@ -15,7 +15,7 @@ from functools import partial
 import jax
 import pytest
 
-_FOLDER = "jax_compilation_cache_dir"
+_FOLDER, _NAMED = "jax_compilation_cache_dir", "prolora-tests-compiled-"
 _ALL_OF_THEM = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -28,9 +28,9 @@ def share_programs(config: pytest.Config) -> None:
     Args:
         config: of the run; who has made the folder removes it at the end.
     """
-    if _FOLDER.upper() in os.environ:  # a process of a run, or the user's own folder
+    if _NAMED in os.environ.get(_FOLDER.upper(), ""):  # a process of a run
         return
-    folder = tempfile.mkdtemp(prefix="prolora-tests-compiled-")
+    folder = tempfile.mkdtemp(prefix=_NAMED)
     config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
     for name, value in {_FOLDER: folder, **_ALL_OF_THEM}.items():
         jax.config.update(name, value)  # it has read its environment already
