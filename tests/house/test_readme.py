@@ -5,10 +5,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from toy_pair import make_files
+
+from prolora_jax.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = re.compile(r"<!-- test:.*?-->\n```(\w+)\n(.*?)```", re.DOTALL)
@@ -59,25 +62,34 @@ PROGRESS = re.compile(r"[a-z ]+: \d+ of \d+(, \d.* left)?")
 """What a command says on stderr where the machine is slow, and nothing is wrong."""
 
 
-def run_commands(page: str, folder: Path) -> None:
-    for name, *arguments in commands(page):
-        assert name == "prolora"
-        done = run([sys.executable, "-m", "prolora_jax", *arguments], folder)
-        said = [line for line in done.stderr.splitlines() if not PROGRESS.fullmatch(line)]
-        assert (done.returncode, said) == (0, []), f"{arguments}\n{done.stderr}"
+@pytest.fixture
+def run_commands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[[str], None]:
+    """Runs the commands of a page in this process, which has imported and compiled already."""
+    monkeypatch.chdir(folder)
+
+    def run_them(page: str) -> None:
+        for name, *arguments in commands(page):
+            assert name == "prolora"
+            code, told = main.run(arguments), capfd.readouterr().err
+            said = [line for line in told.splitlines() if not PROGRESS.fullmatch(line)]
+            assert (code, said) == (0, []), f"{arguments}\n{told}"
+
+    return run_them
 
 
-def test_commands_of_readme(folder: Path):
+def test_commands_of_readme(folder: Path, run_commands: Callable[[str], None]):
     named = {words[1] for words in commands("README.md")}
     assert named == {"similarity", "migrate", "verify", "status"}
-    run_commands("README.md", folder)
+    run_commands("README.md")
     assert (folder / "style.ssd-1b.safetensors.report.json").is_file()
     assert (folder / "loras-ssd-1b" / "b" / "c.safetensors").is_file()
 
 
-def test_commands_of_the_catalogs_page(folder: Path):
+def test_commands_of_the_catalogs_page(folder: Path, run_commands: Callable[[str], None]):
     assert len(commands("docs/catalog.md")) >= 5
-    run_commands("docs/catalog.md", folder)
+    run_commands("docs/catalog.md")
     assert (folder / "loras-ssd-1b" / "b" / "c.safetensors").is_file()
     assert all((folder / name).stat().st_size for name in ("page.html", "loras.csv"))
     assert (folder / "both.safetensors.report.json").is_file()

@@ -18,16 +18,19 @@ def examples(kind: str) -> list[str]:
 
 def write_files(place: Path) -> Path:
     """Pipelines and adapters under the names that the page uses."""
-    source = tiny_pipelines.make_pipeline(place / "sdxl", "sdxl").unet.state_dict()
-    target = tiny_pipelines.make_pipeline(place / "ssd-1b", "ssd-1b")
+    source, target = (
+        tiny_pipelines.make_pipeline(place / base, base, short=True) for base in ("sdxl", "ssd-1b")
+    )
+    trained = source.unet.state_dict()
     weights = target.unet.state_dict()
     with torch.no_grad():
         for key, weight in weights.items():  # a relative, so that something moves
-            if key in source and source[key].shape == weight.shape:
-                weight.copy_(source[key] + 0.02 * source[key].std() * torch.randn(weight.shape))
+            if key in trained and trained[key].shape == weight.shape:
+                noise = 0.02 * trained[key].std() * torch.randn(weight.shape)
+                weight.copy_(trained[key] + noise)
     target.save_pretrained(place / "ssd-1b")
     for name, base in (("style", "sdxl"), ("lcm", "sdxl"), ("lcm-lora-ssd-1b", "ssd-1b")):
-        net = unets.torch_net(tiny_pipelines.UNETS[base])
+        net = unets.torch_net(tiny_pipelines.SHORT[base])
         builders.add_lora(net)
         builders.save_by_diffusers(net, place).rename(place / f"{name}.safetensors")
     return place
