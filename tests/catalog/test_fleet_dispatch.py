@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from fleet_workers import start_toy
 
+from prolora_jax.catalog.fleet.chunk import ChunkDone
 from prolora_jax.catalog.fleet.dispatch import LOSSES, MOST, TRIES, Dispatch
 from prolora_jax.catalog.fleet.giving import FleetRun, RunShare, _Held
 from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch, find_inputs, units_of
-from prolora_jax.catalog.fleet.worker import ChunkDone
 from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from fleet_workers import ToyWorker
 
+from prolora_jax.catalog.fleet.chunk import ChunkWork
 from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import find_inputs
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.publishing import Publisher
 from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
-from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.place import Content, Written

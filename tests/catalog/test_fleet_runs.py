@@ -19,12 +19,12 @@ from fleet_workers import ToyWorker
 
 from prolora_jax.catalog.fleet import dispatch, giving, local_run
 from prolora_jax.catalog.fleet.checking import check_outputs, retry_damaged, retry_quarantined
+from prolora_jax.catalog.fleet.chunk import ChunkWork
 from prolora_jax.catalog.fleet.inputs import FleetInput
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.receipts import read_receipts
 from prolora_jax.catalog.fleet.standing import standing
-from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import OutputError, ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.places.local import LocalPlace, sweep_unfinished

@@ -17,10 +17,11 @@ from toy_pair import ToyFiles, make_files
 
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.ending import end_run, summary_of_receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError

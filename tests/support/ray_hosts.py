@@ -23,7 +23,7 @@ from patience import UNTIL_HUNG
 from ray import get_runtime_context
 from ray.cluster_utils import Cluster
 
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 
 SUPPORT = Path(fleet_workers.__file__).parent
 PATHS = [str(SUPPORT.parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH", "")]

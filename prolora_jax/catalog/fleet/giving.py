@@ -13,10 +13,10 @@ from hashlib import sha256
 from typing import NamedTuple
 
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.dispatch import LOSSES, TRIES, Chunk, Dispatch
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork
 from prolora_jax.engines.crew import AnyCrew, Event
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal

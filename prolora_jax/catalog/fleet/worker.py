@@ -12,17 +12,17 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from prolora_jax.catalog.catalog import pair_report
 from prolora_jax.catalog.fleet import receipts
-from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch
-from prolora_jax.catalog.fleet.job import OWN, VERSION, FleetJob, JobNote, claim
+from prolora_jax.catalog.fleet.chunk import PARTS, ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.inputs import as_items, fetch
+from prolora_jax.catalog.fleet.job import VERSION, FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.receipts import Known, Receipt
-from prolora_jax.catalog.run import CatalogJob, CatalogRun, failed_record
+from prolora_jax.catalog.fleet.receipts import Receipt
+from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.inputs import Input
@@ -34,45 +34,13 @@ from prolora_jax.io.places.scratch import scratch
 from prolora_jax.io.places.staging import stage_once
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration.opening import open_pair
-from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, failed_record
 from prolora_jax.plans.folder_report import FileReport
-
-PARTS = f"{OWN}/pairs"
-"""What workers have measured of the pair, each its part."""
 
 NO_PROOF = Proof()
 
 _ITS_OWN = (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME, Refusal.FILE_TOO_LARGE)
 """Why a place does not take one output, and would take others."""
-
-
-class ChunkWork(NamedTuple):
-    """What a worker is given.
-
-    Attributes:
-        inputs: of a chunk, those of one unit behind each other.
-        before: receipts of earlier runs, by names.
-        together: whether their receipts are one object.
-    """
-
-    inputs: tuple[FleetInput, ...]
-    before: dict[str, Known]
-    together: bool = False
-
-
-class ChunkDone(NamedTuple):
-    """What a worker has done.
-
-    Attributes:
-        states: of inputs, by their names, as their receipts say.
-        left: names of inputs without a receipt: this host, and not the input, is in their way, or
-            the worker was to end early.
-        trouble: what is in their way.
-    """
-
-    states: dict[str, str]
-    left: tuple[str, ...] = ()
-    trouble: str | None = None
 
 
 class _Hurried(Exception):
@@ -271,13 +239,6 @@ class Worker:
         text = msgspec.json.encode(replace(report, **named))
         self.out.create(f"{PARTS}/{sha256(text).hexdigest()[:32]}.json", text, {})
         self._told |= pairs.keys()
-
-
-def start_worker(
-    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
-) -> Callable[[ChunkWork], ChunkDone]:
-    """A worker in a process of its own (see `Worker`)."""
-    return Worker(job, hurried, sign)
 
 
 def _local_base(base: str, cache: Path, sign: Callable[[], None]) -> tuple[str, str]:
