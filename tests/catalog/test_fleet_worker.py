@@ -366,10 +366,12 @@ def test_other_bases_are_another_job(made: Made, tmp_path: Path):
 
 def test_a_hurried_worker_ends_with_whole_files(made: Made, tmp_path: Path):
     job, hurried = made.job(made.inputs, tmp_path / "out"), threading.Event()
-    ready = Worker(job, hurried, lambda: None)
-    hurried.set()
-    done = ready(work_of(job))
+    begun: list[ChunkWork] = []
+    ready = Worker(job, hurried, lambda: hurried.set() if begun else None)
+    begun.append(work_of(job))
+    done = ready(begun[0])
     assert done.left
+    assert ready(begun[0]) == ChunkDone({}, tuple(one.name for one in begun[0].inputs))
     assert done.trouble is None
     assert not {*done.left} & {*done.states}
     end(job)

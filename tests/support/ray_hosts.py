@@ -167,14 +167,14 @@ class Driver:
 MAIN = """
 import json, sys
 import ray_hosts
-from prolora_jax.catalog.fleet import giving, local_run
+from prolora_jax.catalog.fleet import holding, local_run
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare
 from prolora_jax.errors import ProloraError
 
 if __name__ == "__main__":
     local_run.start_worker = ray_hosts.start_noted
-    giving.SLOW = 2.0
+    holding.SLOW = 2.0
     address, inputs, out, patience = sys.argv[1:]
     job = FleetJob(inputs, out, "source", "target")
     share = RunShare(1, ray=address, patience=float(patience))
