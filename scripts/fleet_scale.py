@@ -7,8 +7,8 @@ The driver, up to its first chunk, over a made store that is paced as a real one
 request after 20 ms: 10,000 and 100,000 inputs, with receipts of none, of half and of all. Each in
 a process of its own: its time, and by how much its memory has grown. What a driver is before it
 does anything, and what it would be with its workers' libraries. Then a catalog of small nets by
-`prolora fleet run --local` 1, 2 and 3, made in FOLDER, beside whatever else the machine does; and,
-in a real S3 server whose answers are slow, with one chunk in flight and with two (`fleet_flight`).
+`prolora fleet run --local` 1, 2 and 3, made in FOLDER, beside whatever else the machine does; and
+one in a real S3 server whose answers are slow, with one chunk in flight and two (`fleet_flight`).
 """
 
 import argparse
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def measured(part: str, folder: Path, files: int) -> Any:
-    """One part of what is found; a catalog that one of them needs is made when it is not there."""
+    """One part of what is found."""
     if part == "driver":
         cases = [in_own_process(__file__, DRIVER, str(files), str(done)) for files, done in CASES]
         return {"answer_s": ANSWER, "cases": cases}
@@ -88,9 +88,8 @@ def measured(part: str, folder: Path, files: int) -> Any:
         return starts()
     if part == "model":
         return model()
-    if not folder.exists():
-        made(folder, files)
     if part == "local":
+        made(folder, files)
         return local(folder)
     from fleet_flight import flights
 
