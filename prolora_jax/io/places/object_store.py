@@ -47,17 +47,22 @@ class ObjectPlace(StorePlace):
         self._store = store
 
     def _page(self, below: str, within: str, behind: str | None) -> Page:
+        page, more = list[Any](), False
         try:
-            stream = obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE)
-            page = list(next(iter(stream), ()))
+            for part in obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE):
+                page += part
+                # What an empty one is, the key behind it says: it comes again with that.
+                whole = [i for i, one in enumerate(page) if one["size"] and one["path"] != behind]
+                more = len(part) == _PAGE and bool(whole)
+                if more:
+                    page = page[: whole[-1] + 1]
+                    break
         except exceptions.InvalidPathError:
             raise self._no_path(below) from None
         except _ANY as failure:
             raise self._said(below, failure) from None
-        more = len(page) == _PAGE
-        if more and any(one["size"] for one in page):
-            # What an empty one is, the key behind it says: it comes again with that.
-            page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
+        # A key with a slash at its end lies behind itself, cut off as it is.
+        page = [one for one in page if one["path"] != behind]
         # Consoles make empty objects for folders, this one's own among them, and the client cuts
         # the slash at their ends off: the first key below comes right behind.
         followed = [*[one["path"] for one in page], ""][1:]
