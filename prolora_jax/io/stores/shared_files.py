@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -22,7 +23,8 @@ from prolora_jax.io.places.place import FilePlace, Listed
 from prolora_jax.io.places.staging import stage
 
 _MEETINGS = 5
-_LOCK = ".fetching"
+_LOCK = f".fetching{TEMPORARY_SUFFIX}"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @runtime_checkable
@@ -121,7 +123,7 @@ class SharedFiles:
         """See `Beyond`; of a host's processes one fetches it, and the others find it then."""
         path = self._folder / name
         before = _identity(path)
-        with self._one_of_this_host():
+        with alone(self._folder, name, self._waiting):
             if _identity(path) != before:
                 return True
             for _ in range(_MEETINGS):
@@ -173,26 +175,47 @@ class SharedFiles:
             code=Refusal.CHANGED,
         )
 
-    @contextmanager
-    def _one_of_this_host(self) -> Iterator[None]:
+
+@contextmanager
+def alone(folder: Path, name: str, waiting: Callable[[], object] | None) -> Iterator[None]:
+    """Fetch one file of a store while no other process or thread of this host does.
+
+    Args:
+        folder: of the store; nothing is left in it, unless the process is killed.
+        name: path below it.
+        waiting: called while another is waited for.
+
+    Raises:
+        OutputError: the folder cannot be written to.
+    """
+    path = folder / f".{sha256(name.encode()).hexdigest()[:32]}{_LOCK}"
+    while True:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(
-                self._folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, _FLAGS, 0o666)
         except OSError as failure:
-            message = cannot_write(self._folder, failure.strerror or str(failure))
+            message = cannot_write(folder, failure.strerror or str(failure))
             raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
         try:
-            lock_patiently(descriptor, self._waiting)
-            yield
+            lock_patiently(descriptor, waiting)
+            # Who had it before has removed it, and a third process may hold another by its name.
+            if _identity(path) == _of(os.fstat(descriptor)):
+                try:
+                    yield
+                finally:
+                    with suppress(OSError):
+                        path.unlink()
+                return
         finally:
             os.close(descriptor)
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
     try:
-        status = path.stat()
+        return _of(path.stat())
     except OSError:
         return None
+
+
+def _of(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_mtime_ns, status.st_size
