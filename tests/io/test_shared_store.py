@@ -4,6 +4,8 @@ Over a folder, a real S3 server (SeaweedFS), which stands behind a proxy that lo
 emulator of Google's store.
 """
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from fake_gcs import EMULATOR, proxied_gcs
 from fault_proxy import Fault, FaultProxy
 from seaweed import BUCKET, SECRET, proxied, use
 
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
 from prolora_jax.io.stores.basis_store import FolderStore
@@ -206,6 +208,51 @@ def test_what_is_not_to_stay_leaves_nothing(shared: str | Path, host: Callable[.
     assert contents(open_place(shared)) == before
 
 
+@pytest.fixture
+def forbid(shared: str | Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Have the place refuse writes, or everything."""
+
+    def forbidden(reads: bool = False) -> None:
+        def no(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        if isinstance(shared, Path):
+            monkeypatch.setattr(os, "link", no)
+            if reads:
+                monkeypatch.setattr(Path, "stat", no)
+            return
+        google = shared.startswith("gs://")
+        proxy = request.getfixturevalue("google_proxy" if google else "proxy")
+        request.addfinalizer(lambda: setattr(proxy, "choose", lambda method, path: None))
+        proxy.choose = lambda how, path: 403 if reads or how in ("PUT", "POST") else None
+
+    return forbidden
+
+
+def test_one_that_may_not_be_written_to_is_read(
+    shared: str | Path,
+    host: Callable[..., FolderStore],
+    forbid: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+):
+    fill(host("one"), 1)
+    before = contents(open_place(shared))
+    forbid()
+    two = host("two")
+    assert two.get(A) is not None
+    two.operators.put(KEY, operators_of(2))
+    two.put(B, basis_of(3))
+    assert two.get(B) is not None
+    assert contents(open_place(shared)) == before
+    assert [told for told in caplog.messages if "nothing new is kept there" in told] == [
+        f"{open_place(shared).shown}: may not be written to from here; it is read, and nothing new "
+        f"is kept there: what is computed stays in {two.folder}"
+    ]
+    forbid(reads=True)
+    with pytest.raises(OutputError, match=r"the store refused|Permission denied"):
+        host("three").begin()
+
+
 def test_lost_answers_change_nothing(
     proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -263,9 +310,10 @@ def test_a_place_that_lets_two_win_is_refused(tmp_path: Path, monkeypatch: pytes
         return real(key, content, tags)
 
     monkeypatch.setattr(place, "create", careless)
-    with pytest.raises(UsageError, match="let two writers make one file"):
-        store.put(A, basis_of(1))
-    assert store.get(A) is None
+    for act in (lambda: store.get(A), lambda: store.put(A, basis_of(1))):
+        with pytest.raises(UsageError, match="let two writers make one file"):
+            act()
+    assert files_of(store) == {}
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

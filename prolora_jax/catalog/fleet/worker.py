@@ -101,7 +101,9 @@ class Worker:
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
         self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
-        self._store = FolderStore(job.store, shared=job.shared, share=job.share, waiting=sign)
+        self._store = FolderStore(
+            job.store, limit=job.limit, shared=job.shared, share=job.share, waiting=sign
+        )
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs
@@ -139,7 +141,9 @@ class Worker:
         """
         # Its name is new each time: what is known of a folder's files is kept by their paths.
         with scratch() as folder:
-            return self._done(work, folder)
+            done = self._done(work, folder)
+        self._store.trim()
+        return done
 
     def _done(self, work: ChunkWork, folder: Path) -> ChunkDone:
         staged, made = folder / "in", folder / "out"

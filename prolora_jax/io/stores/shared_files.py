@@ -6,8 +6,10 @@ is computed from a file is computed from the same bytes, whatever device has mad
 from the place is believed no more than what lies in the folder: its seal is looked at.
 """
 
+import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
@@ -17,11 +19,12 @@ from typing import Protocol, runtime_checkable
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX, cannot_write
 from prolora_jax.io.patient_lock import lock_patiently
-from prolora_jax.io.places.opening import open_place, require_conditions
+from prolora_jax.io.places.opening import PROBE, is_forbidden, open_place, require_conditions
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import FilePlace, Listed
 from prolora_jax.io.places.staging import stage
 
+_log = logging.getLogger(__name__)
 _MEETINGS = 5
 _LOCK = f".fetching{TEMPORARY_SUFFIX}"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,6 +33,15 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 @runtime_checkable
 class Beyond(Protocol):
     """What may have a store's files beside its folder."""
+
+    def begin(self) -> None:
+        """Ask whether it is there, and takes files, before anything else is asked.
+
+        Raises:
+            UsageError: it lets two writers make one file.
+            OutputError: it does not answer, or may not be read.
+        """
+        ...
 
     def has(self, name: str) -> bool:
         """Whether a file is there."""
@@ -73,6 +85,9 @@ class Nothing:
     def __init__(self, folder: Path):
         self._folder = folder
 
+    def begin(self) -> None:
+        """See `Beyond`."""
+
     def has(self, name: str) -> bool:
         """See `Beyond`; it is not."""
         return False
@@ -113,14 +128,40 @@ class SharedFiles:
         self.place: FilePlace = open_place(shared, Pace(waiting=waiting))
         self._waiting = waiting
         self._folder, self._writes, self._arriving = folder, writes, arriving
-        self._trusted = False
+        self._begun, self._lock = False, threading.Lock()
+
+    def begin(self) -> None:
+        """See `Beyond`; one that takes no files is read alone, which is said."""
+        with self._lock:
+            if self._writes and not self._begun:
+                self._writes = self._takes_files()
+            self._begun = True
+
+    def _takes_files(self) -> bool:
+        try:
+            require_conditions(self.place)
+        except OutputError as failure:
+            if not is_forbidden(failure):
+                raise
+        else:
+            return True
+        self.place.head(PROBE)  # one that may not be read either is told of here
+        if self._waiting is None:  # else who is told of signs of life has said so
+            _log.warning(
+                "%s: may not be written to from here; it is read, and nothing new is kept there: "
+                "what is computed stays in %s",
+                *(self.place.shown, self._folder),
+            )
+        return False
 
     def has(self, name: str) -> bool:
         """See `Beyond`; one request."""
+        self.begin()
         return self.place.head(name) is not None
 
     def fetch(self, name: str) -> bool:
         """See `Beyond`; of a host's processes one fetches it, and the others find it then."""
+        self.begin()
         path = self._folder / name
         before = _identity(path)
         with alone(self._folder, name, self._waiting):
@@ -140,6 +181,7 @@ class SharedFiles:
     @contextmanager
     def making(self, name: str, serves: Callable[[], bool]) -> Iterator[Path]:
         """See `Beyond`; nobody sees the new file before it is known to be the one for all."""
+        self.begin()
         path = self._folder / name
         temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
         try:
@@ -155,9 +197,6 @@ class SharedFiles:
 
     def _is_for_all(self, name: str, made: Path, serves: Callable[[], bool]) -> bool:
         """Whether a new file is the one that all use; else the one that is lies in the folder."""
-        if not self._trusted:
-            require_conditions(self.place)
-            self._trusted = True
         written = self.place.create(name, made, {})
         for _ in range(_MEETINGS):
             if written.ours:
