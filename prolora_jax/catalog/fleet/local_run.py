@@ -21,8 +21,9 @@ from prolora_jax.catalog.fleet.share import RunShare
 from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.engines.crew import AnyCrew, Crew
 from prolora_jax.engines.progress import Progress
-from prolora_jax.io.places.opening import open_place, require_conditions
+from prolora_jax.io.places.opening import is_url, open_place, require_conditions
 from prolora_jax.io.places.place import FilePlace
+from prolora_jax.io.stores.basis_store import FolderStore
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
     require_same_job(out, job)
+    _require_answers(job)
     units = units_of(found)
     before = standing(out, units)
     todo = [unit for unit in units if share.has(unit) and not before.settles(unit)]
@@ -87,6 +89,14 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     if complete:
         end_run(out)
     return RunResult(run.done, run.states, left, False, complete)
+
+
+def _require_answers(job: FleetJob) -> None:
+    """Ask all places that workers alone would ask, who then wait for what may not be there."""
+    FolderStore(job.store, shared=job.shared).begin()
+    for base in (job.source, job.target):
+        if is_url(base):
+            next(iter(open_place(base).list()), None)
 
 
 @contextmanager

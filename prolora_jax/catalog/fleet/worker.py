@@ -89,7 +89,9 @@ class Worker:
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
         self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
-        self._store = FolderStore(job.store, shared=job.shared, share=job.share, waiting=sign)
+        self._store = FolderStore(
+            job.store, limit=job.limit, shared=job.shared, share=job.share, waiting=sign
+        )
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs
@@ -161,9 +163,11 @@ class Worker:
                 return _given_back(staged.work)
             self._at_work = True
             try:
-                return self._done(staged)
+                done = self._done(staged)
             finally:
                 self._at_work = False
+        self._store.trim()
+        return done
 
     def _done(self, chunk: Staged) -> ChunkDone:
         work, failed = chunk.work, chunk.failed
