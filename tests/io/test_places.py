@@ -40,6 +40,7 @@ def store(proxy: FaultProxy, request: pytest.FixtureRequest, monkeypatch: pytest
     """A prefix of its own on the server, and no patience."""
     proxy.choose = lambda method, path: None
     use(proxy.endpoint, monkeypatch)
+    proxy.asked.clear()
     return open_place(f"s3://{BUCKET}/{request.node.name}", Pace(patience=5))
 
 
@@ -309,6 +310,21 @@ def test_a_name_that_no_store_takes_is_refused(faulty: Faulty):
     assert told.value.code is Refusal.BAD_NAME
 
 
+def test_a_server_with_a_lower_limit_is_asked_before_anything_is_written(
+    store: FilePlace, proxy: FaultProxy
+):
+    """Of a key that is longer than all it has taken; an output would else be there alone."""
+    proxy.choose = lambda method, path: "long" if "k" * 200 in path else None
+    fits, longer = "/".join(["k" * 99] * 4), "/".join(["k" * 200] * 2)
+    for key in ("short", fits, fits, fits[:-9]):
+        store.require_name(key)
+    with pytest.raises(OutputError, match="KeyTooLongError") as refused:
+        store.require_name(longer)
+    assert refused.value.code is Refusal.BAD_NAME
+    assert [path.endswith(fits) for method, path in proxy.asked if method == "PUT"] == [True, False]
+    assert list(store.list()) == []
+
+
 def test_a_bucket_that_is_not_there_is_named(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch):
     use(proxy.endpoint, monkeypatch)
     proxy.choose = lambda method, path: 404  # SeaweedFS itself makes a bucket that is not there
@@ -321,6 +337,14 @@ def test_a_bucket_that_is_not_there_is_named(proxy: FaultProxy, monkeypatch: pyt
 def test_other_urls_are_refused(url: str):
     with pytest.raises(UsageError, match="another kind"):
         open_place(url)
+
+
+@pytest.mark.parametrize("path", ["a//b", "../a", "a/./b", ".."])
+def test_a_prefix_that_is_no_path_is_refused(path: str):
+    """S3's client would not take it, whatever is asked."""
+    for kind in ("s3", "gs"):
+        with pytest.raises(UsageError, match=r"two slashes, \. or \.\."):
+            open_place(f"{kind}://bucket/{path}/")
 
 
 def test_a_base_model_is_fetched_once(
