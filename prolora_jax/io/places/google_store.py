@@ -52,7 +52,10 @@ _PAGE = 1000
 _PIECE = 2**20
 _GENERATION = re.compile(r"[1-9][0-9]*")
 _REASON = re.compile(r"[A-Za-z ]{1,60}")
-_OF_ONE = {(400, "invalid"): Refusal.BAD_NAME, (413, "uploadTooLarge"): Refusal.FILE_TOO_LARGE}
+_OF_ONE: Mapping[tuple[int, object], Refusal] = {
+    (400, "invalid"): Refusal.BAD_NAME,
+    (413, "uploadTooLarge"): Refusal.FILE_TOO_LARGE,
+}
 """What is said of one object, and not of all."""
 
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, GoogleAuthError)

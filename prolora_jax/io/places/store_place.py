@@ -133,7 +133,7 @@ class StorePlace(ABC):
         except Unclear as unclear:
             said = unclear.said
             if said.code is not Refusal.CANNOT_WRITE:
-                raise said from None  # a plain no to this one; what is there may not be asked for, too
+                raise said from None  # a plain no; to be asked for it might be refused, too
             found = self._head(key)
         if found is not None and found.tags.get(ATTEMPT) == tags[ATTEMPT]:
             return Written(True, found.etag)
