@@ -155,7 +155,6 @@ def status(
         export: write all records as a table, too: a name that ends in .csv or .jsonl.
         report: write the page about them: one HTML file.
     """
-    from prolora_jax.catalog.catalog import write_page_of
     from prolora_jax.catalog.fleet.ending import merged_report, summary_of_receipts
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.outputs.protected import require_ending
@@ -165,6 +164,8 @@ def status(
     outputs = open_place(place)
     summary, records = summary_of_receipts(outputs)
     if report is not None:
+        from prolora_jax.catalog.catalog import write_page_of
+
         write_page_of(report, summary, records, merged_report(outputs))
     catalog_tables.show_status(summary, records, export, common)
     return 0

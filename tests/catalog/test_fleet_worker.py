@@ -18,10 +18,11 @@ from toy_pair import ToyFiles, make_files
 
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.ending import end_run, summary_of_receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
@@ -371,10 +372,12 @@ def test_other_bases_are_another_job(made: Made, tmp_path: Path):
 
 def test_a_hurried_worker_ends_with_whole_files(made: Made, tmp_path: Path):
     job, hurried = made.job(made.inputs, tmp_path / "out"), threading.Event()
-    ready = Worker(job, hurried, lambda: None)
-    hurried.set()
-    done = ready(work_of(job))
+    begun: list[ChunkWork] = []
+    ready = Worker(job, hurried, lambda: hurried.set() if begun else None)
+    begun.append(work_of(job))
+    done = ready(begun[0])
     assert done.left
+    assert ready(begun[0]) == ChunkDone({}, tuple(one.name for one in begun[0].inputs))
     assert done.trouble is None
     assert not {*done.left} & {*done.states}
     end(job)

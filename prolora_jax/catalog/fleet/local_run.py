@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkWork, start_worker
 from prolora_jax.catalog.fleet.elsewhere import hire_on_ray
 from prolora_jax.catalog.fleet.ending import end_run
-from prolora_jax.catalog.fleet.giving import FleetRun, RunShare
+from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import Unit, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
+from prolora_jax.catalog.fleet.share import RunShare
 from prolora_jax.catalog.fleet.standing import standing
-from prolora_jax.catalog.fleet.worker import ChunkWork, start_worker
 from prolora_jax.engines.crew import AnyCrew, Crew
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.places.opening import is_url, open_place, require_conditions
