@@ -28,6 +28,10 @@ _OF_ONE = {
 }
 """What is said of one object, and not of all: a store's own limits may be lower than S3's."""
 
+_ROLE = "/latest/api/token"
+"""What is asked for credentials where the environment has none."""
+
+_NO_CREDENTIALS = "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"
 _NO_ETAG = '"no such etag"'
 _SURE_KEY = 255
 """Bytes of a key that every server takes."""
@@ -139,6 +143,8 @@ class ObjectPlace(StorePlace):
     def _said(self, key: str, failure: Exception) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
         text = str(failure)
+        if _ROLE in text:  # of a machine of Amazon's, which may be asked again
+            return self._no_answer(key, _NO_CREDENTIALS, None)
         code, status = _CODE.search(text), _STATUS.search(text)
         number = int(status[1]) if status else None
         reason = code[1] if code else f"status {number}" if number else why_none(text)
