@@ -23,15 +23,12 @@ from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob, FileOutcome, as_outcome
 from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, failed_record
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
 
 FROM_ZERO = "from-zero"
 """Flag of a module that was learned from nothing, as it could not be copied."""
-
-BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
-"""Reasons that lie in the run, not in the file: the same file may do better another time."""
 
 
 @runtime_checkable
@@ -376,20 +373,6 @@ def _reported(output: Path, record: CatalogRecord) -> bool:
         return True
     found = told.totals.energy_in, told.totals.energy_moved, told.totals.energy_out
     return found == (record.energy_in, record.energy_moved, record.energy_out)
-
-
-def failed_record(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
-    """A record of a file that has no output: refused, or failed where that lies in the run.
-
-    Args:
-        record: of the file.
-        code: stable reason.
-        message: the same in a sentence.
-    """
-    state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
-    return replace(
-        record, verdict="refused", state=state, reason=str(code), message=message, size_out=None
-    )
 
 
 def _stamp(path: Path) -> str | None:
