@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from urllib.parse import parse_qs, urlsplit
 from xml.sax.saxutils import escape
 
@@ -17,6 +18,9 @@ from prolora_jax.io.places.place import Listed
 KEPT = {"in/": 0, "in/a/": 0, "in/a/b/": 0, "in/a/b/c": 5, "in/a-b": 1, "in/empty": 0, "in/z/": 0}
 """Keys and sizes; a real server (SeaweedFS) makes folders of them, and lists none."""
 
+MANY = {f"many/{n}": 0 for n in range(1, 10)} | {"many/5/": 0, "many/5/b": 2, "many/0/": 7}
+"""Empty ones, more than a page has; and one of some bytes with a slash at its end."""
+
 
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *_: object) -> None: ...
@@ -28,8 +32,9 @@ class Handler(BaseHTTPRequestHandler):
             "<Contents><Key>{}</Key><Size>{}</Size><ETag>e</ETag>"
             "<LastModified>2026-11-30T00:00:00.000Z</LastModified></Contents>"
         )
-        keys = [key for key in sorted(KEPT) if key > behind and key.startswith(asked["prefix"][0])]
-        told = "".join(one.format(escape(key), KEPT[key]) for key in keys)
+        within = asked["prefix"][0]
+        keys = [key for key in sorted(KEPT | MANY) if key > behind and key.startswith(within)]
+        told = "".join(one.format(escape(key), (KEPT | MANY)[key]) for key in keys)
         text = f"<ListBucketResult><IsTruncated>false</IsTruncated>{told}</ListBucketResult>"
         self.send_response(200)
         self.send_header("Content-Length", str(len(text)))
@@ -59,6 +64,18 @@ def test_folders_of_consoles_are_no_files_on_s3(
     files = [Listed(key, size, "e") for key, size in sorted(found.items())]
     assert sorted(open_place("s3://bucket/in").list()) == files
     assert list(open_place("s3://bucket/none").list()) == []
+
+
+@pytest.mark.parametrize("page", [1, 2, 3, 5])
+def test_more_empty_objects_than_a_page_has(
+    endpoint: str, page: int, monkeypatch: pytest.MonkeyPatch
+):
+    """All of them, each once: no page ends where it begins, and none before a folder's first."""
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    use(endpoint, monkeypatch)
+    monkeypatch.setattr("prolora_jax.io.places.object_store._PAGE", page)
+    found = [one.key for one in islice(open_place("s3://bucket/many").list(), 50)]
+    assert sorted(found) == ["0", *"12345", "5/b", *"6789"]
 
 
 def test_a_folder_of_googles_console_is_a_place(monkeypatch: pytest.MonkeyPatch):

@@ -25,11 +25,19 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Ref
 from google.auth.transport.requests import AuthorizedSession
 from requests.adapters import HTTPAdapter
 
-from prolora_jax.errors import OutputError, Refusal
+from prolora_jax.errors import OutputError
 from prolora_jax.io.guarded import open_regular
-from prolora_jax.io.places.pacing import Pace
+from prolora_jax.io.places.pacing import Pace, StoreRefused
 from prolora_jax.io.places.place import Content, Head, Listed, changed
-from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear, has_control
+from prolora_jax.io.places.store_place import (
+    CREATE,
+    LATER,
+    Page,
+    StorePlace,
+    Unclear,
+    has_control,
+    why_none,
+)
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
 """Variable that names a server to be asked instead, without credentials, as for every client."""
@@ -167,17 +175,17 @@ class GooglePlace(StorePlace):
                 content = answer.raw.read(decode_content=not media)
                 return answer.status_code, content, answer.headers
         except DefaultCredentialsError:
-            raise OutputError(
+            raise StoreRefused(
                 f"{self.shown}: found no credentials for Google's store; expected some; use "
-                "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-                code=Refusal.CANNOT_WRITE,
+                "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
             ) from None
         except RefreshError as failure:
             if not failure.retryable:
-                raise self._refused(key, "RefreshError") from None
+                raise self._refused(key, "RefreshError", 401) from None
             raise self._no_answer(key, "RefreshError", None) from None
         except _NO_ANSWER as failure:
-            raise self._no_answer(key, type(failure).__name__, None) from None
+            reason = why_none(str(failure)) or type(failure).__name__
+            raise self._no_answer(key, reason, None) from None
 
     def _said(self, key: str, status: int, content: bytes) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
@@ -188,7 +196,7 @@ class GooglePlace(StorePlace):
         words = isinstance(told, str) and _REASON.fullmatch(told)
         reason = f"status {status}" + (f", {told}" if words else "")
         if 400 <= status < 500 and status not in {*LATER, 412}:
-            return self._refused(key, reason)
+            return self._refused(key, reason, status)
         return self._no_answer(key, reason, status)
 
 

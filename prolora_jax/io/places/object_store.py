@@ -10,7 +10,7 @@ from obstore import exceptions
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import Content, Head, Listed, changed
-from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear
+from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear, why_none
 
 _PAGE = 1000
 """Keys of one answer to a listing, S3's limit."""
@@ -21,11 +21,11 @@ _OF_ONE = {"KeyTooLongError": Refusal.BAD_NAME, "EntityTooLarge": Refusal.FILE_T
 """What is said of one object, and not of all: a store's own limits may be lower than S3's."""
 
 _NOT_THERE = (FileNotFoundError, exceptions.NotFoundError)
+_FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _CONDITION = (exceptions.AlreadyExistsError, exceptions.PreconditionError)
 # Of a missing bucket a store says the same as of a missing object.
 _NEVER = (
-    exceptions.PermissionDeniedError,
-    exceptions.UnauthenticatedError,
+    *_FORBIDDEN,
     exceptions.InvalidPathError,
     exceptions.NotSupportedError,
 )
@@ -47,17 +47,22 @@ class ObjectPlace(StorePlace):
         self._store = store
 
     def _page(self, below: str, within: str, behind: str | None) -> Page:
+        page, more = list[Any](), False
         try:
-            stream = obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE)
-            page = list(next(iter(stream), ()))
+            for part in obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE):
+                page += part
+                # What an empty one is, the key behind it says: it comes again with that.
+                whole = [i for i, one in enumerate(page) if one["size"] and one["path"] != behind]
+                more = len(part) == _PAGE and bool(whole)
+                if more:
+                    page = page[: whole[-1] + 1]
+                    break
         except exceptions.InvalidPathError:
             raise self._no_path(below) from None
         except _ANY as failure:
             raise self._said(below, failure) from None
-        more = len(page) == _PAGE
-        if more and any(one["size"] for one in page):
-            # What an empty one is, the key behind it says: it comes again with that.
-            page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
+        # A key with a slash at its end lies behind itself, cut off as it is.
+        page = [one for one in page if one["path"] != behind]
         # Consoles make empty objects for folders, this one's own among them, and the client cuts
         # the slash at their ends off: the first key below comes right behind.
         followed = [*[one["path"] for one in page], ""][1:]
@@ -113,7 +118,8 @@ class ObjectPlace(StorePlace):
         text = str(failure)
         code, status = _CODE.search(text), _STATUS.search(text)
         number = int(status[1]) if status else None
-        reason = code[1] if code else f"status {number}" if number else type(failure).__name__
+        reason = code[1] if code else f"status {number}" if number else why_none(text)
+        reason = reason or type(failure).__name__
         if reason in _OF_ONE:
             return OutputError(
                 f"{self.shown}/{key}: the store refused ({reason}); expected a shorter name or a "
@@ -123,4 +129,7 @@ class ObjectPlace(StorePlace):
         final = isinstance(failure, (*_NEVER, *_NOT_THERE))
         if number is not None and 400 <= number < 500 and number not in LATER:
             final = final or not isinstance(failure, _CONDITION)
-        return self._refused(key, reason) if final else self._no_answer(key, reason, number)
+        if not final:
+            return self._no_answer(key, reason, number)
+        forbidden = isinstance(failure, _FORBIDDEN)
+        return self._refused(key, reason, 403 if forbidden else number)

@@ -6,10 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.lm.adapting import beside
 from prolora_jax.nets.lm.causal import CausalLm
+from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
 from prolora_jax.refine.lm.answers import TopAnswers, divergence
 from prolora_jax.refine.lm.pools import Texts, WritingModel
 from prolora_jax.refine.rows import Rows
@@ -46,12 +48,22 @@ def lesson(texts: Texts, wanted: TopAnswers) -> Rows:
     return Rows(texts.ids, times, texts.real, wanted)
 
 
-def missed(predict: Any, factors: Any, rows: Rows, at_once: int) -> float:
-    """Divergence of a student from the answers to all rows, in nats a token."""
+def missed(predict: Any, factors: Any, rows: Rows, at_once: int, mesh: Mesh | None = None) -> float:
+    """Divergence of a student from the answers to all rows, in nats a token.
+
+    Args:
+        predict: of `lm_student`.
+        factors: of the student.
+        rows: texts and answers.
+        at_once: rows that are asked at once.
+        mesh: devices that they are spread over, where there are as many for each.
+    """
     total, count = 0.0, 0.0
     for begin in range(0, len(rows.times), at_once):
         part = jax.tree.map(lambda a, b=begin: jnp.asarray(a[b : b + at_once]), rows)
         weight = float(part.target.counts.sum())
+        if len(part.times) % devices_of(mesh) == 0:  # the last ones may be fewer
+            part = each_a_share(part, mesh)
         total += weight * float(_apart(predict, factors, part))
         count += weight
     return total / max(count, 1.0)
