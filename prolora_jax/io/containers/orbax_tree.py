@@ -1,6 +1,7 @@
 """Orbax folders, read one array at a time, as NumPy arrays, and written."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,30 @@ def write_orbax(folder: Path, tree: Any) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), tree)
     except (OSError, ValueError) as failure:  # ValueError: the folder is there
+        raise OutputError(
+            cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
+        ) from failure
+
+
+def write_orbax_step(folder: Path, item: str, tree: Any) -> None:
+    """Write the first step of a checkpoint manager, with one item.
+
+    Args:
+        folder: the manager's; a step 0 that is there is replaced.
+        item: what to call the tree.
+        tree: nested dictionaries of arrays.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        if (folder / "0").is_dir():
+            shutil.rmtree(folder / "0")
+        with ocp.CheckpointManager(folder.absolute()) as manager:
+            manager.save(0, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)}))
+    except (OSError, ValueError) as failure:
         raise OutputError(
             cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
         ) from failure
