@@ -55,7 +55,7 @@ def convert(
             an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format. For
             diffusion transformers: diffusers, comfyui and kohya (original names, fused layers),
             peft.
-        out_path: file to write; a folder for mlx, tunix and maxtext, and for peft, unless it ends in
+        out_path: file to write; a folder for mlx, tunix, maxtext, and for peft, unless it ends in
             .safetensors.
         base: base model it is for, which knows the names, or the id of a published one (flux1-dev),
             whose names are known; not needed for published models whose names leave no doubt.

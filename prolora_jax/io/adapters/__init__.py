@@ -5,6 +5,7 @@ hashes.py: The hashes by which web sites and user interfaces know an adapter fil
 gguf_lora.py: llama.cpp's LoRA files: the header of a GGUF file, and pairs of tensors.
 tree_places.py: Where trees of tunix and MaxText have factors, and how their axes lie.
 tree_folder.py: Trees of tunix and MaxText on disk: orbax folders with factors of qwix's.
+easydel_folder.py: EasyDeL's checkpoints: a whole model, and the factors beside its kernels.
 mlx_folder.py: MLX-LM's folders: its own configuration beside `adapters.safetensors`.
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.

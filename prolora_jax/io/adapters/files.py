@@ -25,6 +25,7 @@ from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
+from prolora_jax.io.adapters.easydel_folder import is_easydel_folder, read_easydel
 from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
 from prolora_jax.io.adapters.gguf_lora import is_gguf, read_gguf, write_gguf
 from prolora_jax.io.adapters.hashes import file_hashes
@@ -69,7 +70,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file, a Flax msgpack file, or a folder that peft, MLX-LM or tunix wrote;
+        path: a safetensors file, a Flax msgpack file, or a folder that peft, MLX-LM, tunix,
+            MaxText or EasyDeL wrote;
             of a single file of the first two, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
@@ -306,6 +308,8 @@ def _read_folder(
     tree = tree_item(path)
     if tree is not None:
         return read_tree(path, tree)
+    if is_easydel_folder(path):
+        return read_easydel(path)
     return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
 
 

@@ -44,6 +44,8 @@ class OrbaxTree:
         leaves: arrays by their place in the tree.
     """
 
+    _writer = "orbax"
+
     def __init__(self, path: Path):
         """Look up what arrays there are, their shapes and dtypes; no array is read.
 
@@ -130,7 +132,7 @@ class OrbaxTree:
         reason = " ".join(str(failure).split())[:200]
         return BaseModelError(
             f"{self.path}: its arrays cannot be read ({type(failure).__name__}: {reason}); "
-            f"expected a folder that orbax wrote; copy it again",
+            f"expected a folder that {self._writer} wrote; copy it again",
             code=Refusal.UNREADABLE_BASE,
         )
 
