@@ -15,8 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import tiny_pipelines
-import unets
 from language_models import make_language_pair
 from refined_pairs import made_pair
 
@@ -71,10 +69,6 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, which: int) 
 
 def test_eight_devices_learn_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(jax.devices()) == 8
-    small = dict(unets.SMALLEST)  # most of the time is the compiler's
-    for name in ("cross_attention_dim", "projection_class_embeddings_input_dim"):
-        small[name] = tiny_pipelines.UNETS["ssd-1b"][name]
-    monkeypatch.setitem(tiny_pipelines.UNETS, "ssd-1b", small)
     pair = made_pair(tmp_path, "ssd-1b", "ssd-1b")
     with monkeypatch.context() as patch:
         patch.setattr(base_net, "mesh_for", lambda recipe: None)
