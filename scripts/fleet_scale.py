@@ -1,11 +1,14 @@
 """How a fleet's driver fares with 100,000 inputs, and how many files more workers do.
 
     python scripts/fleet_scale.py FOLDER --out docs/benchmarks/fleet_scale.json
+    python scripts/fleet_scale.py FOLDER --only start flight --out docs/benchmarks/fleet_scale.json
 
 The driver, up to its first chunk, over a made store that is paced as a real one and answers each
 request after 20 ms: 10,000 and 100,000 inputs, with receipts of none, of half and of all. Each in
-a process of its own: its time, and by how much its memory has grown. Then a catalog of small nets
-by `prolora fleet run --local` 1, 2 and 3, made in FOLDER, beside whatever else the machine does.
+a process of its own: its time, and by how much its memory has grown. What a driver is before it
+does anything, and what it would be with its workers' libraries. Then a catalog of small nets by
+`prolora fleet run --local` 1, 2 and 3, made in FOLDER, beside whatever else the machine does; and
+one in a real S3 server whose answers are slow, with one chunk in flight and two (`fleet_flight`).
 """
 
 import argparse
@@ -15,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from prolora_jax.benchmarks.environment import describe, finish
@@ -32,6 +36,21 @@ HOSTS = (1, 8, 64, 256)
 CORES, LINK, GIVEN, WRITES = 8, 2e9, 25e9, 3500
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 DRIVER = "--driver"
+PARTS = ("driver", "start", "local", "flight", "model")
+OF_DRIVER = ("cli.fleet", "cli.catalog_tables", "catalog.fleet.local_run", "catalog.fleet.ending")
+OF_WORKER = "catalog.fleet.worker"
+TIMES = 5
+STARTED = """
+import json, sys, time
+from importlib import import_module
+begun = time.perf_counter()
+for name in sys.argv[1:]:
+    import_module("prolora_jax." + name)
+wall, cpu = time.perf_counter() - begun, time.process_time()
+from prolora_jax.io.process_memory import largest_resident_bytes
+memory = largest_resident_bytes() / 2**20
+print(json.dumps({"wall_s": wall, "cpu_s": cpu, "memory_mib": memory}))
+"""
 
 
 def main() -> None:
@@ -42,27 +61,59 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, help="is made; must not be there")
     parser.add_argument("--files", type=int, default=120, help="in the catalog of small nets")
-    parser.add_argument("--out", type=Path, help="JSON file for what was found")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--out", type=Path, help="JSON file for what was found; keeps other parts")
     chosen = parser.parse_args()
-    about = describe()
-    found = {
-        "driver": [in_own_process(*case) for case in CASES],
-        "answer_s": ANSWER,
-        "local": local(chosen.folder, chosen.files),
-        "model": model(),
-    }
-    text = json.dumps({"environment": finish(about), "results": found}, indent=2) + "\n"
+    about, found = describe(), {}
+    for part in chosen.only:
+        found[part] = measured(part, chosen.folder, chosen.files)
+    told = finish(about)
+    text = json.dumps({"environment": told, "results": found}, indent=2) + "\n"
     print(text)
+    if chosen.out is not None and chosen.out.exists() and chosen.only != PARTS:
+        before = json.loads(chosen.out.read_text())
+        before["results"] |= found
+        before.setdefault("environments", {}).update(dict.fromkeys(found, told))
+        text = json.dumps(before, indent=2) + "\n"
     if chosen.out is not None:
         write_text(chosen.out, text)
 
 
-def in_own_process(files: int, done: int) -> dict[str, float]:
-    """What `driver` says of a case, by a process that has done nothing else."""
-    asked = [sys.executable, __file__, DRIVER, str(files), str(done)]
-    found = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+def measured(part: str, folder: Path, files: int) -> Any:
+    """One part of what is found."""
+    if part == "driver":
+        cases = [in_own_process(__file__, DRIVER, str(files), str(done)) for files, done in CASES]
+        return {"answer_s": ANSWER, "cases": cases}
+    if part == "start":
+        return starts()
+    if part == "model":
+        return model()
+    if part == "local":
+        made(folder, files)
+        return local(folder)
+    from fleet_flight import flights
+
+    return flights(folder)
+
+
+def in_own_process(*asked: str) -> dict[str, float]:
+    """What a program says of a case, by a process that has done nothing else."""
+    command = [sys.executable, *asked]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     print(found, file=sys.stderr)
     return found
+
+
+def starts() -> dict[str, dict[str, float]]:
+    """A driver before it does anything, and one that has what its workers have, in turn."""
+    found: dict[str, list[dict[str, float]]] = {"driver": [], "with_workers_libraries": []}
+    for _ in range(TIMES):
+        for case, more in zip(found, ((), (OF_WORKER,)), strict=True):
+            found[case].append(in_own_process("-c", STARTED, *OF_DRIVER, *more))
+    return {
+        case: {name: round(median(one[name] for one in times), 2) for name in times[0]}
+        for case, times in found.items()
+    }
 
 
 def driver(files: int, done: int) -> dict[str, float]:
@@ -101,8 +152,8 @@ def peak_mib() -> float:
     return (largest_resident_bytes() or 0) / 2**20
 
 
-def local(folder: Path, files: int) -> list[dict[str, Any]]:
-    """Files a second of a catalog of small nets, by 1, 2 and 3 workers of this machine.
+def made(folder: Path, files: int) -> None:
+    """A catalog of small nets.
 
     Args:
         folder: is made.
@@ -112,6 +163,10 @@ def local(folder: Path, files: int) -> list[dict[str, Any]]:
     write_models(pair, folder)
     for _ in write_mixed_catalog(pair.source_spec, folder / "loras", files):
         pass
+
+
+def local(folder: Path) -> list[dict[str, Any]]:
+    """Files a second of a catalog, by 1, 2 and 3 workers of this machine."""
     # Subspaces, comparisons, operators and compiled programs are there when it counts.
     run(folder, "warm", 1)
     return [run(folder, f"by{workers}", workers) for workers in (1, 2, 3)]

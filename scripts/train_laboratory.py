@@ -10,6 +10,7 @@ import argparse
 import time
 from pathlib import Path
 
+from prolora_jax.evaluation.laboratory.once import keep_compiled
 from prolora_jax.evaluation.laboratory.recipe import Recipe
 from prolora_jax.evaluation.laboratory.workshop import Workshop
 from prolora_jax.io.documents import read_yaml
@@ -31,6 +32,7 @@ def main() -> None:
     def say(line: str) -> None:
         print(f"{time.perf_counter() - start:7.1f} s  {line}", flush=True)
 
+    keep_compiled(args.out)
     workshop = Workshop(args.out, recipe, say)
     bases = args.only.split(",") if args.only else [base.name for base in recipe.bases]
     adapters = args.adapters.split(",") if args.adapters else [a.name for a in recipe.adapters]

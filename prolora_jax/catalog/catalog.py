@@ -6,7 +6,7 @@ same options and weights of both base models, and an output that is as it was wr
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,8 +30,7 @@ from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport, shared_options
 from prolora_jax.plans.options import MigrationOptions
-from prolora_jax.plans.plan import Measure
-from prolora_jax.plans.relation import relation
+from prolora_jax.plans.relation import said_of
 
 _FACTS = ("catalog", "source", "target", "options", "verified", "relation")
 _FACTS += ("started", "finished", "seconds")
@@ -182,17 +181,6 @@ def pair_report(options: MigrationOptions, pair: BasePair, pairs: dict[str, str]
         said_of(measures, options),
         {p: PairModule(s, measures.get(p)) for p, s in matching.pairs.items()},
     )
-
-
-def said_of(measures: Mapping[str, Measure], options: MigrationOptions) -> str | None:
-    """How two base models relate, in a sentence; None where nothing was compared.
-
-    Args:
-        measures: by target path.
-        options: of the migrations.
-    """
-    compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
-    return relation(compared, 0, options).sentence if compared else None
 
 
 def summary_of_scan(

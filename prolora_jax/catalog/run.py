@@ -16,22 +16,19 @@ from prolora_jax.errors import ProloraError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.sidecars import Carried, Folders, carry
 from prolora_jax.io.outputs.catalog_files import copy_output, file_hash, stamp
-from prolora_jax.io.outputs.manifest import Manifest, ManifestRow, Proof
+from prolora_jax.io.outputs.manifest import SAID, Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.protected import Protected, with_content, would_replace
 from prolora_jax.io.outputs.reports import read_any_report, report_path
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.jobs import FileJob, FileOutcome, as_outcome
 from prolora_jax.migration.many import migrate_files
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, failed_record
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
 
 FROM_ZERO = "from-zero"
 """Flag of a module that was learned from nothing, as it could not be copied."""
-
-BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
-"""Reasons that lie in the run, not in the file: the same file may do better another time."""
 
 
 @runtime_checkable
@@ -122,7 +119,7 @@ class CatalogRun:
         for name, one in self.found.items():
             known = self.known.get(name)
             if one.record.output is None:
-                entries.append(ManifestRow(one.record, Proof(None, one.stamp)))
+                entries.append(ManifestRow(one.record, Proof(None, _read_stamp(one))))
                 continue
             try:
                 kept = None if known is None else self._kept(one, known)
@@ -160,7 +157,8 @@ class CatalogRun:
         record, proof = known.record, known.proof
         if proof.job != one.outlook.job or record.output != one.record.output:
             return None
-        if proof.input_stamp != one.stamp and not self._same_content(one, record):
+        touched, edited = _changes(one, proof)
+        if edited or (touched and not self._same_content(one, record)):
             return None
         if record.state not in FINISHED:
             return None if self.job.retry or record.state == "planned" else known
@@ -172,7 +170,7 @@ class CatalogRun:
             return None
         if now != proof.output_stamp and file_hash(output) != record.output_hash:
             return None
-        return ManifestRow(record, Proof(proof.job, one.stamp, now))
+        return ManifestRow(record, Proof(proof.job, _read_stamp(one), now))
 
     def _same_content(self, one: Scanned, record: CatalogRecord) -> bool:
         if self.job.teaching is not None:
@@ -263,7 +261,7 @@ class CatalogRun:
         return ManifestRow(failed_record(record, told.code, str(told)), self._proof(one))
 
     def _proof(self, one: Scanned, output: str | None = None) -> Proof:
-        return Proof(one.outlook.job, one.stamp, output)
+        return Proof(one.outlook.job, _read_stamp(one), output)
 
     def link_duplicates(self) -> None:
         """Give files with the content of another one its output, under their own names."""
@@ -333,6 +331,22 @@ class CatalogRun:
         return ManifestRow(record, self._proof(one, _stamp(here)))
 
 
+def _read_stamp(one: Scanned) -> str | None:
+    """What of an input a later run compares before it reads it."""
+    return None if one.stamp is None else f"{one.stamp}{SAID}{one.said}"
+
+
+def _changes(one: Scanned, proof: Proof) -> tuple[bool, bool]:
+    """Whether an input was touched since it was read, and whether its header says other things.
+
+    A header's strings go into the output, whatever the numbers are. Where a manifest does not say
+    what they were (a fleet's does not), they are taken for unchanged.
+    """
+    before, known, said = (proof.input_stamp or "").partition(SAID)
+    touched = before != (one.stamp or "")
+    return touched, bool(known) and said != one.said
+
+
 def _made(known: ManifestRow | None, one: Scanned) -> bool:
     """Whether what is at a file's place is an earlier output of it, as far as is known.
 
@@ -359,20 +373,6 @@ def _reported(output: Path, record: CatalogRecord) -> bool:
         return True
     found = told.totals.energy_in, told.totals.energy_moved, told.totals.energy_out
     return found == (record.energy_in, record.energy_moved, record.energy_out)
-
-
-def failed_record(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
-    """A record of a file that has no output: refused, or failed where that lies in the run.
-
-    Args:
-        record: of the file.
-        code: stable reason.
-        message: the same in a sentence.
-    """
-    state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
-    return replace(
-        record, verdict="refused", state=state, reason=str(code), message=message, size_out=None
-    )
 
 
 def _stamp(path: Path) -> str | None:

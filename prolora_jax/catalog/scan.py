@@ -63,6 +63,7 @@ class Scanned(NamedTuple):
         record: as it would be.
         outlook: of its table.
         stamp: of the file, when it was looked at.
+        said: digest of its header's strings and of its configuration, which go into the output.
         table: a name for all that decides the outlook; None for a file without a readable header.
     """
 
@@ -71,6 +72,7 @@ class Scanned(NamedTuple):
     outlook: Outlook
     stamp: str | None
     table: str | None
+    said: str = ""
 
 
 class Scanner:
@@ -145,15 +147,18 @@ class Scanner:
             return Scanned(item, record, Outlook(), None, None)
         seen = stamp(item.path)
         header: Mapping[str, str] = {}
+        config = ""
         try:
-            table, header = self._table(item.path)
+            table, header, config = self._table(item.path)
         except (OSError, BadHeader):
             table = None
         outlook = self._outlook(item.path, table, progress)
+        strings = {**outlook.header, **header}
         record = outlook.record(name, item.path, 0 if seen is None else seen[1])
         if record.verdict != "refused":
-            record = self._placed(item, record, {**outlook.header, **header})
-        return Scanned(item, record, outlook, seen and seen[0], table)
+            record = self._placed(item, record, strings)
+        said = sha256(msgspec.json.encode([sorted(strings.items()), config])).hexdigest()
+        return Scanned(item, record, outlook, seen and seen[0], table, said)
 
     def _placed(
         self, item: Input, record: CatalogRecord, strings: Mapping[str, str]
@@ -169,15 +174,16 @@ class Scanner:
             return _refused(record, Refusal.BAD_NAME, too_long)
         return replace(record, output=output)
 
-    def _table(self, path: Path) -> tuple[str, Mapping[str, str]]:
-        """A name for all that decides the outlook, and the file's header strings."""
+    def _table(self, path: Path) -> tuple[str, Mapping[str, str], str]:
+        """A name for all that decides the outlook; the file's header strings; its configuration."""
         file = path / "adapter_model.safetensors" if path.is_dir() else path
         digest, metadata = self._headers.digest(file)
         config = metadata.get("lora_adapter_metadata") or config_beside(file) or ""
         # A name may promise what the content is not: what comes of it is not for others.
         kind = "folder" if path.is_dir() else path.suffix.lower()
         said = f"{scale_strings(metadata)} {moved_to(metadata)}"
-        return sha256(f"{digest} {kind} {config} {said}".encode()).hexdigest(), metadata
+        table = sha256(f"{digest} {kind} {config} {said}".encode()).hexdigest()
+        return table, metadata, config
 
     def _outlook(self, path: Path, table: str | None, progress: Progress | None) -> Outlook:
         """What is known of the file's table; the first file that has it is looked at."""

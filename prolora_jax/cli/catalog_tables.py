@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from prolora_jax.catalog.verify import CatalogCheck
 from prolora_jax.cli.console import Common, out, printable, write_json
 from prolora_jax.io.outputs.manifest import export as write_table
 from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, CatalogSummary, count_records
+
+if TYPE_CHECKING:
+    from prolora_jax.catalog.verify import CatalogCheck
 
 SHOWN = 20
 """Files that a table names; the JSON has all of them."""
@@ -81,7 +84,7 @@ def show_scan(console: Console, records: list[CatalogRecord]) -> None:
         console.print("Refused: " + _counts(counts.by_reason))
 
 
-def show_check(console: Console, check: CatalogCheck) -> None:
+def show_check(console: Console, check: "CatalogCheck") -> None:
     """What a check of a whole folder found."""
     console.print(
         f"{check.whole} of {check.outputs} outputs are as they were written; {check.recomputed} "
@@ -97,7 +100,7 @@ def show_check(console: Console, check: CatalogCheck) -> None:
     console.print(verdict_of(check))
 
 
-def verdict_of(check: CatalogCheck) -> str:
+def verdict_of(check: "CatalogCheck") -> str:
     """What came of a check of a whole folder, in a sentence."""
     if check.learned and not check.problems:
         return (

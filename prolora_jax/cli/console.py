@@ -77,8 +77,10 @@ class Common:
         store: folder of the basis store; or s3://bucket/prefix, gs://bucket/prefix or
             file:///folder, which hosts share and copy as they need it [default: $PROLORA_STORE,
             else the user's cache folder].
-        store_limit: bytes that the store may have when the command is done, 20GB or 500MB: what was
-            not used for the longest time goes, but nothing that a running command uses.
+        store_limit: bytes that the store's folder on this host may have when the command is done,
+            20GB or 500MB: what was not used for the longest time goes, but nothing that a running
+            command uses. Workers of a fleet keep to it after each piece of work, on their hosts;
+            what hosts share has no limit.
         json: print one JSON document on stdout and nothing else there.
         quiet: no progress.
         workers: processes that compute subspaces [default: one per core].

@@ -75,7 +75,6 @@ def run(
         strip_metadata: as of prolora migrate.
     """
     from prolora_jax.catalog.fleet.job import FleetJob
-    from prolora_jax.io.stores.store_address import store_address
     from prolora_jax.migration.files import Writing
 
     given = chosen(options, preset, for_reader)
@@ -83,8 +82,9 @@ def run(
     writing = Writing(format, strip_metadata, overwrite, allow_pickle, sidecars, ignore_license)
     writing = writing._replace(reader=for_reader)
     places, part = (inputs, out_path, source, target), share_of(local, shard, time_limit, ray)
-    store, shared = store_address(common.store)
-    job = FleetJob(*places, given, writing, store, cache, common.processes, shared)
+    store = common.basis_store()  # closed, and cut to its limit, when all workers have ended
+    job = FleetJob(*places, given, writing, store.folder, cache, common.processes)
+    job = replace(job, shared=store.address.shared, limit=store.limit)
     if part.shards > 1:  # else others may come that are not told of
         job = replace(job, share=(part.shard, part.shards))
     return _run(job, part, common)
@@ -155,7 +155,6 @@ def status(
         export: write all records as a table, too: a name that ends in .csv or .jsonl.
         report: write the page about them: one HTML file.
     """
-    from prolora_jax.catalog.catalog import write_page_of
     from prolora_jax.catalog.fleet.ending import merged_report, summary_of_receipts
     from prolora_jax.cli import catalog_tables
     from prolora_jax.io.outputs.protected import require_ending
@@ -165,6 +164,8 @@ def status(
     outputs = open_place(place)
     summary, records = summary_of_receipts(outputs)
     if report is not None:
+        from prolora_jax.catalog.catalog import write_page_of
+
         write_page_of(report, summary, records, merged_report(outputs))
     catalog_tables.show_status(summary, records, export, common)
     return 0

@@ -100,7 +100,7 @@ def refine(
         draw_steps: of the samplers [default: 25].
         guidance: how much prompts count while drawing [default: 1, not at all].
         at_once: pictures or rows drawn or asked together, on each device [default: one at 1024
-            pixels, four at 512].
+            pixels, four at 512]; texts on all devices together [default: 16].
         dtype: what both nets compute in [default: float32 on a CPU, else bfloat16].
         format: key convention of the output; same: the input's, LoRA factors alone.
         overwrite: replace an existing output.

@@ -1,6 +1,7 @@
 """A crew: worker processes that keep what they have opened, and may die without their employer.
 
-Each worker is started with a setup, says when it is ready, and then does one task after another.
+Each worker is started with a setup, says when it is ready, and then does one task after another, in
+the order in which they were given; what it is given meanwhile it makes ready (`turns`).
 What becomes of a worker is told, never raised: who gives out the work decides what that means.
 """
 
@@ -8,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -15,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from prolora_jax.engines.processes import end_with, one_thread_each
+from prolora_jax.engines.turns import Turns
 from prolora_jax.errors import ProloraError, Refusal
 
 Task = TypeVar("Task")
@@ -24,7 +27,7 @@ Say = Callable[[], None]
 """A sign of life, of a worker that is at work."""
 
 Start = Callable[[Any, threading.Event, Say], Callable[[Task], Any]]
-"""Makes of a setup what does the tasks, in the worker."""
+"""Makes of a setup what does the tasks, in the worker (see `turns.Stager`, too)."""
 
 _SIGN_SECONDS = 1.0
 """How often a sign of life is sent on: there may be many thousands of them."""
@@ -61,11 +64,14 @@ class AnyCrew(Protocol[_Given]):
         ...
 
     def give(self, worker: int, task: _Given) -> None:
-        """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
+        """Give a worker that is ready a task; of one that has died meanwhile `events` tells.
+
+        One that has some does it behind them, and begins it by itself.
+        """
         ...
 
     def silent(self, worker: int) -> float:
-        """Seconds since something was heard of a worker, or given to it."""
+        """Seconds since something was heard of a worker, or given to it when it had nothing."""
         ...
 
     def events(self, seconds: float) -> list[Event]:
@@ -109,6 +115,7 @@ class Crew(Generic[Task]):
         self._start, self._setup, self._size = start, setup, size
         self._members: dict[int, _Member] = {}
         self._signs: dict[int, float] = {}
+        self._tasks = Counter[int]()
         self._next = 0
 
     @property
@@ -134,15 +141,17 @@ class Crew(Generic[Task]):
         self._signs[number] = time.monotonic()
 
     def give(self, worker: int, task: Task) -> None:
-        """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
-        self._signs[worker] = time.monotonic()
+        """Give a worker that is ready a task (see `AnyCrew`)."""
+        if not self._tasks[worker]:  # else its silence is that of what it is at
+            self._signs[worker] = time.monotonic()
+        self._tasks[worker] += 1
         try:
             self._members[worker].connection.send(task)
         except OSError:
             return
 
     def silent(self, worker: int) -> float:
-        """Seconds since something was heard of a worker, or given to it."""
+        """Seconds since something was heard of a worker, or given to it when it had nothing."""
         return time.monotonic() - self._signs[worker]
 
     def events(self, seconds: float) -> list[Event]:
@@ -166,10 +175,15 @@ class Crew(Generic[Task]):
             kind, told = connection.recv()
         except (EOFError, OSError):
             return Event(worker, "ended", _how(self._bury(worker)))
-        return None if kind == "sign" else Event(worker, kind, told)
+        if kind == "sign":
+            return None
+        if kind != "ready":
+            self._tasks[worker] -= 1
+        return Event(worker, kind, told)
 
     def _bury(self, worker: int) -> int | None:
         member = self._members.pop(worker)
+        del self._tasks[worker]
         member.connection.close()
         member.process.join(_END_SECONDS)
         if member.process.exitcode is None:  # it has closed its side and goes on
@@ -228,18 +242,27 @@ def _work(
     except Exception as error:  # noqa: BLE001 (it is told)
         send("failed", as_told(error))
         return
+    turns = Turns(act)
+    threading.Thread(target=_take, args=(connection, turns), name="tasks", daemon=True).start()
     send("ready")
     while True:
         try:
-            task = connection.recv()
+            told = turns.next()
         except EOFError:
             return
-        try:
-            told = act(task)
         except Exception as error:  # noqa: BLE001 (it is told)
             send("failed", as_told(error))
         else:
             send("done", told)
+
+
+def _take(connection: Connection, turns: Turns[Any]) -> None:
+    """Take what is given as it comes, also while a task is at work."""
+    try:
+        while True:
+            turns.take(connection.recv())
+    except (EOFError, OSError):
+        turns.end()
 
 
 def as_told(error: Exception) -> ProloraError:

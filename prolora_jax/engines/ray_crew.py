@@ -45,7 +45,9 @@ _LOOK_SECONDS = 2.0
 _ENDS = 3
 """Workers of a host that end before they are ready, one after the other, before it gets no more."""
 
-_TALK = "talk"
+_TALK, _TAKE = "talk", "take"
+_GROUPS = {"silent": _TALK, "hurry": _TALK, "take": _TAKE}
+"""What is asked of an actor while it is at a task, and the threads that see to it."""
 
 
 class RayCluster(NamedTuple):
@@ -97,9 +99,8 @@ class RayCrew(Generic[Task]):
         self._spent = set[str]()
         self._next, self._looked, self._closed, self._any_ready = 0, 0.0, False, False
         self._ours.enter_context(_connected(cluster.address))
-        # What is asked of an actor meanwhile has a thread of its own.
         as_actor: Any = ray.remote  # whose types know no groups
-        self._actor = as_actor(concurrency_groups={_TALK: 1})(RayWorker)
+        self._actor = as_actor(concurrency_groups={_TALK: 1, _TAKE: 1})(RayWorker)
         self._since = time.monotonic()
 
     @property
@@ -130,19 +131,21 @@ class RayCrew(Generic[Task]):
 
     def _ask(self, worker: int, what: str, *given: Any) -> None:
         method = getattr(self._members[worker].handle, what)
-        if what == "silent":
-            method = method.options(concurrency_group=_TALK)
+        if what in _GROUPS:
+            method = method.options(concurrency_group=_GROUPS[what])
         ref = method.remote(*given)
         self._refs[ref] = worker, what
 
     def give(self, worker: int, task: Task) -> None:
-        """Give a worker that is ready a task; of one that has died meanwhile `events` tells."""
-        self._signs[worker] = time.monotonic()
+        """Give a worker that is ready a task (see `AnyCrew`)."""
+        if (worker, "act") not in self._refs.values():  # else its silence is of what it is at
+            self._signs[worker] = time.monotonic()
         if worker in self._members:
-            self._ask(worker, "act", task)
+            self._ask(worker, "take", task)
+            self._ask(worker, "act")
 
     def silent(self, worker: int) -> float:
-        """Seconds since something was heard of a worker, or given to it; 0 while it has no host."""
+        """Seconds since a sign of a worker (see `AnyCrew`); 0 while it has no host."""
         return time.monotonic() - self._signs[worker] if self._members[worker].here else 0.0
 
     def events(self, seconds: float) -> list[Event]:
@@ -159,6 +162,7 @@ class RayCrew(Generic[Task]):
         if not refs and not self._told:
             time.sleep(seconds)
         elif refs and ray.wait(refs, timeout=0 if self._told else seconds)[0]:
+            # In the order in which they were asked for: a task was done before the next was begun.
             for ref in ray.wait(refs, num_returns=len(refs), timeout=0)[0]:
                 if ref in self._refs:  # or its worker has gone meanwhile
                     self._heard(*self._refs.pop(ref), ref)
@@ -197,6 +201,8 @@ class RayCrew(Generic[Task]):
         member = self._members[worker]
         if what == "silent":
             self._signs[worker] = max(self._signs[worker], time.monotonic() - told)
+            return
+        if what == "take":
             return
         self._signs[worker] = time.monotonic()
         if what == "enter":
@@ -259,7 +265,7 @@ class RayCrew(Generic[Task]):
         """Ask all workers to end their tasks early, with what they have done."""
         self._closed = True
         for member in self._members.values():
-            member.handle.hurry.options(concurrency_group=_TALK).remote()
+            member.handle.hurry.options(concurrency_group=_GROUPS["hurry"]).remote()
 
     def close(self) -> None:
         """End all workers at once, and leave the cluster."""

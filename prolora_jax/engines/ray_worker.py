@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from prolora_jax.engines.crew import Start, as_told
 from prolora_jax.engines.processes import end_with
+from prolora_jax.engines.turns import Turns
 from prolora_jax.errors import ProloraError
 
 _BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
@@ -59,11 +60,11 @@ def tpu_environment(chips: int) -> dict[str, str]:
 
 
 class RayWorker:
-    """What an actor is; its tasks have one thread, and what is asked meanwhile has another."""
+    """What an actor is; its tasks have a thread, and so have what comes next and what is asked."""
 
     def __init__(self):
         self._hurried, self._last = threading.Event(), time.monotonic()
-        self._act: Any = None
+        self._turns: Turns[Any] | None = None
 
     def enter(self, usual: dict[str, str], fixed: dict[str, str]) -> HostFacts:
         """Before anything else is imported: environment, and what this host has.
@@ -82,16 +83,22 @@ class RayWorker:
         """Get ready; returns what is in the way."""
         self._sign()
         try:
-            self._act = start(setup, self._hurried, self._sign)
+            self._turns = Turns(start(setup, self._hurried, self._sign))
         except Exception as error:  # noqa: BLE001 (it is told)
             return as_told(error)
         return None
 
-    def act(self, task: Any) -> tuple[bool, Any]:
-        """Do a task; returns whether it was done, and a result or an error."""
+    def take(self, task: Any) -> None:
+        """Make a task ready that `act` is asked for, too."""
+        assert self._turns is not None
+        self._turns.take(task)
+
+    def act(self) -> tuple[bool, Any]:
+        """Do the next task; returns whether it was done, and a result or an error."""
+        assert self._turns is not None
         self._sign()
         try:
-            return True, self._act(task)
+            return True, self._turns.next()
         except Exception as error:  # noqa: BLE001 (it is told)
             return False, as_told(error)
 

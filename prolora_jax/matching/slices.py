@@ -28,6 +28,9 @@ SLICE_TOLERANCE = 1e-3
 SLICE_MARGIN = 1e-2
 """Relative difference that any other row or column must have: of two alike nothing tells which."""
 
+STREAM_SHARE = 0.5
+"""Of the tokens looked at more than this share must have the source's own rows."""
+
 
 class Slice(NamedTuple):
     """Which of the source's rows and columns a target's layer has.
@@ -105,12 +108,15 @@ def with_layers(
         alike: whether a layer of the target looks like a slice of a layer of the source.
 
     Returns:
-        The same with such layers paired in their order. The margin is 1, or 0 where a layer of the
-        target is like two of the source's: nothing tells then which one it is.
+        The same with such layers paired in their order. The margin is 1, or 0 where nothing tells
+        which one is meant: a layer of the target is like two of the source's, or is like one and
+        not paired, since layers come in another order or one of them twice.
     """
     pairs, _ = align(alike.astype(float), alike.astype(np.int64))
-    single = all(np.count_nonzero(alike[:, j]) == 1 for _, j in pairs)
-    margin = float(single) if pairs else None
+    wanted = np.zeros(len(stack.targets), np.int64)
+    wanted[[j for _, j in pairs]] = 1
+    certain = np.array_equal(np.count_nonzero(alike, axis=0), wanted)
+    margin = float(certain) if pairs else None
     counts = len(stack.sources), len(stack.targets)
     found = Alignment(stack.slot, *counts, pairs, margin, "layers")
     rest = [a for a in matching.alignments if a.slot != stack.slot]

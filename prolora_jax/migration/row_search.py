@@ -4,13 +4,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
-from prolora_jax.matching.slices import SLICE_MARGIN, SLICE_TOLERANCE, Slice
+from prolora_jax.matching.slices import SLICE_MARGIN, SLICE_TOLERANCE, STREAM_SHARE, Slice
 
 SAMPLED = 64
 """Numbers of each row by which it is found; what was found is checked in all numbers."""
 
 _PROBED = 8
 """Rows by which a layer is taken for a slice, before it is checked whose."""
+
+_PARTS = 8
+"""Into how many parts the tokens are cut, at most, by which the stream is looked for."""
 
 _BLOCK = 1024
 """Rows that are checked at a time."""
@@ -68,6 +71,37 @@ def nearest_rows(target: Rows, source: Rows) -> Int[np.ndarray, " count"] | None
     """
     found = located_rows(target, source)
     return found if (found >= 0).all() and len(np.unique(found)) == len(found) else None
+
+
+def stream_in(target: Rows, source: Rows) -> Int[np.ndarray, " width"] | None:
+    """The source's channel for each of the target's, as columns of two embeddings.
+
+    The row of a token that was trained or renamed since makes every column another. So columns are
+    looked for by all tokens, then by halves, quarters and eighths of them; what is found has to
+    have the source's own rows of more than `STREAM_SHARE` of all.
+
+    Args:
+        target: rows of some tokens.
+        source: rows of the same tokens.
+
+    Returns:
+        None where no columns are the source's.
+    """
+    parts = 1
+    while parts <= _PARTS:
+        for first in range(parts):
+            ours, theirs = (rows[first::parts] for rows in (target, source))
+            found = nearest_rows(ours.T, theirs.T)
+            if found is not None and _share_of_own(target, source[:, found]) > STREAM_SHARE:
+                return found
+        parts *= 2
+    return None
+
+
+def _share_of_own(target: Rows, source: Rows) -> float:
+    """Share of rows that are the source's at the same places."""
+    apart = np.linalg.norm(target - source, axis=1)
+    return float(np.mean(apart <= SLICE_TOLERANCE * np.linalg.norm(target, axis=1)))
 
 
 def slice_of(theirs: Rows, ours: Rows, stream: Int[np.ndarray, " width"]) -> Slice | None:

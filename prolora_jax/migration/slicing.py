@@ -23,9 +23,9 @@ from prolora_jax.matching.slices import (
 from prolora_jax.migration.row_search import (
     holds,
     looks_like_a_slice,
-    nearest_rows,
     slice_of,
     spread,
+    stream_in,
 )
 
 
@@ -91,10 +91,10 @@ class PairSlices:
         def search() -> np.ndarray:
             rows = spread(self._target.spec.modules[path].shape[0])
             theirs, ours = (m.weight(path)[rows] for m in (self._source, self._target))
-            found = nearest_rows(ours.T, theirs.T)
+            found = stream_in(ours, theirs)
             return np.zeros(0) if found is None else found
 
-        kept = self._looked_up("slice stream", [], [], search).astype(np.int64)
+        kept = self._looked_up("slice stream by share", [], [], search).astype(np.int64)
         return kept if len(kept) else None
 
     def _alike(

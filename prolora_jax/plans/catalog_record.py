@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from prolora_jax.errors import Refusal
 
 State = Literal["planned", "migrated", "duplicate", "refused", "failed", "ignored"]
 """`refused`: by its verdict; `failed`: something broke in the run (a full disk, a lost file);
@@ -18,6 +20,9 @@ FINISHED = frozenset({"migrated", "duplicate"})
 
 SETTLED = FINISHED | {"ignored"}
 """States that leave nothing to be done or mended."""
+
+BROKEN = frozenset({str(Refusal.CANNOT_WRITE), str(Refusal.CHANGED), str(Refusal.MISSING_FILE)})
+"""Reasons that lie in the run, not in the file: the same file may do better another time."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +148,17 @@ def count_records(records: Iterable[CatalogRecord]) -> Counts:
             reasons[record.reason] += 1
     found = (dict(counter.most_common()) for counter in (states, verdicts, reasons))
     return Counts(states.total(), *found)
+
+
+def failed_record(record: CatalogRecord, code: object, message: str) -> CatalogRecord:
+    """A record of a file that has no output: refused, or failed where that lies in the run.
+
+    Args:
+        record: of the file.
+        code: stable reason.
+        message: the same in a sentence.
+    """
+    state = "failed" if str(code) in {*BROKEN, str(Refusal.OUTPUT_EXISTS)} else "refused"
+    return replace(
+        record, verdict="refused", state=state, reason=str(code), message=message, size_out=None
+    )

@@ -38,8 +38,8 @@ class Refined:
         missed: effect mismatch before and after the fit; None for a copy. A student that was
             fitted to it may not be judged by it.
         from_zero: modules that could not be copied.
-        stamp: digest of the recipe, the adapter and both base models: who is asked for the same
-            again has it already.
+        stamp: digest of the recipe, the adapter, both base models and all that they draw with:
+            who is asked for the same again has it already.
     """
 
     way: Literal["refine", "reteach", "copy"]

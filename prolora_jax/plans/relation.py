@@ -83,3 +83,14 @@ def relation(
     elif related >= CLOSE_SHARE * total:
         word = "close relatives"
     return Relation(word, related, total, unmatched)
+
+
+def said_of(measures: Mapping[str, Measure], options: MigrationOptions) -> str | None:
+    """How two base models relate, in a sentence; None where nothing was compared.
+
+    Args:
+        measures: by target path.
+        options: of the migrations.
+    """
+    compared = {path: measure for path, measure in measures.items() if measure.sides is not None}
+    return relation(compared, 0, options).sentence if compared else None

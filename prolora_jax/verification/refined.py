@@ -6,6 +6,7 @@ with names, matching, skips, header and all; of the learned ones shapes, ranks, 
 finiteness are checked here, and every check says that they were not recomputed.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,6 +30,12 @@ _CHOSEN = {
 _UNTAUGHT = "copied, as nothing was taught: "
 _NORM = 1e-5
 """Largest share by which a norm may differ: the report has it of the very numbers in the file."""
+
+
+_LOSSES = ("source_on_target", "target_on_source", "target_own", "source_own")
+"""Of what each of two base models says of both's samples: L_s(T), L_t(S), L_t(T), L_s(S)."""
+_R = 1e-9
+"""How far R may be from what its losses give, as it stands in the report with all its digits."""
 
 
 class Unlearned(NamedTuple):
@@ -58,7 +65,7 @@ def unlearned(
         told: its report.
         target: the base model that the file is for.
     """
-    record, apart = told.refined, _choice(told)
+    record, apart = told.refined, _choice(told) + _disagreement(told)
     flagged = {m.path: m for m in told.modules if REFINED in m.flags}
     if record is None or record.way == "copy":
         said = "has no refinement" if record is None else "kept the copy"
@@ -111,7 +118,7 @@ def with_learned(checked: VerifyReport, found: Unlearned, told: MigrationReport)
     open_ = (
         f"{number} modules: their factors were learned from samples of both base models, which no "
         "weights say; only names, shapes, ranks, dtypes and norms were checked",
-        "what the report says of samples, R, losses and words (`refined`)",
+        "what the report says of samples, losses and words (`refined`); R is what its losses give",
     )
     return replace(
         checked,
@@ -135,6 +142,21 @@ def _choice(told: MigrationReport) -> list[str]:
         shown = f"{len(record.triggers)} of {len(record.words)} prompts"
         if record.way != "refine" and shown not in said:
             return [f"the report says that `auto` chose {said!r}; by its record: {shown!r}"]
+    return []
+
+
+def _disagreement(told: MigrationReport) -> list[str]:
+    """What is wrong with R, given the losses of which it is made: docs/refine.md 4."""
+    if told.refined is None:
+        return []
+    said, losses = told.refined.disagreement, told.refined.losses
+    known = [losses.get(name, math.nan) for name in _LOSSES]
+    if not all(math.isfinite(loss) and loss > 0 for loss in known):
+        return [f"the report has the losses {losses}; expected four positive ones, of which R is"]
+    on_other, own = known[0] + known[1], known[2] + known[3]
+    r = on_other / own - 1
+    if not abs(r - said) <= _R * max(1.0, abs(r)):
+        return [f"the report says R = {said:.6g}; its losses give {r:.6g}"]
     return []
 
 

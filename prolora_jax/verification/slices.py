@@ -13,6 +13,7 @@ from prolora_jax.matching.matching import Matching
 from prolora_jax.matching.slices import (
     SLICE_MARGIN,
     SLICE_TOLERANCE,
+    STREAM_SHARE,
     LayerStack,
     Slice,
     asked_of,
@@ -25,6 +26,12 @@ from prolora_jax.verification.weights import Weights
 
 _LOOKED_AT = 96
 """Numbers of each row or column by which it is found."""
+
+_FEW, _WINDOWS = 8, 64
+"""Tokens of a window, and windows, by which the stream is found where tokens were trained since."""
+
+_ASKED = 512
+"""Tokens, about, that are asked whether they have the source's own rows."""
 
 
 class FoundSlices(NamedTuple):
@@ -78,15 +85,28 @@ def slices_of(
 def _stream(source: Weights, target: Weights, embedding: str) -> np.ndarray | None:
     """The source's channel for each of the target's.
 
-    Rows of a few tokens may be trained since, those of special ones before all, which come first:
-    then the last ones are looked at.
+    Rows of some tokens may be trained since, those of special ones before all, which come first:
+    then the last ones are looked at, then a few here and there.
     """
     theirs, ours = (model.weight(embedding) for model in (source, target))
-    for tokens in (slice(_LOOKED_AT), slice(-_LOOKED_AT, None)):
+    begins = np.linspace(0, max(len(ours) - _FEW, 0), _WINDOWS).astype(int).tolist()
+    windows = [slice(_LOOKED_AT), slice(-_LOOKED_AT, None)]
+    for tokens in (*windows, *(slice(begin, begin + _FEW) for begin in begins)):
         found = _find(theirs[tokens].T, ours[tokens].T)
-        if found is not None:
+        if found is not None and _has_own_rows(theirs, ours, found):
             return found
     return None
+
+
+def _has_own_rows(theirs: np.ndarray, ours: np.ndarray, stream: np.ndarray) -> bool:
+    """Whether enough tokens have the source's numbers in these channels."""
+    own = 0
+    asked = range(0, len(ours), max(len(ours) // _ASKED, 1))
+    for token in asked:
+        row = ours[token].astype(np.float64)
+        apart = np.linalg.norm(theirs[token, stream].astype(np.float64) - row)
+        own += bool(apart <= SLICE_TOLERANCE * np.linalg.norm(row))
+    return own > STREAM_SHARE * len(asked)
 
 
 def _role(path: str) -> str:

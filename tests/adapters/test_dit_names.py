@@ -10,7 +10,7 @@ from prolora_jax.adapters.formats.dumping import dump
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.plans.companions import (
     Fate,
     WholeLayers,
@@ -91,6 +91,25 @@ def test_configurations_of_two_transformers_are_no_choice() -> None:
     assert read("transformer_2.blocks.0.attn1.to_q", config=said).modules[0].scale == 0.5
     with pytest.raises(AdapterRefused, match="fields of two transformers, and names that do not"):
         read("blocks.0.attn1.to_q", config=said)
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "code"),
+    [
+        ((2, 4, 1, 2, 2), None, Refusal.INCOMPLETE_PAIR),
+        ((2, 4, 1, 2, 2), (WIDTH, 3, 1, 1, 1), Refusal.SHAPE_MISMATCH),
+        ((2, WIDTH), (WIDTH, 2, 1, 1, 2), Refusal.SHAPE_MISMATCH),
+        ((2, 4, 2, 2), (WIDTH, 2, 1, 1, 1), Refusal.SHAPE_MISMATCH),
+    ],
+)
+def test_a_damaged_pair_of_a_convolution_over_time_is_not_left_behind(
+    down: tuple[int, ...], up: tuple[int, ...] | None, code: Refusal
+) -> None:
+    shapes = {"lora_down": down} | ({} if up is None else {"lora_up": up})
+    tensors = {f"patch_embedding.{k}.weight": np.ones(s, np.float32) for k, s in shapes.items()}
+    with pytest.raises(AdapterRefused, match="patch_embedding: .* fetch the file again") as refused:
+        parse({f"diffusion_model.{key}": a for key, a in tensors.items()}, {}, "made.safetensors")
+    assert refused.value.code is code
 
 
 @pytest.mark.parametrize("alpha", [(), (1,)])

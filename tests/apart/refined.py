@@ -1,6 +1,7 @@
 """A refinement on two tiny pipelines: torch's teacher, falling loss, kills that lose nothing."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ from refined_pairs import (
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny_pipelines import TEXT, edit
 
 import prolora_jax as pl
 from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
-from prolora_jax.refine import guard
-from prolora_jax.refine.job import kept_state
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.refine.job import kept_state, shared
+from prolora_jax.refine.job.bases import DrawingBases
+from prolora_jax.refine.job.files import FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
@@ -154,6 +158,34 @@ def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog
     assert summary["relation"].startswith("Both draw the same kind of pictures")
 
 
+def test_other_parts_are_another_refinement(pair: Pair, tmp_path):
+    source, target = pair.folders
+    parts = tmp_path / "parts"
+    shutil.copytree(source, parts)
+    base = BasePair(pl.load_base_model(source), pl.load_base_model(target))
+
+    def stamp(source: Path = source, **parts: Any) -> str:
+        bases = DrawingBases(source, target, **parts)
+        return FileRefinement(bases, base, RefineRequest(), tmp_path / "work").stamp
+
+    usual, by_parts = stamp(), stamp(source_parts=parts)
+    assert stamp(source=parts) == stamp() == usual  # by what is there, not by where it lies
+    found = [usual]
+    edit(parts / "scheduler/scheduler_config.json", beta_end=0.02)
+    found.append(stamp(source=parts))
+    found.append(stamp(target_parts=parts))
+    edit(parts / "text_encoder/config.json", hidden_act="gelu")
+    found.append(stamp(source=parts))
+    assert len({*found}) == len(found)
+    found = [by_parts, stamp(source_parts=parts)]
+    text = parts / "text_encoder" / TEXT
+    tensors = load_file(text)
+    key = next(key for key in tensors if key.endswith("token_embedding.weight"))
+    save_file({**tensors, key: 2 * tensors[key]}, text)
+    found.append(stamp(source_parts=parts))
+    assert len({*found}) == len(found)
+
+
 def test_a_bare_unet_is_copied_by_auto(pair: Pair, catalog, tmp_path, capsys):
     source, target = (str(folder / "unet") for folder in pair.folders)
     words = ["migrate", str(catalog / "ink.safetensors"), "--source", source, "--target", target]
@@ -177,7 +209,9 @@ def test_an_input_is_never_replaced(pair: Pair, catalog, tmp_path):
 
 
 def test_a_style_stays_a_copy_where_pictures_differ(pair: Pair, catalog, tmp_path, monkeypatch):
-    monkeypatch.setattr(guard, "disagreement", lambda **losses: 3.0)
+    names = ("source_on_target", "target_on_source", "target_own", "source_own")
+    losses = dict(zip(names, (4.0, 4.0, 1.0, 1.0), strict=True))
+    monkeypatch.setattr(shared, "losses_of", lambda *given: losses)
     out = tmp_path / "out.safetensors"
     assert refine(pair, catalog / "ink.safetensors", out, kind="style") == 0
     record = read_report(out)["refined"]

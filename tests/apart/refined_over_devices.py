@@ -15,13 +15,22 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from language_models import make_language_pair
 from refined_pairs import made_pair
 
 import prolora_jax as pl
+from prolora_jax.catalog.refined import refine_files
 from prolora_jax.nets.pipelines import answers
 from prolora_jax.refine.job import base_net, student
+from prolora_jax.refine.job.bases import DrawingBases
 from prolora_jax.refine.job.devices import mesh_for
+from prolora_jax.refine.job.files import RefineRequest
 from prolora_jax.refine.job.recipe import USUALLY_AT_ONCE, RefineRecipe
+from prolora_jax.refine.lm import answers as lm_answers
+from prolora_jax.refine.lm import pair as lm_pair
+from prolora_jax.refine.lm import pools
+from prolora_jax.refine.lm import student as lm_student
+from prolora_jax.refine.lm.recipe import LmRecipe
 
 pytestmark = pytest.mark.usefixtures("little_optimized")
 
@@ -49,10 +58,10 @@ def watched(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, which: int) 
     """How many rows of an argument a device has, in every call of a compiled function."""
     inner, seen = getattr(place, name), set()
 
-    def watching(*given: Any) -> Any:
+    def watching(*given: Any, **how: Any) -> Any:
         rows = jax.tree.leaves(given[which])[0]
         seen.add(rows.sharding.shard_shape(rows.shape)[0])
-        return inner(*given)
+        return inner(*given, **how)
 
     monkeypatch.setattr(place, name, watching)
     return seen
@@ -87,3 +96,46 @@ def test_a_batch_that_is_not_even_uses_fewer(batch: int, micro_batch: int | None
     assert (1 if mesh is None else mesh.size) == devices
     options = recipe.fit_for("refine", from_zero=False, size=(128, 128), devices=devices)
     assert batch % options.micro_batch == options.micro_batch % devices == 0
+
+
+def test_eight_devices_teach_a_language_model_what_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    texts = LmRecipe(texts=10, tokens=8, steps=4, batch=8, at_once=8, top=12, rate=1e-2)
+    pair = make_language_pair(tmp_path, "qwen3", depth=1, kept=(0,))
+
+    def taught(out: Path) -> Any:
+        bases = DrawingBases(pair.source, pair.target)
+        (found,) = refine_files([pair.adapter], out, bases, RefineRequest(texts=texts)).found
+        assert found.report is not None
+        return pl.load_adapter(out), found.report.refined
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lm_pair, "mesh_for", lambda recipe: None)
+        want, told = taught(tmp_path / "one")
+    # Texts that are begun, judged, answered by all, and asked of the student.
+    calls = (pools, "written", 2), (pools, "_nll", 2), (lm_answers, "_asked", 2)
+    seen = [watched(monkeypatch, *call) for call in (*calls, (lm_student, "_apart", 2))]
+    found, also = taught(tmp_path / "many")
+    assert seen == [{1}] * 4
+    start = updates(pl.load_adapter(pair.adapter))
+    one, many = updates(want), updates(found)
+    learned = distance(one, start)
+    assert learned > 0.01
+    assert distance(many, one) < SHARE * learned
+    assert also.losses == pytest.approx(told.losses, rel=1e-5)
+    assert also.loss_curve == pytest.approx(told.loss_curve, rel=1e-3)
+    assert also.missed == pytest.approx(told.missed, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices"),
+    [({}, 8), ({"batch": 12}, 4), ({"at_once": 6}, 2), ({"micro_batch": 2}, 4), ({"batch": 7}, 1)],
+)
+def test_texts_that_are_not_even_use_fewer(changes: dict[str, Any], devices: int):
+    recipe = LmRecipe(**changes)
+    mesh = mesh_for(recipe)
+    assert (1 if mesh is None else mesh.size) == devices
+    options = recipe.fit_for(from_zero=False, devices=devices)
+    assert options.batch % (options.micro_batch or options.batch) == 0
+    assert (options.micro_batch or options.batch) % devices == 0

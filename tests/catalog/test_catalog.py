@@ -19,7 +19,7 @@ from prolora_jax.catalog.catalog import CatalogJob, run_catalog, scan_catalog
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.lock import locked
-from prolora_jax.io.outputs.manifest import Manifest
+from prolora_jax.io.outputs.manifest import SAID, Manifest
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration import many as bulk
 from prolora_jax.migration.files import Writing
@@ -103,6 +103,37 @@ def test_equal_numbers_under_unlike_headers_are_two_adapters(folder: Path, pair:
         with safe_open(folder.parent / "out" / name, "np") as file:
             written[name] = file.metadata().get("modelspec.trigger_phrase")
     assert written == {"a.safetensors": None, "styles/a again.safetensors": "in ink"}
+
+
+def test_a_header_that_was_edited_is_written_anew_and_no_other_file(
+    folder: Path, pair: BasePair, monkeypatch: pytest.MonkeyPatch
+):
+    out, said = folder.parent / "out", "modelspec.trigger_phrase"
+    run_catalog(job(folder), pair)
+    with Manifest(out, write=True) as manifest:  # as a fleet leaves it
+        for row in list(manifest.entries()):
+            stamp = (row.proof.input_stamp or "").partition(SAID)[0]
+            manifest.put(row._replace(proof=row.proof._replace(input_stamp=stamp)))
+    done = []
+    real = catalog_module.migrate_files
+
+    def spied(jobs, *args):
+        done.append(sorted(j.source.name for j in jobs))
+        return real(jobs, *args)
+
+    monkeypatch.setattr(catalog_module, "migrate_files", spied)
+    run_catalog(job(folder), pair)
+    edited = folder / "a.safetensors"
+    for words in ("in ink", "in oil"):
+        times = edited.stat()
+        save_file(load_file(edited), edited, {said: words})
+        os.utime(edited, ns=(times.st_atime_ns, times.st_mtime_ns))
+        run_catalog(job(folder), pair)
+        with safe_open(out / "a.safetensors", "np") as file:
+            assert file.metadata()[said] == words
+    # The one that had the same content is a file of its own now.
+    assert done == [[], ["a again.safetensors", "a.safetensors"], ["a.safetensors"]]
+    assert states(out)["styles/a again.safetensors"] == "migrated"
 
 
 def test_scan_says_before_what_the_run_finds(folder: Path, pair: BasePair):

@@ -2,14 +2,16 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from fleet_workers import start_toy
 
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.dispatch import LOSSES, MOST, TRIES, Dispatch
-from prolora_jax.catalog.fleet.giving import FleetRun, RunShare, _Held
+from prolora_jax.catalog.fleet.giving import LAST_STRIKES, FleetRun
 from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch, find_inputs, units_of
-from prolora_jax.catalog.fleet.worker import ChunkDone
+from prolora_jax.catalog.fleet.share import RunShare
 from prolora_jax.engines.crew import Crew, Event
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
@@ -80,17 +82,134 @@ def test_who_comes_second_counts_for_nothing(tmp_path: Path):
         run.crew = Crew(start_toy, None, 0)
         chunk = run.dispatch.next()
         assert chunk is not None
-        run.busy = {0: _Held(chunk, -100.0), 1: _Held(chunk, -1.0)}
+        run.busy.add(0, chunk)
+        run.busy.add(1, chunk)
         if last == "done":
             run._heard(Event(0, "done", ChunkDone({name: "done"})))
-            assert not run._at_work
+            assert not run.busy.at_work
             run._heard(Event(1, "done", ChunkDone({name: "done"})))
             assert (run.done, run.states, sorted(run.idle)) == (1, {"done": 1}, [0, 1])
         else:
             run._heard(Event(0, last, "how"))
-            assert (run.dispatch.left, run._at_work) == (0, True)
+            assert (run.dispatch.left, run.busy.at_work) == (0, True)
             run._heard(Event(1, last, "how"))
-            assert (run.dispatch.left, run._at_work) == (1, False)
+            assert (run.dispatch.left, run.busy.at_work) == (1, False)
+
+
+class Told(Crew):
+    """Two workers, which are what a test says; what each was given."""
+
+    def __init__(self):
+        super().__init__(start_toy, None, 0)
+        self.given: dict[int, list[list[str]]] = {0: [], 1: []}
+        self.gone: list[int] = []
+
+    @property
+    def workers(self) -> list[int]:
+        return [worker for worker in self.given if worker not in self.gone]
+
+    def give(self, worker: int, task: ChunkWork) -> None:
+        self.given[worker].append([one.name.lstrip("0").partition(".")[0] for one in task.inputs])
+
+    def dismiss(self, worker: int) -> None:
+        self.gone.append(worker)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> FleetRun:
+    """Two workers, of whom one has done the first input of 80, and both have got more."""
+    run = FleetRun(units(80), {}, LocalPlace(tmp_path), RunShare(2), None, False)
+    run.crew = Told()
+    hear(run, Event(0, "ready"), Event(1, "ready"))
+    hear(run, done(run, 1))
+    return run
+
+
+def hear(run: FleetRun, *events: Event) -> None:
+    for event in events:
+        run._heard(event)
+    run._give_out()
+
+
+def done(run: FleetRun, worker: int, trouble: str | None = None) -> Event:
+    """A worker has done what it was at, or nothing of it."""
+    names = [one.name for unit in run.busy._held[worker][0].chunk for one in unit]
+    if trouble:
+        return Event(worker, "done", ChunkDone({}, tuple(names), trouble))
+    return Event(worker, "done", ChunkDone(dict.fromkeys(names, "done")))
+
+
+def given(run: FleetRun) -> dict[int, list[list[str]]]:
+    assert isinstance(run.crew, Told)
+    return run.crew.given
+
+
+def test_a_worker_goes_on_with_what_it_has(run: FleetRun):
+    """One input goes ahead; then each has two chunks, and a third when one is done."""
+    first = given(run)
+    assert first[1][0] == [""]
+    assert [len(chunks) for chunks in first.values()] == [2, 3]
+    hear(run, done(run, 0))
+    assert [len(chunks) for chunks in first.values()] == [3, 3]
+    assert not run.idle
+    behind = first[0][-1]
+    while run.done < 80 - len(first[0][-2]):
+        hear(run, done(run, 1))
+    # Who has nothing takes a copy of what another has not begun, and not of what that is at.
+    assert first[1][-1] == behind
+    assert run.idle == [1]
+    names = [name for chunks in first.values() for chunk in chunks for name in chunk]
+    assert sorted(names) == sorted(["", *map(str, range(1, 80)), *behind])
+    hear(run, done(run, 0))
+    assert (run.done, run.busy.at_work) == (80, False)
+
+
+@pytest.mark.parametrize("how", ["ended", "lost"])
+def test_what_was_not_begun_is_not_blamed(run: FleetRun, how: Literal["ended", "lost"]):
+    at, behind = given(run)[0]
+    run._heard(Event(0, how, "how"))
+    apart = {unit[0].name for unit in run.dispatch._alone}
+    names = {f"{name:0>6}.safetensors" for name in at}
+    assert apart == (names if how == "ended" else set())
+    assert not run.dispatch._deaths
+    assert run.dispatch._losses.keys() == (set() if how == "ended" else names)
+    waiting = {unit[0].name for unit in run.dispatch._waiting}
+    assert waiting >= {f"{name:0>6}.safetensors" for name in behind}
+
+
+def test_who_may_end_its_worker_is_alone_with_it(run: FleetRun):
+    """Else its worker might have ended over what it had besides."""
+    hear(run, Event(0, "ended", "how"))
+    run.dispatch._waiting.clear()
+    for _ in range(2):
+        hear(run, done(run, 1))
+    (alone,) = run.busy._held[1]
+    assert run.dispatch.is_apart(alone.chunk)
+    run.dispatch.hand_back(units(120)[80:])
+    run._give_out()
+    assert len(run.busy._held[1]) == 1
+    hear(run, Event(1, "ended", "how"))
+    assert [*run.dispatch._deaths.values()] == [1]
+
+
+def test_what_a_host_had_together_fails_as_one(run: FleetRun):
+    """Two chunks in flight are one strike; a host with others is dismissed at the third."""
+    hear(run, done(run, 0, "disk full"))
+    assert (run.strikes[0], len(run.busy._held[0])) == (1, 1)
+    hear(run, done(run, 0, "disk full"))
+    assert run.strikes[0] == 1
+    for strikes in (2, 3):
+        assert len(given(run)[0][-1]) == 1
+        hear(run, done(run, 0, "disk full"))
+        assert run.strikes[0] == strikes
+    assert run.dismissed == {0}
+    # Without the other there is no run: it is asked for longer, and what it does clears it.
+    for strikes in (1, 1, *range(2, LAST_STRIKES)):
+        hear(run, done(run, 1, "disk full"))
+        assert run.strikes[1] == strikes
+    assert run.dismissed == {0}
+    hear(run, done(run, 1, "disk full"))
+    assert run.dismissed == {0, 1}
 
 
 def test_a_hundred_thousand_are_listed_in_seconds():

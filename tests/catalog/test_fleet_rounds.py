@@ -1,6 +1,7 @@
 """What is true of one input over several runs of a fleet, and between its place and others'.
 Workers without an engine (`fleet_workers`), in this process."""
 
+import os
 import threading
 from collections.abc import Mapping
 from hashlib import sha256
@@ -9,15 +10,15 @@ from pathlib import Path
 import pytest
 from fleet_workers import ToyWorker
 
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import find_inputs
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.publishing import Publisher
 from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
-from prolora_jax.catalog.fleet.worker import ChunkWork
 from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places.local import LocalPlace
+from prolora_jax.io.places.local import LocalPlace, sweep_unfinished
 from prolora_jax.io.places.place import Content, Written
 from prolora_jax.migration.files import Writing
 
@@ -128,3 +129,39 @@ def test_what_a_job_reads_is_never_replaced(inputs: Path, read: str):
         run_here(asked, RunShare())
     assert refused.value.code is Refusal.OUTPUT_EXISTS
     assert [*below.parent.iterdir()] == [below]
+
+
+def test_what_killed_processes_leave_goes_and_nothing_else(tmp_path: Path):
+    place, seen = LocalPlace(tmp_path / "place"), []
+    (tmp_path / "place").mkdir()
+    left = tmp_path / "place" / ".0123456789abcdef.prolora-tmp"
+    left.write_bytes(b"half of it")
+
+    def publish(temporary: Path, path: Path) -> None:
+        seen.append(sweep_unfinished(tmp_path / "place"))
+        os.link(temporary, path)
+
+    place._write(tmp_path / "place" / "k", b"whole", publish)
+    assert seen == [1]
+    assert [p.name for p in (tmp_path / "place").iterdir()] == ["k"]
+
+
+def test_what_is_fetched_meanwhile_says_nothing_of_what_is_at_work(inputs: Path):
+    """Its pieces are signs of life only of who waits for them; who is to end early begins none."""
+    signs, hurried = [], threading.Event()
+    worker = ToyWorker(job(inputs), hurried, lambda: signs.append("life"))
+    worker.inputs.folder = None  # as a store has none
+    work = ChunkWork(tuple(find_inputs(worker.inputs, worker.out)), {})
+    staged = worker.stage(work)
+    assert signs == ["life"]
+    assert (staged.folder / "in" / NAME).read_bytes() == b"one"
+    worker._at_work = True
+    other = worker.stage(work)
+    assert signs == ["life"]
+    worker._at_work = False
+    assert worker(staged).states == {NAME: "done"}
+    assert not staged.folder.exists()
+    hurried.set()
+    for given in (other, work):
+        assert worker(given) == ChunkDone({}, (NAME,))
+    assert not other.folder.exists()

@@ -1,16 +1,24 @@
-"""What a driver holds of many inputs: little of each, and of those that are done no more."""
+"""What a driver holds of many inputs: little of each, of what is done no more; and no JAX."""
 
+import json
 import random
+import subprocess
+import sys
+import threading
 import tracemalloc
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
+from fleet_workers import ToyWorker
 
+from prolora_jax.catalog.fleet.chunk import ChunkWork
 from prolora_jax.catalog.fleet.inputs import find_inputs, units_of
+from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.made_store import MadeStore
 from prolora_jax.catalog.fleet.receipts import MANY
 from prolora_jax.catalog.fleet.standing import standing
 from prolora_jax.io.places import pacing
+from prolora_jax.io.places.local import LocalPlace
 from prolora_jax.io.places.place import Listed
 
 FILES = MANY + 1
@@ -73,3 +81,37 @@ def test_inputs_have_the_order_of_their_paths():
     place = Shuffled(0)
     found = [one.name for one in find_inputs(place, place.outputs())]
     assert found == sorted(names, key=PurePosixPath)
+
+
+DRIVERS = """
+import json, sys
+from pathlib import Path
+from prolora_jax.cli.main import run
+
+if __name__ == "__main__":
+    inputs, bases = Path("in"), ["--source", "no", "--target", "no"]
+    command = ["fleet", "run", "in", *bases, "--out", "out", "-q"]
+    codes = [run(["fleet", "status", "out"]), run(command)]
+    codes.append(run([*command, "--ray", "127.0.0.1:1"]))
+    (inputs / "b.safetensors").unlink()
+    codes.append(run(command))
+    found = sorted({name.partition(".")[0] for name in sys.modules} & {"jax", "jaxlib", "ray"})
+    print(json.dumps([codes, found]))
+"""
+
+
+def test_a_driver_has_no_jax(tmp_path: Path):
+    """Its commands in a fresh process: one adapter is done, the other has no base models."""
+    pytest.importorskip("ray", reason="ray is not installed for this Python")
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "in" / f"{name}.safetensors").write_bytes(b"an adapter")
+    job = FleetJob(str(tmp_path / "in"), str(tmp_path / "out"), "no", "no")
+    done = find_inputs(LocalPlace(tmp_path / "in"), LocalPlace(tmp_path / "out"))[:1]
+    ToyWorker(job, threading.Event(), lambda: None)(ChunkWork(tuple(done), {}))
+    (tmp_path / "drivers.py").write_text(DRIVERS)
+    drivers = [sys.executable, "drivers.py"]
+    said = subprocess.run(drivers, cwd=tmp_path, capture_output=True, text=True)
+    assert said.stderr.count("expected a base model") == 1, said.stderr
+    assert said.stderr.count("--ray 127.0.0.1:1: found no Ray cluster") == 1
+    assert json.loads(said.stdout.splitlines()[-1]) == [[0, 2, 2, 0], ["ray"]]

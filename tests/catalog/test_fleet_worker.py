@@ -13,14 +13,16 @@ import pytest
 from fault_proxy import FaultProxy
 from seaweed import BUCKET, proxied, use
 from small_adapters import write
+from stored import key_of, operators_of
 from toy_pair import ToyFiles, make_files
 
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.ending import end_run, summary_of_receipts
 from prolora_jax.catalog.fleet.inputs import FleetInput, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker
+from prolora_jax.catalog.fleet.worker import Worker
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.catalog.verify import verify_catalog
 from prolora_jax.errors import Refusal, UsageError
@@ -169,12 +171,17 @@ def test_outputs_are_those_of_one_machine(made: Made, tmp_path: Path):
 def test_a_host_computes_nothing_that_the_shared_store_has(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A store that was copied to a place serves every host, whose own folder is empty."""
+    """A store that was copied to a place serves every host, whose own folder has other things.
+
+    They are over its limit, and go after the first chunk: it may be the last one of its host.
+    """
     shutil.copytree(made.store, tmp_path / "shared")
+    FolderStore(tmp_path / "own").operators.put(key_of(), operators_of())
     for name in ("subspaces.on_host.compute_one", "migration.pair_work.prepare"):
         monkeypatch.setattr(f"prolora_jax.{name}", None)
     job = made.job(made.inputs, tmp_path / "out", writing=Writing(sidecars=True))
-    job = replace(job, store=tmp_path / "own", shared=tmp_path / "shared", share=(1, 2))
+    job = replace(job, store=tmp_path / "own", shared=tmp_path / "shared")
+    job = replace(job, share=(1, 2), limit=1)
     run(job)
     end(job)
     assert contents(LocalPlace(tmp_path / "out")) == made.outputs
@@ -365,10 +372,12 @@ def test_other_bases_are_another_job(made: Made, tmp_path: Path):
 
 def test_a_hurried_worker_ends_with_whole_files(made: Made, tmp_path: Path):
     job, hurried = made.job(made.inputs, tmp_path / "out"), threading.Event()
-    ready = Worker(job, hurried, lambda: None)
-    hurried.set()
-    done = ready(work_of(job))
+    begun: list[ChunkWork] = []
+    ready = Worker(job, hurried, lambda: hurried.set() if begun else None)
+    begun.append(work_of(job))
+    done = ready(begun[0])
     assert done.left
+    assert ready(begun[0]) == ChunkDone({}, tuple(one.name for one in begun[0].inputs))
     assert done.trouble is None
     assert not {*done.left} & {*done.states}
     end(job)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seaweed import use
 from sharded_bases import model_of_many_shapes
 from small_adapters import write
 from toy_pair import make_files
@@ -79,8 +80,11 @@ def test_a_run_and_what_is_asked_of_it(say, folder: Path):
     code, told = say("fleet", "verify", "out")
     assert (code, [*told["problems"]]) == (1, ["a0.safetensors"])
     assert say("fleet", "retry", "out", "--damaged")[1] == {"again": ["a0.safetensors"]}
-    code, told = say("fleet", "run", "loras", *BASES, "--out", "out", "--shard", "0/1")
+    again = ("--shard", "0/1", "--store-limit", "1")
+    code, told = say("fleet", "run", "loras", *BASES, "--out", "out", *again)
     assert (code, told["run"]["done"]) == (0, 1)
+    # What the run has used, and no running process any more, is over the limit.
+    assert not [*(folder / "store").rglob("*.v*.*")]
     assert say("fleet", "verify", "out")[0] == 0
     code, told = say("fleet", "run", "loras", *BASES, "--out", "out", "--scale", "0.5")
     assert (code, told["code"]) == (2, "locked")
@@ -127,6 +131,23 @@ def test_hosts_share_a_store(say, folder: Path, monkeypatch: pytest.MonkeyPatch)
         (copy, folder / "shared", (2, 3)),
         (copy, folder / "shared", None),
     ]
+
+
+@pytest.mark.parametrize("place", ["inputs", "--out", "--store", "--source"])
+def test_a_store_that_is_not_there_is_said_at_the_start(
+    say, place: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Before any worker is started, who would wait for it."""
+    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    use("http://127.0.0.1:1", monkeypatch)
+    monkeypatch.setattr("prolora_jax.io.places.pacing.FIRST_PATIENCE", 0.2)
+    monkeypatch.setattr("prolora_jax.catalog.fleet.local_run.Crew", None)
+    words = {"--source": "sdxl", "--target": "ssd-1b", "--out": f"none-{place}"}
+    inputs = "s3://bucket/loras" if place == "inputs" else "loras"
+    words |= {} if place == "inputs" else {place: "s3://bucket/x"}
+    code, told = say("fleet", "run", inputs, *(word for pair in words.items() for word in pair))
+    assert (code, told["code"]) == (2, "cannot-write")
+    assert "found no store that answers (connection refused)" in told["message"]
 
 
 def test_receipts_in_one_table(say, folder: Path):

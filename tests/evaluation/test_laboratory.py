@@ -53,12 +53,12 @@ def test_trains_once_moves_and_judges(tmp_path, monkeypatch):
     monkeypatch.setattr(workshop, "load_pictures", lambda: (few_pictures(), few_pictures(8)))
     made = workshop.Workshop(tmp_path, RECIPE)
     assert made.make_adapter("source", "invert", 0)
-    assert made.make_adapter("light", "invert", 0)
-    assert not made.make_adapter("light", "invert", 0)
-    assert not made.make_base("source")
+    assert not made.make_adapter("source", "invert", 0)
 
     said = []
-    run_sweep(made, SWEEP, "first", said.append)
+    run_sweep(made, SWEEP, "first", said.append, train=True)
+    assert not made.make_base("light")
+    assert not made.make_adapter("light", "invert", 0)
     rows = {row["arm"]: row for row in results(tmp_path / "results" / "first", SWEEP)}
     assert len(rows) == len(said) == 5
     assert rows["none"]["arrived"] == [0, 0, 0]

@@ -4,7 +4,8 @@ Over a folder, a real S3 server (SeaweedFS), which stands behind a proxy that lo
 emulator of Google's store.
 """
 
-import fcntl
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,10 +18,11 @@ from fake_gcs import EMULATOR, proxied_gcs
 from fault_proxy import Fault, FaultProxy
 from seaweed import BUCKET, SECRET, proxied, use
 
-from prolora_jax.errors import UsageError
+from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import FilePlace
 from prolora_jax.io.stores.basis_store import FolderStore
+from prolora_jax.io.stores.shared_files import alone
 from prolora_jax.io.stores.store_address import store_address
 from prolora_jax.io.stores.weight_tables import TableKey
 from prolora_jax.method.basis import Basis, compute_basis
@@ -206,6 +208,51 @@ def test_what_is_not_to_stay_leaves_nothing(shared: str | Path, host: Callable[.
     assert contents(open_place(shared)) == before
 
 
+@pytest.fixture
+def forbid(shared: str | Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Have the place refuse writes, or everything."""
+
+    def forbidden(reads: bool = False) -> None:
+        def no(*_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        if isinstance(shared, Path):
+            monkeypatch.setattr(os, "link", no)
+            if reads:
+                monkeypatch.setattr(Path, "stat", no)
+            return
+        google = shared.startswith("gs://")
+        proxy = request.getfixturevalue("google_proxy" if google else "proxy")
+        request.addfinalizer(lambda: setattr(proxy, "choose", lambda method, path: None))
+        proxy.choose = lambda how, path: 403 if reads or how in ("PUT", "POST") else None
+
+    return forbidden
+
+
+def test_one_that_may_not_be_written_to_is_read(
+    shared: str | Path,
+    host: Callable[..., FolderStore],
+    forbid: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+):
+    fill(host("one"), 1)
+    before = contents(open_place(shared))
+    forbid()
+    two = host("two")
+    assert two.get(A) is not None
+    two.operators.put(KEY, operators_of(2))
+    two.put(B, basis_of(3))
+    assert two.get(B) is not None
+    assert contents(open_place(shared)) == before
+    assert [told for told in caplog.messages if "nothing new is kept there" in told] == [
+        f"{open_place(shared).shown}: may not be written to from here; it is read, and nothing new "
+        f"is kept there: what is computed stays in {two.folder}"
+    ]
+    forbid(reads=True)
+    with pytest.raises(OutputError, match=r"the store refused|Permission denied"):
+        host("three").begin()
+
+
 def test_lost_answers_change_nothing(
     proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -236,17 +283,21 @@ def test_who_waits_for_the_place_gives_signs_of_life(
     assert not store.has(A)
     assert len(signs) == 2
     signs.clear()
-    fill(FolderStore(tmp_path / "other", shared=url), 1)
-    (tmp_path / "own").mkdir(exist_ok=True)
-    with (tmp_path / "own" / ".fetching").open("w") as held, ThreadPoolExecutor(1) as pool:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waited = pool.submit(store.get, A)
-        begun = time.monotonic()
-        while not signs and time.monotonic() - begun < 30:
-            time.sleep(0.01)
-        fcntl.flock(held, fcntl.LOCK_UN)
+    other = FolderStore(tmp_path / "other", shared=url)
+    fill(other, 1)
+    name = next(name for name in files_of(other) if name.startswith(A))
+    with ThreadPoolExecutor(1) as pool:
+        with alone(tmp_path / "own", name, None):
+            waited = pool.submit(store.get, A)
+            begun = time.monotonic()
+            while not signs and time.monotonic() - begun < 30:
+                time.sleep(0.01)
+            # Who wants another file waits for nobody.
+            assert store.operators.get(KEY) is not None
+            assert not waited.done()
         assert waited.result() is not None
     assert signs
+    assert not list((tmp_path / "own").glob(".*"))
 
 
 def test_a_place_that_lets_two_win_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -259,9 +310,10 @@ def test_a_place_that_lets_two_win_is_refused(tmp_path: Path, monkeypatch: pytes
         return real(key, content, tags)
 
     monkeypatch.setattr(place, "create", careless)
-    with pytest.raises(UsageError, match="let two writers make one file"):
-        store.put(A, basis_of(1))
-    assert store.get(A) is None
+    for act in (lambda: store.get(A), lambda: store.put(A, basis_of(1))):
+        with pytest.raises(UsageError, match="let two writers make one file"):
+            act()
+    assert files_of(store) == {}
 
 
 def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -274,6 +326,20 @@ def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert found.shared == tmp_path / "with blank"
     assert found.folder.parent == tmp_path
     assert found.folder.name.startswith("own-of-")
+    for url in (f"file://localhost{tmp_path}/with%20blank", f"FILE://{tmp_path}/with blank"):
+        assert store_address(url) == found
+    assert store_address(f"file://{tmp_path}/a%3Fb%23%25").shared == tmp_path / "a?b#%"
+    for url, told in (
+        (f"file://{tmp_path}/a?b", r"found \? in the URL; expected %3F"),
+        (f"file://{tmp_path}/a#b", "found # in the URL; expected %23"),
+        (f"file://key:{SECRET}@host{tmp_path}", "found the name of a host"),
+        ("file:///a%00b", "no folder's name"),
+        ("file:///", "no folder's name"),
+    ):
+        with pytest.raises(UsageError, match=told) as caught:
+            store_address(url)
+        assert caught.value.code is Refusal.BAD_OPTION
+        assert SECRET not in str(caught.value)
     pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
     other = store_address("s3://bucket/store")
     assert other.shown == "s3://bucket/store"

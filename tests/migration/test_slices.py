@@ -111,7 +111,13 @@ def _alike(weights: dict[str, torch.Tensor]) -> None:
     weights["model.embed_tokens.weight"][:, 3] = weights["model.embed_tokens.weight"][:, 4]
 
 
-@pytest.mark.parametrize("change", [_healed, _alike])
+def _most_tokens_trained(weights: dict[str, torch.Tensor]) -> None:
+    embedding = weights["model.embed_tokens.weight"]
+    # Every eighth token is as before: the channels can be found, and are too few tokens' own.
+    embedding[[n for n in range(len(embedding)) if n % 8 != 3]] += 1
+
+
+@pytest.mark.parametrize("change", [_healed, _alike, _most_tokens_trained])
 def test_what_is_no_slice_is_refused(
     pair: LanguagePair, pruned: Prune, change: Any, tmp_path: Path
 ) -> None:
@@ -166,6 +172,23 @@ def test_special_tokens_may_be_trained_since(tmp_path: Path) -> None:
     save_pruned(tmp_path / "target", weights, 2, vocab_size=200)
     places = tmp_path / "adapter", tmp_path / "source", tmp_path / "target", tmp_path / "out"
     assert len(migrate_file(*places, PROJECTED).report.modules) == 2
+    assert verify_file(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("tokens", [[5], [3, 20, 29, 38]], ids=["one", "some"])
+def test_a_token_that_was_renamed_since_leaves_the_layers_slices(
+    pair: LanguagePair, pruned: Prune, tokens: list[int], tmp_path: Path
+) -> None:
+    def renamed(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.embed_tokens.weight"][tokens] += 1
+
+    target, net = pruned(renamed)
+    found = migrate_file(pair.adapter, pair.source, target, tmp_path / "out", PROJECTED)
+    assert [s.path for s in found.report.skipped] == ["lm.model.embed_tokens"]
+    wanted = sliced(merged(pair.source_net, pair.adapter).state_dict())
+    moved = merged(net, tmp_path / "out").state_dict()
+    for name in wanted.keys() - {"model.embed_tokens.weight"}:
+        torch.testing.assert_close(moved[name], wanted[name], atol=5e-7, rtol=0)
     assert verify_file(tmp_path / "out").ok
 
 

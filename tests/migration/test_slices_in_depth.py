@@ -174,6 +174,23 @@ def test_of_two_layers_alike_nothing_tells_which_one_it_is(
     assert verify_file(tmp_path / "out").ok
 
 
+@pytest.mark.parametrize("kept", [(4, 2, 0), (0, 2, 2)], ids=["reversed", "twice"])
+def test_layers_that_are_left_over_by_their_order_make_the_others_uncertain(
+    pair: LanguagePair, kept: tuple[int, ...], tmp_path: Path
+) -> None:
+    save_pruned(tmp_path / "target", sliced(pair.source_net.state_dict(), kept), len(kept))
+    places = pair.adapter, pair.source, tmp_path / "target", tmp_path / "out"
+    report = migrate_file(*places, PROJECTED).report
+    (alignment,) = report.alignments
+    assert alignment.margin == 0.0
+    assert len(alignment.pairs) == (1 if kept == (4, 2, 0) else 2)
+    inside = [m.flags for m in report.modules if ".layers." in m.path]
+    assert {*inside} == {("weak-match", "sliced")}
+    moved = {int(m.path.split(".")[3]) for m in report.modules if ".layers." in m.path}
+    assert moved == {j for _, j in alignment.pairs}
+    assert verify_file(tmp_path / "out").ok
+
+
 def test_a_stranger_of_another_width_and_depth_is_refused(
     pair: LanguagePair, tmp_path: Path
 ) -> None:

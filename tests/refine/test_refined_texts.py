@@ -182,6 +182,25 @@ def test_verify_says_what_was_learned(output: Path) -> None:
     assert report_path(output).is_file()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"disagreement": 0.01}, "says R = 0.01; its losses give"),
+        ({"losses": {"source_on_target": 9.0}}, "its losses give"),
+        ({"losses": {"target_own": -1.0}}, "expected four positive ones"),
+    ],
+)
+def test_verify_computes_r_anew(
+    output: Path, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    shutil.copytree(output, tmp_path / "out")
+    told = json.loads(report_path(output).read_text())
+    change = {k: told["refined"][k] | v if k == "losses" else v for k, v in change.items()}
+    told["refined"] |= change
+    report_path(tmp_path / "out").write_text(json.dumps(told))
+    assert message in " ".join(verify_file(tmp_path / "out").problems)
+
+
 def test_models_that_number_tokens_otherwise_are_refused(
     pair: LanguagePair, tmp_path: Path
 ) -> None:

@@ -14,14 +14,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork, start_worker
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork, Worker, start_worker
+from prolora_jax.catalog.fleet.worker import Worker
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.outputs.manifest import ManifestRow, Proof
 from prolora_jax.io.outputs.reports import report_path
 from prolora_jax.io.places.opening import open_place
+from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.plans.catalog_record import CatalogRecord
 
 SECONDS = 0.01
@@ -35,6 +37,7 @@ class ToyWorker(Worker):
         self.job, self._hurried, self._sign = job, hurried, sign
         self.inputs, self.out = open_place(job.inputs), open_place(job.out)
         self._shown, self._told, self._writing = {}, set(), job.writing
+        self._store = FolderStore(job.store, noted=False)
         note = JobNote(1, job.asked, "no bases", job.inputs, "source", "target", {})
         self._publisher = Publisher(self.out, claim(self.out, note).digest, job.writing.overwrite)
 

@@ -23,7 +23,7 @@ from patience import UNTIL_HUNG
 from ray import get_runtime_context
 from ray.cluster_utils import Cluster
 
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 
 SUPPORT = Path(fleet_workers.__file__).parent
 PATHS = [str(SUPPORT.parents[1]), str(SUPPORT), os.environ.get("PYTHONPATH", "")]
@@ -167,14 +167,14 @@ class Driver:
 MAIN = """
 import json, sys
 import ray_hosts
-from prolora_jax.catalog.fleet import giving, local_run
+from prolora_jax.catalog.fleet import holding, local_run
 from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare
 from prolora_jax.errors import ProloraError
 
 if __name__ == "__main__":
     local_run.start_worker = ray_hosts.start_noted
-    giving.SLOW = 2.0
+    holding.SLOW = 2.0
     address, inputs, out, patience = sys.argv[1:]
     job = FleetJob(inputs, out, "source", "target")
     share = RunShare(1, ray=address, patience=float(patience))

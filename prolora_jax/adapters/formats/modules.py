@@ -47,6 +47,22 @@ def is_over_time(group: ModuleTensors) -> bool:
     return group.parts.keys() <= PLAIN_PARTS and any(a.ndim == 5 for a, _ in group.parts.values())
 
 
+def require_whole_over_time(path: str, group: ModuleTensors, origin: str) -> None:
+    """Refuse what is no whole pair over time: damage is no layer that may be left behind.
+
+    Args:
+        path: of the layer.
+        group: its tensors, of which `is_over_time` is true.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: a factor is missing, or is none by its dtype or shape.
+    """
+    _pair(path, group, origin, axes=5)
+    if "alpha" in group.parts:
+        _scalar(*group.parts["alpha"], path, origin)
+
+
 def made_module(
     path: str, group: ModuleTensors, metadata: Mapping[str, str], origin: str, alpha_zero: AlphaZero
 ) -> LoraModule | StructuredModule:
@@ -64,6 +80,20 @@ def made_module(
     """
     if not group.parts.keys() <= PLAIN_PARTS:
         return _structured(path, group, metadata, origin, alpha_zero)
+    down, up = _pair(path, group, origin)
+    require_same_kind(path, None, metadata, origin)
+    alpha = _alpha_beside(path, down.shape[0], group, metadata, origin)
+    if "alpha" in group.parts:
+        alpha = _scalar(*group.parts["alpha"], path, origin)
+    if alpha == 0:
+        return read_zero(LoraModule(path, down, up), alpha_zero, origin)
+    return LoraModule(path, down, up, alpha)
+
+
+def _pair(
+    path: str, group: ModuleTensors, origin: str, axes: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both factors of a linear layer, or of a convolution whose kernel has so many axes."""
     pair: tuple[tuple[Part, Part], ...] = (("down", "up"), ("up", "down"))
     for half, other in pair:
         if half not in group.parts:
@@ -72,22 +102,17 @@ def made_module(
                 f"{group.parts[other][1]}; expected both; fetch the file again",
                 code=Refusal.INCOMPLETE_PAIR,
             )
-    require_same_kind(path, None, metadata, origin)
     (down, _), (up, _) = group.parts["down"], group.parts["up"]
     _require_floats(group, origin)
-    if not _fit(down, up):
+    if not _fit(down, up, axes):
+        kernel, ones = ("kh, kw", "1, 1") if axes == 4 else ("kt, kh, kw", "1, 1, 1")
         raise AdapterRefused(
             f"{origin}: {path}: found down of shape {down.shape} and up of shape {up.shape}; "
-            f"expected (rank, in[, kh, kw]) and (out, rank[, 1, 1]) of one rank; fetch the file "
-            f"again",
+            f"expected (rank, in[, {kernel}]) and (out, rank[, {ones}]) of one rank; fetch the "
+            f"file again",
             code=Refusal.SHAPE_MISMATCH,
         )
-    alpha = _alpha_beside(path, down.shape[0], group, metadata, origin)
-    if "alpha" in group.parts:
-        alpha = _scalar(*group.parts["alpha"], path, origin)
-    if alpha == 0:
-        return read_zero(LoraModule(path, down, up), alpha_zero, origin)
-    return LoraModule(path, down, up, alpha)
+    return down, up
 
 
 def _alpha_beside(
@@ -122,8 +147,8 @@ def _disputed(path: str, origin: str) -> str:
     )
 
 
-def _fit(down: np.ndarray, up: np.ndarray) -> bool:
-    if down.ndim not in {2, 4} or up.ndim not in {2, 4} or 0 in (*down.shape, *up.shape):
+def _fit(down: np.ndarray, up: np.ndarray, axes: int) -> bool:
+    if down.ndim not in {2, axes} or up.ndim not in {2, axes} or 0 in (*down.shape, *up.shape):
         return False
     return down.shape[0] == up.shape[1] and set(up.shape[2:]) <= {1}
 

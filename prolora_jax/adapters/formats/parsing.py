@@ -20,6 +20,7 @@ from prolora_jax.adapters.formats.modules import (
     is_over_time,
     made_module,
     read_zero,
+    require_whole_over_time,
 )
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.adapters.formats.token_rows import with_rows
@@ -95,6 +96,7 @@ def parse(
             extras[key] = array
             continue
         if is_over_time(group):
+            require_whole_over_time(path, group, origin)
             read = (Companion(key, path, "layer", array) for array, key in group.parts.values())
             companions |= {companion.key: companion for companion in read}
             continue

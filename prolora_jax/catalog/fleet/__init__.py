@@ -5,8 +5,11 @@ inputs.py: The adapters of a place, from its listing, and which of them must be 
 receipts.py: What became of each input: written once, read together.
 tables.py: Receipts of a whole run in one Parquet file.
 dispatch.py: Which worker gets which inputs, and what the death of one means.
+chunk.py: What a driver and its workers say to each other.
 worker.py: One chunk of inputs in, outputs and receipts out.
 publishing.py: Outputs from a worker's folder to where they belong, each once and whole.
+share.py: Which part of a catalog a run does, and how.
+holding.py: Which worker has which chunks: what it is at, and what it goes on with.
 giving.py: One run: the work given out to a crew, and what becomes of it.
 elsewhere.py: A job on the hosts of a Ray cluster: what each must see, how a worker starts there.
 local_run.py: A run from its first look to its end, by processes of this host or a Ray cluster.

@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 from prolora_jax.catalog.fleet.publishing import stored_hash
 from prolora_jax.catalog.fleet.receipts import Filed, Known, file_receipt, read_receipts
-from prolora_jax.catalog.run import failed_record
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import Refusal
 from prolora_jax.io.places.place import FilePlace
-from prolora_jax.plans.catalog_record import FINISHED
+from prolora_jax.plans.catalog_record import FINISHED, failed_record
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ class Dispatch:
     def __init__(self, units: Sequence[Unit], workers: int, most: int = MOST):
         self._waiting = deque(units)
         self._alone: deque[Unit] = deque()
+        self._apart = set[str]()
         self.workers, self._most = workers, most
         self._deaths: Counter[str] = Counter()
         self._troubles: Counter[str] = Counter()
@@ -60,6 +61,14 @@ class Dispatch:
             count = 1 if one else max(1, min(size, self._most))
             return tuple(self._waiting.popleft() for _ in range(count))
         return (self._alone.popleft(),) if self._alone else None
+
+    def ahead(self) -> Chunk | None:
+        """What a worker may go on with; None where what is left is for who will have nothing."""
+        return self.next() if len(self._waiting) >= self.workers else None
+
+    def is_apart(self, chunk: Chunk) -> bool:
+        """Whether a chunk is an input that may end its worker, which then has nothing else."""
+        return any(unit[0].name in self._apart for unit in chunk)
 
     def probe(self) -> Chunk | None:
         """One unit from anywhere: what is behind one that could not be done may be like it."""
@@ -89,8 +98,10 @@ class Dispatch:
             losses = self._losses[unit[0].name]
             if losses >= LOSSES:
                 spent.append(unit)
+            elif losses < _TOGETHER:
+                self._waiting.append(unit)
             else:
-                (self._waiting if losses < _TOGETHER else self._alone).append(unit)
+                self._set_apart([unit])
         return spent
 
     def troubled(self, units: Collection[Unit]) -> list[Unit]:
@@ -104,18 +115,19 @@ class Dispatch:
         """
         return self._again(units, self._troubles)
 
-    def died(self, chunk: Chunk, left: Collection[Unit]) -> list[Unit]:
+    def died(self, chunk: Chunk, left: Collection[Unit], *, more: bool = False) -> list[Unit]:
         """A worker has ended over a chunk.
 
         Args:
-            chunk: what it was given.
+            chunk: what it had begun.
             left: of that, what has no receipt.
+            more: whether it had something else, too, that it had not begun.
 
         Returns:
             Units that have ended `TRIES` workers alone; they are not given to any other.
         """
-        if len(chunk) > 1:
-            self._alone.extend(left)
+        if more or len(chunk) > 1:
+            self._set_apart(left)
             return []
         return self._again(left, self._deaths)
 
@@ -123,5 +135,9 @@ class Dispatch:
         """Have units tried again alone, but for those that have no tries left."""
         tries.update(unit[0].name for unit in units)
         spent = [unit for unit in units if tries[unit[0].name] >= TRIES]
-        self._alone.extend(unit for unit in units if unit not in spent)
+        self._set_apart([unit for unit in units if unit not in spent])
         return spent
+
+    def _set_apart(self, units: Collection[Unit]) -> None:
+        self._apart.update(unit[0].name for unit in units)
+        self._alone.extend(units)

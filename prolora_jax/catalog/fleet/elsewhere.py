@@ -10,9 +10,9 @@ from secrets import token_hex
 from socket import gethostname
 from typing import NamedTuple
 
-from prolora_jax.catalog.fleet.giving import RunShare
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.job import OWN, FleetJob
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.share import RunShare
 from prolora_jax.engines.crew import AnyCrew, Say, Start
 from prolora_jax.errors import ProloraError, Refusal, UsageError
 from prolora_jax.io.places.opening import is_url, open_place, without_secrets

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from prolora_jax.catalog.catalog import said_of
+from prolora_jax.catalog.fleet.chunk import PARTS
 from prolora_jax.catalog.fleet.job import OWN, JobNote, read_note
 from prolora_jax.catalog.fleet.receipts import Known, read_receipts
-from prolora_jax.catalog.fleet.worker import PARTS
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.io.outputs.catalog_files import stamp
 from prolora_jax.io.outputs.lock import locked
@@ -23,6 +22,7 @@ from prolora_jax.io.places.place import FilePlace, read_listed, read_whole
 from prolora_jax.plans.catalog_record import CatalogRecord, CatalogSummary, count_records
 from prolora_jax.plans.folder_report import PairModule, PairReport
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.relation import said_of
 
 ENDED = f"{OWN}/ended.json"
 """When every input had its receipt for the first time, ISO 8601, UTC: for people alone."""

@@ -8,77 +8,30 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from hashlib import sha256
-from typing import NamedTuple
 
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.dispatch import LOSSES, TRIES, Chunk, Dispatch
+from prolora_jax.catalog.fleet.holding import Holding
 from prolora_jax.catalog.fleet.inputs import FleetInput, Unit
 from prolora_jax.catalog.fleet.receipts import Known, Receipt
-from prolora_jax.catalog.fleet.worker import ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.share import SILENCE, RunShare
 from prolora_jax.engines.crew import AnyCrew, Event
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import OutputError, ProloraError, Refusal
 from prolora_jax.io.places.place import FilePlace
 from prolora_jax.plans.catalog_record import CatalogRecord
 
-SILENCE = 600.0
-"""Seconds without a sign of life after which a worker is ended; its input is to blame for it."""
-
-STRIKES = 3
+STRIKES, LAST_STRIKES = 3, 16
 """Chunks in a row that fail at once for a host's own trouble before it gets no more; all but the
-first are single inputs from anywhere, as what lies together may fail together."""
+first are single inputs from anywhere, as what lies together may fail together. The last host is
+asked for longer: without it there is no run, and chance may have found what nobody can write."""
 
 _NEVER_READY = 3
 """Workers in a row that end before they are ready: no input can be to blame for that."""
 
 _LAST_SECONDS = 25.0
 """What a preempted host has left is 30 seconds."""
-
-
-SLOW = 60.0
-"""Seconds after which a chunk may be slow, and not large."""
-
-
-@dataclass(frozen=True)
-class RunShare:
-    """Which part of a catalog a run does, and how.
-
-    Attributes:
-        workers: processes.
-        shard: number of this part, from 0.
-        shards: number of parts.
-        silence: seconds without a sign of life after which a worker is ended.
-        ray: address of a Ray cluster whose hosts do it, each with `workers`; None for this host.
-        patience: seconds without any host of that cluster that has a worker, after which it ends.
-    """
-
-    workers: int = 1
-    shard: int = 0
-    shards: int = 1
-    silence: float = SILENCE
-    ray: str | None = None
-    patience: float = 300.0
-
-    def has(self, unit: Unit) -> bool:
-        """Whether a unit is in this part, which depends on its name alone."""
-        digest = sha256(unit[0].name.encode()).digest()
-        return int.from_bytes(digest[:8]) % self.shards == self.shard
-
-
-class _Held(NamedTuple):
-    """What a worker has: its chunk, since when, and whether a second one was given it.
-
-    The chunk is empty when another has done it.
-    """
-
-    chunk: Chunk
-    since: float = 0.0
-    shared: bool = False
-
-
-_NOTHING = _Held(())
 
 
 def is_settled(unit: Unit, known: Mapping[str, Known]) -> bool:
@@ -120,9 +73,10 @@ class FleetRun:
         self.settled = set[str]()
         self.done, self.states = 0, dict[str, int]()
         self.stop = threading.Event()
-        self.busy: dict[int, _Held] = {}
+        self.busy = Holding()
         self.idle: list[int] = []
         self.strikes = Counter[int]()
+        self.dismissed = set[int]()
         self.troubled = set[str]()
         self.never_ready = 0
         # One input goes ahead: what it needs of the base models would else be computed by all.
@@ -141,16 +95,12 @@ class FleetRun:
         self.crew = hire()
         try:
             self.crew.fill()
-            while not self.stop.is_set() and (self.dispatch.left or self._at_work):
+            while not self.stop.is_set() and (self.dispatch.left or self.busy.at_work):
                 self._step(1.0)
             if self.stop.is_set():
                 self._finish_early()
         finally:
             self.crew.close()
-
-    @property
-    def _at_work(self) -> bool:
-        return any(held.chunk for held in self.busy.values())
 
     def _step(self, seconds: float) -> None:
         for event in self.crew.events(seconds):
@@ -162,44 +112,33 @@ class FleetRun:
             )
             if self.crew.silent(worker) > longest:
                 self.crew.kill(worker)
-        while self.idle and not self.stop.is_set():
-            if not self.warm and self.busy:
-                return
-            worker = self.idle[-1]
-            struck = self.strikes[worker] > 0
+        if not self.stop.is_set():
+            self._give_out()
+
+    def _give_out(self) -> None:
+        """First to who has nothing; then what others may go on with."""
+        while self.idle and (self.warm or not self.busy):
+            struck = self.strikes[self.idle[-1]] > 0
             chunk = self.dispatch.probe() if struck else self.dispatch.next(one=not self.warm)
-            chunk = chunk or self._slow()
+            chunk = chunk or self.busy.second_copy()
             if chunk is None:
                 return
-            self.idle.pop()
-            self.busy[worker] = _Held(chunk, time.monotonic())
-            self.crew.give(worker, self._work(chunk))
+            self._give(self.idle.pop(), chunk)
+        for worker, at in self.busy.with_room() if self.warm else ():
+            # Of two chunks it would not be certain which one a host, or an input, is to blame for.
+            if not (self.strikes[worker] or self.dispatch.is_apart(at)):
+                chunk = self.dispatch.ahead()
+                if chunk is not None:
+                    self._give(worker, chunk)
 
-    def _slow(self) -> Chunk | None:
-        """A chunk that one worker has had for long, for another that has nothing to do.
+    def _give(self, worker: int, chunk: Chunk) -> None:
+        self.busy.add(worker, chunk, self.strikes[worker])
+        self.crew.give(worker, self._work(chunk))
 
-        Who finishes first has done it: outputs are made if they are not there.
-        """
-        for worker, held in self.busy.items():
-            if held.chunk and not held.shared and time.monotonic() - held.since > SLOW:
-                self.busy[worker] = held._replace(shared=True)
-                return held.chunk
-        return None
-
-    def _taken(self, worker: int, *, done: bool = False) -> Chunk:
-        """What a worker had; empty where another has it, too, which goes on or comes too late.
-
-        Args:
-            worker: that has it no more.
-            done: whether it has done all of it.
-        """
-        chunk = self.busy.pop(worker, _NOTHING).chunk
-        for other, held in self.busy.items():
-            if chunk and held.chunk is chunk:
-                if not done:
-                    return ()
-                self.busy[other] = _NOTHING
-        return chunk
+    def _may_rest(self, worker: int) -> None:
+        """It has done what it was at: it goes on with what it has, or has nothing."""
+        if worker not in self.busy:
+            self.idle.append(worker)
 
     def _work(self, chunk: Chunk) -> ChunkWork:
         inputs = tuple(one for unit in chunk for one in unit)
@@ -209,7 +148,7 @@ class FleetRun:
     def _finish_early(self) -> None:
         self.crew.hurry()
         end = time.monotonic() + _LAST_SECONDS
-        while self._at_work and time.monotonic() < end:
+        while self.busy.at_work and time.monotonic() < end:
             self._step(0.2)
 
     def _heard(self, event: Event) -> None:
@@ -228,7 +167,8 @@ class FleetRun:
 
     def _noted(self, worker: int, done: ChunkDone) -> None:
         """What a worker has done of its chunk; the rest goes to another, if this host can."""
-        chunk, self.warm = self._taken(worker, done=not done.left), True
+        held, self.warm = self.busy.take(worker, done=not done.left), True
+        chunk = held.chunk
         for name, state in done.states.items() if chunk else ():
             self._has_receipt(name, state)
         if done.trouble is None and "done" in done.states.values():
@@ -237,26 +177,33 @@ class FleetRun:
         if done.trouble is None:
             self.dispatch.hand_back(left)
         else:
-            self._note_trouble(worker, left, done)
+            self._note_trouble(worker, left, done, held.strikes)
         if self._has_trouble(worker):
-            self.crew.dismiss(worker)
+            self._dismiss(worker)
         else:
-            self.idle.append(worker)
+            self._may_rest(worker)
 
-    def _note_trouble(self, worker: int, left: list[Unit], done: ChunkDone) -> None:
+    def _note_trouble(self, worker: int, left: list[Unit], done: ChunkDone, strikes: int) -> None:
         assert done.trouble is not None
         self.trouble, names = done.trouble, {unit[0].name for unit in left}
         if "done" in done.states.values():
             self.strikes[worker] = 0
-        else:
-            # What has failed before says nothing new of the host.
+        elif self.strikes[worker] == strikes:
+            # What has failed before says nothing new of the host, and nothing what was given to it
+            # together with what has failed.
             self.strikes[worker] += not names <= self.troubled
         self.troubled |= names
         for unit in self.dispatch.troubled(left):
             self._given_up([one for one in unit if one.name in done.left], done.trouble)
 
     def _has_trouble(self, worker: int) -> bool:
-        return self.strikes[worker] >= STRIKES
+        others = set(self.crew.workers) - self.dismissed - {worker}
+        return self.strikes[worker] >= (STRIKES if others else LAST_STRIKES)
+
+    def _dismiss(self, worker: int) -> None:
+        self.dismissed.add(worker)
+        self._unbegun(worker)
+        self.crew.dismiss(worker)
 
     def _given_up(self, inputs: list[FleetInput], trouble: str) -> None:
         """What fails again and again is to blame itself, if this host can do others."""
@@ -293,16 +240,17 @@ class FleetRun:
         """An error that is no input's: the place's, the base models', or ours."""
         if error.code != Refusal.INTERNAL or worker not in self.busy:
             raise error
-        self._died(self._taken(worker), str(error))
-        self.idle.append(worker)
+        self._died(self.busy.take(worker).chunk, str(error))
+        self._may_rest(worker)
 
     def _ended(self, worker: int, how: str) -> None:
         """A worker is gone: by what it was at, by its host's trouble, or before it was ready."""
         if worker in self.busy:
-            self._died(self._taken(worker), how)
+            at = self.busy.take(worker).chunk
+            self._died(at, how, more=self._unbegun(worker))
         elif worker in self.idle:
             self.idle.remove(worker)
-        elif self._has_trouble(worker):
+        elif worker in self.dismissed:
             if not self.crew.workers:
                 raise self._no_room()
             return
@@ -327,18 +275,27 @@ class FleetRun:
         """A worker is gone, with its host, and what it was at is not to blame."""
         if worker in self.idle:
             self.idle.remove(worker)
-        left = self._left_of(self._taken(worker))
-        for unit in self.dispatch.lost(left):
-            for one in unit:
-                self._quarantine(one, how, LOSSES)
+        if worker in self.busy:
+            left = self._left_of(self.busy.take(worker).chunk)
+            self._unbegun(worker)
+            for unit in self.dispatch.lost(left):
+                for one in unit:
+                    self._quarantine(one, how, LOSSES)
         if not self.stop.is_set():
             self.crew.fill()
 
-    def _died(self, chunk: Chunk, how: str) -> None:
+    def _unbegun(self, worker: int) -> bool:
+        """Hand back what a worker that is gone had not begun; whether there was any."""
+        more = worker in self.busy
+        for chunk in self.busy.unbegun(worker):
+            self.dispatch.hand_back(chunk)
+        return more
+
+    def _died(self, chunk: Chunk, how: str, *, more: bool = False) -> None:
         self.warm = True
         if not chunk:
             return
-        for unit in self.dispatch.died(chunk, self._left_of(chunk)):
+        for unit in self.dispatch.died(chunk, self._left_of(chunk), more=more):
             for one in unit:
                 self._quarantine(one, how, TRIES)
 

@@ -36,6 +36,7 @@ class FleetJob:
         processes: of each worker, for what has to be computed.
         shared: URL or folder of a store that all hosts have in common.
         share: this host's number, from 0, and how many hosts there are.
+        limit: bytes that `store` may have, but for what running workers use; None: any.
     """
 
     inputs: str
@@ -49,6 +50,7 @@ class FleetJob:
     processes: int = 1
     shared: str | Path | None = None
     share: tuple[int, int] | None = None
+    limit: int | None = None
 
     @property
     def asked(self) -> str:

@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prolora_jax.catalog.fleet import receipts
+from prolora_jax.catalog.fleet.chunk import ChunkWork, start_worker
 from prolora_jax.catalog.fleet.elsewhere import hire_on_ray
 from prolora_jax.catalog.fleet.ending import end_run
-from prolora_jax.catalog.fleet.giving import FleetRun, RunShare
+from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import Unit, find_inputs, units_of
 from prolora_jax.catalog.fleet.job import FleetJob, require_apart, require_same_job
+from prolora_jax.catalog.fleet.share import RunShare
 from prolora_jax.catalog.fleet.standing import standing
-from prolora_jax.catalog.fleet.worker import ChunkWork, start_worker
 from prolora_jax.engines.crew import AnyCrew, Crew
 from prolora_jax.engines.progress import Progress
-from prolora_jax.io.places.opening import open_place, require_conditions
+from prolora_jax.io.places.opening import is_url, open_place, require_conditions
 from prolora_jax.io.places.place import FilePlace
+from prolora_jax.io.stores.basis_store import FolderStore
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     found = find_inputs(inputs, out, previews=job.writing.sidecars)
     require_conditions(out)
     require_same_job(out, job)
+    _require_answers(job)
     units = units_of(found)
     before = standing(out, units)
     todo = [unit for unit in units if share.has(unit) and not before.settles(unit)]
@@ -86,6 +89,14 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     if complete:
         end_run(out)
     return RunResult(run.done, run.states, left, False, complete)
+
+
+def _require_answers(job: FleetJob) -> None:
+    """Ask all places that workers alone would ask, who then wait for what may not be there."""
+    FolderStore(job.store, shared=job.shared).begin()
+    for base in (job.source, job.target):
+        if is_url(base):
+            next(iter(open_place(base).list()), None)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 A chunk is a small catalog: its inputs are fetched whole (a file's fingerprint and energy are of all
 of its tensors), and the engine of one machine works on them in a folder that is thrown away. What
 it has made is then published file by file, and each file's receipt is its commit. So outputs are
-those of one machine, bit for bit, whoever works on what.
+those of one machine, bit for bit, whoever works on what. The next chunk is fetched meanwhile.
 """
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -18,11 +18,12 @@ import msgspec
 
 from prolora_jax.catalog.catalog import pair_report
 from prolora_jax.catalog.fleet import receipts
-from prolora_jax.catalog.fleet.inputs import FleetInput, as_items, fetch
-from prolora_jax.catalog.fleet.job import OWN, VERSION, FleetJob, JobNote, claim
+from prolora_jax.catalog.fleet.chunk import PARTS, ChunkDone, ChunkWork
+from prolora_jax.catalog.fleet.inputs import as_items, fetch
+from prolora_jax.catalog.fleet.job import VERSION, FleetJob, JobNote, claim
 from prolora_jax.catalog.fleet.publishing import Publisher
-from prolora_jax.catalog.fleet.receipts import Known, Receipt
-from prolora_jax.catalog.run import CatalogJob, CatalogRun, failed_record
+from prolora_jax.catalog.fleet.receipts import Receipt
+from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.inputs import Input
@@ -34,49 +35,34 @@ from prolora_jax.io.places.scratch import scratch
 from prolora_jax.io.places.staging import stage_once
 from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.migration.opening import open_pair
-from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
+from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, failed_record
 from prolora_jax.plans.folder_report import FileReport
 
-PARTS = f"{OWN}/pairs"
-"""What workers have measured of the pair, each its part."""
-
 NO_PROOF = Proof()
+_IN = "in"
 
 _ITS_OWN = (Refusal.OUTPUT_EXISTS, Refusal.BAD_NAME, Refusal.FILE_TOO_LARGE)
 """Why a place does not take one output, and would take others."""
 
 
-class ChunkWork(NamedTuple):
-    """What a worker is given.
-
-    Attributes:
-        inputs: of a chunk, those of one unit behind each other.
-        before: receipts of earlier runs, by names.
-        together: whether their receipts are one object.
-    """
-
-    inputs: tuple[FleetInput, ...]
-    before: dict[str, Known]
-    together: bool = False
-
-
-class ChunkDone(NamedTuple):
-    """What a worker has done.
-
-    Attributes:
-        states: of inputs, by their names, as their receipts say.
-        left: names of inputs without a receipt: this host, and not the input, is in their way, or
-            the worker was to end early.
-        trouble: what is in their way.
-    """
-
-    states: dict[str, str]
-    left: tuple[str, ...] = ()
-    trouble: str | None = None
-
-
 class _Hurried(Exception):
     """The worker is to end with what it has done."""
+
+
+class Staged(NamedTuple):
+    """A chunk whose inputs are at hand.
+
+    Attributes:
+        work: the chunk.
+        folder: of its own; inputs of a store are in it.
+        failed: why some of those are not, by their names.
+        held: what keeps the folder; it goes when that is closed.
+    """
+
+    work: ChunkWork
+    folder: Path
+    failed: dict[str, ProloraError]
+    held: ExitStack
 
 
 class Worker:
@@ -93,15 +79,19 @@ class Worker:
         OutputError: a place does not answer.
     """
 
+    _at_work = False
+
     def __init__(self, job: FleetJob, hurried: threading.Event, sign: Callable[[], None]):
         self.job, self._hurried, self._sign = job, hurried, sign
         # A worker that waits for a store is alive, and its input is not to blame.
-        places = (open_place(place, Pace(waiting=sign)) for place in (job.inputs, job.out))
-        self.inputs, self.out = places
+        self.inputs = open_place(job.inputs, Pace(waiting=self._sign_of_staging))
+        self.out = open_place(job.out, Pace(waiting=sign))
         cache = job.cache or job.store.with_name(f"{job.store.name}-bases")
         self._shown = dict(_local_base(base, cache, sign) for base in (job.source, job.target))
         places = [local for local, _ in self._shown.items()]
-        self._store = FolderStore(job.store, shared=job.shared, share=job.share, waiting=sign)
+        self._store = FolderStore(
+            job.store, limit=job.limit, shared=job.shared, share=job.share, waiting=sign
+        )
         source, target = places[0], places[-1]
         self.pair = open_pair(source, target, self._store, job.processes)
         matched = self.pair.matching(job.options.match, job.options).pairs
@@ -124,29 +114,65 @@ class Worker:
         self._scanner = Scanner(self.pair, job.options, job.writing)
         self._told: set[str] = set()
 
-    def __call__(self, work: ChunkWork) -> ChunkDone:
+    def stage(self, work: ChunkWork) -> Staged:
+        """Have the inputs of a chunk at hand, in any thread.
+
+        Args:
+            work: the chunk.
+
+        Returns:
+            What is to be called for; until then it takes room on the local disk.
+
+        Raises:
+            OutputError: the place does not answer, or the local disk takes no more.
+        """
+        with ExitStack() as held:
+            # Its name is new each time: what is known of a folder's files is kept by their paths.
+            folder, failed = held.enter_context(scratch()), dict[str, ProloraError]()
+            if self.inputs.folder is None:
+                failed = fetch(self.inputs, work.inputs, folder / _IN, self._sign_of_staging)
+            return Staged(work, folder, failed, held.pop_all())
+
+    def _sign_of_staging(self) -> None:
+        """A sign of life, unless another chunk is at work: that has to give its own."""
+        if self._hurried.is_set():
+            raise _Hurried
+        if not self._at_work:
+            self._sign()
+
+    def __call__(self, work: ChunkWork | Staged) -> ChunkDone:
         """Do a chunk.
 
         Args:
             work: the chunk.
 
         Returns:
-            What became of its inputs.
+            What became of its inputs; who is to end early begins none.
 
         Raises:
             OutputError: a place does not answer.
             BaseModelError: a base model cannot be read.
         """
-        # Its name is new each time: what is known of a folder's files is kept by their paths.
-        with scratch() as folder:
-            return self._done(work, folder)
+        try:
+            staged = work if isinstance(work, Staged) else self.stage(work)
+        except _Hurried:
+            assert isinstance(work, ChunkWork)
+            return _given_back(work)
+        with staged.held:
+            if self._hurried.is_set():
+                return _given_back(staged.work)
+            self._at_work = True
+            try:
+                done = self._done(staged)
+            finally:
+                self._at_work = False
+        self._store.trim()
+        return done
 
-    def _done(self, work: ChunkWork, folder: Path) -> ChunkDone:
-        staged, made = folder / "in", folder / "out"
+    def _done(self, chunk: Staged) -> ChunkDone:
+        work, failed = chunk.work, chunk.failed
+        staged, made = chunk.folder / _IN, chunk.folder / "out"
         self._shown |= {str(staged): self.inputs.shown, str(made): self.out.shown}
-        failed: dict[str, ProloraError] = {}
-        if self.inputs.folder is None:
-            failed = fetch(self.inputs, work.inputs, staged, self._sign)
         items = as_items(self.inputs, work.inputs, staged, failed)
         rows = {row.record.input: row for row in self._migrated(items, made)} if items else {}
         for one in work.inputs:
@@ -273,18 +299,15 @@ class Worker:
         self._told |= pairs.keys()
 
 
-def start_worker(
-    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
-) -> Callable[[ChunkWork], ChunkDone]:
-    """A worker in a process of its own (see `Worker`)."""
-    return Worker(job, hurried, sign)
-
-
 def _local_base(base: str, cache: Path, sign: Callable[[], None]) -> tuple[str, str]:
     """Where a base model is on this host, and how it is named."""
     if not is_url(base):
         return base, base
     return str(stage_once(base, cache.resolve(), sign)), without_secrets(base)
+
+
+def _given_back(work: ChunkWork) -> ChunkDone:
+    return ChunkDone({}, tuple(one.name for one in work.inputs))
 
 
 def _is_of(name: str, unit: str) -> bool:

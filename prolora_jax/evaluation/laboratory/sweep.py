@@ -109,24 +109,39 @@ class Sweep:
         return list(found.values())
 
 
-def run_sweep(workshop: Workshop, sweep: Sweep, name: str, say: Say = lambda line: None) -> Path:
+def run_sweep(
+    workshop: Workshop,
+    sweep: Sweep,
+    name: str,
+    say: Say = lambda line: None,
+    *,
+    train: bool = False,
+) -> Path:
     """Try everything that was not tried yet.
 
     Args:
-        workshop: with all base models and adapters trained.
+        workshop: with all base models and adapters trained, unless they are to be trained here.
         sweep: what to try.
         name: of the sweep: of the folder of its results.
         say: called with a line for each arm.
+        train: whether what a cell needs is trained first, where it is not there.
 
     Returns:
         The folder of the results.
     """
     folder = workshop.folder / "results" / name
     for target in sweep.targets:
+        homes = (workshop.recipe.source_of(target), target)
+        if train:
+            for base in homes:
+                workshop.make_base(base)
         pair = Pair(workshop, target)
         for adapter, seed in product(sweep.adapters, sweep.seeds):
             if not workshop.recipe.teaches(target, adapter):
                 continue
+            if train:
+                for base in homes:
+                    workshop.make_adapter(base, adapter, seed)
             _run_contest(pair, adapter, seed, sweep, folder, say)
     return folder
 

@@ -6,7 +6,7 @@ made and run, and the factors of the adapter that comes out are merged into the 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -15,13 +15,11 @@ from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.evaluation.laboratory.adapters import (
     TrainedFactors,
     factors_of,
-    merged,
     total_norm,
 )
 from prolora_jax.evaluation.laboratory.diffusion import Predict
 from prolora_jax.evaluation.laboratory.exams import Depth, exams
 from prolora_jax.evaluation.laboratory.losses import losses
-from prolora_jax.evaluation.laboratory.nets import predictor
 from prolora_jax.evaluation.laboratory.pair_samples import PairSamples
 from prolora_jax.evaluation.laboratory.samples import SampleExam, SampleResult
 from prolora_jax.evaluation.laboratory.workshop import Workshop
@@ -132,6 +130,7 @@ class Pair:
         pictures: int | None = None,
     ):
         self.workshop, self.target, self.pictures = workshop, target, pictures
+        self._moved = lru_cache(maxsize=4)(self._move)
         self.source = source or workshop.recipe.source_of(target)
         self.bases = BasePair(
             load_base_model(workshop.base_folder(self.source)),
@@ -161,6 +160,11 @@ class Pair:
         self, adapter: str, seed: int, options: MigrationOptions
     ) -> tuple[dict[str, TrainedFactors], TrialOutcome]:
         """The source's adapter on the target, and what the migration said of it."""
+        return self._moved(adapter, seed, options)
+
+    def _move(
+        self, adapter: str, seed: int, options: MigrationOptions
+    ) -> tuple[dict[str, TrainedFactors], TrialOutcome]:
         file = self.workshop.adapter_file(self.source, adapter, seed)
         loaded = load_adapter(file, self.bases.source.spec)
         out, outcome = move(loaded, self.bases, options)
@@ -279,6 +283,4 @@ class Contest:
         return self.share(plain if even else self.effect_losses(factors, scale))
 
     def _predict(self, factors: Mapping[str, TrainedFactors], scale: float):
-        workshop, target = self.pair.workshop, self.pair.target
-        params = merged(workshop.params(target), factors, scale)
-        return predictor(workshop.config(target), params)
+        return self.pair.workshop.predict(self.pair.target, factors, scale)

@@ -8,7 +8,7 @@ written last; with the hash of the recipe in it, it says that what stands beside
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from shutil import rmtree
@@ -45,6 +45,7 @@ from prolora_jax.evaluation.laboratory.nets import (
     pruned_params,
     shifted_params,
 )
+from prolora_jax.evaluation.laboratory.once import Answers, name_of
 from prolora_jax.evaluation.laboratory.recipe import BaseRecipe, Recipe
 from prolora_jax.io.adapters.files import load_adapter, save_adapter
 from prolora_jax.io.documents import read_json, write_json
@@ -74,6 +75,7 @@ class Workshop:
         self.folder, self.recipe, self.say = folder, recipe, say
         self._pictures = pictures
         self._params = cache(self._load_params)
+        self._answers = Answers()
 
     @cached_property
     def split(self) -> Split:
@@ -107,10 +109,20 @@ class Workshop:
     def _load_params(self, name: str) -> Params:
         return load_unet(self.base_folder(name))[1]
 
-    def predict(self, name: str, factors: dict[str, TrainedFactors] | None = None) -> Predict:
-        """A base model that has been trained, with or without an adapter."""
-        params = self.params(name)
-        return predictor(self.config(name), merged(params, factors) if factors else params)
+    def predict(
+        self, name: str, factors: Mapping[str, TrainedFactors] | None = None, scale: float = 1.0
+    ) -> Predict:
+        """A base model that has been trained, with or without an adapter.
+
+        What it has answered once it need not compute again.
+        """
+        given = factors or {}
+        return self._answers.remembered(
+            name_of(name, given, scale), lambda: self._net(name, given, scale)
+        )
+
+    def _net(self, name: str, factors: Mapping[str, TrainedFactors], scale: float = 1.0) -> Predict:
+        return predictor(self.config(name), merged(self.params(name), factors, scale))
 
     def factors(self, base: str, name: str, seed: int) -> dict[str, TrainedFactors]:
         """An adapter that has been trained."""
@@ -160,7 +172,7 @@ class Workshop:
             )
         draw = draw_denoising(own, self.recipe.batch)
         if recipe.kind in ("prune", "shift", "narrow"):
-            return draw_taught(draw, self.predict(recipe.parent))
+            return draw_taught(draw, self._net(recipe.parent, {}))  # no batch comes twice
         return draw
 
     def teacher(self, base: str, name: str, seed: int) -> Predict:

@@ -1,7 +1,10 @@
 """A text-to-image pipeline on disk, as diffusers keeps it: its parts and their configurations."""
 
+import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ from prolora_jax.io.base_models.checkpoint import located
 from prolora_jax.io.base_models.hub import fetch_base_model, is_hub_id
 from prolora_jax.io.base_models.model_files import component_part
 from prolora_jax.io.base_models.tokenizer_files import is_whole
+from prolora_jax.io.base_models.unet_files import read_unet_config
 from prolora_jax.io.containers.msgpack_tree import MsgpackTree
 from prolora_jax.io.containers.orbax_tree import OrbaxTree
 from prolora_jax.io.containers.tensors import read_tensors
 from prolora_jax.io.documents import BadDocument, read_json_document
+from prolora_jax.io.guarded import open_regular
 
 _log = logging.getLogger(__name__)
 
@@ -125,6 +130,40 @@ class PipelineFiles:
         file = found.files[0]
         tree = OrbaxTree(file) if found.kind == "orbax" else MsgpackTree(file)
         return nested({"/".join(place): tree.read(place) for place in tree.leaves})
+
+    def digest(self, *, weights: bool) -> str:
+        """A digest of all that latents depend on beside the UNet's weights, wherever it lies.
+
+        Schedulers, tokenizers and configurations; the VAE's weights make no latents.
+
+        Args:
+            weights: whether text encoders' weights are read for it, too: gigabytes, which nobody
+                needs where these are identified otherwise.
+
+        Raises:
+            BaseModelError: the UNet has no configuration.
+            OSError: a file cannot be read.
+        """
+        given = self.unet_config
+        config = read_unet_config(self.unet)[0] if given is None else given
+        digest = sha256(json.dumps(config, sort_keys=True).encode())
+        for file in self._told(weights=weights):
+            digest.update(f"{file.relative_to(self.folder)}\0".encode(errors="surrogateescape"))
+            with open_regular(file) as opened:
+                digest.update(file_digest(opened, sha256).digest())
+        return digest.hexdigest()
+
+    def _told(self, *, weights: bool) -> Iterator[Path]:
+        """Files beside the UNet's, in their order."""
+        configs = ("model_index.json", *(f"{p}/{_CONFIG}" for p in (_VAE, *self.text_encoders)))
+        yield from (self.folder / name for name in configs if self._has(name))
+        folders = ("scheduler", "tokenizer", "tokenizer_2")
+        told = [self.folder / name for name in folders]
+        for name in self.text_encoders if weights else ():
+            part = component_part(self.folder, name)
+            told += [] if part is None else part.files
+        for place in told:
+            yield from sorted(p for p in (place, *place.rglob("*")) if p.is_file())
 
     def _has(self, name: str) -> bool:
         return (self.folder / name).exists()

@@ -29,6 +29,7 @@ from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord
 
 NAME = "manifest.sqlite"
 VERSION = 1
+SAID = " said:"
 _COLUMNS = tuple(f.name for f in fields(CatalogRecord))
 _JSON = frozenset({"skipped", "flags"})
 _BUSY_SECONDS = 30.0
@@ -43,7 +44,8 @@ class Proof(NamedTuple):
 
     Attributes:
         job: digest of options and base weights; None when it came to no plan.
-        input_stamp: size and time of change of the input, when it was read.
+        input_stamp: size and time of change of the input, when it was read, and what its header
+            said (`SAID` and a digest); without that in older manifests and those of fleets.
         output_stamp: the same of the output, when it was written.
     """
 

@@ -27,9 +27,17 @@ from requests.adapters import HTTPAdapter
 
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.guarded import open_regular
-from prolora_jax.io.places.pacing import Pace
+from prolora_jax.io.places.pacing import Pace, StoreRefused
 from prolora_jax.io.places.place import Content, Head, Listed, changed
-from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear, has_control
+from prolora_jax.io.places.store_place import (
+    CREATE,
+    LATER,
+    Page,
+    StorePlace,
+    Unclear,
+    has_control,
+    why_none,
+)
 
 EMULATOR = "STORAGE_EMULATOR_HOST"
 """Variable that names a server to be asked instead, without credentials, as for every client."""
@@ -44,6 +52,12 @@ _PAGE = 1000
 _PIECE = 2**20
 _GENERATION = re.compile(r"[1-9][0-9]*")
 _REASON = re.compile(r"[A-Za-z ]{1,60}")
+_OF_ONE: Mapping[tuple[int, object], Refusal] = {
+    (400, "invalid"): Refusal.BAD_NAME,
+    (413, "uploadTooLarge"): Refusal.FILE_TOO_LARGE,
+}
+"""What is said of one object, and not of all."""
+
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, GoogleAuthError)
 
 
@@ -167,17 +181,17 @@ class GooglePlace(StorePlace):
                 content = answer.raw.read(decode_content=not media)
                 return answer.status_code, content, answer.headers
         except DefaultCredentialsError:
-            raise OutputError(
+            raise StoreRefused(
                 f"{self.shown}: found no credentials for Google's store; expected some; use "
-                "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-                code=Refusal.CANNOT_WRITE,
+                "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
             ) from None
         except RefreshError as failure:
             if not failure.retryable:
-                raise self._refused(key, "RefreshError") from None
+                raise self._refused(key, "RefreshError", 401) from None
             raise self._no_answer(key, "RefreshError", None) from None
         except _NO_ANSWER as failure:
-            raise self._no_answer(key, type(failure).__name__, None) from None
+            reason = why_none(str(failure)) or type(failure).__name__
+            raise self._no_answer(key, reason, None) from None
 
     def _said(self, key: str, status: int, content: bytes) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
@@ -187,8 +201,10 @@ class GooglePlace(StorePlace):
             told = None
         words = isinstance(told, str) and _REASON.fullmatch(told)
         reason = f"status {status}" + (f", {told}" if words else "")
+        if key and (status, told) in _OF_ONE:
+            return self._refused_one(key, reason, _OF_ONE[status, told])
         if 400 <= status < 500 and status not in {*LATER, 412}:
-            return self._refused(key, reason)
+            return self._refused(key, reason, status)
         return self._no_answer(key, reason, status)
 
 

@@ -10,22 +10,38 @@ from obstore import exceptions
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.places.pacing import Pace
 from prolora_jax.io.places.place import Content, Head, Listed, changed
-from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear
+from prolora_jax.io.places.store_place import CREATE, LATER, Page, StorePlace, Unclear, why_none
 
 _PAGE = 1000
 """Keys of one answer to a listing, S3's limit."""
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-_OF_ONE = {"KeyTooLongError": Refusal.BAD_NAME, "EntityTooLarge": Refusal.FILE_TOO_LARGE}
+_OF_ONE = {
+    "KeyTooLongError": Refusal.BAD_NAME,
+    "InvalidObjectName": Refusal.BAD_NAME,
+    "XMinioInvalidObjectName": Refusal.BAD_NAME,
+    "InvalidURI": Refusal.BAD_NAME,
+    "EntityTooLarge": Refusal.FILE_TOO_LARGE,
+    "status 413": Refusal.FILE_TOO_LARGE,
+    "status 414": Refusal.BAD_NAME,
+}
 """What is said of one object, and not of all: a store's own limits may be lower than S3's."""
 
+_ROLE = "/latest/api/token"
+"""What is asked for credentials where the environment has none."""
+
+_NO_CREDENTIALS = "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"
+_NO_ETAG = '"no such etag"'
+_SURE_KEY = 255
+"""Bytes of a key that every server takes."""
+
 _NOT_THERE = (FileNotFoundError, exceptions.NotFoundError)
+_FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 _CONDITION = (exceptions.AlreadyExistsError, exceptions.PreconditionError)
 # Of a missing bucket a store says the same as of a missing object.
 _NEVER = (
-    exceptions.PermissionDeniedError,
-    exceptions.UnauthenticatedError,
+    *_FORBIDDEN,
     exceptions.InvalidPathError,
     exceptions.NotSupportedError,
 )
@@ -44,20 +60,36 @@ class ObjectPlace(StorePlace):
 
     def __init__(self, shown: str, store: Any, pace: Pace, prefix: str = ""):
         super().__init__(shown, pace, prefix)
-        self._store = store
+        self._store, self._longest = store, _SURE_KEY
+
+    def require_name(self, key: str) -> None:
+        """Refuse a name that the store does not take (see `FilePlace`).
+
+        A server's own limit may be lower than S3's. One that has not yet taken a key of this length
+        is asked to replace what is not there, which writes nothing.
+        """
+        length = len(self._full(key).encode())
+        if length > self._longest:
+            self.replace_if(key, b"", _NO_ETAG, {})
+            self._longest = length
 
     def _page(self, below: str, within: str, behind: str | None) -> Page:
+        page, more = list[Any](), False
         try:
-            stream = obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE)
-            page = list(next(iter(stream), ()))
+            for part in obstore.list(self._store, within or None, offset=behind, chunk_size=_PAGE):
+                page += part
+                # What an empty one is, the key behind it says: it comes again with that.
+                whole = [i for i, one in enumerate(page) if one["size"] and one["path"] != behind]
+                more = len(part) == _PAGE and bool(whole)
+                if more:
+                    page = page[: whole[-1] + 1]
+                    break
         except exceptions.InvalidPathError:
             raise self._no_path(below) from None
         except _ANY as failure:
             raise self._said(below, failure) from None
-        more = len(page) == _PAGE
-        if more and any(one["size"] for one in page):
-            # What an empty one is, the key behind it says: it comes again with that.
-            page = page[: 1 + max(i for i, one in enumerate(page) if one["size"])]
+        # A key with a slash at its end lies behind itself, cut off as it is.
+        page = [one for one in page if one["path"] != behind]
         # Consoles make empty objects for folders, this one's own among them, and the client cuts
         # the slash at their ends off: the first key below comes right behind.
         followed = [*[one["path"] for one in page], ""][1:]
@@ -111,16 +143,18 @@ class ObjectPlace(StorePlace):
     def _said(self, key: str, failure: Exception) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
         text = str(failure)
+        if _ROLE in text:  # of a machine of Amazon's, which may be asked again
+            return self._no_answer(key, _NO_CREDENTIALS, None)
         code, status = _CODE.search(text), _STATUS.search(text)
         number = int(status[1]) if status else None
-        reason = code[1] if code else f"status {number}" if number else type(failure).__name__
+        reason = code[1] if code else f"status {number}" if number else why_none(text)
+        reason = reason or type(failure).__name__
         if reason in _OF_ONE:
-            return OutputError(
-                f"{self.shown}/{key}: the store refused ({reason}); expected a shorter name or a "
-                "smaller file; rename it, or give outputs a smaller rank",
-                code=_OF_ONE[reason],
-            )
+            return self._refused_one(key, reason, _OF_ONE[reason])
         final = isinstance(failure, (*_NEVER, *_NOT_THERE))
         if number is not None and 400 <= number < 500 and number not in LATER:
             final = final or not isinstance(failure, _CONDITION)
-        return self._refused(key, reason) if final else self._no_answer(key, reason, number)
+        if not final:
+            return self._no_answer(key, reason, number)
+        forbidden = isinstance(failure, _FORBIDDEN)
+        return self._refused(key, reason, 403 if forbidden else number)

@@ -4,14 +4,15 @@ Credentials come from where each client looks for them (environment, files, the 
 role) and never stand in a URL: URLs are shown, in logs, reports and messages.
 """
 
+import errno
 import os
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
-from prolora_jax.io.places.pacing import Pace
+from prolora_jax.io.places.pacing import Pace, StoreRefused
 from prolora_jax.io.places.place import FilePlace
 
 PROBE = ".prolora/probe"
@@ -62,6 +63,12 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
             code=Refusal.BAD_OPTION,
         )
     prefix = parts.path.strip("/")
+    if prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/")):
+        raise UsageError(
+            f"{shown}: found two slashes, . or .. in the URL; expected folders by their names; "
+            "write it without",
+            code=Refusal.BAD_OPTION,
+        )
     # One name for one place, however many slashes it was written with: places are compared by it.
     shown = f"{parts.scheme}://{parts.netloc}/{prefix}".rstrip("/")
     return opened(shown, parts.netloc, prefix, pace or Pace())
@@ -144,3 +151,11 @@ def require_conditions(place: FilePlace) -> None:
             "another store (docs/fleet.md names some)",
             code=Refusal.CANNOT_WRITE,
         )
+
+
+def is_forbidden(failure: OutputError) -> bool:
+    """Whether a place has refused who asks, and not what was asked."""
+    if isinstance(failure, StoreRefused):
+        return failure.forbidden
+    cause = failure.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from prolora_jax.errors import AdapterRefused, OutputError, Refusal, UsageError
-from prolora_jax.io.places.pacing import Pace, StoreBusy
+from prolora_jax.io.places.pacing import Pace, StoreBusy, StoreRefused
 from prolora_jax.io.places.place import Content, Head, Listed, Written
 
 ATTEMPT = "prolora-attempt"
@@ -35,7 +35,18 @@ _LARGEST_PUT = 5 * 2**30
 _LONGEST_KEY = 1024
 """Bytes of a key, its prefix among them: the limit of S3 and of Google's store."""
 
-_TOO_MUCH = frozenset({429, 503})
+_TOO_MUCH, _FORBIDDEN = frozenset({429, 503}), frozenset({401, 403})
+
+_WHY_NONE = {
+    "ConnectionRefused": "connection refused",
+    "Connection refused": "connection refused",
+    "dns error": "no host of that name",
+    "NameResolutionError": "no host of that name",
+    "certificate": "a certificate that is not trusted",
+    "timed out": "no answer in time",
+    "TimedOut": "no answer in time",
+}
+"""What clients write where no answer comes, and what it means."""
 
 
 def has_control(key: str) -> bool:
@@ -120,7 +131,10 @@ class StorePlace(ABC):
         try:
             return Written(True, self._write(key, content, tags, known))
         except Unclear as unclear:
-            found, said = self._head(key), unclear.said
+            said = unclear.said
+            if said.code is not Refusal.CANNOT_WRITE:
+                raise said from None  # a plain no; to be asked for it might be refused, too
+            found = self._head(key)
         if found is not None and found.tags.get(ATTEMPT) == tags[ATTEMPT]:
             return Written(True, found.etag)
         if known == CREATE and found is not None:
@@ -181,6 +195,13 @@ class StorePlace(ABC):
         """A key of the bucket as one of this place."""
         return full[len(self._prefix) + 1 :] if self._prefix else full
 
+    def _refused_one(self, key: str, reason: str, code: Refusal) -> OutputError:
+        return OutputError(
+            f"{self.shown}/{key}: the store refused this file ({reason}); expected a shorter or "
+            "plainer name, or a smaller file; rename it, or give outputs a smaller rank",
+            code=code,
+        )
+
     def _no_path(self, below: str) -> UsageError:
         return UsageError(
             f"{self.shown}/{below}: found a key with a control character or an empty part; "
@@ -188,16 +209,28 @@ class StorePlace(ABC):
             code=Refusal.BAD_NAME,
         )
 
-    def _refused(self, key: str, reason: str) -> OutputError:
-        return OutputError(
+    def _refused(self, key: str, reason: str, status: int | None = None) -> StoreRefused:
+        return StoreRefused(
             f"{self.shown}/{key}: the store refused ({reason}); expected a bucket that is there "
             "and credentials that allow it; check the URL, the credentials and the clock",
-            code=Refusal.CANNOT_WRITE,
+            forbidden=status in _FORBIDDEN,
         )
 
     def _no_answer(self, key: str, reason: str, status: int | None) -> StoreBusy:
         return StoreBusy(
             f"{self.shown}/{key}: the store gave no answer ({reason}); expected one within "
             "minutes; the same command goes on where this one ended",
+            self.shown,
+            reason,
+            reached=status is not None,
             overloaded=status in _TOO_MUCH,
         )
+
+
+def why_none(text: str) -> str | None:
+    """Why there was no answer, in our own words; None where a client's message does not tell.
+
+    Args:
+        text: of the client, which may hold more than may be shown.
+    """
+    return next((words for part, words in _WHY_NONE.items() if part in text), None)

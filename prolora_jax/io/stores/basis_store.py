@@ -124,6 +124,22 @@ class FolderStore:
             *(self.folder, size / 1e9, " and operators" if self.keeps else "", fate, free / 1e9),
         )
 
+    def begin(self) -> None:
+        """Ask what hosts have in common whether it is there; the first look at it does that, too.
+
+        Raises:
+            UsageError: it lets two writers make one file.
+            OutputError: it does not answer, or may not be read.
+        """
+        self._beyond.begin()
+
+    def trim(self) -> None:
+        """Remove what is over the limit, and used by no running process."""
+        if self.in_use is None or self.limit is None or not self.folder.is_dir():
+            return
+        with suppress(OSError), self.in_use.closed_gate() as (others, _):
+            evict(self.folder, self.limit, others | self.in_use.used)
+
     def close(self) -> None:
         """Remove what is not to stay, and what is over the limit; use nothing any more."""
         if self.in_use is None or not self.folder.is_dir():
@@ -244,11 +260,12 @@ class FolderStore:
 @cache
 def store_at(address: StoreAddress, waiting: Callable[[], object] | None = None) -> FolderStore:
     """The store at a place, for what a process does on behalf of another that has it open."""
-    return FolderStore(address.folder, noted=False, shared=address.shared, waiting=waiting)
+    shared = address.shared
+    return FolderStore(address.folder, noted=False, shared=shared, waiting=waiting or _nobody)
 
 
-def _nobody(name: str) -> None:
-    """What is used is noted nowhere."""
+def _nobody(name: str = "") -> None:
+    """What is used is noted nowhere, and nobody asks for signs of life."""
 
 
 def _facts(fingerprint: str) -> dict[str, str]:

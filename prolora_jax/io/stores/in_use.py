@@ -44,6 +44,11 @@ class InUse:
         self._note(_PASSING, name)
 
     @property
+    def used(self) -> frozenset[str]:
+        """Names that were noted, however."""
+        return frozenset(name for _, name in self._names)
+
+    @property
     def made(self) -> frozenset[str]:
         """Names that were noted by `make`."""
         return frozenset(name for how, name in self._names if how == _PASSING)

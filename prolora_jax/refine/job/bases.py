@@ -47,6 +47,22 @@ def latent_space(place: Path, parts: Path | None = None) -> dict[str, Any]:
     return found | {"pixels_per_latent": 2 ** (len(blocks) - 1) if isinstance(blocks, list) else 8}
 
 
+def beside_unets(bases: DrawingBases) -> list[str]:
+    """What identifies all that both draw with beside their UNets' weights.
+
+    Args:
+        bases: source and target. Text encoders of a pipeline are identified with its UNet; those
+            of other parts are read here.
+
+    Raises:
+        BaseModelError: one of them is no whole pipeline.
+    """
+    places = (bases.source, bases.source_parts), (bases.target, bases.target_parts)
+    return [
+        pipeline_files(place, parts).digest(weights=parts is not None) for place, parts in places
+    ]
+
+
 def require_one_latent_space(bases: DrawingBases) -> int:
     """Refuse base models whose nets speak of different latents.
 

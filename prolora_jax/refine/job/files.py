@@ -14,7 +14,8 @@ from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.engines.progress import Progress
 from prolora_jax.errors import AdapterRefused, BaseModelError, ProloraError, Refusal, UsageError
-from prolora_jax.io.base_models.checkpoint import BaseModel
+from prolora_jax.io.base_models.checkpoint import BaseModel, located
+from prolora_jax.io.base_models.lm_files import read_lm_config
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.migration.files import Writing, as_written, read_fitted, write_migrated
@@ -27,7 +28,12 @@ from prolora_jax.plans.plan import Skip
 from prolora_jax.plans.refined import Refined
 from prolora_jax.plans.report import IN_FLOAT32, REFINED, MigrationReport, ModuleReport
 from prolora_jax.refine.fitting import require_optax
-from prolora_jax.refine.job.bases import DrawingBases, require_nets, require_one_latent_space
+from prolora_jax.refine.job.bases import (
+    DrawingBases,
+    beside_unets,
+    require_nets,
+    require_one_latent_space,
+)
 from prolora_jax.refine.job.deciding import NO_NETS, UNPROVEN, decided, untaught
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
@@ -141,7 +147,8 @@ class FileRefinement:
     def _writers(self, bases: DrawingBases) -> TextPairRefinement:
         models, recipe = (self.pair.source, self.pair.target), self.request.texts
         recipe.fit_for(from_zero=False)  # a batch that cannot be cut is refused before texts
-        stamp = recipe.stamp(*map(_identity, models), bases.dtype)
+        configs = (read_lm_config(located(model.location))[0] for model in models)
+        stamp = recipe.stamp(*map(_identity, models), *configs, bases.dtype)
         return text_pair(models, recipe, self.work, stamp, bases.dtype, self._progress)
 
     def _drawers(self, bases: DrawingBases) -> PairRefinement:
@@ -153,12 +160,13 @@ class FileRefinement:
             side = max(1, self.request.pixels // per_latent)
             recipe = replace(recipe, size=(side, side))
         load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
+        identities = map(_identity, (self.pair.source, self.pair.target))
         return PairRefinement(
             partial(load, bases.source, parts=bases.source_parts),
             partial(load, bases.target, parts=bases.target_parts),
             recipe,
             self.work,
-            recipe.stamp(*map(_identity, (self.pair.source, self.pair.target)), bases.dtype),
+            recipe.stamp(*identities, *beside_unets(bases), bases.dtype),
             self._progress,
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prolora_jax.engines.progress import Progress
+from prolora_jax.nets.pipelines.devices import each_a_share
 from prolora_jax.refine.lm.pools import Texts, WritingModel, said
 from prolora_jax.refine.lm.recipe import LmRecipe
 from prolora_jax.refine.teacher import Teacher
@@ -61,8 +62,7 @@ def answers(
         part = _asked(
             tuple(speaker.model for speaker in speakers),
             tuple(speaker.params for speaker in speakers),
-            jnp.asarray(texts.ids[places]),
-            jnp.asarray(texts.real[places]),
+            *each_a_share((texts.ids[places], texts.real[places]), speakers.target.mesh),
             vocabulary=vocabulary,
             top=min(recipe.top, vocabulary),
             teacher=recipe.teacher,

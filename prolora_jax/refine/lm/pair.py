@@ -20,9 +20,11 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.lm.causal import CausalLm
+from prolora_jax.nets.pipelines.devices import devices_of
 from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard
 from prolora_jax.refine.fitting import FitState, RefineOptions, fit, new_state
+from prolora_jax.refine.job.devices import mesh_for
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
 from prolora_jax.refine.job.refined import RefinedAdapter, ToRefine
 from prolora_jax.refine.job.student import factors_of, start_of, with_factors
@@ -63,6 +65,7 @@ class TextPairRefinement:
         self._progress = progress
         self._loaded: dict[str, WritingModel] = {}
         self._pair = WorkFolder(work / "pair", stamp)
+        self._mesh = mesh_for(recipe)
 
     def refine(self, adapters: Sequence[ToRefine]) -> Iterator[RefinedAdapter]:
         """Refine some adapters, in their order.
@@ -95,7 +98,7 @@ class TextPairRefinement:
     def _speaker(self, name: str) -> WritingModel:
         if name not in self._loaded:
             self._progress(f"loading the {name}", 0, 1)
-            self._loaded[name] = WritingModel(*self._loads[name]())
+            self._loaded[name] = WritingModel.placed(*self._loads[name](), self._mesh)
             self._progress(f"loading the {name}", 1, 1)
         return self._loaded[name]
 
@@ -150,11 +153,13 @@ class TextPairRefinement:
         target, modules = self._speaker("target"), self._spec.modules
         start = start_of(factors_of(one.copied), one.from_zero, modules, self.recipe.seed)
         rows, predict = self._rows(one, target), lm_student(target)
-        options = self.recipe.fit_for(from_zero=not factors_of(one.copied))
+        options = self.recipe.fit_for(
+            from_zero=not factors_of(one.copied), devices=devices_of(self._mesh)
+        )
         state = self._fitted(one, predict, rows, new_state(start, options), options)
         nothing = jax.tree.map(jnp.zeros_like, state.factors)
         apart = [
-            missed(predict, factors, rows, self.recipe.batch)
+            missed(predict, factors, rows, self.recipe.batch, self._mesh)
             for factors in (nothing, jax.tree.map(jnp.asarray, start), state.factors)
         ]
         adapter = self._written(one, state)
@@ -202,4 +207,4 @@ class TextPairRefinement:
             keep_state(work, now, options.steps)
 
         state = kept_state(work, state)
-        return fit(predict, rows, state, options, progress=after, error=divergence)
+        return fit(predict, rows, state, options, mesh=self._mesh, progress=after, error=divergence)

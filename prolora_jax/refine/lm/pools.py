@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
 from prolora_jax.engines.progress import Progress
@@ -17,6 +18,7 @@ from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.lm.adapting import beside
 from prolora_jax.nets.lm.causal import CausalLm
 from prolora_jax.nets.lm.writing import written
+from prolora_jax.nets.pipelines.devices import each_a_share, on_all
 from prolora_jax.refine.lm.recipe import LmRecipe
 
 NAME = "given"
@@ -45,11 +47,24 @@ class WritingModel(NamedTuple):
         model: the net.
         params: its parameters.
         adapted: whether they hold an adapter named `NAME`.
+        mesh: devices that texts are spread over; all have the parameters.
     """
 
     model: CausalLm
     params: Any
     adapted: bool = False
+    mesh: Mesh | None = None
+
+    @classmethod
+    def placed(cls, model: CausalLm, params: Any, mesh: Mesh | None) -> "WritingModel":
+        """A model on every device of a mesh.
+
+        Args:
+            model: the net.
+            params: its parameters.
+            mesh: that texts are spread over; None for one device.
+        """
+        return cls(model, on_all(params, mesh), mesh=mesh)
 
     def beside(self, factors: Any) -> "WritingModel":
         """The same model with an adapter.
@@ -57,7 +72,8 @@ class WritingModel(NamedTuple):
         Args:
             factors: `(down, up)` by module path.
         """
-        return WritingModel(self.model, beside(self.params, NAME, factors), adapted=True)
+        params = on_all(beside(self.params, NAME, factors), self.mesh)
+        return self._replace(params=params, adapted=True)
 
 
 @partial(jax.jit, static_argnames=("model", "with_adapter"))
@@ -94,8 +110,7 @@ def pool(
         ids = written(
             speaker.model,
             speaker.params,
-            jnp.asarray(some),
-            jnp.ones(some.shape, bool),
+            *each_a_share((some, np.ones(some.shape, bool)), speaker.mesh),
             jax.random.fold_in(key, begin),
             length=recipe.tokens - first.shape[1],
             temperature=recipe.temperature,
@@ -113,9 +128,8 @@ def surprise(speaker: WritingModel, texts: Texts, at_once: int) -> float:
     total, count = 0.0, 0
     for begin in range(0, len(texts.ids), at_once):
         part = Texts(*(_filled(a[begin : begin + at_once], at_once) for a in texts))
-        nll, real = _nll(
-            speaker.model, speaker.params, *map(jnp.asarray, part), with_adapter=speaker.adapted
-        )
+        shares = each_a_share(tuple(part), speaker.mesh)
+        nll, real = _nll(speaker.model, speaker.params, *shares, with_adapter=speaker.adapted)
         kept = len(texts.ids) - begin
         total += float(np.asarray(nll)[:kept].sum())
         count += int(np.asarray(real)[:kept].sum())

@@ -23,9 +23,10 @@ class LmRecipe:
         steps: of the student; None for 100, and 300 where nothing was copied.
         rate: Adam's highest learning rate.
         batch: texts of a step.
-        micro_batch: of them through the net at once; 0 for all.
+        micro_batch: of them that a device takes through the net at once; 0 for its whole share.
         top: tokens of each answer whose likelihood is learned; all others are one.
-        at_once: texts that are written or asked at once.
+        at_once: texts that are written or asked at once, by all devices together: those of other
+            numbers are other texts.
         temperature: of the writing.
         seed: of everything.
     """
@@ -52,18 +53,35 @@ class LmRecipe:
                     code=Refusal.BAD_OPTION,
                 )
 
-    def fit_for(self, *, from_zero: bool) -> RefineOptions:
+    def shares(self, devices: int) -> int:
+        """Over how many devices texts are spread, of a step and of all else: each takes as many.
+
+        Args:
+            devices: that there are.
+
+        Returns:
+            At least one, whatever the batch.
+        """
+        unit = self.micro_batch or 1
+
+        def evenly(n: int) -> bool:
+            return self.batch % (n * unit) == 0 and self.at_once % n == 0
+
+        return max(n for n in range(1, devices + 1) if n == 1 or evenly(n))
+
+    def fit_for(self, *, from_zero: bool, devices: int = 1) -> RefineOptions:
         """How a student is fitted.
 
         Args:
             from_zero: whether nothing was copied.
+            devices: of `shares`, that its texts are spread over.
         """
         steps = FROM_ZERO.steps if from_zero else RefineOptions.steps
         return RefineOptions(
             steps=steps if self.steps is None else self.steps,
             rate=FROM_ZERO.rate if from_zero else self.rate,
             batch=self.batch,
-            micro_batch=self.micro_batch,
+            micro_batch=self.micro_batch * devices,
             seed=self.seed,
         )
 
@@ -73,8 +91,7 @@ class LmRecipe:
         Args:
             content: what identifies models and adapter.
         """
-        asked = {name: value for name, value in asdict(self).items() if name != "at_once"}
-        return hashlib.sha256(msgspec.json.encode([asked, *content])).hexdigest()
+        return hashlib.sha256(msgspec.json.encode([asdict(self), *content])).hexdigest()
 
 
 LM_BUDGETS: dict[str, dict[str, int]] = {
