@@ -23,8 +23,8 @@ from prolora_jax.io.adapters.tree_places import (
     MAXTEXT_TREE,
     TUNIX_TREE,
     Factor,
-    Kind,
     Shape,
+    TreeKind,
     rank_of,
 )
 from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, write_orbax_step
@@ -141,7 +141,7 @@ def _is_factor(place: Place) -> bool:
     return any(name.endswith(("_lora_a", "_lora_b")) for name in place)
 
 
-def _factor(folder: Path, place: Place, kind: Kind) -> Factor:
+def _factor(folder: Path, place: Place, kind: TreeKind) -> Factor:
     """What is at a place: its layer by transformers' name, and which factor it is."""
     name = ".".join(place).removesuffix(".value")
     found = kind.factor(name)
@@ -152,7 +152,7 @@ def _factor(folder: Path, place: Place, kind: Kind) -> Factor:
 
 
 def _require_factors(
-    folder: Path, places: Mapping[Place, Factor], shapes: Mapping[Place, Shape], kind: Kind
+    folder: Path, places: Mapping[Place, Factor], shapes: Mapping[Place, Shape], kind: TreeKind
 ) -> dict[Factor, Shape]:
     """Refuse what is no factor, before any is read: an array may be as large as its header says."""
     seen: dict[Factor, Place] = {}

@@ -46,7 +46,7 @@ class Factor(NamedTuple):
         return f"model.layers.{'*' if number is None else number}.{self.role}"
 
 
-class Kind(NamedTuple):
+class TreeKind(NamedTuple):
     """A trainer.
 
     Attributes:
@@ -149,10 +149,10 @@ def _maxtext_matrices(
         yield factor.layer(block), own.T
 
 
-TUNIX_TREE = Kind(
+TUNIX_TREE = TreeKind(
     "layers of tunix's Llama 3, Qwen 2 and Qwen 3", _tunix_factor, _tunix_misfit, _tunix_matrices
 )
-MAXTEXT_TREE = Kind(
+MAXTEXT_TREE = TreeKind(
     "query, key, value, out, wi_0, wi_1 and wo of MaxText's Llama 3.1, Qwen 2.5 and Qwen 3",
     _maxtext_factor,
     _maxtext_misfit,
