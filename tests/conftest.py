@@ -1,5 +1,6 @@
 """How every test runs: one BLAS thread per process, strict JAX, bounded memory; which are quick."""
 
+import gc
 import os
 
 # Several BLAS threads on shared cores are many times slower. Before any import of NumPy or JAX.
@@ -16,6 +17,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from checked_types import check_types  # noqa: E402
+from compiled import share_programs  # noqa: E402
 from memory import PeakMemory, memory_given_back, memory_given_back_within  # noqa: E402
 from quick import has_quick, is_quick  # noqa: E402
 from slow import turn  # noqa: E402
@@ -41,6 +43,7 @@ def little_optimized() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PeakMemory(), "peak-memory")
+    share_programs(config)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -48,6 +51,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if config.getoption("markexpr") != "quick" or not collection_path.match("test_*.py"):
         return None
     return not has_quick(collection_path.relative_to(TESTS).as_posix()) or None
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: looking through torch for garbage, again and again, takes long."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

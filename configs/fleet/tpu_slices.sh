@@ -5,7 +5,8 @@
 # Not run here. Many single-host slices, not one v5e-256: files are independent and need no
 # interconnect, a preempted host of a large slice takes all of it along, and a process on such a host
 # waits for all others unless TPU_PROCESS_BOUNDS says otherwise.
-# CATALOG, SOURCE, TARGET and OUT are URLs. The same command again does what is left.
+# CATALOG, SOURCE, TARGET, OUT and STORE, which slices share, are URLs. The same command
+# again does what is left.
 
 set -u
 zone=$1 count=$2
@@ -20,7 +21,7 @@ for index in $(seq 0 $((count - 1))); do
   gcloud compute tpus tpu-vm ssh "prolora-$index" --zone "$zone" --command "
     pip install 'prolora_jax[fleet]' 'jax[tpu]' &&
     prolora fleet run '$CATALOG' --source '$SOURCE' --target '$TARGET' --out '$OUT' \
-      --shard $index/$count --quiet" &
+      --store '$STORE' --shard $index/$count --quiet" &
 done
 wait
 exec prolora fleet status "$OUT"

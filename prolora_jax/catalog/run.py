@@ -339,12 +339,12 @@ def _read_stamp(one: Scanned) -> str | None:
 def _changes(one: Scanned, proof: Proof) -> tuple[bool, bool]:
     """Whether an input was touched since it was read, and whether its header says other things.
 
-    A header's strings go into the output, whatever the numbers are. What an older manifest does not
-    say of a header is taken for unchanged as long as nobody touched the file.
+    A header's strings go into the output, whatever the numbers are. Where a manifest does not say
+    what they were (a fleet's does not), they are taken for unchanged.
     """
     before, known, said = (proof.input_stamp or "").partition(SAID)
     touched = before != (one.stamp or "")
-    return touched, said != one.said if known else touched
+    return touched, bool(known) and said != one.said
 
 
 def _made(known: ManifestRow | None, one: Scanned) -> bool:

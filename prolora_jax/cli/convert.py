@@ -26,6 +26,8 @@ Format = Literal[
     "maxdiffusion",
     "mlx",
     "gguf",
+    "tunix",
+    "maxtext",
     "lora",
 ]
 
@@ -53,7 +55,8 @@ def convert(
             an adapter of another algorithm (LoHa, LoKr, DoRA, ...), in its own format. For
             diffusion transformers: diffusers, comfyui and kohya (original names, fused layers),
             peft.
-        out_path: file to write; a folder for mlx, and for peft, unless it ends in .safetensors.
+        out_path: file to write; a folder for mlx, tunix, maxtext, and for peft, unless it ends in
+            .safetensors.
         base: base model it is for, which knows the names, or the id of a published one (flux1-dev),
             whose names are known; not needed for published models whose names leave no doubt.
         factor_rank: for --to lora: the share of each update's squared norm that its factors hold,

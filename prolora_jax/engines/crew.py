@@ -27,7 +27,7 @@ Say = Callable[[], None]
 """A sign of life, of a worker that is at work."""
 
 Start = Callable[[Any, threading.Event, Say], Callable[[Task], Any]]
-"""Makes of a setup what does the tasks, in the worker (see `turns.StagesAhead`, too)."""
+"""Makes of a setup what does the tasks, in the worker (see `turns.Stager`, too)."""
 
 _SIGN_SECONDS = 1.0
 """How often a sign of life is sent on: there may be many thousands of them."""

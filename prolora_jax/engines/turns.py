@@ -8,7 +8,7 @@ Task = TypeVar("Task")
 
 
 @runtime_checkable
-class StagesAhead(Protocol):
+class Stager(Protocol):
     """What does tasks, and can do something for one while another is at work."""
 
     def stage(self, task: Any) -> Any:
@@ -27,7 +27,7 @@ class Turns(Generic[Task]):
     """Tasks that were given and not begun.
 
     Args:
-        act: does the tasks; one that `StagesAhead` has them made ready before.
+        act: does the tasks; one that `Stager` has them made ready before.
     """
 
     def __init__(self, act: Callable[[Any], Any]):
@@ -36,7 +36,7 @@ class Turns(Generic[Task]):
     def take(self, task: Task) -> None:
         """Make a task ready, and put it behind the others; of one thread, which is no other's."""
         ready: Any = task
-        if isinstance(self._act, StagesAhead):
+        if isinstance(self._act, Stager):
             try:
                 ready = self._act.stage(task)
             except Exception:  # noqa: BLE001 (when its turn comes it fails again, and is told)

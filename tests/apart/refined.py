@@ -162,10 +162,10 @@ def test_other_parts_are_another_refinement(pair: Pair, tmp_path):
     source, target = pair.folders
     parts = tmp_path / "parts"
     shutil.copytree(source, parts)
-    base = BasePair(*map(pl.load_base_model, pair.folders))
+    base = BasePair(pl.load_base_model(source), pl.load_base_model(target))
 
-    def stamp(**places: Path) -> str:
-        bases = DrawingBases(**{"source": source, "target": target} | places)
+    def stamp(source: Path = source, **parts: Any) -> str:
+        bases = DrawingBases(source, target, **parts)
         return FileRefinement(bases, base, RefineRequest(), tmp_path / "work").stamp
 
     usual, by_parts = stamp(), stamp(source_parts=parts)

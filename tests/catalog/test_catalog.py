@@ -110,7 +110,7 @@ def test_a_header_that_was_edited_is_written_anew_and_no_other_file(
 ):
     out, said = folder.parent / "out", "modelspec.trigger_phrase"
     run_catalog(job(folder), pair)
-    with Manifest(out, write=True) as manifest:  # as a version before has left it
+    with Manifest(out, write=True) as manifest:  # as a fleet leaves it
         for row in list(manifest.entries()):
             stamp = (row.proof.input_stamp or "").partition(SAID)[0]
             manifest.put(row._replace(proof=row.proof._replace(input_stamp=stamp)))

@@ -64,6 +64,7 @@ def test_an_array_with_a_dead_node_is_finished_by_another(
         "TARGET": str(made.target),
         "OUT": str(tmp_path / "out"),
         "SCRATCH": str(tmp_path),
+        "STORE": f"file://{tmp_path}/shared",
     }
     lost = part(1, 3)
     assert len(lost) > 1
@@ -87,7 +88,7 @@ def test_an_array_with_a_dead_node_is_finished_by_another(
     assert done() == {*NAMES}
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     monkeypatch.setenv("PROLORA_STORE", str(tmp_path / "prolora-store"))
-    bases = ("--source", env["SOURCE"], "--target", env["TARGET"])
+    bases = ("--source", env["SOURCE"], "--target", env["TARGET"], "--store", env["STORE"])
     assert run(["migrate", env["CATALOG"], *bases, "--out", str(tmp_path / "one"), "-q"]) == 0
     for name in NAMES:
         for file in (name, report_path(Path(name))):

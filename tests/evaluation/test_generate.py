@@ -15,7 +15,7 @@ import torch
 import unets
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
-from tiny_pipelines import PROMPTS, UNETS
+from tiny_pipelines import PROMPTS, SHORT
 
 import prolora_jax as pl
 from prolora_jax.adapters.adapter import Adapter
@@ -44,7 +44,7 @@ class Files(NamedTuple):
 def files(tmp_path_factory) -> Files:
     """A pipeline, a light tune of it, and two adapters for either."""
     folder = tmp_path_factory.mktemp("generate")
-    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega")
+    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega", short=True)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in (p for p in pipe.unet.parameters() if p.ndim > 1):
@@ -52,16 +52,16 @@ def files(tmp_path_factory) -> Files:
     pipe.save_pretrained(folder / "tuned")
     written = []
     for rank in (4, 2):
-        net = unets.torch_net(UNETS["vega"])
+        net = unets.torch_net(SHORT["vega"])
         builders.add_lora(net, targets=builders.EVERYTHING, rank=rank, alpha=2 * rank, seed=rank)
         written.append(builders.save_by_diffusers(net, folder / f"rank {rank}"))
     return Files(folder / "source", folder / "tuned", *written)
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch, tmp_path):
+def _here(monkeypatch, files):
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=unets.QUICK))
-    monkeypatch.setenv("PROLORA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PROLORA_STORE", str(files.source.parent / "store"))
     monkeypatch.setenv("PROLORA_TRACEBACK", "1")
 
 

@@ -48,10 +48,16 @@ def commands(recipe: Path) -> list[list[str]]:
     ]
 
 
+def store_of(words: list[str]) -> str:
+    """Where a command has its store."""
+    return words[words.index("--store") + 1]
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_its_commands_are_ours_and_the_page_has_it(recipe: Path):
     found = commands(recipe)
     assert [words[:2] for words in found][0] == ["fleet", "run"]
+    assert store_of(found[0]) in ("s3://catalog/store", "store")  # hosts share it: $STORE
     for words in found:
         _, bound, *_ = app.parse_args(words, exit_on_error=False, print_error=False)
         assert "$" not in str(bound.arguments), words

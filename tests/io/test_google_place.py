@@ -69,6 +69,19 @@ def test_no_token_of_googles_is_shown(
         assert "token-made" not in "".join(map(str, chained(failed.value)))
 
 
+def test_what_google_refuses_of_one_object_is_that_objects(
+    google: FilePlace, monkeypatch: pytest.MonkeyPatch
+):
+    """A name with odd characters, say: its answer, as its documentation has it."""
+    from prolora_jax.io.places.google_store import GooglePlace
+
+    told = json.dumps({"error": {"errors": [{"reason": "invalid"}]}}).encode()
+    monkeypatch.setattr(GooglePlace, "_ask", lambda *_, **__: (400, told, {}))
+    with pytest.raises(OutputError, match="status 400, invalid") as refused:
+        google.create("odd", b"x", {})
+    assert refused.value.code is Refusal.BAD_NAME
+
+
 @pytest.mark.parametrize(("url", "library"), [("s3://b/x", "fleet"), ("gs://b/x", "gcs")])
 def test_a_missing_library_is_named(url: str, library: str, monkeypatch: pytest.MonkeyPatch):
     for client in ("object_store", "google_store"):

@@ -11,8 +11,7 @@ import pytest
 from fake_gcs import EMULATOR, proxied_gcs
 from seaweed import use
 
-from prolora_jax.errors import Refusal, UsageError
-from prolora_jax.io.places.opening import open_place, without_secrets
+from prolora_jax.io.places.opening import open_place
 from prolora_jax.io.places.place import Listed
 
 KEPT = {"in/": 0, "in/a/": 0, "in/a/b/": 0, "in/a/b/c": 5, "in/a-b": 1, "in/empty": 0, "in/z/": 0}
@@ -86,17 +85,3 @@ def test_a_folder_of_googles_console_is_a_place(monkeypatch: pytest.MonkeyPatch)
         for key in ("in/", "in/k"):
             bucket.create(key, b"", {})
         assert [one.key for one in open_place("gs://bucket/in").list()] == ["k"]
-
-
-def test_a_place_has_one_name():
-    """Places are compared by it: outputs beside their inputs, and one job's with another's."""
-    pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
-    assert {open_place(f"s3://b{slash}in/").shown for slash in ("/", "//")} == {"s3://b/in"}
-
-
-def test_what_is_no_url_is_refused_without_being_shown():
-    for act in (open_place, without_secrets):
-        with pytest.raises(UsageError, match="cannot be taken apart") as refused:
-            act("s3://key:secret-made@[bucket/prefix")
-        assert "made" not in str(refused.value)
-        assert refused.value.code is Refusal.BAD_OPTION

@@ -14,6 +14,7 @@ from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.cli.main import run
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.stores.basis_store import FolderStore
 from prolora_jax.method.spreading import spread
 from prolora_jax.migration.one_file import MigratedFile, migrate_file
 from prolora_jax.migration.pair import BasePair
@@ -39,7 +40,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> toy_pair.ToyFiles:
 
 def migrated(files: toy_pair.ToyFiles, out: Path, **options: Any) -> MigratedFile:
     given: dict[str, Any] = {"min_similarity": 0.3} | options
-    return migrate_file(files.adapter, files.source, files.target, out, MigrationOptions(**given))
+    store = FolderStore(files.adapter.parent / "store")
+    asked = MigrationOptions(**given)
+    return migrate_file(files.adapter, files.source, files.target, out, asked, store=store)
 
 
 def sigmas_of(file: Path, target: Path) -> dict[str, np.ndarray]:
@@ -173,7 +176,8 @@ def test_a_catalog_spreads_each_file_by_itself(files: toy_pair.ToyFiles, tmp_pat
     (folder / "a.safetensors").symlink_to(files.adapter)
     louder = {k: 2 * a if "attn1" in k and "up" in k else a for k, a in tensors.items()}
     save_file(louder, folder / "b.safetensors")
-    pair = BasePair(load_base_model(files.source), load_base_model(files.target))
+    store = FolderStore(files.adapter.parent / "store")
+    pair = BasePair(load_base_model(files.source), load_base_model(files.target), store)
     how = MigrationOptions(rank="mean=2.5", min_similarity=0.3)
     found = run_catalog(CatalogJob((folder,), tmp_path / "out", how), pair)
     assert found.by_state == {"migrated": 2}, found.by_reason

@@ -1,43 +1,35 @@
 """Folders of tunix's trainer. tests/data/tunix.zip was written by google-tunix 0.1.7 with qwix
 0.1.8: checkpoints of factors alone (rank 3, alpha 6, drawn from a generator) for a base model with
-the weights below, and its own logits with these factors."""
+the weights below, and its own logits with these factors. By hand its `maybe_restore` has read what
+is written here: logits of peft's for Qwen 3 (9e-7) and Llama 3 (6e-7), of an adapter some of whose
+layers had a rank and an alpha of their own."""
 
 import json
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import torch
-import transformers
-from language_models import merged
+from jax_trees import WIDE, arrays, base_model, logits, unpacked
+from language_models import make_language_pair, merged
+from safetensors.numpy import load_file, save_file
 
+from prolora_jax.adapters.adapter import delta
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
 
-RECORDED = Path(__file__).parents[1] / "data/tunix.zip"
-COPY, TOKENS = MigrationOptions(method="copy"), np.arange(12)[None] * 3 % 40
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "num_hidden_layers": 2,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-WIDE = {"hidden_size": 32, "head_dim": 12, "rope_theta": 1e6}
-FAMILIES = {
+COPY = MigrationOptions(method="copy")
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3": ("Llama", WIDE),
     "qwen3": ("Qwen3", WIDE),
     "qwen2": ("Qwen2", {"hidden_size": 48, "rope_theta": 1e4}),
@@ -47,37 +39,23 @@ FAMILIES = {
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints, with the alpha that they were written for beside each."""
-    folder = tmp_path_factory.mktemp("tunix")
-    with zipfile.ZipFile(RECORDED) as archive:
-        archive.extractall(folder)
+    folder = unpacked("tunix.zip", tmp_path_factory.mktemp("tunix"))
     for family in FAMILIES:
         (folder / family / "adapter_config.json").write_text('{"lora_alpha": 6}')
     return folder
 
 
-def base_model(family: str) -> Any:
+def base_of(family: str) -> Any:
     """The model that the factors were recorded with."""
     name, sizes = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**SIZES, **sizes)
-    net = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    drawn, state = np.random.default_rng(0), net.state_dict()
-    with torch.no_grad():
-        for key in sorted(state):
-            array = drawn.normal(0, 0.1, tuple(state[key].shape)) + ("norm" in key)
-            state[key].copy_(torch.from_numpy(array.astype(np.float32)))
-    return net
-
-
-def logits(net: Any) -> np.ndarray:
-    with torch.no_grad():
-        return net(torch.from_numpy(TOKENS)).logits.numpy()
+    return base_model(name, **sizes)
 
 
 @pytest.mark.parametrize("family", list(FAMILIES))
 def test_what_tunix_answers_is_what_the_merged_model_answers(
     recorded: Path, family: str, tmp_path: Path
 ) -> None:
-    net = base_model(family)
+    net = base_of(family)
     net.save_pretrained(tmp_path / "base")
     found = migrate_file(
         recorded / family, tmp_path / "base", tmp_path / "base", tmp_path / "out", COPY
@@ -88,6 +66,59 @@ def test_what_tunix_answers_is_what_the_merged_model_answers(
     assert np.abs(wanted - logits(net)).max() > 1.0
     np.testing.assert_allclose(logits(merged(net, tmp_path / "out")), wanted, atol=1e-5)
     assert verify_file(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2"])
+def test_what_is_written_is_what_tunix_wrote(recorded: Path, family: str, tmp_path: Path) -> None:
+    base_of(family).save_pretrained(tmp_path / "base")
+    convert_file(recorded / family, "peft", tmp_path / "peft", tmp_path / "base")
+    convert_file(tmp_path / "peft", "tunix", tmp_path / "out", tmp_path / "base")
+    theirs, ours = arrays(recorded / f"{family}/7"), arrays(tmp_path / "out/0")
+    assert theirs.keys() == ours.keys()
+    for place, wanted in theirs.items():
+        np.testing.assert_array_equal(ours[place], wanted)
+    said = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert (said["r"], said["lora_alpha"]) == (3, 6.0)
+    convert_file(tmp_path / "out", "peft", tmp_path / "again", tmp_path / "base")
+    scales = {module.scale for module in load_adapter(tmp_path / "again").modules}
+    assert scales == {2.0}
+
+
+def test_one_rank_and_one_alpha_are_written_and_a_licence_is_kept(tmp_path: Path) -> None:
+    ranks, alphas = {"o_proj": 2}, {"down_proj": 5}
+    pair = make_language_pair(tmp_path, "qwen3", rank_pattern=ranks, alpha_pattern=alphas)
+    licensed = {"license": "apache-2.0"}
+    folder = pair.adapter / "adapter_model.safetensors"
+    save_file(load_file(folder), folder, licensed)
+    convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
+    convert_file(tmp_path / "out", "peft", tmp_path / "again", pair.source)
+    before, after = load_adapter(pair.adapter), load_adapter(tmp_path / "again")
+    assert after.metadata["license"] == "apache-2.0"
+    assert len(set(before.ranks)) > len(set(after.ranks)) == 1
+    for module in before.modules:
+        made, wanted = (delta(adapter, module.path) for adapter in (after, before))
+        np.testing.assert_allclose(made, wanted, atol=1e-6)
+    with pytest.raises(UsageError, match="output exists"):
+        convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
+    convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source, overwrite=True)
+    assert len(load_adapter(tmp_path / "out").modules) == len(before.modules)
+
+
+def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
+    other = make_language_pair(tmp_path / "other", "mistral")
+    with pytest.raises(AdapterRefused, match="mistral with rotation .*; expected Llama 3, Qwen 2"):
+        convert_file(other.adapter, "tunix", tmp_path / "out", other.source)
+    pair = make_language_pair(tmp_path, "qwen3", layers=("q_proj",))
+    said = json.loads((pair.source / "config.json").read_text())
+    file = pair.adapter / "adapter_model.safetensors"
+    head = f"{PEFT_WRAPPER}lm_head.lora_"
+    a, b = np.ones((4, said["hidden_size"])), np.ones((said["vocab_size"], 4))
+    found = {f"{head}A.weight": a.astype(np.float32), f"{head}B.weight": b.astype(np.float32)}
+    save_file(load_file(file) | found, file)
+    with pytest.raises(
+        AdapterRefused, match=r"lm_head, which tunix has no .*--exclude '\*lm_head'"
+    ):
+        convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
 
 
 @pytest.mark.parametrize("inside", [".", "7", "7/model_params"])
@@ -102,7 +133,7 @@ def test_each_level_of_a_checkpoint_manager_s_folder_is_read(
 
 
 def test_a_catalog_takes_such_a_folder(recorded: Path, tmp_path: Path) -> None:
-    net = base_model("qwen3")
+    net = base_of("qwen3")
     net.save_pretrained(tmp_path / "base")
     shutil.copytree(recorded / "qwen3", tmp_path / "many/one")
     job = CatalogJob((tmp_path / "many",), tmp_path / "out", COPY)

@@ -28,7 +28,7 @@ SIDE = tiny_pipelines.SIZE // 2
 @pytest.fixture(scope="module", params=["sd15", "ssd-1b"])
 def both(request, tmp_path_factory) -> tuple[Any, Any, Any]:
     folder = tmp_path_factory.mktemp(request.param)
-    pipe = tiny_pipelines.make_pipeline(folder, request.param)
+    pipe = tiny_pipelines.make_pipeline(folder, request.param, short=True)
     return pipe, *pl.load_pipeline(folder)
 
 

@@ -154,3 +154,9 @@ def test_a_folder_has_a_manifest_and_is_taken_up_again(
     # What is asked is another: all of it is made again, and what cannot be taught is refused.
     assert made(again(request)) == ["a", "twin"]
     assert {one.path.name for one in again(request).refused} == {"words", "junk.safetensors"}
+    # What is said beside the numbers goes into the output, and makes another input, too.
+    config = catalog / "twin" / "adapter_config.json"
+    for revision in ("main", "other"):
+        told = json.loads(config.read_text()) | {"revision": revision}
+        config.write_text(json.dumps(told))
+        assert made(again(request)) == ["twin"]

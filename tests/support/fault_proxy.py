@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
-Fault = int | Literal["lose", "cut", "own", "careless"]
+Fault = int | Literal["lose", "cut", "own", "careless", "long"]
 """A status to answer without asking the server, or: `lose` the answer of what was done; `cut` the
 request's body, so that nothing is done; `own`: what was done is told as refused for its condition;
-`careless`: what was refused for its condition is told as done."""
+`careless`: what was refused for its condition is told as done; `long`: its key is too long."""
 
 Chooser = Callable[[str, str], Fault | None]
 """By method and path: what goes wrong with a request; None for nothing."""
@@ -55,6 +55,9 @@ class FaultProxy:
                 fault = proxy.choose(self.command, self.path)
                 if isinstance(fault, int):
                     self._answer(fault, b"<Error><Code>Made</Code></Error>", {})
+                    return
+                if fault == "long":
+                    self._answer(400, b"<Error><Code>KeyTooLongError</Code></Error>", {})
                     return
                 if fault == "cut":
                     self.close_connection = True

@@ -74,7 +74,7 @@ def made_pair(folder: Path, *kinds: str) -> Pair:
     """Two tiny pipelines of these kinds, and an adapter of the first."""
     places = folder / "source", folder / "target"
     first, second = (
-        tiny_pipelines.make_pipeline(place, base, seed=seed)
+        tiny_pipelines.make_pipeline(place, base, seed=seed, short=True)
         for seed, (place, base) in enumerate(zip(places, kinds, strict=True))
     )
     source, target = (pl.load_base_model(place) for place in places)

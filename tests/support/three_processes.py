@@ -47,6 +47,8 @@ def main() -> None:
     """Take part."""
     number, address, model, stores, trouble = sys.argv[1:]
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # Who is first to compile would give its program, with its own devices in it, to the others.
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.distributed.initialize(address, PROCESSES, int(number), heartbeat_timeout_seconds=10)
     on_devices.ROWS_BYTES = 4 * 24 * 96 - 1  # two tall weights and a wide one go by their rows
     on_devices.STACK_BYTES = 4 * 24 * 24

@@ -39,6 +39,28 @@ UNETS = {
     "ssd-1b": unets.SMALL["ssd-1b"] | _XL,
     "vega": unets.SMALL["vega"] | _XL,
 }
+_TWO = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_head_dim": (1, 2),
+}
+_OLDER = _TWO | {
+    "down_block_types": (unets.ATTENDED, unets.PLAIN),
+    "up_block_types": (unets.UP_PLAIN, unets.UP_ATTENDED),
+}
+_NEWER = _TWO | {
+    "down_block_types": (unets.PLAIN, unets.ATTENDED),
+    "up_block_types": (unets.UP_ATTENDED, unets.UP_PLAIN),
+}
+# Of two resolutions, with a layer each: where pipelines are only used, and what is shown of them
+# does not depend on how deep they are, most of the time would be the compiler's.
+SHORT = {
+    "sd15": UNETS["sd15"] | _OLDER | {"attention_head_dim": 2},
+    "sd21": UNETS["sd21"] | _OLDER,
+    "sdxl": UNETS["sdxl"] | _NEWER | {"transformer_layers_per_block": (1, 2)},
+    "ssd-1b": unets.SMALLEST | _XL,
+    "vega": unets.SMALLEST | _XL | {"reverse_transformer_layers_per_block": [[1, 1], 1]},
+}
 
 TEXT, VAE = "model.safetensors", "diffusion_pytorch_model.safetensors"
 WEIGHTS = {"text_encoder": TEXT, "text_encoder_2": TEXT, "vae": VAE, "unet": VAE}
@@ -95,10 +117,10 @@ def vae(seed: int = 0) -> AutoencoderKL:
     return _shaken(AutoencoderKL(**config).eval(), 0.2)
 
 
-def make_pipeline(folder: Path, base: str, *, seed: int = 0) -> Any:
-    """A torch pipeline whose UNet is as `base`'s, saved to `folder` as safetensors."""
+def make_pipeline(folder: Path, base: str, *, seed: int = 0, short: bool = False) -> Any:
+    """A torch pipeline whose UNet is as `base`'s (`SHORT`?), saved to `folder` as safetensors."""
     tokenizer = save_tokenizer(folder / "tokens")
-    unet: Any = unets.torch_net(UNETS[base], seed=seed)
+    unet: Any = unets.torch_net((SHORT if short else UNETS)[base], seed=seed)
     unet.register_to_config(sample_size=SIZE // 2)
     pndm: Any = PNDMScheduler(**_BETAS, skip_prk_steps=True, steps_offset=1)
     euler: Any = EulerDiscreteScheduler(**_BETAS, timestep_spacing="leading", steps_offset=1)

@@ -17,6 +17,7 @@ maxdiffusion.py: MaxDiffusion's files: kohya's keys, an alpha on every module, o
 magnitude_keys.py: Keys of DoRA's magnitudes, in the formats that have one.
 own_keys.py: Keys of modules that are written as they are: LoHa and LoKr.
 gguf.py: llama.cpp's LoRA: a pair for a tensor of a GGUF model, and one alpha.
+trees.py: Trees of tunix and MaxText: kernels' axes, one rank, one alpha.
 mlx.py: MLX-LM's adapters: factors transposed, the scale itself, experts as one tensor.
 modules.py: The tensors of one module: plain LoRA factors, the parts of another algorithm.
 explaining.py: Tensors that only others of their file explain: IA3's vector, OFT's blocks.

@@ -17,6 +17,7 @@ from prolora_jax.adapters.formats import (
     maxdiffusion,
     mlx,
     peft,
+    trees,
 )
 from prolora_jax.adapters.formats.companion_keys import companion_tensors
 from prolora_jax.adapters.formats.components import is_clip_layer
@@ -29,6 +30,8 @@ from prolora_jax.adapters.formats.keys import (
     LM_FORMATS,
     MLX_CONFIG,
     TRANSFORMER_FORMATS,
+    TREE_CONFIG,
+    TREE_FORMATS,
 )
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
 from prolora_jax.adapters.formats.magnitude_keys import magnitude_tensors, without_magnitudes
@@ -122,6 +125,8 @@ def dump(
         tensors, header[MLX_CONFIG] = mlx.dump_tensors(adapter, spec)
     elif format == "gguf":
         tensors, header[GGUF_FACTS] = gguf.dump_tensors(adapter, spec)
+    elif format in TREE_FORMATS:
+        tensors, header[TREE_CONFIG] = trees.dump_tensors(adapter, format, spec)
     else:
         tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
@@ -140,7 +145,7 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    spent = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, *spent_strings(adapter.metadata)}
+    spent = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, *spent_strings(adapter.metadata)}
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
     torch = format in {"diffusers", "diffusers-old", "peft"}

@@ -7,6 +7,9 @@ still do not hold the update to their own rounding the module gets 32.
 """
 
 import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +56,28 @@ def fold_scales(adapter: Adapter) -> Adapter:
             wider[0],
         )
     return replace(adapter, modules=modules)
+
+
+def with_one_alpha(modules: Sequence[LoraModule], origin: str) -> tuple[float, list[LoraModule]]:
+    """The commonest alpha, and modules that have it: of others the rest of the scale is folded.
+
+    Args:
+        modules: of one adapter.
+        origin: the file, for messages.
+
+    Raises:
+        AdapterRefused: a scaled factor does not fit its dtype, nor float32.
+    """
+    wanted = [module.scale * module.rank for module in modules]
+    counts = Counter(alpha for alpha in wanted if alpha != 0.0)
+    alpha = counts.most_common(1)[0][0] if counts else 1.0
+    made = []
+    for module, own in zip(modules, wanted, strict=True):
+        rest = own / alpha
+        if not math.isclose(rest, 1.0, rel_tol=1e-12):
+            module = folded(replace(module, alpha=rest * module.rank), origin)
+        made.append(module)
+    return float(alpha), made
 
 
 def without_sign(module: LoraModule) -> LoraModule:

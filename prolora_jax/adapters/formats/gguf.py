@@ -6,15 +6,13 @@ another order than transformers' (architectures.llm.gguf_names), and so are thos
 """
 
 import json
-import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
-from prolora_jax.adapters.formats.folding import folded
+from prolora_jax.adapters.formats.folding import with_one_alpha
 from prolora_jax.adapters.formats.keys import GGUF_FACTS, Key
 from prolora_jax.architectures.llm.gguf_names import GgufPlace, gguf_places
 from prolora_jax.architectures.llm.layouts import is_embedding
@@ -130,7 +128,7 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[dict[str, np.nd
         )
     places = _places(adapter, spec, facts.architecture)
     tensors: dict[str, np.ndarray] = {}
-    alpha, modules = _one_alpha(adapter)
+    alpha, modules = with_one_alpha(adapter.modules, adapter.origin)
     for module in modules:
         path = module.path.removeprefix(LM)
         place = places.get(path)
@@ -145,20 +143,6 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[dict[str, np.nd
         a, b = (own.up, own.down.T) if is_embedding(own.path) else (own.down, own.up)
         tensors[f"{place.name}.lora_a"], tensors[f"{place.name}.lora_b"] = a, b
     return tensors, json.dumps({"architecture": facts.architecture, "alpha": alpha})
-
-
-def _one_alpha(adapter: Adapter) -> tuple[float, list[LoraModule]]:
-    """The commonest alpha, and modules that have it: of others the rest of the scale is folded."""
-    wanted = [module.scale * module.rank for module in adapter.modules]
-    counts = Counter(alpha for alpha in wanted if alpha != 0.0)
-    alpha = counts.most_common(1)[0][0] if counts else 1.0
-    made = []
-    for module, own in zip(adapter.modules, wanted, strict=True):
-        rest = own / alpha
-        if not math.isclose(rest, 1.0, rel_tol=1e-12):
-            module = folded(replace(module, alpha=rest * module.rank), adapter.origin)
-        made.append(module)
-    return float(alpha), made
 
 
 def _places(adapter: Adapter, spec: BaseModelSpec, architecture: str) -> dict[str, GgufPlace]:

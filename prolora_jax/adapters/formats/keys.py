@@ -18,12 +18,17 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "flax",
     "maxdiffusion",
 )
-LM_FORMATS = ("peft", "mlx", "gguf")
+LM_FORMATS = ("peft", "mlx", "gguf", "tunix", "maxtext")
+TREE_FORMATS = ("tunix", "maxtext")
+"""Formats of trainers in JAX: a folder of orbax's; read as `peft`, under its keys."""
 """Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 TRANSFORMER_FORMATS = ("diffusers", "comfyui", "kohya-ldm", "peft")
 """Formats of diffusion transformers' adapters; `kohya-ldm` has the original code's names."""
 MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
 """Header strings that hold what MLX-LM's folders and GGUF files say beside the tensors."""
+TREE_CONFIG, TREE_ROWS = "tree_adapter_config", "tree_rows"
+"""Header strings: what is said beside a tree that is written, and `pairs` of one that was read and
+has rows of q and k in another order than transformers."""
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str

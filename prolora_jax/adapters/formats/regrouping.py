@@ -7,8 +7,8 @@ for all experts. What comes of it is the same update, module by module of the ba
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
+from prolora_jax.adapters.formats import gguf, trees
 from prolora_jax.adapters.formats.expert_parameters import experts_apart, experts_in, is_parameter
-from prolora_jax.adapters.formats.gguf import in_halves
 from prolora_jax.adapters.formats.segments import cut, joined, one_after_another
 from prolora_jax.architectures.llm.fused import FUSED, FUSED_BY_PART, on_disk
 from prolora_jax.architectures.llm.names import LM
@@ -28,7 +28,7 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     Raises:
         AdapterRefused: the file does not say what a pair of all experts is of.
     """
-    adapter = in_halves(adapter, spec)
+    adapter = trees.in_halves(gguf.in_halves(adapter, spec), spec)
     unknown = [m for m in adapter.modules if m.path.startswith(LM) and m.path not in spec.modules]
     if not unknown:
         return adapter

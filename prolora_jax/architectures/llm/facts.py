@@ -20,6 +20,8 @@ class LmFacts(NamedTuple):
         kv_heads: of keys and values.
         tied: whether the embedding is the head, too.
         family: what its own file calls it, `qwen3`, `gemma3_text`.
+        rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
+            nothing is said.
     """
 
     architecture: str | None
@@ -27,6 +29,7 @@ class LmFacts(NamedTuple):
     kv_heads: int
     tied: bool
     family: str
+    rotation: str | None = None
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
@@ -45,7 +48,16 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
-    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind)
+    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields))
+
+
+def _rotation(fields: Mapping[str, Any]) -> str | None:
+    for name in ("rope_parameters", "rope_scaling"):
+        said = fields.get(name)
+        if isinstance(said, Mapping):
+            kind = said.get("rope_type", said.get("type"))
+            return kind if isinstance(kind, str) else None
+    return None
 
 
 def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFacts | None:

@@ -3,7 +3,9 @@
 flax_file.py: Adapters and parameters in msgpack: the bytes of `flax.serialization`, without Flax.
 hashes.py: The hashes by which web sites and user interfaces know an adapter file.
 gguf_lora.py: llama.cpp's LoRA files: the header of a GGUF file, and pairs of tensors.
-tunix_folder.py: What tunix's trainer leaves: an orbax folder with factors of qwix's.
+tree_places.py: Where trees of tunix and MaxText have factors, and how their axes lie.
+tree_folder.py: Trees of tunix and MaxText on disk: orbax folders with factors of qwix's.
+easydel_folder.py: EasyDeL's checkpoints: a whole model, and the factors beside its kernels.
 mlx_folder.py: MLX-LM's folders: its own configuration beside `adapters.safetensors`.
 peft_folder.py: PEFT's folders: `adapter_config.json` beside `adapter_model.safetensors`.
 files.py: Adapter files on disk.

@@ -11,7 +11,13 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
 from prolora_jax.adapters.formats.dumping import Reader, concrete_format, dump
 from prolora_jax.adapters.formats.header_strings import HASHES, stripped
-from prolora_jax.adapters.formats.keys import GGUF_FACTS, MLX_CONFIG, PEFT_WRAPPER
+from prolora_jax.adapters.formats.keys import (
+    GGUF_FACTS,
+    MLX_CONFIG,
+    PEFT_WRAPPER,
+    TREE_CONFIG,
+    TREE_FORMATS,
+)
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.adapters.formats.resolution import resolve
@@ -19,6 +25,7 @@ from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters import peft_folder
+from prolora_jax.io.adapters.easydel_folder import is_easydel_folder, read_easydel
 from prolora_jax.io.adapters.flax_file import is_flax_file, read_flax, write_flax
 from prolora_jax.io.adapters.gguf_lora import is_gguf, read_gguf, write_gguf
 from prolora_jax.io.adapters.hashes import file_hashes
@@ -28,7 +35,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     read_mlx,
     write_mlx,
 )
-from prolora_jax.io.adapters.tunix_folder import read_tunix, tunix_item
+from prolora_jax.io.adapters.tree_folder import read_tree, tree_item, write_tree
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.streamed import entries_text
@@ -63,7 +70,8 @@ def load_adapter(
     """Read an adapter of any supported format.
 
     Args:
-        path: a safetensors file, a Flax msgpack file, or a folder that peft, MLX-LM or tunix wrote;
+        path: a safetensors file, a Flax msgpack file, or a folder that peft, MLX-LM, tunix,
+            MaxText or EasyDeL wrote;
             of a single file of the first two, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
             every module is checked.
@@ -196,6 +204,9 @@ def save_adapter(
         header = stripped(header)
     if format == "mlx":
         write_mlx(path, tensors, {MLX_CONFIG: dumped[MLX_CONFIG], **header}, _write)
+    elif format in TREE_FORMATS:
+        kept = {key: text for key, text in header.items() if key not in HASHES}
+        write_tree(path, tensors, {TREE_CONFIG: dumped[TREE_CONFIG], **kept})
     elif format == "gguf":
         kept = {key: text for key, text in header.items() if key not in HASHES}
         write_gguf(path, tensors, {GGUF_FACTS: dumped[GGUF_FACTS], **kept})
@@ -234,7 +245,9 @@ def file_tensors(tensors: Mapping[str, np.ndarray], format: str) -> Mapping[str,
 
 def writes_folder(path: Path, format: str) -> bool:
     """Whether an output in this format under this name is a folder."""
-    return format == "mlx" or (format == "peft" and path.suffix.lower() not in _SINGLE_FILE)
+    return format in {"mlx", *TREE_FORMATS} or (
+        format == "peft" and path.suffix.lower() not in _SINGLE_FILE
+    )
 
 
 def refuse_existing(
@@ -292,9 +305,11 @@ def unfit_output(path: Path) -> str | None:
 def _read_folder(
     path: Path, read: peft_folder.Read = read_tensors
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    tree = tunix_item(path)
+    tree = tree_item(path)
     if tree is not None:
-        return read_tunix(path, tree)
+        return read_tree(path, tree)
+    if is_easydel_folder(path):
+        return read_easydel(path)
     return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
 
 

@@ -18,6 +18,7 @@ from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
+from prolora_jax.io.containers.indexed_tree import is_indexed
 from prolora_jax.io.containers.tensors import read_tensors
 from prolora_jax.io.documents import BadDocument, parse_json
 from prolora_jax.io.guarded import is_regular, read_small
@@ -29,6 +30,7 @@ ADAPTER_SUFFIXES = frozenset({".safetensors", ".sft", ".msgpack", ".pt", ".bin",
 MLX_WEIGHTS = "adapters.safetensors"
 """What MLX-LM has instead, beside a configuration by the same name."""
 
+_MERGED = "_resume_model"
 _WEIGHTS, _PICKLE = WEIGHT_NAMES = "adapter_model.safetensors", "adapter_model.bin"
 _LARGEST_CONFIG = 2**21
 """Bytes. One that names every module of a large net with a rank of its own has 200 KB."""
@@ -108,6 +110,8 @@ def is_adapter_folder(folder: Path) -> bool:
         return True
     if (folder / CONFIG).exists() and (folder / MLX_WEIGHTS).exists():
         return True
+    if is_indexed(folder) and not (folder / _MERGED).is_dir():
+        return True  # of EasyDeL's; where it has merged the factors, they lie in there
     return has_adapter_files(folder) and not _others(folder)
 
 

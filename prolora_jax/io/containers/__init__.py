@@ -3,6 +3,7 @@
 msgpack_values.py: How many values a msgpack document has, counted before any of them is made.
 msgpack_tree.py: Flax's msgpack files, read one array at a time.
 open_file.py: A file of a base model that stays open, read at any place by ordinary reading.
+indexed_tree.py: Folders of arrays that an index lists, as eformer writes them for EasyDeL.
 orbax_tree.py: Orbax folders, read one array at a time.
 flax_checkpoint.py: Flax parameter trees on disk, presented as torch tensors.
 pickle_child.py: The program that opens pickles, run by `pickles` in a process of its own.

@@ -1,6 +1,7 @@
 """Orbax folders, read one array at a time, as NumPy arrays, and written."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class OrbaxTree:
         path: the folder.
         leaves: arrays by their place in the tree.
     """
+
+    _writer = "orbax"
 
     def __init__(self, path: Path):
         """Look up what arrays there are, their shapes and dtypes; no array is read.
@@ -129,7 +132,7 @@ class OrbaxTree:
         reason = " ".join(str(failure).split())[:200]
         return BaseModelError(
             f"{self.path}: its arrays cannot be read ({type(failure).__name__}: {reason}); "
-            f"expected a folder that orbax wrote; copy it again",
+            f"expected a folder that {self._writer} wrote; copy it again",
             code=Refusal.UNREADABLE_BASE,
         )
 
@@ -150,6 +153,30 @@ def write_orbax(folder: Path, tree: Any) -> None:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(folder.absolute(), tree)
     except (OSError, ValueError) as failure:  # ValueError: the folder is there
+        raise OutputError(
+            cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
+        ) from failure
+
+
+def write_orbax_step(folder: Path, item: str, tree: Any) -> None:
+    """Write the first step of a checkpoint manager, with one item.
+
+    Args:
+        folder: the manager's; a step 0 that is there is replaced.
+        item: what to call the tree.
+        tree: nested dictionaries of arrays.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import orbax.checkpoint as ocp
+
+    try:
+        if (folder / "0").is_dir():
+            shutil.rmtree(folder / "0")
+        with ocp.CheckpointManager(folder.absolute()) as manager:
+            manager.save(0, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)}))
+    except (OSError, ValueError) as failure:
         raise OutputError(
             cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
         ) from failure

@@ -45,7 +45,7 @@ class Proof(NamedTuple):
     Attributes:
         job: digest of options and base weights; None when it came to no plan.
         input_stamp: size and time of change of the input, when it was read, and what its header
-            said (`SAID` and a digest); without that in manifests that are older.
+            said (`SAID` and a digest); without that in older manifests and those of fleets.
         output_stamp: the same of the output, when it was written.
     """
 

@@ -25,7 +25,7 @@ from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, Ref
 from google.auth.transport.requests import AuthorizedSession
 from requests.adapters import HTTPAdapter
 
-from prolora_jax.errors import OutputError
+from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io.guarded import open_regular
 from prolora_jax.io.places.pacing import Pace, StoreRefused
 from prolora_jax.io.places.place import Content, Head, Listed, changed
@@ -52,6 +52,12 @@ _PAGE = 1000
 _PIECE = 2**20
 _GENERATION = re.compile(r"[1-9][0-9]*")
 _REASON = re.compile(r"[A-Za-z ]{1,60}")
+_OF_ONE: Mapping[tuple[int, object], Refusal] = {
+    (400, "invalid"): Refusal.BAD_NAME,
+    (413, "uploadTooLarge"): Refusal.FILE_TOO_LARGE,
+}
+"""What is said of one object, and not of all."""
+
 _NO_ANSWER = (requests.RequestException, urllib3.exceptions.HTTPError, GoogleAuthError)
 
 
@@ -195,6 +201,8 @@ class GooglePlace(StorePlace):
             told = None
         words = isinstance(told, str) and _REASON.fullmatch(told)
         reason = f"status {status}" + (f", {told}" if words else "")
+        if key and (status, told) in _OF_ONE:
+            return self._refused_one(key, reason, _OF_ONE[status, told])
         if 400 <= status < 500 and status not in {*LATER, 412}:
             return self._refused(key, reason, status)
         return self._no_answer(key, reason, status)

@@ -17,8 +17,24 @@ _PAGE = 1000
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-_OF_ONE = {"KeyTooLongError": Refusal.BAD_NAME, "EntityTooLarge": Refusal.FILE_TOO_LARGE}
+_OF_ONE = {
+    "KeyTooLongError": Refusal.BAD_NAME,
+    "InvalidObjectName": Refusal.BAD_NAME,
+    "XMinioInvalidObjectName": Refusal.BAD_NAME,
+    "InvalidURI": Refusal.BAD_NAME,
+    "EntityTooLarge": Refusal.FILE_TOO_LARGE,
+    "status 413": Refusal.FILE_TOO_LARGE,
+    "status 414": Refusal.BAD_NAME,
+}
 """What is said of one object, and not of all: a store's own limits may be lower than S3's."""
+
+_ROLE = "/latest/api/token"
+"""What is asked for credentials where the environment has none."""
+
+_NO_CREDENTIALS = "no credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set"
+_NO_ETAG = '"no such etag"'
+_SURE_KEY = 255
+"""Bytes of a key that every server takes."""
 
 _NOT_THERE = (FileNotFoundError, exceptions.NotFoundError)
 _FORBIDDEN = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
@@ -44,7 +60,18 @@ class ObjectPlace(StorePlace):
 
     def __init__(self, shown: str, store: Any, pace: Pace, prefix: str = ""):
         super().__init__(shown, pace, prefix)
-        self._store = store
+        self._store, self._longest = store, _SURE_KEY
+
+    def require_name(self, key: str) -> None:
+        """Refuse a name that the store does not take (see `FilePlace`).
+
+        A server's own limit may be lower than S3's. One that has not yet taken a key of this length
+        is asked to replace what is not there, which writes nothing.
+        """
+        length = len(self._full(key).encode())
+        if length > self._longest:
+            self.replace_if(key, b"", _NO_ETAG, {})
+            self._longest = length
 
     def _page(self, below: str, within: str, behind: str | None) -> Page:
         page, more = list[Any](), False
@@ -116,16 +143,14 @@ class ObjectPlace(StorePlace):
     def _said(self, key: str, failure: Exception) -> OutputError:
         """A failure in our own words: a refusal, or one after which it is tried again."""
         text = str(failure)
+        if _ROLE in text:  # of a machine of Amazon's, which may be asked again
+            return self._no_answer(key, _NO_CREDENTIALS, None)
         code, status = _CODE.search(text), _STATUS.search(text)
         number = int(status[1]) if status else None
         reason = code[1] if code else f"status {number}" if number else why_none(text)
         reason = reason or type(failure).__name__
         if reason in _OF_ONE:
-            return OutputError(
-                f"{self.shown}/{key}: the store refused ({reason}); expected a shorter name or a "
-                "smaller file; rename it, or give outputs a smaller rank",
-                code=_OF_ONE[reason],
-            )
+            return self._refused_one(key, reason, _OF_ONE[reason])
         final = isinstance(failure, (*_NEVER, *_NOT_THERE))
         if number is not None and 400 <= number < 500 and number not in LATER:
             final = final or not isinstance(failure, _CONDITION)

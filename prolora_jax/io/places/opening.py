@@ -63,6 +63,12 @@ def open_place(place: str | Path, pace: Pace | None = None) -> FilePlace:
             code=Refusal.BAD_OPTION,
         )
     prefix = parts.path.strip("/")
+    if prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/")):
+        raise UsageError(
+            f"{shown}: found two slashes, . or .. in the URL; expected folders by their names; "
+            "write it without",
+            code=Refusal.BAD_OPTION,
+        )
     # One name for one place, however many slashes it was written with: places are compared by it.
     shown = f"{parts.scheme}://{parts.netloc}/{prefix}".rstrip("/")
     return opened(shown, parts.netloc, prefix, pace or Pace())

@@ -109,10 +109,11 @@ class FilePlace(Protocol):
         ...
 
     def require_name(self, key: str) -> None:
-        """Refuse a name that no file of this place can have; asks the place nothing.
+        """Refuse a name that no file of this place can have; writes nothing.
 
         Raises:
             AdapterRefused: it has one that the place cannot hold.
+            OutputError: the place says so (bad-name), or does not answer.
         """
         ...
 

@@ -131,7 +131,10 @@ class StorePlace(ABC):
         try:
             return Written(True, self._write(key, content, tags, known))
         except Unclear as unclear:
-            found, said = self._head(key), unclear.said
+            said = unclear.said
+            if said.code is not Refusal.CANNOT_WRITE:
+                raise said from None  # a plain no; to be asked for it might be refused, too
+            found = self._head(key)
         if found is not None and found.tags.get(ATTEMPT) == tags[ATTEMPT]:
             return Written(True, found.etag)
         if known == CREATE and found is not None:
@@ -191,6 +194,13 @@ class StorePlace(ABC):
     def _short(self, full: str) -> str:
         """A key of the bucket as one of this place."""
         return full[len(self._prefix) + 1 :] if self._prefix else full
+
+    def _refused_one(self, key: str, reason: str, code: Refusal) -> OutputError:
+        return OutputError(
+            f"{self.shown}/{key}: the store refused this file ({reason}); expected a shorter or "
+            "plainer name, or a smaller file; rename it, or give outputs a smaller rank",
+            code=code,
+        )
 
     def _no_path(self, below: str) -> UsageError:
         return UsageError(

@@ -62,10 +62,7 @@ def answers(
         part = _asked(
             tuple(speaker.model for speaker in speakers),
             tuple(speaker.params for speaker in speakers),
-            *each_a_share(
-                (jnp.asarray(texts.ids[places]), jnp.asarray(texts.real[places])),
-                speakers.target.mesh,
-            ),
+            *each_a_share((texts.ids[places], texts.real[places]), speakers.target.mesh),
             vocabulary=vocabulary,
             top=min(recipe.top, vocabulary),
             teacher=recipe.teacher,

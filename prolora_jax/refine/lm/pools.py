@@ -110,7 +110,7 @@ def pool(
         ids = written(
             speaker.model,
             speaker.params,
-            *each_a_share((jnp.asarray(some), jnp.ones(some.shape, bool)), speaker.mesh),
+            *each_a_share((some, np.ones(some.shape, bool)), speaker.mesh),
             jax.random.fold_in(key, begin),
             length=recipe.tokens - first.shape[1],
             temperature=recipe.temperature,
@@ -128,7 +128,7 @@ def surprise(speaker: WritingModel, texts: Texts, at_once: int) -> float:
     total, count = 0.0, 0
     for begin in range(0, len(texts.ids), at_once):
         part = Texts(*(_filled(a[begin : begin + at_once], at_once) for a in texts))
-        shares = each_a_share(tuple(map(jnp.asarray, part)), speaker.mesh)
+        shares = each_a_share(tuple(part), speaker.mesh)
         nll, real = _nll(speaker.model, speaker.params, *shares, with_adapter=speaker.adapted)
         kept = len(texts.ids) - begin
         total += float(np.asarray(nll)[:kept].sum())

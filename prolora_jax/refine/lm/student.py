@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.lm.adapting import beside
 from prolora_jax.nets.lm.causal import CausalLm
-from prolora_jax.nets.pipelines.devices import devices_of, each_a_share
+from prolora_jax.nets.pipelines.devices import each_a_share, on_all
 from prolora_jax.refine.lm.answers import TopAnswers, divergence
 from prolora_jax.refine.lm.pools import Texts, WritingModel
 from prolora_jax.refine.rows import Rows
@@ -56,15 +55,17 @@ def missed(predict: Any, factors: Any, rows: Rows, at_once: int, mesh: Mesh | No
         factors: of the student.
         rows: texts and answers.
         at_once: rows that are asked at once.
-        mesh: devices that they are spread over, where there are as many for each.
+        mesh: devices that they are spread over, each with as many.
     """
-    total, count = 0.0, 0.0
+    total, count, last = 0.0, 0.0, len(rows.times) - 1
+    factors = on_all(factors, mesh)
     for begin in range(0, len(rows.times), at_once):
-        part = jax.tree.map(lambda a, b=begin: jnp.asarray(a[b : b + at_once]), rows)
+        places = np.arange(begin, begin + at_once)
+        part = jax.tree.map(lambda a, p=places: np.asarray(a)[np.minimum(p, last)], rows)
+        # One program for all: the last row fills the last part up, and does not count again.
+        part.target.counts[places > last] = 0.0
         weight = float(part.target.counts.sum())
-        if len(part.times) % devices_of(mesh) == 0:  # the last ones may be fewer
-            part = each_a_share(part, mesh)
-        total += weight * float(_apart(predict, factors, part))
+        total += weight * float(_apart(predict, factors, each_a_share(part, mesh)))
         count += weight
     return total / max(count, 1.0)
 

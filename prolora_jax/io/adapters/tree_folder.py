@@ -1,0 +1,244 @@
+"""Trees of tunix and MaxText on disk: orbax folders with the factors that qwix put beside weights.
+
+What multiplies a product is in no tree: it stands in an `adapter_config.json` that the user puts
+there, or in the notes of MaxText's own trainer. Nor is it said there which model a tree of MaxText
+is of, on which depends how rows of q and k lie.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, TREE_CONFIG, TREE_ROWS
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.architectures.llm.tree_names import MAXTEXT_MODELS, rows_of
+from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
+from prolora_jax.io import atomic
+from prolora_jax.io.adapters.peft_folder import CONFIG, Tensors, new_folder, unfit_config
+from prolora_jax.io.adapters.tree_places import (
+    MAXTEXT_TREE,
+    TUNIX_TREE,
+    Factor,
+    Shape,
+    TreeKind,
+    rank_of,
+)
+from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, write_orbax_step
+from prolora_jax.io.documents import BadDocument, read_json_document
+from prolora_jax.io.guarded import read_small
+
+Place = tuple[str, ...]
+
+ITEM = "model_params"
+"""What tunix's manager calls the tree in each step; MaxText's own trainer calls it `items`."""
+_METADATA, _NOTES, _MARK, _LARGEST = "_METADATA", "_CHECKPOINT_METADATA", b"_lora_a", 2**26
+_HEADER, _MODEL = "prolora_header", "model_name"
+_MOST_NUMBERS = 2**32
+"""In a factor of all blocks: more than any has at rank 4096."""
+_NO_WEIGHTS = frozenset({"opt_state", "optimizer", "nnx_aux", "step"})
+
+
+class _Said(NamedTuple):
+    """What stands beside a tree, and where it was looked for."""
+
+    folder: Path
+    fields: Mapping[str, Any]
+
+
+def tree_item(folder: Path) -> Path | None:
+    """The orbax tree in a folder, or in its newest step, that has factors of qwix's.
+
+    Args:
+        folder: any.
+
+    Returns:
+        The tree's own folder; None where there is none, or where it cannot be looked at, which
+        whoever reads the folder as something else says.
+    """
+    try:
+        item = orbax_item(folder)
+        found = item is not None and _MARK in read_small(item / _METADATA, _LARGEST)
+    except OSError:
+        return None
+    return item if found else None
+
+
+def read_tree(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
+    """Read such a folder; the base model's own weights beside the factors are passed over.
+
+    Args:
+        folder: that was given.
+        item: its tree, from `tree_item`.
+
+    Returns:
+        The tensors by keys of peft's, and the header strings; a configuration of peft's is one, and
+        that rows of q and k are in pairs another.
+
+    Raises:
+        AdapterRefused: it cannot be read, has factors of other layers than are known here, or no
+            alpha or model is said beside it.
+    """
+    try:
+        tree = OrbaxTree(item)
+        wanted = [place for place in tree.leaves if _is_factor(place)]
+        ours = any("decoder" in place for place in wanted)
+        kind = MAXTEXT_TREE if ours else TUNIX_TREE
+        places = {place: _factor(folder, place, kind) for place in wanted}
+        shapes = _require_factors(folder, places, {p: tree.leaves[p].shape for p in places}, kind)
+        read = {factor: tree.read(place) for place, factor in places.items()}
+    except BaseModelError as failure:
+        raise AdapterRefused(str(failure), code=Refusal.NOT_AN_ADAPTER) from failure
+    ranks = {rank_of(factor, shape) for factor, shape in shapes.items() if factor.side == "a"}
+    if len(ranks) != 1:
+        found = f"ranks {', '.join(map(str, sorted(ranks)))}"
+        _refuse(folder, found, "one rank, of which alpha is", "train with one rule of qwix's")
+    said = _said(folder, (folder, item.parent, item))
+    rows = _rows(said) if kind is MAXTEXT_TREE else "halves"
+    tensors: Tensors = {}
+    for factor, array in read.items():
+        other = shapes.get(factor._replace(side="b" if factor.side == "a" else "a"), ())
+        for layer, matrix in kind.matrices(factor, array, other):
+            tensors[f"{PEFT_WRAPPER}{layer}.lora_{factor.side.upper()}.weight"] = matrix
+    config, header = _config(said, ranks.pop(), read)
+    header |= {TREE_ROWS: rows} if rows == "pairs" else {}
+    return tensors, header | {HEADER_KEY: json.dumps(config)}
+
+
+def write_tree(
+    folder: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Write a step of tunix's manager, and beside it what the tree does not say.
+
+    Args:
+        folder: where to.
+        tensors: from `formats.dump` for format `tunix` or `maxtext`.
+        metadata: header strings, what is said beside the tree among them.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    header = {key: text for key, text in metadata.items() if key != TREE_CONFIG}
+    fields = json.loads(metadata[TREE_CONFIG]) | {_HEADER: header}
+    tree: dict[str, Any] = {}
+    for place, array in tensors.items():
+        *levels, last = place.split("/")
+        node = tree
+        for level in levels:
+            node = node.setdefault(level, {})
+        node[last] = np.ascontiguousarray(array)
+    with new_folder(folder) as place:
+        write_orbax_step(place, ITEM, tree)
+        atomic.write_text(place / CONFIG, json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def _is_factor(place: Place) -> bool:
+    if place and place[0] in _NO_WEIGHTS:
+        return False  # an optimizer's moments have the factors' names
+    return any(name.endswith(("_lora_a", "_lora_b")) for name in place)
+
+
+def _factor(folder: Path, place: Place, kind: TreeKind) -> Factor:
+    """What is at a place: its layer by transformers' name, and which factor it is."""
+    name = ".".join(place).removesuffix(".value")
+    found = kind.factor(name)
+    if found is None:
+        remedy = "move it with the base model merged"
+        _refuse(folder, f"a factor at {name}", kind.known, remedy)
+    return found
+
+
+def _require_factors(
+    folder: Path, places: Mapping[Place, Factor], shapes: Mapping[Place, Shape], kind: TreeKind
+) -> dict[Factor, Shape]:
+    """Refuse what is no factor, before any is read: an array may be as large as its header says."""
+    seen: dict[Factor, Place] = {}
+    for place, factor in places.items():
+        name, shape = f"{factor.layer()}: found a factor {factor.side}", shapes[place]
+        other = seen.setdefault(factor, place)
+        if other != place:
+            found = f"{name} at {'.'.join(other)} and at {'.'.join(place)}"
+            _refuse(folder, found, "it once", "fetch the folder again")
+        if len(shape) not in {2, 3} or not 0 < math.prod(shape) <= _MOST_NUMBERS:
+            axes = f"axes as in {kind.known}, none of 0, and at most {_MOST_NUMBERS} numbers"
+            _refuse(folder, f"{name} in shape {shape}", axes, "fetch it again")
+    known = {factor: shapes[place] for factor, place in seen.items()}
+    misfit = kind.misfit(known)
+    if misfit is not None:
+        _refuse(folder, *misfit, "fetch it again")
+    return known
+
+
+def _said(folder: Path, places: Iterable[Path]) -> _Said:
+    """What the configuration beside a tree says; MaxText's notes, where it says no alpha."""
+    fields: Any = {}
+    for place in places:
+        if (place / CONFIG).is_file():
+            fields = _document(place / CONFIG)
+            break
+    fields = fields if isinstance(fields, dict) else {}
+    for place in places:
+        notes = _document(place / _NOTES) if (place / _NOTES).is_file() else {}
+        own = notes.get("custom_metadata") if isinstance(notes, dict) else None
+        lora = own.get("lora") if isinstance(own, dict) else None
+        if isinstance(lora, dict) and "lora_alpha" in lora:
+            fields = {"lora_alpha": lora["lora_alpha"]} | fields
+    return _Said(folder, fields)
+
+
+def _document(file: Path) -> Any:
+    try:
+        return read_json_document(file)
+    except (OSError, BadDocument) as failure:
+        raise unfit_config(file, failure) from failure
+
+
+def _rows(said: _Said) -> str:
+    """How rows of q and k lie in the model that the configuration names."""
+    name = said.fields.get(_MODEL)
+    rows = rows_of(name)
+    if rows is None:
+        _refuse(
+            said.folder,
+            f"factors of MaxText's, and {_MODEL} {name!r:.60}"
+            if name is not None
+            else "factors of MaxText's, and nowhere which of its models they were trained on",
+            f"{_MODEL} in a {CONFIG} in this folder, one of {MAXTEXT_MODELS}, whose rows of q and "
+            f"k are known here",
+            f'write {{"{_MODEL}": ..., "lora_alpha": ...}} there, as they were given to MaxText',
+        )
+    return rows
+
+
+def _config(
+    said: _Said, rank: int, factors: Iterable[Factor]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A configuration as peft would have written it, and the header strings that we had written."""
+    fields = {key: value for key, value in said.fields.items() if key not in {_MODEL, _HEADER}}
+    alpha = fields.get("lora_alpha")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        _refuse(
+            said.folder,
+            "factors of qwix's, and nowhere the alpha that they were trained with",
+            f"lora_alpha in a {CONFIG} in this folder",
+            'write {"lora_alpha": ...} there, with the alpha of qwix\'s rule',
+        )
+    if fields.get("r", rank) != rank:
+        found = f"r {fields['r']!r:.40} in {CONFIG}"
+        _refuse(said.folder, found, f"{rank}, as the factors have it")
+    modules = sorted({factor.role.rpartition(".")[2] for factor in factors})
+    usual = {"peft_type": "LORA", "target_modules": modules, "task_type": "CAUSAL_LM"}
+    header = said.fields.get(_HEADER)
+    kept = header if isinstance(header, dict) else {}
+    strings = {key: text for key, text in kept.items() if isinstance(text, str)}
+    return usual | fields | {"r": rank}, strings
+
+
+def _refuse(folder: Path, found: str, expected: str, remedy: str = "correct it") -> NoReturn:
+    found = found if "found" in found else f"found {found}"
+    raise AdapterRefused(
+        f"{folder}: {found}; expected {expected}; {remedy}", code=Refusal.NOT_AN_ADAPTER
+    )
