@@ -145,7 +145,7 @@ class Soak:
             "-q",
         ]
         environment = os.environ | COMPILED
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(self.folder / "compiled")
+        environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(self.folder / "compiled"))
         return subprocess.Popen(
             [sys.executable, "-m", "prolora_jax", *map(str, command)],
             env=environment,

@@ -18,7 +18,7 @@ import unets
 from numpy.testing import assert_allclose
 from PIL import Image
 from safetensors.numpy import save_file
-from tiny_pipelines import PROMPTS, UNETS
+from tiny_pipelines import PROMPTS, SHORT
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from vision_nets import CONFIGS, arrays, torch_encoder
@@ -60,7 +60,7 @@ def clip_model() -> Any:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Files:
     folder = tmp_path_factory.mktemp("evaluate")
-    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega")
+    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega", short=True)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in (p for p in pipe.unet.parameters() if p.ndim > 1):
@@ -68,7 +68,7 @@ def files(tmp_path_factory) -> Files:
     pipe.save_pretrained(folder / "target")
     written = []
     for rank in (4, 2):
-        net = unets.torch_net(UNETS["vega"])
+        net = unets.torch_net(SHORT["vega"])
         builders.add_lora(net, targets=builders.ATTENTION, rank=rank, alpha=8 * rank, seed=rank)
         written.append(builders.save_by_diffusers(net, folder / f"rank {rank}"))
     prompts = folder / "prompts.txt"
@@ -87,9 +87,9 @@ def files(tmp_path_factory) -> Files:
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch, tmp_path):
+def _here(monkeypatch, files):
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=unets.QUICK))
-    monkeypatch.setenv("PROLORA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PROLORA_STORE", str(files.source.parent / "store"))
     monkeypatch.setenv("PROLORA_TRACEBACK", "1")
 
 

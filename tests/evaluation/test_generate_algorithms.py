@@ -16,7 +16,7 @@ from numpy.testing import assert_allclose
 from peft import LoHaConfig, LoraConfig, OFTConfig, get_peft_model
 from PIL import Image
 from rich.console import Console
-from tiny_pipelines import PROMPTS, UNETS
+from tiny_pipelines import PROMPTS, SHORT
 
 import prolora_jax as pl
 from prolora_jax.adapters.adapter import delta
@@ -48,7 +48,7 @@ def updates(net: Any, folder: Path, *, save: bool) -> dict[str, torch.Tensor]:
     before = {name: weight.clone() for name, weight in net.state_dict().items()}
     found = {name: torch.zeros_like(weight) for name, weight in before.items()}
     for seed, (kind, config) in enumerate(CONFIGS.items()):
-        one = unets.torch_net(UNETS["vega"])
+        one = unets.torch_net(SHORT["vega"])
         one.load_state_dict(before)
         model: Any = get_peft_model(one, config)
         generator = torch.Generator().manual_seed(seed)
@@ -70,7 +70,7 @@ def updates(net: Any, folder: Path, *, save: bool) -> dict[str, torch.Tensor]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """Two pipelines, three adapters of the first, and pipelines with what peft adds to either."""
     folder = tmp_path_factory.mktemp("generate")
-    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega")
+    pipe = tiny_pipelines.make_pipeline(folder / "source", "vega", short=True)
     own = {name: weight.clone() for name, weight in pipe.unet.state_dict().items()}
     generator = torch.Generator().manual_seed(5)
     tuned = {
@@ -94,9 +94,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def _here(monkeypatch: pytest.MonkeyPatch, files: Files):
     monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=unets.QUICK))
-    monkeypatch.setenv("PROLORA_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("PROLORA_STORE", str(files.source.parent / "store"))
 
 
 def cells(out: Path, columns: int) -> np.ndarray:

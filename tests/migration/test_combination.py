@@ -111,7 +111,7 @@ def test_moving_the_sum_is_summing_what_moved(
     toys: ToyFiles, two: tuple[Path, Path], tmp_path: Path, method: str
 ):
     """The arms are linear, so one migration of the sum and two migrations agree."""
-    both, store = tmp_path / "both.safetensors", tmp_path / "store"
+    both, store = tmp_path / "both.safetensors", toys.adapter.parent / "store"
     pair = ["--source", str(toys.source), "--target", str(toys.target), "--method", method]
     pair += ["--store", str(store), "--dtype", "float32", "-q"]
     files = [str(path) for path in two]
@@ -131,7 +131,7 @@ def test_verified_and_cut_by_rank(
 ):
     both = tmp_path / "both.safetensors"
     pair = ["--source", str(toys.source), "--target", str(toys.target)]
-    common = ["--store", str(tmp_path / "store"), "-q"]
+    common = ["--store", str(toys.adapter.parent / "store"), "-q"]
     files = [str(path) for path in two]
     cut = ["--merge", "--rank", "6", "--out", str(both)]
     assert run(["migrate", *files, *cut, *pair, *common]) == 0

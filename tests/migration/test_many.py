@@ -38,8 +38,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> ToyFiles:
 
 
 @pytest.fixture(scope="module")
-def pair(demo: ToyFiles, tmp_path_factory: pytest.TempPathFactory) -> BasePair:
-    store = FolderStore(tmp_path_factory.mktemp("store"))
+def pair(demo: ToyFiles) -> BasePair:
+    store = FolderStore(demo.adapter.parent / "store")
     return BasePair(load_base_model(demo.source), load_base_model(demo.target), store)
 
 
@@ -149,7 +149,7 @@ def test_a_folder_is_mirrored_and_bad_files_are_named(
     (catalog / "styles" / "loop").symlink_to(catalog)
     write(out / "a.safetensors", 1, (4,))  # is there already
     command = ["migrate", str(catalog), "--source", str(demo.source), "--target", str(demo.target)]
-    command += ["--out", str(out), "--store", str(tmp_path / "store"), "-q"]
+    command += ["--out", str(out), "--store", str(demo.adapter.parent / "store"), "-q"]
     assert run([*command, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["migrated"] == [str(out / "styles" / "old" / "b c.safetensors")]
@@ -192,7 +192,7 @@ def test_a_dry_run_over_a_folder_writes_nothing(
     write(catalog / "a.safetensors", 1, (4,))
     (catalog / "many.zip").write_bytes(b"PK")
     command = ["migrate", str(catalog), "--source", str(demo.source), "--target", str(demo.target)]
-    command += ["--out", str(out), "--store", str(tmp_path / "store"), "-q", "--dry-run"]
+    command += ["--out", str(out), "--store", str(demo.adapter.parent / "store"), "-q", "--dry-run"]
     assert run(command) == 1
     said = capsys.readouterr().out
     assert "2 files: " in said

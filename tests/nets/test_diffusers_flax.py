@@ -19,7 +19,7 @@ from prolora_jax.nets.pipelines.stock import stock_pipeline
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "tiny"
-    tiny_pipelines.make_pipeline(folder, "sdxl")
+    tiny_pipelines.make_pipeline(folder, "sdxl", short=True)
     return folder
 
 

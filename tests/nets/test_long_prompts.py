@@ -35,7 +35,8 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("made") / "ssd"
-    return Made(tiny_pipelines.make_pipeline(folder, "ssd-1b"), *load_pipeline(folder))
+    pipe = tiny_pipelines.make_pipeline(folder, "ssd-1b", short=True)
+    return Made(pipe, *load_pipeline(folder))
 
 
 def by_torch(pipe: Any, prompt: str, chunks: int, weighting: Weighting) -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ SHARE = 1e-5  # of a gradient's norm: float32 sums in another order
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("sharded")
-    tiny_pipelines.make_pipeline(folder / "pipeline", "ssd-1b")
+    tiny_pipelines.make_pipeline(folder / "pipeline", "ssd-1b", short=True)
     unets.save(unets.torch_net(unets.SMALLEST), folder / "unet")
     found = found_by(SCRIPT, str(folder / "pipeline"), str(folder / "unet"))
     assert found["devices"] == 8

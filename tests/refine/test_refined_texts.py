@@ -31,6 +31,7 @@ from prolora_jax.refine.lm.pools import Texts, WritingModel, pool
 from prolora_jax.refine.lm.recipe import LmRecipe
 from prolora_jax.verification.file import verify_file
 
+pytestmark = pytest.mark.usefixtures("little_optimized")
 RECIPE = LmRecipe(texts=8, tokens=10, steps=20, batch=4, at_once=8, top=12, rate=1e-2)
 
 
