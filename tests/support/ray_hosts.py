@@ -48,6 +48,8 @@ class RayHosts:
     def __init__(self, patch: pytest.MonkeyPatch):
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
+        # Hosts of a user keep what they compile beside the job's store, and have no such folder.
+        patch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
         head = {"num_cpus": 0, "include_dashboard": False, **SMALL}
         with own_sigterm():
             self._cluster = Cluster(initialize_head=True, head_node_args=head)
