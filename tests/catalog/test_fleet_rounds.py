@@ -209,3 +209,18 @@ def test_what_is_at_work_has_room_for_what_it_makes(inputs: Path, monkeypatch: p
         worker.stage(work)
     worker._at_work = False
     assert worker(work).states == {NAME: "done"}
+
+
+def test_who_has_fetched_what_is_replaced_then_is_no_stranger(inputs: Path):
+    """Of two workers with one chunk one was too late for it; what the other made stays ours."""
+    workers = [ToyWorker(job(inputs), threading.Event(), lambda: None) for _ in range(2)]
+    for each in workers:
+        each.inputs.folder = None  # as a store has none
+    work = ChunkWork(tuple(find_inputs(workers[0].inputs, workers[0].out)), {})
+    staged = workers[0].stage(work)
+    (inputs / NAME).write_bytes(b"another")
+    assert workers[1](work).states == {NAME: "failed"}
+    assert workers[0](staged).states == {NAME: "done"}
+    assert read_receipts(workers[0].out)[NAME].receipt.state == "done"
+    assert round_of(inputs).state == "done"
+    assert (inputs.parent / "out" / NAME).read_bytes() == b"rehtona"
