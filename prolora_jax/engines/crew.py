@@ -11,9 +11,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
+from queue import SimpleQueue
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from prolora_jax.engines.processes import end_with, one_thread_each
@@ -95,9 +98,36 @@ class AnyCrew(Protocol[_Given]):
         ...
 
 
+class _Giver:
+    """Sends tasks in a thread of its own.
+
+    A worker that is stopped, or fetches what it was given before, takes none: who gives out work
+    would wait for it, and so would all others.
+    """
+
+    def __init__(self, connection: Connection):
+        self._connection, self._tasks = connection, SimpleQueue[memoryview | None]()
+        self._thread = threading.Thread(target=self._send, name="giver", daemon=True)
+        self._thread.start()
+
+    def give(self, task: Any) -> None:
+        self._tasks.put(ForkingPickler.dumps(task))
+
+    def end(self) -> None:
+        """Send no more, to a process that has ended."""
+        self._tasks.put(None)
+        self._thread.join(_END_SECONDS)
+
+    def _send(self) -> None:
+        with suppress(OSError):  # the worker has ended, which `events` tells
+            while (task := self._tasks.get()) is not None:
+                self._connection.send_bytes(task)
+
+
 class _Member(NamedTuple):
     process: BaseProcess
     connection: Connection
+    giver: _Giver
 
 
 class Crew(Generic[Task]):
@@ -137,7 +167,7 @@ class Crew(Generic[Task]):
             process.start()
         there.close()  # it is the worker's: when that ends, nothing holds the other side open
         number, self._next = self._next, self._next + 1
-        self._members[number] = _Member(process, here)
+        self._members[number] = _Member(process, here, _Giver(here))
         self._signs[number] = time.monotonic()
 
     def give(self, worker: int, task: Task) -> None:
@@ -145,10 +175,7 @@ class Crew(Generic[Task]):
         if not self._tasks[worker]:  # else its silence is that of what it is at
             self._signs[worker] = time.monotonic()
         self._tasks[worker] += 1
-        try:
-            self._members[worker].connection.send(task)
-        except OSError:
-            return
+        self._members[worker].giver.give(task)
 
     def silent(self, worker: int) -> float:
         """Seconds since something was heard of a worker, or given to it when it had nothing."""
@@ -184,11 +211,12 @@ class Crew(Generic[Task]):
     def _bury(self, worker: int) -> int | None:
         member = self._members.pop(worker)
         del self._tasks[worker]
-        member.connection.close()
         member.process.join(_END_SECONDS)
         if member.process.exitcode is None:  # it has closed its side and goes on
             member.process.kill()
             member.process.join()
+        member.giver.end()
+        member.connection.close()
         return member.process.exitcode
 
     def kill(self, worker: int) -> None:

@@ -111,6 +111,9 @@ class Told(Crew):
     def give(self, worker: int, task: ChunkWork) -> None:
         self.given[worker].append([one.name.lstrip("0").partition(".")[0] for one in task.inputs])
 
+    def kill(self, worker: int) -> None:
+        self.gone.append(worker)
+
     def dismiss(self, worker: int) -> None:
         self.gone.append(worker)
 
@@ -210,6 +213,21 @@ def test_what_a_host_had_together_fails_as_one(run: FleetRun):
     assert run.dismissed == {0}
     hear(run, done(run, 1, "disk full"))
     assert run.dismissed == {0, 1}
+
+
+def test_who_was_told_to_end_by_somebody_else_is_replaced(run: FleetRun):
+    """SIGTERM of a worker alone: it gives back all that it gets, without an end."""
+    at, behind = (ChunkDone({}, tuple(unit[0].name for unit in h.chunk)) for h in run.busy._held[0])
+    hear(run, Event(0, "done", at))
+    assert isinstance(run.crew, Told)
+    assert run.crew.gone == [0]
+    hear(run, Event(0, "done", behind))  # was on its way
+    hear(run, Event(0, "ended", "signal SIGKILL"))
+    assert (len(given(run)[0]), 0 in run.busy, run.idle, run.never_ready) == (2, False, [], 0)
+    assert not run.dispatch._apart
+    while run.busy.at_work:
+        hear(run, done(run, 1))
+    assert (run.done, run.dispatch.left) == (80, 0)
 
 
 def test_a_hundred_thousand_are_listed_in_seconds():

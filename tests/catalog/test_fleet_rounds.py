@@ -4,12 +4,15 @@ Workers without an engine (`fleet_workers`), in this process."""
 import os
 import threading
 from collections.abc import Mapping
+from errno import ENOSPC
 from hashlib import sha256
 from pathlib import Path
+from shutil import _ntuple_diskusage as usage
 
 import pytest
 from fleet_workers import ToyWorker
 
+from prolora_jax.catalog.fleet import worker as fleet_worker
 from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.giving import FleetRun
 from prolora_jax.catalog.fleet.inputs import find_inputs
@@ -17,7 +20,7 @@ from prolora_jax.catalog.fleet.job import FleetJob
 from prolora_jax.catalog.fleet.local_run import RunShare, run_here
 from prolora_jax.catalog.fleet.publishing import Publisher
 from prolora_jax.catalog.fleet.receipts import Receipt, read_receipts
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace, sweep_unfinished
 from prolora_jax.io.places.place import Content, Written
 from prolora_jax.migration.files import Writing
@@ -165,3 +168,59 @@ def test_what_is_fetched_meanwhile_says_nothing_of_what_is_at_work(inputs: Path)
     for given in (other, work):
         assert worker(given) == ChunkDone({}, (NAME,))
     assert not other.folder.exists()
+
+
+@pytest.mark.parametrize("where", ["scratch", "fetch", "_migrated", "_relocate"])
+def test_a_full_disk_of_a_host_is_its_trouble_and_ends_no_run(
+    inputs: Path, where: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where what is fetched meanwhile has filled it; a store's trouble is everyone's."""
+    worker = ToyWorker(job(inputs), threading.Event(), lambda: None)
+    worker.inputs.folder = None  # as a store has none
+    work = ChunkWork(tuple(find_inputs(worker.inputs, worker.out)), {})
+
+    def full(*_):
+        raise OutputError("no space", code=Refusal.CANNOT_WRITE) from OSError(ENOSPC, "no space")
+
+    def silent(*_):
+        raise OutputError("no answer", code=Refusal.CANNOT_WRITE)
+
+    if where == "scratch":
+        monkeypatch.setattr("tempfile.tempdir", str(inputs / NAME))
+    else:
+        monkeypatch.setattr(fleet_worker if where == "fetch" else worker, where, full)
+    done = worker(work)
+    assert (done.states, done.left) == ({}, (NAME,))
+    assert done.trouble == "no space" or "cannot be written (Not a directory)" in str(done.trouble)
+    assert not [*(inputs.parent / "out").glob(f"{NAME}*")]
+    if where != "scratch":
+        monkeypatch.setattr(fleet_worker if where == "fetch" else worker, where, silent)
+        with pytest.raises(OutputError, match="no answer"):
+            worker(work)
+
+
+def test_what_is_at_work_has_room_for_what_it_makes(inputs: Path, monkeypatch: pytest.MonkeyPatch):
+    worker = ToyWorker(job(inputs), threading.Event(), lambda: None)
+    worker.inputs.folder = None  # as a store has none
+    work = ChunkWork(tuple(find_inputs(worker.inputs, worker.out)), {})
+    monkeypatch.setattr(fleet_worker, "disk_usage", lambda _: usage(10, 5, 5))
+    worker._at_work = True
+    with pytest.raises(OutputError, match="6 bytes are not free"):
+        worker.stage(work)
+    worker._at_work = False
+    assert worker(work).states == {NAME: "done"}
+
+
+def test_who_has_fetched_what_is_replaced_then_is_no_stranger(inputs: Path):
+    """Of two workers with one chunk one was too late for it; what the other made stays ours."""
+    workers = [ToyWorker(job(inputs), threading.Event(), lambda: None) for _ in range(2)]
+    for each in workers:
+        each.inputs.folder = None  # as a store has none
+    work = ChunkWork(tuple(find_inputs(workers[0].inputs, workers[0].out)), {})
+    staged = workers[0].stage(work)
+    (inputs / NAME).write_bytes(b"another")
+    assert workers[1](work).states == {NAME: "failed"}
+    assert workers[0](staged).states == {NAME: "done"}
+    assert read_receipts(workers[0].out)[NAME].receipt.state == "done"
+    assert round_of(inputs).state == "done"
+    assert (inputs.parent / "out" / NAME).read_bytes() == b"rehtona"

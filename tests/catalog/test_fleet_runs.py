@@ -158,7 +158,7 @@ def test_a_stopped_worker_does_not_hold_the_run(tmp_path: Path, monkeypatch: pyt
     found = run_here(job(inputs), RunShare(2))
     assert (found.done, found.found, found.complete) == (4, {"done": 4}, True)
     assert_whole(inputs)
-    assert (tmp_path / "temporary" / "stopped.safetensors.mark").exists()
+    assert [p.name for p in (tmp_path / "temporary").iterdir()] == ["stopped.safetensors.mark"]
 
 
 def test_trouble_of_the_host_is_no_files_fault(tmp_path: Path):

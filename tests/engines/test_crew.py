@@ -6,7 +6,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from prolora_jax.engines.crew import Crew, _Member, _take
+from prolora_jax.engines.crew import Crew, _Giver, _Member, _take
 from prolora_jax.engines.turns import Turns
 
 
@@ -66,7 +66,7 @@ def test_what_is_given_ahead_is_no_sign_of_life(ends: tuple):
     """A time limit is that of what a worker is at; what follows has its own from its beginning."""
     here, there = ends
     crew = Crew[str](lambda *_: lambda _: None, None, 0)
-    crew._members[0] = _Member(get_context("spawn").Process(), here)
+    crew._members[0] = _Member(get_context("spawn").Process(), here, _Giver(here))
     crew._signs[0] = -1000.0
     crew.give(0, "first")
     crew._signs[0] -= 100
@@ -80,3 +80,16 @@ def test_what_is_given_ahead_is_no_sign_of_life(ends: tuple):
     crew._signs[0] -= 100
     crew.give(0, "third")
     assert crew.silent(0) >= 100  # the second is at work
+
+
+def test_who_takes_no_tasks_holds_up_nobody(ends: tuple):
+    """A worker is stopped, or fetches what it has: a task larger than what a pipe holds waits."""
+    here, there = ends
+    crew, task = Crew[bytes](lambda *_: lambda _: None, None, 0), bytes(2**22)
+    crew._members[0] = _Member(get_context("spawn").Process(), here, _Giver(here))
+    crew._signs[0] = 0.0
+    given = threading.Thread(target=crew.give, args=(0, task), daemon=True)
+    given.start()
+    given.join(10)
+    assert not given.is_alive()
+    assert there.recv() == task

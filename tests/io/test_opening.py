@@ -1,9 +1,13 @@
 """What a URL means, and what is said of one that means nothing, or of missing credentials."""
 
+import socket
+
 import pytest
+from fake_gcs import EMULATOR
 from seaweed import use
 
 from prolora_jax.errors import OutputError, Refusal, UsageError
+from prolora_jax.io.places import pacing
 from prolora_jax.io.places.opening import open_place, without_secrets
 
 
@@ -46,3 +50,19 @@ def test_missing_credentials_are_said(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(OutputError, match=r"no credentials: AWS_ACCESS_KEY_ID") as failed:
         open_place("s3://bucket/x").head("k")
     assert failed.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_a_server_that_never_says_a_word_is_no_store(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """It takes connections, and what it is asked."""
+    if kind == "s3":
+        pytest.importorskip("obstore", reason="obstore is not installed (the extra `fleet`)")
+    else:
+        pytest.importorskip("google.auth", reason="google-auth is not installed (the extra `gcs`)")
+    monkeypatch.setattr(pacing, "FIRST_PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        use(endpoint, monkeypatch)
+        monkeypatch.setenv(EMULATOR, endpoint)
+        with pytest.raises(pacing.NoStore, match="found no store that answers"):
+            open_place(f"{kind}://bucket/prefix").head("key")

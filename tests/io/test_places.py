@@ -6,6 +6,7 @@ Through faults, too.
 import errno
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -372,3 +373,28 @@ def test_a_base_model_is_fetched_once(
     assert stage_once(f"{url}/single.bin", tmp_path, lambda: signs.append(0)).is_file()
     assert signs
     assert stage_once(f"{url}/single.bin", tmp_path).read_bytes() == b"changed"
+
+
+class Counting(LocalPlace):
+    """How often it was read."""
+
+    reads = 0
+
+    def read_range(self, key: str, start: int, length: int, etag: str | None = None) -> bytes:
+        self.reads += 1
+        return super().read_range(key, start, length, etag)
+
+
+def test_a_slow_disk_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(staging, "PIECE", 1)
+    place, ahead = Counting(tmp_path / "place"), list[int]()
+    place.create("k", bytes(range(100)), {})
+
+    def slow() -> None:
+        time.sleep(0.002)
+        ahead.append(place.reads - len(ahead))
+
+    stage(place, place.list(), tmp_path / "staged", slow)
+    assert (tmp_path / "staged" / "k").read_bytes() == bytes(range(100))
+    assert len(ahead) == 100
+    assert max(ahead) <= staging._AT_ONCE

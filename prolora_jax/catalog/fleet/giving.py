@@ -76,7 +76,7 @@ class FleetRun:
         self.busy = Holding()
         self.idle: list[int] = []
         self.strikes = Counter[int]()
-        self.dismissed = set[int]()
+        self.dismissed, self.leaving = set[int](), set[int]()
         self.troubled = set[str]()
         self.never_ready = 0
         # One input goes ahead: what it needs of the base models would else be computed by all.
@@ -156,6 +156,8 @@ class FleetRun:
             self.never_ready = 0
             self.idle.append(event.worker)
             self.dispatch.workers = max(self.dispatch.workers, len(self.idle) + len(self.busy))
+        elif event.worker in self.leaving and event.kind in ("done", "failed"):
+            return  # of what was taken from it
         elif event.kind == "done":
             self._noted(event.worker, event.told)
         elif event.kind == "failed":
@@ -180,6 +182,8 @@ class FleetRun:
             self._note_trouble(worker, left, done, held.strikes)
         if self._has_trouble(worker):
             self._dismiss(worker)
+        elif done.left and done.trouble is None and not self.stop.is_set():
+            self._replace(worker)
         else:
             self._may_rest(worker)
 
@@ -204,6 +208,12 @@ class FleetRun:
         self.dismissed.add(worker)
         self._unbegun(worker)
         self.crew.dismiss(worker)
+
+    def _replace(self, worker: int) -> None:
+        """Somebody else has told it to end early (SIGTERM): it would give back whatever it gets."""
+        self.leaving.add(worker)
+        self._unbegun(worker)
+        self.crew.kill(worker)
 
     def _given_up(self, inputs: list[FleetInput], trouble: str) -> None:
         """What fails again and again is to blame itself, if this host can do others."""
@@ -250,6 +260,8 @@ class FleetRun:
             self._died(at, how, more=self._unbegun(worker))
         elif worker in self.idle:
             self.idle.remove(worker)
+        elif worker in self.leaving:
+            self.leaving.remove(worker)
         elif worker in self.dismissed:
             if not self.crew.workers:
                 raise self._no_room()

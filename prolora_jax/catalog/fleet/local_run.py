@@ -23,6 +23,7 @@ from prolora_jax.engines.crew import AnyCrew, Crew
 from prolora_jax.engines.progress import Progress
 from prolora_jax.io.places.opening import is_url, open_place, require_conditions
 from prolora_jax.io.places.place import FilePlace
+from prolora_jax.io.places.scratch import sweep
 from prolora_jax.io.stores.basis_store import FolderStore
 
 
@@ -79,7 +80,10 @@ def run_here(job: FleetJob, share: RunShare, progress: Progress | None = None) -
     run = FleetRun(todo, before.kept, out, share, progress, together)
     if todo:
         with _sigterm_stops(run.stop):
-            run.run(lambda: _hire(job, share, todo, out))
+            try:
+                run.run(lambda: _hire(job, share, todo, out))
+            finally:  # who had what another has done was ended over it
+                sweep()
     if run.stop.is_set():  # there is no time to read all receipts again
         left = sum(not run.has_settled(unit) for unit in todo)
         return RunResult(run.done, run.states, left, True, False)

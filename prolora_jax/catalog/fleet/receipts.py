@@ -115,12 +115,22 @@ def file_receipt(place: FilePlace, receipt: Receipt, before: Known | None) -> bo
     """
     key, text = key_of(receipt.record.input), msgspec.json.encode(receipt)
     if before is None or before.key != key:
-        if place.create(key, text, {}).ours:
-            return True
-        before = read_one(place, receipt.record.input)
-        if before is None or before.receipt.round >= receipt.round:
-            return False
-    return place.replace_if(key, text, before.etag, {}).ours
+        written = place.create(key, text, {})
+    else:
+        written = place.replace_if(key, text, before.etag, {})
+    found = None if written.ours else read_one(place, receipt.record.input)
+    if found is None or not _gives_way(found.receipt, receipt):
+        return written.ours
+    return place.replace_if(key, text, found.etag, {}).ours
+
+
+def _gives_way(found: Receipt, new: Receipt) -> bool:
+    """Whether a receipt is older, or tells of a failure where another worker has an output.
+
+    Without one that names it an output would be nobody's, and no later one could take its place.
+    """
+    failed = found.state == "failed" and new.state == "done"
+    return found.round < new.round or (found.round == new.round and failed)
 
 
 def file_chunk(place: FilePlace, receipts: list[Receipt]) -> bool:

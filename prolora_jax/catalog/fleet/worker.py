@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import disk_usage
 from typing import NamedTuple
 
 import msgspec
@@ -27,6 +28,7 @@ from prolora_jax.catalog.run import CatalogJob, CatalogRun
 from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused, OutputError, ProloraError, Refusal
 from prolora_jax.io.adapters.inputs import Input
+from prolora_jax.io.atomic import cannot_write
 from prolora_jax.io.outputs.manifest import NAME, Manifest, ManifestRow, Proof
 from prolora_jax.io.outputs.reports import read_any_report, report_path, write_report
 from prolora_jax.io.places.opening import is_url, open_place, without_secrets
@@ -130,8 +132,16 @@ class Worker:
             # Its name is new each time: what is known of a folder's files is kept by their paths.
             folder, failed = held.enter_context(scratch()), dict[str, ProloraError]()
             if self.inputs.folder is None:
+                self._require_room(folder, work)
                 failed = fetch(self.inputs, work.inputs, folder / _IN, self._sign_of_staging)
             return Staged(work, folder, failed, held.pop_all())
+
+    def _require_room(self, folder: Path, work: ChunkWork) -> None:
+        """What is at work needs room for what it makes: else this is fetched in its turn."""
+        size = sum(one.size for one in work.inputs)
+        if self._at_work and disk_usage(folder).free < 2 * size:
+            reason = f"{2 * size} bytes are not free beside the chunk at work"
+            raise OutputError(cannot_write(folder, reason), code=Refusal.CANNOT_WRITE)
 
     def _sign_of_staging(self) -> None:
         """A sign of life, unless another chunk is at work: that has to give its own."""
@@ -158,6 +168,9 @@ class Worker:
         except _Hurried:
             assert isinstance(work, ChunkWork)
             return _given_back(work)
+        except OutputError as error:
+            assert isinstance(work, ChunkWork)
+            return _troubled(work, error)
         with staged.held:
             if self._hurried.is_set():
                 return _given_back(staged.work)
@@ -174,7 +187,10 @@ class Worker:
         staged, made = chunk.folder / _IN, chunk.folder / "out"
         self._shown |= {str(staged): self.inputs.shown, str(made): self.out.shown}
         items = as_items(self.inputs, work.inputs, staged, failed)
-        rows = {row.record.input: row for row in self._migrated(items, made)} if items else {}
+        try:
+            rows = {row.record.input: row for row in self._migrated(items, made)} if items else {}
+        except OutputError as error:
+            return _troubled(work, error)
         for one in work.inputs:
             if one.name in failed:
                 rows[one.name] = ManifestRow(_failed(one.name, failed[one.name]), NO_PROOF)
@@ -214,7 +230,14 @@ class Worker:
         for name, row in rows.items():
             if row.record.state == "planned" or row.record.reason == str(Refusal.CANNOT_WRITE):
                 left.append(name)
-                trouble = self._public(row.record.message or "") or trouble
+                trouble = row.record.message or trouble  # with the path that has no room
+                continue
+            try:
+                if row.record.state in FINISHED:
+                    self._relocate(made / str(row.record.output))
+            except OutputError as error:  # there is no room for its report
+                left.append(name)
+                trouble = _troubled(work, error).trouble
                 continue
             receipt = self._receipt(row, work, made)
             if work.together:
@@ -237,7 +260,6 @@ class Worker:
         files = {} if before is None else dict(before.receipt.files)
         etag = next((one.etag for one in work.inputs if _is_of(record.input, one.name)), "")
         if record.state in FINISHED:
-            self._relocate(made / str(record.output))
             try:
                 files = self._publisher.publish(made, str(record.output), etag, before)
             except (OutputError, AdapterRefused) as error:
@@ -308,6 +330,13 @@ def _local_base(base: str, cache: Path, sign: Callable[[], None]) -> tuple[str, 
 
 def _given_back(work: ChunkWork) -> ChunkDone:
     return ChunkDone({}, tuple(one.name for one in work.inputs))
+
+
+def _troubled(work: ChunkWork, error: OutputError) -> ChunkDone:
+    """Nothing of a chunk could be done, for this host's trouble; a store's is raised again."""
+    if error.__cause__ is None:  # no disk has said so
+        raise error
+    return ChunkDone({}, tuple(one.name for one in work.inputs), str(error))
 
 
 def _is_of(name: str, unit: str) -> bool:

@@ -44,8 +44,7 @@ EMULATOR = "STORAGE_EMULATOR_HOST"
 
 _SERVER = "https://storage.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
-_TIMES: Any = (10.0, 300.0)
-"""Seconds to connect, and without a byte."""
+_CONNECT_SECONDS = 10.0
 
 _CONNECTIONS = 32
 _PAGE = 1000
@@ -167,13 +166,13 @@ class GooglePlace(StorePlace):
         headers = {"Accept-Encoding": "gzip", **how.pop("headers", {})}
         try:
             with self._lock:
-                session = self._session
+                session, times = self._session, (_CONNECT_SECONDS, self._pace.longest_answer)
             with session.request(
                 method,
                 self._server + path,
                 params=asked,
                 headers=headers,
-                timeout=_TIMES,
+                timeout=times,  # pyright: ignore[reportArgumentType]
                 stream=True,
                 **how,
             ) as answer:

@@ -1,7 +1,7 @@
 """An S3 store as a place, by obstore."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import obstore
@@ -53,14 +53,23 @@ class ObjectPlace(StorePlace):
 
     Args:
         shown: the place in words, without credentials.
-        store: of obstore, without retries of its own: after them it cannot be told who won.
+        client: makes a store of obstore that gives a request up after so many seconds without a
+            byte, without retries of its own: after them it cannot be told who won.
         pace: of all requests.
         prefix: of every key, without slashes at its ends.
     """
 
-    def __init__(self, shown: str, store: Any, pace: Pace, prefix: str = ""):
+    def __init__(self, shown: str, client: Callable[[float], Any], pace: Pace, prefix: str = ""):
         super().__init__(shown, pace, prefix)
-        self._store, self._longest = store, _SURE_KEY
+        self._client, self._longest = client, _SURE_KEY
+        self._stores = {pace.longest_answer: client(pace.longest_answer)}
+
+    @property
+    def _store(self) -> Any:
+        seconds = self._pace.longest_answer  # another one when it has answered
+        if seconds not in self._stores:
+            self._stores[seconds] = self._client(seconds)
+        return self._stores[seconds]
 
     def require_name(self, key: str) -> None:
         """Refuse a name that the store does not take (see `FilePlace`).

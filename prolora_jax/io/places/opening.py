@@ -12,12 +12,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from prolora_jax.errors import OutputError, Refusal, UsageError
 from prolora_jax.io.places.local import LocalPlace
-from prolora_jax.io.places.pacing import Pace, StoreRefused
+from prolora_jax.io.places.pacing import LONGEST_ANSWER, Pace, StoreRefused
 from prolora_jax.io.places.place import FilePlace
 
 PROBE = ".prolora/probe"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_TIMES = {"timeout": "300s", "connect_timeout": "10s"}
+_TIMES = {"timeout": f"{LONGEST_ANSWER:g}s", "connect_timeout": "10s"}
 
 
 def is_url(place: str | Path) -> bool:
@@ -100,13 +100,17 @@ def _s3(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:
     if region or endpoint:
         config["aws_region"] = region or "us-east-1"
     plain = {"allow_http": True} if endpoint and endpoint.startswith("http://") else {}
-    store = S3Store(
-        bucket,
-        config=config,  # pyright: ignore[reportArgumentType]
-        client_options={**_TIMES, **plain},  # pyright: ignore[reportArgumentType]
-        retry_config={"max_retries": 0},
-    )
-    return ObjectPlace(shown, store, pace, prefix)
+
+    def client(seconds: float) -> S3Store:
+        times = {**_TIMES, "read_timeout": f"{1000 * seconds:.0f}ms"}
+        return S3Store(
+            bucket,
+            config=config,  # pyright: ignore[reportArgumentType]
+            client_options={**times, **plain},  # pyright: ignore[reportArgumentType]
+            retry_config={"max_retries": 0},
+        )
+
+    return ObjectPlace(shown, client, pace, prefix)
 
 
 def _gs(shown: str, bucket: str, prefix: str, pace: Pace) -> FilePlace:

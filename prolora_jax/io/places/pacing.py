@@ -31,6 +31,9 @@ FIRST_PATIENCE = 15.0
 
 A server that is started again is back by then."""
 
+LONGEST_ANSWER = 300.0
+"""Seconds that one answer of a store that is there may take: the largest have gigabytes."""
+
 TELL_AFTER = 20.0
 """Seconds without an answer after which it is said that a store is waited for."""
 
@@ -102,6 +105,14 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = clock()
         self._halved = self._free_at - _HALVED_AT_MOST_EVERY
+
+    @property
+    def longest_answer(self) -> float:
+        """Seconds without a byte after which a request is given up.
+
+        A server may take what it is sent and never say a word, as one does that nothing is behind.
+        """
+        return LONGEST_ANSWER if self._answered else FIRST_PATIENCE
 
     def patiently(self, ask: Callable[[], Answer]) -> Answer:
         """An answer, however often it has to be asked for.

@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from prolora_jax.errors import OutputError, Refusal
+from prolora_jax.io.atomic import cannot_write
+
 _NAME = "prolora-fleet-"
 
 
@@ -24,13 +27,18 @@ def scratch() -> Iterator[Path]:
         Its path, without links in it; a name that no folder had before.
 
     Raises:
-        OSError: it cannot be made.
+        OutputError: it cannot be made.
     """
-    above = Path(tempfile.gettempdir()).resolve()
-    _sweep(above)
-    folder = above / f".{secrets.token_hex(8)}"
-    folder.mkdir(mode=0o700)
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    sweep()
+    try:
+        above = Path(tempfile.gettempdir()).resolve()
+        folder = above / f".{secrets.token_hex(8)}"
+        folder.mkdir(mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as failure:  # a full disk, or no folder that may be written to
+        where = os.environ.get("TMPDIR") or "the folder for temporary files (TMPDIR)"
+        message = cannot_write(where, failure.strerror or str(failure))
+        raise OutputError(message, code=Refusal.CANNOT_WRITE) from failure
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         folder = folder.rename(above / f"{_NAME}{folder.name[1:]}")
@@ -40,8 +48,14 @@ def scratch() -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _sweep(above: Path) -> None:
+def sweep() -> None:
     """Remove folders of processes that are no more; other users' stay."""
+    with suppress(OSError):
+        above = Path(tempfile.gettempdir()).resolve()
+        _sweep(above)
+
+
+def _sweep(above: Path) -> None:
     for folder in above.glob(f"{_NAME}*"):
         with suppress(OSError):
             if folder.lstat().st_uid != os.getuid() or folder.is_symlink():

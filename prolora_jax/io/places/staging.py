@@ -1,8 +1,9 @@
 """Files of a place in a local folder, whole and unchanged, or not there."""
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -44,13 +45,11 @@ def stage(
     with ThreadPoolExecutor(_AT_ONCE, "stage") as threads:
         for file in files:
             path = path_below(place, file.key, folder)
-            starts = range(0, file.size, PIECE)
             with (
                 atomic.atomic_path(path) as temporary,
                 temporary.open("wb") as target,
             ):
-                ask = [(place, file, start) for start in starts]
-                for piece in threads.map(_piece, ask):
+                for piece in _pieces(threads, place, file):
                     target.write(piece)
                     if sign is not None:
                         sign()
@@ -130,8 +129,22 @@ def _held(folder: Path, sign: Callable[[], object] | None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _piece(asked: tuple[FilePlace, Listed, int]) -> bytes:
-    place, file, start = asked
+def _pieces(threads: Executor, place: FilePlace, file: Listed) -> Iterator[bytes]:
+    """A file in order; no more of it is in memory than is asked for at once."""
+    waiting = deque[Future[bytes]]()
+    try:
+        for start in range(0, file.size, PIECE):
+            if len(waiting) == _AT_ONCE:
+                yield waiting.popleft().result()
+            waiting.append(threads.submit(_piece, place, file, start))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()
+
+
+def _piece(place: FilePlace, file: Listed, start: int) -> bytes:
     length = min(PIECE, file.size - start)
     try:
         piece = place.read_range(file.key, start, length, file.etag)
