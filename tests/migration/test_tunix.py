@@ -110,6 +110,12 @@ def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
         convert_file(other.adapter, "tunix", tmp_path / "out", other.source)
     pair = make_language_pair(tmp_path, "qwen3", layers=("q_proj",))
     said = json.loads((pair.source / "config.json").read_text())
+    (pair.source / "config.json").write_text(json.dumps(said | {"num_attention_heads": 5}))
+    with pytest.raises(
+        AdapterRefused, match=r"q_proj: found \d+ channels for 5 heads; expected the"
+    ):
+        convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
+    (pair.source / "config.json").write_text(json.dumps(said))
     file = pair.adapter / "adapter_model.safetensors"
     head = f"{PEFT_WRAPPER}lm_head.lora_"
     a, b = np.ones((4, said["hidden_size"])), np.ones((said["vocab_size"], 4))
