@@ -127,6 +127,29 @@ def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
         convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
 
 
+@pytest.mark.parametrize(
+    ("steps", "format", "words"),
+    [
+        (("0", "7"), "tunix", "found a checkpoint, step 0, 7; expected a new name"),
+        (("0",), "peft", "found a checkpoint, step 0; expected a new name"),
+        (("0",), "tunix", "would replace .*, which is read for it"),
+    ],
+)
+def test_no_step_of_a_training_is_replaced_or_hides_an_output(
+    recorded: Path, steps: tuple[str, ...], format: str, words: str, tmp_path: Path
+) -> None:
+    base_of("qwen3").save_pretrained(tmp_path / "base")
+    for step in steps:
+        shutil.copytree(recorded / "qwen3/7", tmp_path / "run" / step)
+    (tmp_path / "run" / steps[-1] / "adapter_config.json").write_text('{"lora_alpha": 6}')
+    given = tmp_path / "run" if words.startswith("would") else recorded / "qwen3"
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=words):
+            convert_file(given, format, tmp_path / "run", tmp_path / "base", overwrite=overwrite)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
+
+
 @pytest.mark.parametrize("inside", [".", "7", "7/model_params"])
 def test_each_level_of_a_checkpoint_manager_s_folder_is_read(
     recorded: Path, inside: str, tmp_path: Path
