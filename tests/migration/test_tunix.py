@@ -23,6 +23,7 @@ from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.options import MigrationOptions
@@ -169,6 +170,29 @@ def test_a_catalog_takes_such_a_folder(recorded: Path, tmp_path: Path) -> None:
     run_catalog(job, open_pair(tmp_path / "base", tmp_path / "base"))
     wanted = np.load(recorded / "qwen3_logits.npy")
     np.testing.assert_allclose(logits(merged(net, tmp_path / "out/one")), wanted, atol=1e-5)
+
+
+def test_a_catalog_sees_a_tree_that_was_trained_again_and_an_output_that_lost_its_arrays(
+    tmp_path: Path,
+) -> None:
+    base_of("qwen3").save_pretrained(tmp_path / "base")
+    pair = open_pair(tmp_path / "base", tmp_path / "base")
+    job = CatalogJob((tmp_path / "many",), tmp_path / "out", COPY, Writing(format="tunix"))
+    fit = layer("mlp", "up_proj", "kernel", (32, 2), (2, 48))
+    (tmp_path / "many").mkdir()
+    save_tree(tmp_path / "many/one", fit)
+    run_catalog(job, pair)
+    place = "layers/0/mlp/up_proj/kernel_lora_b/value"
+    assert (arrays(tmp_path / "out/one/0")[place] == 2).all()
+    shutil.rmtree(tmp_path / "many/one/1")
+    fit["layers"]["0"]["mlp"]["up_proj"]["kernel_lora_b"]["value"][:] = 3
+    save_tree(tmp_path / "many/one", fit)
+    run_catalog(job, pair)
+    assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
+    (data,) = [f for f in (tmp_path / "out/one/0/model_params/d").iterdir() if f.is_file()]
+    data.unlink()
+    run_catalog(job, pair)
+    assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
 
 
 def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:
