@@ -22,6 +22,7 @@ from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.inputs import expand
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
@@ -193,6 +194,16 @@ def test_a_catalog_sees_a_tree_that_was_trained_again_and_an_output_that_lost_it
     data.unlink()
     run_catalog(job, pair)
     assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
+
+
+def test_a_folder_as_its_trainer_left_it_is_told_what_it_lacks(
+    recorded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(recorded / "qwen3/7", tmp_path / "many/one/7")
+    (found,) = expand([tmp_path / "many"])
+    assert (found.relative, found.refusal) == (Path("one"), None)
+    with pytest.raises(AdapterRefused, match="nowhere the alpha"):
+        load_adapter(found.path)
 
 
 def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:

@@ -18,6 +18,7 @@ _METADATA, _NOTES, _DATABASE = "_METADATA", "_CHECKPOINT_METADATA", "manifest.oc
 _LARGEST_METADATA = 2**26
 STEP = "0"
 """The step that is written: nobody trained it here."""
+ITEM_ITSELF = "."
 _ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
 _IN_DICTIONARY = 2
 _INDEX_CACHE = {"cache_pool#index": {"total_bytes_limit": 100_000_000}}
@@ -45,7 +46,7 @@ def orbax_steps(folder: Path) -> list[str]:
     try:
         found = [place.name for place in folder.iterdir() if place.name.isdecimal()]
         steps = [name for name in found if _is_step(folder / name)]
-        return sorted(steps, key=int) + (["."] if (folder / _METADATA).exists() else [])
+        return sorted(steps, key=int) + ([ITEM_ITSELF] if (folder / _METADATA).exists() else [])
     except OSError:
         return []
 
