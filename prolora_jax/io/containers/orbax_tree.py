@@ -144,7 +144,11 @@ class OrbaxTree:
     def _require_plain_files(self) -> None:
         """TensorStore opens whatever has the right name, and waits for a pipe for ever."""
         try:
-            for folder, _, names in os.walk(self.path):
+            for folder, folders, names in os.walk(self.path):
+                # What is linked to may be the whole disk, which is not searched for pipes.
+                linked = next((name for name in folders if Path(folder, name).is_symlink()), None)
+                if linked is not None:
+                    raise OSError(f"found a link to a folder, {linked}")
                 for name in names:
                     found = irregular(Path(folder, name).stat().st_mode)
                     if found is not None:
