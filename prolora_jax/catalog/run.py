@@ -27,6 +27,8 @@ from prolora_jax.plans.catalog_record import FINISHED, CatalogRecord, failed_rec
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.report import MigrationReport
 
+_DIGEST = 64
+"""Letters of what a header said, in a stamp."""
 FROM_ZERO = "from-zero"
 """Flag of a module that was learned from nothing, as it could not be copied."""
 
@@ -342,9 +344,11 @@ def _changes(one: Scanned, proof: Proof) -> tuple[bool, bool]:
     A header's strings go into the output, whatever the numbers are. Where a manifest does not say
     what they were (a fleet's does not), they are taken for unchanged.
     """
-    before, known, said = (proof.input_stamp or "").partition(SAID)
-    touched = before != (one.stamp or "")
-    return touched, bool(known) and said != one.said
+    known = proof.input_stamp or ""
+    before, _, said = known.rpartition(SAID)
+    told = len(said) == _DIGEST  # or it is what stands behind the same words in a file's name
+    touched = (before if told else known) != (one.stamp or "")
+    return touched, told and said != one.said
 
 
 def _made(known: ManifestRow | None, one: Scanned) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.dumping import SAME, Reader, concrete_format
+from prolora_jax.adapters.formats.keys import TREE_FORMATS
 from prolora_jax.adapters.formats.original_layers import grown_ranks
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.io.adapters.files import (
@@ -72,7 +73,8 @@ def refuse_outputs(
     require_folder(output, "peft" if same else writing.format, writing.reader)
     folder = writes_folder(output, "peft" if same else writing.format)
     read = tuple(read)
-    refuse_existing(output, writing.overwrite, folder=folder, read=read)
+    tree = not same and writing.format in TREE_FORMATS
+    refuse_existing(output, writing.overwrite, folder=folder, tree=tree, read=read)
     refuse_existing(report_path(output), writing.overwrite, read=read)
 
 

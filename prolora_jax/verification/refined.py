@@ -155,7 +155,7 @@ def _disagreement(told: MigrationReport) -> list[str]:
         return [f"the report has the losses {losses}; expected four positive ones, of which R is"]
     on_other, own = known[0] + known[1], known[2] + known[3]
     r = on_other / own - 1
-    if not abs(r - said) <= _R * max(1.0, abs(r)):
+    if not (math.isfinite(r) and abs(r - said) <= _R * max(1.0, abs(r))):
         return [f"the report says R = {said:.6g}; its losses give {r:.6g}"]
     return []
 

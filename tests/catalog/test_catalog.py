@@ -109,10 +109,11 @@ def test_a_header_that_was_edited_is_written_anew_and_no_other_file(
     folder: Path, pair: BasePair, monkeypatch: pytest.MonkeyPatch
 ):
     out, said = folder.parent / "out", "modelspec.trigger_phrase"
+    (folder / "styles/old/c.safetensors").rename(folder / f"styles/old/c{SAID}d.safetensors")
     run_catalog(job(folder), pair)
     with Manifest(out, write=True) as manifest:  # as a fleet leaves it
         for row in list(manifest.entries()):
-            stamp = (row.proof.input_stamp or "").partition(SAID)[0]
+            stamp = (row.proof.input_stamp or "").rpartition(SAID)[0]
             manifest.put(row._replace(proof=row.proof._replace(input_stamp=stamp)))
     done = []
     real = catalog_module.migrate_files

@@ -4,6 +4,7 @@ Mistral, Qwen 2 and Qwen 3 with transformers' weights: what is read of their che
 logits to 5e-3 of 2, where their base models come within 2e-3 of transformers'."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,18 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
         load_adapter(folder)
 
 
-def test_a_damaged_array_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "lost", "linked"])
+def test_a_damaged_array_is_refused(damage: str, tmp_path: Path) -> None:
     folder = written(tmp_path / "run-7", factors())
-    (folder / "model" / Q / "lora_a/.zarray").write_text("{")
+    array = folder / "model" / Q / "lora_a"
+    if damage == "cut":
+        (array / ".zarray").write_text("{")
+    elif damage == "lost":
+        (array / "0.0").unlink()
+    else:
+        array.rename(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere/.zarray").unlink()
+        os.mkfifo(tmp_path / "elsewhere/.zarray")
+        array.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(AdapterRefused, match="its arrays cannot be read .* that EasyDeL wrote"):
         load_adapter(folder)

@@ -7,14 +7,17 @@ peft's, 8e-7); qwen2.5-7b and qwen3-0.6b scanned, and llama3.1-8b apart, were re
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from jax_trees import WIDE, arrays, base_model, logits, unpacked
 from language_models import merged
+from safetensors.numpy import load_file, save_file
 
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter
@@ -97,6 +100,8 @@ def test_a_block_without_an_update_has_zeros(recorded: Path, tmp_path: Path) -> 
     wanted = 2 * theirs["decoder/layers_1/mlp/wi_1/kernel_lora_b/value"]
     np.testing.assert_array_equal(scale * up[:, 1], wanted)
     assert not any("out" in place for place in found)
+    before, after = (load_adapter(tmp_path / name) for name in ("less", "out"))
+    assert {m.path for m in after.modules} == {m.path for m in before.modules}
 
 
 def tree(*blocks: Any, root: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -121,8 +126,45 @@ def saved(folder: Path, kept: Any, said: dict[str, Any], **notes: Any) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("model", "other"), [("llama3.1", "qwen3-8b"), ("qwen3", "llama3.1-8b")])
+def test_a_model_name_that_is_not_the_base_model_s_is_refused(
+    recorded: Path, model: str, other: str, tmp_path: Path
+) -> None:
+    shutil.copytree(recorded / model, tmp_path / "all")
+    said = {"lora_alpha": 6, "model_name": other}
+    (tmp_path / "all/adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(AdapterRefused, match="found a model_name of .*; correct model_name"):
+        convert_file(tmp_path / "all", "peft", tmp_path / "out", recorded / f"{model}_base")
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_a_base_model_of_other_depth_is_refused(
+    recorded: Path, blocks: int, tmp_path: Path
+) -> None:
+    kept = tree(("layers", pair((32, blocks, 2), (2, blocks, 48))))
+    saved(tmp_path / "all", kept, {"lora_alpha": 6, "model_name": "qwen3-8b"})
+    with pytest.raises(AdapterRefused, match=f"arrays of {blocks} blocks, and base .* with 2"):
+        convert_file(tmp_path / "all", "peft", tmp_path / "out", recorded / "qwen3_base")
+
+
+def test_blocks_in_two_kinds_of_16_bits_lie_in_one_array(recorded: Path, tmp_path: Path) -> None:
+    base, file = recorded / "qwen3_base", tmp_path / "peft/adapter_model.safetensors"
+    convert_file(recorded / "qwen3", "peft", tmp_path / "peft", base)
+    halves = {
+        key: array.astype(np.float16 if ".0." in key else ml_dtypes.bfloat16)
+        for key, array in load_file(file).items()
+    }
+    save_file(halves, file)
+    convert_file(tmp_path / "peft", "maxtext", tmp_path / "out", base)
+    up = arrays(tmp_path / "out/0")[SCANNED.format("mlp/wo", "b")]
+    for block in (0, 1):
+        key = f"base_model.model.model.layers.{block}.mlp.down_proj.lora_B.weight"
+        np.testing.assert_array_equal(up[:, block], halves[key].astype(np.float32).T)
+
+
 LLAMA = {"model_name": "llama3.1-8b", "lora_alpha": 4}
 LINEAR = pair((8, 2), (2, 6))
+SCAN, FEWER = pair((8, 3, 2), (2, 3, 6)), pair((8, 4, 2), (2, 4, 6), "wi_1")
 
 
 def test_notes_of_its_own_trainer_say_the_alpha_and_moments_are_no_factors(tmp_path: Path) -> None:
@@ -153,6 +195,8 @@ def test_blocks_may_be_counted_by_the_first_axis(tmp_path: Path) -> None:
         (tree(("layers", pair((2, 2, 2), (2, 2, 6)))), LLAMA, "expected \\(in, blocks, rank\\)"),
         (tree(("layers", pair((8, 2), (2, 6)))), LLAMA, "expected \\(in, blocks, rank\\)"),
         (tree(("layers_0", pair((8, 2), (2, 6), "gate", "moe_block"))), LLAMA, "moe_block.gate"),
+        (tree(("layers", SCAN), ("layers_0", LINEAR)), LLAMA, "array of all blocks and in one of"),
+        (tree(("layers", {"mlp": SCAN["mlp"] | FEWER["mlp"]})), LLAMA, "arrays of . and of . blo"),
         (tree(("scanned_blocks", LINEAR)), LLAMA, "scanned_blocks.mlp.*expected query, key"),
     ],
 )

@@ -22,7 +22,9 @@ from prolora_jax.catalog.catalog import run_catalog
 from prolora_jax.catalog.run import CatalogJob
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.inputs import expand
 from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.plans.options import MigrationOptions
@@ -110,6 +112,12 @@ def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
         convert_file(other.adapter, "tunix", tmp_path / "out", other.source)
     pair = make_language_pair(tmp_path, "qwen3", layers=("q_proj",))
     said = json.loads((pair.source / "config.json").read_text())
+    (pair.source / "config.json").write_text(json.dumps(said | {"num_attention_heads": 5}))
+    with pytest.raises(
+        AdapterRefused, match=r"q_proj: found \d+ channels for 5 heads; expected the"
+    ):
+        convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
+    (pair.source / "config.json").write_text(json.dumps(said))
     file = pair.adapter / "adapter_model.safetensors"
     head = f"{PEFT_WRAPPER}lm_head.lora_"
     a, b = np.ones((4, said["hidden_size"])), np.ones((said["vocab_size"], 4))
@@ -119,6 +127,29 @@ def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
         AdapterRefused, match=r"lm_head, which tunix has no .*--exclude '\*lm_head'"
     ):
         convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
+
+
+@pytest.mark.parametrize(
+    ("steps", "format", "words"),
+    [
+        (("0", "7"), "tunix", "found a checkpoint, step 0, 7; expected a new name"),
+        (("0",), "peft", "found a checkpoint, step 0; expected a new name"),
+        (("0",), "tunix", "would replace .*, which is read for it"),
+    ],
+)
+def test_no_step_of_a_training_is_replaced_or_hides_an_output(
+    recorded: Path, steps: tuple[str, ...], format: str, words: str, tmp_path: Path
+) -> None:
+    base_of("qwen3").save_pretrained(tmp_path / "base")
+    for step in steps:
+        shutil.copytree(recorded / "qwen3/7", tmp_path / "run" / step)
+    (tmp_path / "run" / steps[-1] / "adapter_config.json").write_text('{"lora_alpha": 6}')
+    given = tmp_path / "run" if words.startswith("would") else recorded / "qwen3"
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=words):
+            convert_file(given, format, tmp_path / "run", tmp_path / "base", overwrite=overwrite)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("inside", [".", "7", "7/model_params"])
@@ -140,6 +171,39 @@ def test_a_catalog_takes_such_a_folder(recorded: Path, tmp_path: Path) -> None:
     run_catalog(job, open_pair(tmp_path / "base", tmp_path / "base"))
     wanted = np.load(recorded / "qwen3_logits.npy")
     np.testing.assert_allclose(logits(merged(net, tmp_path / "out/one")), wanted, atol=1e-5)
+
+
+def test_a_catalog_sees_a_tree_that_was_trained_again_and_an_output_that_lost_its_arrays(
+    tmp_path: Path,
+) -> None:
+    base_of("qwen3").save_pretrained(tmp_path / "base")
+    pair = open_pair(tmp_path / "base", tmp_path / "base")
+    job = CatalogJob((tmp_path / "many",), tmp_path / "out", COPY, Writing(format="tunix"))
+    fit = layer("mlp", "up_proj", "kernel", (32, 2), (2, 48))
+    (tmp_path / "many").mkdir()
+    save_tree(tmp_path / "many/one", fit)
+    run_catalog(job, pair)
+    place = "layers/0/mlp/up_proj/kernel_lora_b/value"
+    assert (arrays(tmp_path / "out/one/0")[place] == 2).all()
+    shutil.rmtree(tmp_path / "many/one/1")
+    fit["layers"]["0"]["mlp"]["up_proj"]["kernel_lora_b"]["value"][:] = 3
+    save_tree(tmp_path / "many/one", fit)
+    run_catalog(job, pair)
+    assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
+    (data,) = [f for f in (tmp_path / "out/one/0/model_params/d").iterdir() if f.is_file()]
+    data.unlink()
+    run_catalog(job, pair)
+    assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
+
+
+def test_a_folder_as_its_trainer_left_it_is_told_what_it_lacks(
+    recorded: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(recorded / "qwen3/7", tmp_path / "many/one/7")
+    (found,) = expand([tmp_path / "many"])
+    assert (found.relative, found.refusal) == (Path("one"), None)
+    with pytest.raises(AdapterRefused, match="nowhere the alpha"):
+        load_adapter(found.path)
 
 
 def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:

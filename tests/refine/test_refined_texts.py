@@ -188,6 +188,7 @@ def test_verify_says_what_was_learned(output: Path) -> None:
     [
         ({"disagreement": 0.01}, "says R = 0.01; its losses give"),
         ({"losses": {"source_on_target": 9.0}}, "its losses give"),
+        ({"losses": {"source_on_target": 1.7e308, "target_on_source": 1e308}}, "losses give inf"),
         ({"losses": {"target_own": -1.0}}, "expected four positive ones"),
     ],
 )

@@ -26,9 +26,9 @@ TRANSFORMER_FORMATS = ("diffusers", "comfyui", "kohya-ldm", "peft")
 """Formats of diffusion transformers' adapters; `kohya-ldm` has the original code's names."""
 MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
 """Header strings that hold what MLX-LM's folders and GGUF files say beside the tensors."""
-TREE_CONFIG, TREE_ROWS = "tree_adapter_config", "tree_rows"
-"""Header strings: what is said beside a tree that is written, and `pairs` of one that was read and
-has rows of q and k in another order than transformers."""
+TREE_CONFIG, TREE_ROWS, TREE_BLOCKS = "tree_adapter_config", "tree_rows", "tree_blocks"
+"""Header strings: what is said beside a tree that is written; of one that was read from MaxText's
+how rows of q and k lie, `pairs` or `halves`, and of how many blocks its arrays are, if of all."""
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str

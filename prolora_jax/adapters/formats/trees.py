@@ -17,7 +17,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.folding import with_one_alpha
-from prolora_jax.adapters.formats.keys import TREE_ROWS
+from prolora_jax.adapters.formats.keys import TREE_BLOCKS, TREE_ROWS
 from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.names import LM
@@ -29,6 +29,7 @@ from prolora_jax.architectures.llm.tree_names import (
     TUNIX_FAMILIES,
     maxtext_name,
     rows_of,
+    rows_of_family,
 )
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import place_of
@@ -51,17 +52,44 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     """An adapter as read from MaxText's tree, with rows and scale of q and k as transformers'.
 
     Args:
-        adapter: whose header says that its rows are in pairs, where they are.
+        adapter: whose header says how its rows lie, where it is of MaxText's.
         spec: the base model, which says how many heads there are.
 
     Raises:
-        AdapterRefused: it does not, and there are such rows.
+        AdapterRefused: it does not, and there are rows in pairs; or it is another model than the
+            adapter's: MaxText keeps its rows otherwise, or it has more blocks or fewer.
     """
-    if TREE_ROWS not in adapter.metadata:
+    rows = adapter.metadata.get(TREE_ROWS)
+    if rows is None:
         return adapter
-    modules = tuple(_turned(m, adapter.origin, spec, back=True) for m in adapter.modules)
-    told = {key: text for key, text in adapter.metadata.items() if key != TREE_ROWS}
+    _require_its_model(adapter, rows, spec)
+    modules = adapter.modules
+    if rows == "pairs":
+        modules = tuple(_turned(m, adapter.origin, spec, back=True) for m in modules)
+    spent = {TREE_ROWS, TREE_BLOCKS}
+    told = {key: text for key, text in adapter.metadata.items() if key not in spent}
     return replace(adapter, modules=modules, metadata=told)
+
+
+def _require_its_model(adapter: Adapter, rows: str, spec: BaseModelSpec) -> None:
+    """Refuse a base model that is not the one that a tree of MaxText's is said to be of."""
+    facts = spec.facts
+    if facts is not None and rows_of_family(facts.family) not in {None, rows}:
+        _refuse(
+            adapter.origin,
+            f"a model_name of which MaxText keeps rows of q and k in {rows}, and base model "
+            f"{spec.name}, {facts.family}",
+            "the name of that model in MaxText",
+            "correct model_name, or name the base model that the adapter was trained on",
+        )
+    count = adapter.metadata.get(TREE_BLOCKS)
+    if count is not None and count != str(_blocks(spec)):
+        _refuse(
+            adapter.origin,
+            f"arrays of {count} blocks, and base model {spec.name} with {_blocks(spec)}",
+            "as many",
+            "name the base model that the adapter was trained on",
+        )
 
 
 def dump_tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Tensors, str]:
@@ -85,13 +113,13 @@ def dump_tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Te
     said = {"r": rank, "base_model_name_or_path": base_name(adapter.metadata)}
     if format == "tunix":
         alpha, modules = with_one_alpha(modules, adapter.origin)
-        tensors = _tunix(modules, layers, facts)
+        tensors = _tunix(modules, layers, facts, adapter.origin)
     else:
         said["model_name"] = maxtext_name(facts)
         if rows_of(said["model_name"]) == "pairs":
             modules = [_turned(m, adapter.origin, spec, back=False) for m in modules]
         alpha, modules = with_one_alpha(modules, adapter.origin)
-        tensors = _maxtext(modules, layers, spec)
+        tensors, said["empty"] = _maxtext(modules, layers, spec)
     return tensors, json.dumps({"lora_alpha": alpha} | said)
 
 
@@ -121,7 +149,9 @@ def _layer(path: str, origin: str, format: str) -> _Layer:
     return _Layer(place.steps[0].number, place.role)
 
 
-def _tunix(modules: list[LoraModule], layers: Mapping[str, _Layer], facts: LmFacts) -> Tensors:
+def _tunix(
+    modules: list[LoraModule], layers: Mapping[str, _Layer], facts: LmFacts, origin: str
+) -> Tensors:
     heads = {"q_proj": facts.heads, "k_proj": facts.kv_heads, "v_proj": facts.kv_heads}
     tensors: Tensors = {}
     for module in modules:
@@ -129,8 +159,10 @@ def _tunix(modules: list[LoraModule], layers: Mapping[str, _Layer], facts: LmFac
         name = role.rpartition(".")[2]
         a, b = module.down.T, module.up.T
         if name in heads:
+            _require_heads(module.path, b.shape[1], heads[name], origin)
             b = b.reshape(module.rank, heads[name], -1)
         elif name == "o_proj":
+            _require_heads(module.path, len(a), facts.heads, origin)
             a = a.reshape(facts.heads, -1, module.rank)
         place = f"layers/{block}/{TUNIX[role].replace('.', '/')}"
         tensors |= {f"{place}_lora_a/value": a, f"{place}_lora_b/value": b}
@@ -139,23 +171,38 @@ def _tunix(modules: list[LoraModule], layers: Mapping[str, _Layer], facts: LmFac
 
 def _maxtext(
     modules: list[LoraModule], layers: Mapping[str, _Layer], spec: BaseModelSpec
-) -> Tensors:
-    """With an array for all blocks; a block without an update has zeros."""
+) -> tuple[Tensors, list[str]]:
+    """With an array for all blocks; a block without an update has zeros, and is told."""
     by_role: dict[str, dict[int, LoraModule]] = {}
     for module in modules:
         layer = layers[module.path]
         by_role.setdefault(layer.role, {})[layer.block] = module
-    places = filter(None, map(place_of, spec.component("lm")))
-    count = 1 + max(p.steps[0].number for p in places if p.steps[0].stack.name == _STACK)
+    count = _blocks(spec)
     tensors: Tensors = {}
+    without: list[str] = []
     for role, found in by_role.items():
+        without += [f"{_STACK}.{block}.{role}" for block in range(count) if block not in found]
         one = next(iter(found.values()))
         empty = replace(one, down=np.zeros_like(one.down), up=np.zeros_like(one.up))
         pairs = [found.get(block, empty) for block in range(count)]
         place = f"decoder/layers/{MAXTEXT[role].replace('.', '/')}/kernel"
-        tensors[f"{place}_lora_a/value"] = np.stack([m.down.T for m in pairs], axis=1)
-        tensors[f"{place}_lora_b/value"] = np.stack([m.up.T for m in pairs], axis=1)
-    return tensors
+        tensors[f"{place}_lora_a/value"] = _in_one([m.down.T for m in pairs])
+        tensors[f"{place}_lora_b/value"] = _in_one([m.up.T for m in pairs])
+    return tensors, without
+
+
+def _blocks(spec: BaseModelSpec) -> int:
+    places = filter(None, map(place_of, spec.component("lm")))
+    numbers = (p.steps[0].number for p in places if p.steps[0].stack.name == _STACK)
+    return 1 + max(numbers, default=-1)
+
+
+def _in_one(factors: list[np.ndarray]) -> np.ndarray:
+    """Factors of all blocks as one array; NumPy has no dtype for two unlike kinds of 16 bits."""
+    dtypes = {factor.dtype for factor in factors}
+    wide = {dtype for dtype in dtypes if dtype.itemsize > 2} | {np.dtype(np.float32)}
+    dtype = np.result_type(*(dtypes if len(dtypes) == 1 else wide))
+    return np.stack([factor.astype(dtype, copy=False) for factor in factors], axis=1)
 
 
 def _turned(module: LoraModule, origin: str, spec: BaseModelSpec, *, back: bool) -> LoraModule:
@@ -170,18 +217,23 @@ def _turned(module: LoraModule, origin: str, spec: BaseModelSpec, *, back: bool)
             f"say how many heads it has",
         )
     heads, rows = getattr(spec.facts, HEADS[role]), module.up.shape[0]
+    _require_heads(module.path, rows, heads, origin, even=True)
     size = rows // heads
-    if rows != size * heads or size % 2:
-        raise AdapterRefused(
-            f"{origin}: {module.path}: found {rows} rows for {heads} heads; expected an even "
-            f"number for each; name the base model that the adapter was trained on",
-            code=Refusal.SHAPE_MISMATCH,
-        )
     axes = (heads, size // 2, 2) if back else (heads, 2, size // 2)
     up = module.up.reshape(*axes, module.rank).swapaxes(1, 2).reshape(rows, module.rank)
     factor = math.sqrt(size) if HEADS[role] == "heads" else 1.0
     scale = module.scale * factor if back else module.scale / factor
     return replace(module, up=up, alpha=scale * module.rank)
+
+
+def _require_heads(path: str, rows: int, heads: int, origin: str, *, even: bool = False) -> None:
+    if rows % (heads * (1 + even)):
+        raise AdapterRefused(
+            f"{origin}: {path}: found {rows} channels for {heads} heads; expected "
+            f"{'an even' if even else 'the same'} number for each; name the base model that the "
+            f"adapter was trained on, with its own config.json",
+            code=Refusal.SHAPE_MISMATCH,
+        )
 
 
 def _refuse(

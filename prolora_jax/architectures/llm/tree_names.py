@@ -52,6 +52,15 @@ def rows_of(model_name: object) -> Rows | None:
     return "halves" if _HALVES.fullmatch(name) else None
 
 
+def rows_of_family(family: str) -> Rows | None:
+    """How MaxText keeps the rows of q and k of a family of transformers'; None where unknown here.
+
+    Args:
+        family: `model_type` of its configuration.
+    """
+    return {"llama": "pairs", "qwen2": "halves", "qwen3": "halves"}.get(family)
+
+
 def maxtext_name(facts: LmFacts) -> str | None:
     """What MaxText calls a model, without its size; None of one that is not known here.
 

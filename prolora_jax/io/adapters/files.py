@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     write_mlx,
 )
 from prolora_jax.io.adapters.tree_folder import read_tree, tree_item, write_tree
+from prolora_jax.io.containers.orbax_tree import STEP, orbax_steps
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.containers.streamed import entries_text
@@ -46,7 +48,7 @@ from prolora_jax.io.containers.tensors import (
     write_tensors,
 )
 from prolora_jax.io.guarded import is_regular
-from prolora_jax.io.outputs.protected import refuse_replacing
+from prolora_jax.io.outputs.protected import refuse_replacing, with_content
 from prolora_jax.io.outputs.reports import REPORT_ENDING
 
 _log = logging.getLogger(__name__)
@@ -195,7 +197,7 @@ def save_adapter(
     path, format = Path(path), format or concrete_format("same", adapter, base)
     folder = writes_folder(path, format)
     require_folder(path, format, reader)
-    refuse_existing(path, overwrite, folder=folder, read=read)
+    refuse_existing(path, overwrite, folder=folder, tree=format in TREE_FORMATS, read=read)
     folded = format == "peft" and not folder
     tensors, dumped = dump(adapter, format, base, folded=folded, reader=reader)
     header = {**dumped, **(metadata or {})}
@@ -255,6 +257,7 @@ def refuse_existing(
     overwrite: bool,
     *,
     folder: bool = False,
+    tree: bool = False,
     read: Iterable[str | Path] = (),
 ) -> None:
     """Check that an output may be written, before any work is done for it.
@@ -263,6 +266,7 @@ def refuse_existing(
         path: the output.
         overwrite: whether an existing output may be replaced.
         folder: whether the output is a folder.
+        tree: whether a step of a checkpoint is written into it.
         read: files and folders that the output is made from, which it never replaces.
 
     Raises:
@@ -280,8 +284,11 @@ def refuse_existing(
             code=Refusal.OUTPUT_EXISTS,
         )
     if path.exists():
-        places = peft_folder.own_files(path) if folder else (path,)
+        places = (*peft_folder.own_files(path), *with_content(path / STEP)) if folder else (path,)
         refuse_replacing(path, places, read)
+    steps = orbax_steps(path) if folder else []
+    if steps and not (tree and steps == [STEP] and overwrite):
+        _refuse_steps(path, steps, tree=tree)
     exists = peft_folder.has_adapter_files(path) if folder else path.exists()
     if exists and not overwrite:
         raise UsageError(
@@ -289,6 +296,16 @@ def refuse_existing(
             "(--overwrite)",
             code=Refusal.OUTPUT_EXISTS,
         )
+
+
+def _refuse_steps(path: Path, steps: list[str], *, tree: bool) -> NoReturn:
+    """Beside steps of a checkpoint an output would not be what is read: the newest step is."""
+    advice = " or allow overwriting (--overwrite)" if tree and steps == [STEP] else ""
+    raise UsageError(
+        f"{path}: output exists: found a checkpoint, step {', '.join(steps)}; expected a new name; "
+        f"choose another{advice}",
+        code=Refusal.OUTPUT_EXISTS,
+    )
 
 
 def unfit_output(path: Path) -> str | None:

@@ -16,6 +16,8 @@ from prolora_jax.io.adapters.leftovers import (
     work_folder_of,
 )
 from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
+from prolora_jax.io.adapters.tree_folder import tree_item
+from prolora_jax.io.containers.orbax_tree import ITEM_ITSELF, orbax_steps
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
 from prolora_jax.io.guarded import irregular
 
@@ -124,10 +126,20 @@ def _guarded(items: Iterator[Input], path: Path, relative: Path) -> Iterator[Inp
 
 
 def _given(path: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
-    if path.is_dir() and not is_adapter_folder(path):
+    if path.is_dir() and not _is_adapter(path):
         yield from _walk(path, path, seen)
     else:
         yield Input(path, Path(path.name))
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter, or a trainer's checkpoint of one, as the trainer left it.
+
+    What such a checkpoint does not say, and where to say it, is told by its reader.
+    """
+    if is_adapter_folder(folder):
+        return True
+    return orbax_steps(folder) not in ([], [ITEM_ITSELF]) and tree_item(folder) is not None
 
 
 def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
@@ -151,7 +163,7 @@ def _entry(entry: os.DirEntry[str], top: Path, seen: set[tuple[int, int]]) -> It
     path = Path(entry.path)
     if not _is_folder(entry):
         yield from _file(path, path.relative_to(top))
-    elif is_adapter_folder(path):
+    elif _is_adapter(path):
         yield Input(path, path.relative_to(top))
         yield from _inside(path, top, seen)
     elif is_earlier_output(path) and _identity(path.stat()) not in seen:

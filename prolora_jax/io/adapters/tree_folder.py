@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, TREE_CONFIG, TREE_ROWS
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, TREE_BLOCKS, TREE_CONFIG, TREE_ROWS
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.llm.tree_names import MAXTEXT_MODELS, rows_of
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
@@ -36,7 +36,7 @@ Place = tuple[str, ...]
 ITEM = "model_params"
 """What tunix's manager calls the tree in each step; MaxText's own trainer calls it `items`."""
 _METADATA, _NOTES, _MARK, _LARGEST = "_METADATA", "_CHECKPOINT_METADATA", b"_lora_a", 2**26
-_HEADER, _MODEL = "prolora_header", "model_name"
+_HEADER, _EMPTY, _MODEL = "prolora_header", "empty", "model_name"
 _MOST_NUMBERS = 2**32
 """In a factor of all blocks: more than any has at rank 4096."""
 _NO_WEIGHTS = frozenset({"opt_state", "optimizer", "nnx_aux", "step"})
@@ -76,7 +76,7 @@ def read_tree(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
 
     Returns:
         The tensors by keys of peft's, and the header strings; a configuration of peft's is one, and
-        that rows of q and k are in pairs another.
+        of MaxText's trees what only the base model can confirm.
 
     Raises:
         AdapterRefused: it cannot be read, has factors of other layers than are known here, or no
@@ -97,15 +97,34 @@ def read_tree(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
         found = f"ranks {', '.join(map(str, sorted(ranks)))}"
         _refuse(folder, found, "one rank, of which alpha is", "train with one rule of qwix's")
     said = _said(folder, (folder, item.parent, item))
-    rows = _rows(said) if kind is MAXTEXT_TREE else "halves"
+    told = {TREE_ROWS: _rows(said)} if kind is MAXTEXT_TREE else {}
     tensors: Tensors = {}
     for factor, array in read.items():
         other = shapes.get(factor._replace(side="b" if factor.side == "a" else "a"), ())
-        for layer, matrix in kind.matrices(factor, array, other):
-            tensors[f"{PEFT_WRAPPER}{layer}.lora_{factor.side.upper()}.weight"] = matrix
+        matrices = dict(kind.matrices(factor, array, other))
+        if (
+            factor.block is None
+            and told.setdefault(TREE_BLOCKS, f"{len(matrices)}") != f"{len(matrices)}"
+        ):
+            found = f"arrays of {told[TREE_BLOCKS]} and of {len(matrices)} blocks"
+            _refuse(folder, found, "one number of blocks", "fetch the folder again")
+        for layer, matrix in matrices.items():
+            tensors[_key(layer, factor.side)] = matrix
+    _leave_empty(tensors, said.fields.get(_EMPTY))
     config, header = _config(said, ranks.pop(), read)
-    header |= {TREE_ROWS: rows} if rows == "pairs" else {}
-    return tensors, header | {HEADER_KEY: json.dumps(config)}
+    return tensors, header | told | {HEADER_KEY: json.dumps(config)}
+
+
+def _key(layer: str, side: str) -> str:
+    return f"{PEFT_WRAPPER}{layer}.lora_{side.upper()}.weight"
+
+
+def _leave_empty(tensors: Tensors, layers: object) -> None:
+    """Leave out what was written as zeros for a block without an update, if it still is zero."""
+    for layer in layers if isinstance(layers, list) else ():
+        up = tensors.get(_key(str(layer), "b"))
+        if up is not None and not up.any():
+            del tensors[_key(str(layer), "a")], tensors[_key(str(layer), "b")]
 
 
 def write_tree(
@@ -166,6 +185,10 @@ def _require_factors(
             axes = f"axes as in {kind.known}, none of 0, and at most {_MOST_NUMBERS} numbers"
             _refuse(folder, f"{name} in shape {shape}", axes, "fetch it again")
     known = {factor: shapes[place] for factor, place in seen.items()}
+    twice = next((f for f in seen if f.block is not None and f._replace(block=None) in seen), None)
+    if twice is not None:
+        found = f"{twice.layer()} in an array of all blocks and in one of its own"
+        _refuse(folder, found, "it once", "train with scan_layers or without")
     misfit = kind.misfit(known)
     if misfit is not None:
         _refuse(folder, *misfit, "fetch it again")
@@ -217,7 +240,8 @@ def _config(
     said: _Said, rank: int, factors: Iterable[Factor]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """A configuration as peft would have written it, and the header strings that we had written."""
-    fields = {key: value for key, value in said.fields.items() if key not in {_MODEL, _HEADER}}
+    own = {_MODEL, _HEADER, _EMPTY}
+    fields = {key: value for key, value in said.fields.items() if key not in own}
     alpha = fields.get("lora_alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         _refuse(
@@ -233,7 +257,8 @@ def _config(
     usual = {"peft_type": "LORA", "target_modules": modules, "task_type": "CAUSAL_LM"}
     header = said.fields.get(_HEADER)
     kept = header if isinstance(header, dict) else {}
-    strings = {key: text for key, text in kept.items() if isinstance(text, str)}
+    told = {TREE_ROWS, TREE_BLOCKS, TREE_CONFIG}  # of this tree, and by nobody else
+    strings = {key: t for key, t in kept.items() if isinstance(t, str) and key not in told}
     return usual | fields | {"r": rank}, strings
 
 

@@ -13,6 +13,8 @@ from prolora_jax.io.documents import read_json_document
 INDEX = "tensorstore_index.json"
 _LARGEST_INDEX = 2**26
 _MODEL = "model"
+_ALL_THERE = {"fill_missing_data_reads": False}
+"""Else a copy that has lost a part of an array is read as zeros. No trained factor is zero."""
 
 
 class IndexedTree(OrbaxTree):
@@ -29,7 +31,7 @@ class IndexedTree(OrbaxTree):
                 raise ValueError(f"found the place {path} in {INDEX}; expected one below it")
             if path.name in {"lora_a", "lora_b"} and path.parts[0] == _MODEL:
                 files = {"driver": "file", "path": f"{self.path}/{path}/"}
-                specs[path.parts[1:]] = {"driver": "zarr", "kvstore": files}
+                specs[path.parts[1:]] = {"driver": "zarr", "kvstore": files} | _ALL_THERE
         return specs
 
 

@@ -1,6 +1,7 @@
 """Orbax folders, read one array at a time, as NumPy arrays, and written."""
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ from typing import Any
 import numpy as np
 
 from prolora_jax.errors import BaseModelError, OutputError, Refusal
-from prolora_jax.io.atomic import cannot_write
+from prolora_jax.io.atomic import TEMPORARY_SUFFIX, cannot_write
 from prolora_jax.io.containers.msgpack_tree import Leaf
 from prolora_jax.io.documents import read_json_document
 from prolora_jax.io.guarded import irregular
 
-_METADATA, _DATABASE = "_METADATA", "manifest.ocdbt"
+_METADATA, _NOTES, _DATABASE = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"
 _LARGEST_METADATA = 2**26
+STEP = "0"
+"""The step that is written: nobody trained it here."""
+ITEM_ITSELF = "."
 _ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
 _IN_DICTIONARY = 2
 _INDEX_CACHE = {"cache_pool#index": {"total_bytes_limit": 100_000_000}}
@@ -31,6 +35,26 @@ def orbax_item(folder: Path) -> Path | None:
     newest = max(steps, key=lambda step: int(step.name), default=folder)
     places = [folder, *sorted(folder.iterdir()), *sorted(newest.iterdir())]
     return next((place for place in places if (place / _METADATA).is_file()), None)
+
+
+def orbax_steps(folder: Path) -> list[str]:
+    """Names of steps of a checkpoint manager in a folder; `.` of one that has arrays itself.
+
+    Args:
+        folder: any, there or not; of one that cannot be searched nothing is known.
+    """
+    try:
+        found = [place.name for place in folder.iterdir() if place.name.isdecimal()]
+        steps = [name for name in found if _is_step(folder / name)]
+        return sorted(steps, key=int) + ([ITEM_ITSELF] if (folder / _METADATA).exists() else [])
+    except OSError:
+        return []
+
+
+def _is_step(place: Path) -> bool:
+    return any((place / name).exists() for name in (_NOTES, _METADATA)) or any(
+        place.glob(f"*/{_METADATA}")
+    )
 
 
 class OrbaxTree:
@@ -120,7 +144,11 @@ class OrbaxTree:
     def _require_plain_files(self) -> None:
         """TensorStore opens whatever has the right name, and waits for a pipe for ever."""
         try:
-            for folder, _, names in os.walk(self.path):
+            for folder, folders, names in os.walk(self.path):
+                # What is linked to may be the whole disk, which is not searched for pipes.
+                linked = next((name for name in folders if Path(folder, name).is_symlink()), None)
+                if linked is not None:
+                    raise OSError(f"found a link to a folder, {linked}")
                 for name in names:
                     found = irregular(Path(folder, name).stat().st_mode)
                     if found is not None:
@@ -159,10 +187,10 @@ def write_orbax(folder: Path, tree: Any) -> None:
 
 
 def write_orbax_step(folder: Path, item: str, tree: Any) -> None:
-    """Write the first step of a checkpoint manager, with one item.
+    """Write the first step of a checkpoint manager, with one item, whole or not at all.
 
     Args:
-        folder: the manager's; a step 0 that is there is replaced.
+        folder: the manager's; a step 0 that is there is replaced, and others must not be.
         item: what to call the tree.
         tree: nested dictionaries of arrays.
 
@@ -171,12 +199,17 @@ def write_orbax_step(folder: Path, item: str, tree: Any) -> None:
     """
     import orbax.checkpoint as ocp
 
+    # A manager of its own: one that has later steps saves nothing, and says nothing.
+    temporary = folder / f".{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
     try:
-        if (folder / "0").is_dir():
-            shutil.rmtree(folder / "0")
-        with ocp.CheckpointManager(folder.absolute()) as manager:
-            manager.save(0, args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)}))
+        with ocp.CheckpointManager(temporary.absolute()) as manager:
+            manager.save(int(STEP), args=ocp.args.Composite(**{item: ocp.args.PyTreeSave(tree)}))
+        if (folder / STEP).is_dir():
+            shutil.rmtree(folder / STEP)
+        os.rename(temporary / STEP, folder / STEP)
     except (OSError, ValueError) as failure:
         raise OutputError(
             cannot_write(folder, str(failure)), code=Refusal.CANNOT_WRITE
         ) from failure
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

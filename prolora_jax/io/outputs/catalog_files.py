@@ -9,13 +9,16 @@ from pathlib import Path
 
 from prolora_jax.errors import OutputError, Refusal
 from prolora_jax.io import atomic
-from prolora_jax.io.adapters.peft_folder import CONFIG
+from prolora_jax.io.adapters.peft_folder import CONFIG, MLX_WEIGHTS
+from prolora_jax.io.containers.indexed_tree import is_indexed
+from prolora_jax.io.containers.orbax_tree import orbax_steps
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
 from prolora_jax.io.guarded import open_regular
 
 _PIECE = 2**22
 _COPIED_AT_ONCE = 2**30
 _SAMPLES, _SAMPLE_BYTES = 16, 512
+_WEIGHTS = frozenset({".safetensors", ".bin"})
 
 
 def sweep(out: Path) -> int:
@@ -142,5 +145,11 @@ def _copy_one(existing: str | Path, path: str | Path) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Weights and configurations of a folder that peft wrote; not its README and pictures."""
-    return sorted(p for p in folder.rglob("adapter_*") if p.is_file())
+    """Weights and configurations of an adapter's folder; not its README and pictures.
+
+    Of a checkpoint all files: in which of them its arrays are is known to nobody but its reader.
+    """
+    every = [place for place in folder.rglob("*") if place.is_file()]
+    own = [p for p in every if p.name.startswith("adapter_") or p.name == MLX_WEIGHTS]
+    whole = any(place.suffix in _WEIGHTS for place in own)
+    return sorted(every if not whole or orbax_steps(folder) or is_indexed(folder) else own)
