@@ -19,9 +19,9 @@ from jax_trees import WIDE, arrays, base_model, logits, unpacked
 from language_models import merged
 from safetensors.numpy import load_file, save_file
 
-from prolora_jax.errors import AdapterRefused
+from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.io.adapters.whole_files import compare_files, convert_file
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
@@ -85,6 +85,8 @@ def test_what_is_written_is_what_maxtext_wrote(
         np.testing.assert_allclose(found, wanted, atol=1e-6)
     again = load_adapter(tmp_path / "out")
     assert len(again.modules) == 14
+    with pytest.raises(UsageError, match="rows in MaxText's order.*--base"):
+        compare_files(tmp_path / "out", tmp_path / "peft")
 
 
 def test_a_block_without_an_update_has_zeros(recorded: Path, tmp_path: Path) -> None:

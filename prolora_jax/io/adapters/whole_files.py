@@ -13,6 +13,7 @@ from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import Reader, concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
+from prolora_jax.adapters.formats.keys import TREE_ROWS
 from prolora_jax.adapters.formats.published import published_base, told_apart
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.inspection import (
@@ -212,7 +213,8 @@ def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) 
         The comparison.
 
     Raises:
-        UsageError: the two have no module in common, or a file is not there.
+        UsageError: the two have no module in common, or a file is not there, or the order of one's
+            rows needs a base model that is not given.
         AdapterRefused: one of them cannot be used, or needs a base model that is not given.
     """
     a, b = Path(a), Path(b)
@@ -233,6 +235,12 @@ def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) 
         # The shapes of their tensors are checked against layers, and published names tell these.
         spec = published_base(first if first.structured else second, "same")
         bases = WeightsOf(spec), WeightsOf(spec)
+    if NO_BASE in bases and "pairs" in {one.metadata.get(TREE_ROWS) for one in (first, second)}:
+        raise UsageError(
+            f"{a} and {b}: found rows in MaxText's order, and no base model; expected the one that "
+            "says how many heads there are; name it with --base",
+            code=Refusal.BAD_OPTION,
+        )
     if NO_BASE not in bases:
         first, second = resolve(first, bases[0].spec), resolve(second, bases[1].spec)
     found = compare(first, second, origins, (bases[0], bases[1]))
