@@ -36,6 +36,7 @@ MAXTEXT_MODELS = "llama3.1-*, qwen2.5-*b and qwen3-*b"
 
 _PAIRS = re.compile(r"llama3\.1(-.*)?")
 _HALVES = re.compile(r"qwen(2\.5|3)(-[\d.]+b(-a\d+b)?(-.*)?)?")
+_ROWS_OF_FAMILY: dict[str, Rows] = {"llama": "pairs", "qwen2": "halves", "qwen3": "halves"}
 
 
 def rows_of(model_name: object) -> Rows | None:
@@ -58,7 +59,7 @@ def rows_of_family(family: str) -> Rows | None:
     Args:
         family: `model_type` of its configuration.
     """
-    return {"llama": "pairs", "qwen2": "halves", "qwen3": "halves"}.get(family)
+    return _ROWS_OF_FAMILY.get(family)
 
 
 def maxtext_name(facts: LmFacts) -> str | None:
