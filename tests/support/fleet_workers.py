@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork, start_worker
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.job import FleetJob, JobNote, claim
+from prolora_jax.catalog.fleet.local_run import start_worker
 from prolora_jax.catalog.fleet.publishing import Publisher
 from prolora_jax.catalog.fleet.worker import Worker
 from prolora_jax.errors import OutputError, Refusal

@@ -4,12 +4,10 @@ Arithmetic is the workers': JAX would take a driver, which is there for as long 
 to start and twice the memory.
 """
 
-import threading
-from collections.abc import Callable
 from typing import NamedTuple
 
 from prolora_jax.catalog.fleet.inputs import FleetInput
-from prolora_jax.catalog.fleet.job import OWN, FleetJob
+from prolora_jax.catalog.fleet.job import OWN
 from prolora_jax.catalog.fleet.receipts import Known
 
 PARTS = f"{OWN}/pairs"
@@ -43,12 +41,3 @@ class ChunkDone(NamedTuple):
     states: dict[str, str]
     left: tuple[str, ...] = ()
     trouble: str | None = None
-
-
-def start_worker(
-    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
-) -> Callable[[ChunkWork], ChunkDone]:
-    """A worker in a process of its own (see `Worker`)."""
-    from prolora_jax.catalog.fleet.worker import Worker
-
-    return Worker(job, hurried, sign)

@@ -6,12 +6,12 @@ same command, and so are two at once.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from prolora_jax.catalog.fleet import receipts
-from prolora_jax.catalog.fleet.chunk import ChunkWork, start_worker
+from prolora_jax.catalog.fleet.chunk import ChunkDone, ChunkWork
 from prolora_jax.catalog.fleet.elsewhere import hire_on_ray
 from prolora_jax.catalog.fleet.ending import end_run
 from prolora_jax.catalog.fleet.giving import FleetRun
@@ -120,3 +120,12 @@ def _hire(job: FleetJob, share: RunShare, todo: list[Unit], out: FilePlace) -> A
     if share.ray is not None:
         return hire_on_ray(start_worker, job, share, todo[0][0].name, out)
     return Crew(start_worker, job, min(share.workers, len(todo)))
+
+
+def start_worker(
+    job: FleetJob, hurried: threading.Event, sign: Callable[[], None]
+) -> Callable[[ChunkWork], ChunkDone]:
+    """A worker in a process of its own (see `Worker`)."""
+    from prolora_jax.catalog.fleet.worker import Worker
+
+    return Worker(job, hurried, sign)
