@@ -68,6 +68,19 @@ def states(out: Path) -> dict[str, str]:
         return {record.input: record.state for record in manifest.records()}
 
 
+def noted_runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Names of the files that each run from now on migrates, a list a run."""
+    done: list[list[str]] = []
+    real = catalog_module.migrate_files
+
+    def spied(jobs, *args):
+        done.append(sorted(j.source.name for j in jobs))
+        return real(jobs, *args)
+
+    monkeypatch.setattr(catalog_module, "migrate_files", spied)
+    return done
+
+
 def test_every_file_is_accounted_for(folder: Path, pair: BasePair):
     summary = run_catalog(job(folder), pair)
     out = folder.parent / "out"
@@ -115,14 +128,7 @@ def test_a_header_that_was_edited_is_written_anew_and_no_other_file(
         for row in list(manifest.entries()):
             stamp = (row.proof.input_stamp or "").rpartition(SAID)[0]
             manifest.put(row._replace(proof=row.proof._replace(input_stamp=stamp)))
-    done = []
-    real = catalog_module.migrate_files
-
-    def spied(jobs, *args):
-        done.append(sorted(j.source.name for j in jobs))
-        return real(jobs, *args)
-
-    monkeypatch.setattr(catalog_module, "migrate_files", spied)
+    done = noted_runs(monkeypatch)
     run_catalog(job(folder), pair)
     edited = folder / "a.safetensors"
     for words in ("in ink", "in oil"):
@@ -153,14 +159,7 @@ def test_scan_says_before_what_the_run_finds(folder: Path, pair: BasePair):
 def test_only_what_is_unfinished_is_done_again(
     folder: Path, pair: BasePair, monkeypatch: pytest.MonkeyPatch
 ):
-    out, done = folder.parent / "out", []
-    real = catalog_module.migrate_files
-
-    def spied(jobs, *args):
-        done.append(sorted(j.source.name for j in jobs))
-        return real(jobs, *args)
-
-    monkeypatch.setattr(catalog_module, "migrate_files", spied)
+    out, done = folder.parent / "out", noted_runs(monkeypatch)
     run_catalog(job(folder), pair)
     first = outputs(out)
     run_catalog(job(folder), pair)
