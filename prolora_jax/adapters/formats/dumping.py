@@ -131,9 +131,10 @@ def dump(
         tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
-        said = peft.configuration(adapter, dora, parameters, routers)
+        said = peft.configuration(adapter, dora, parameters, routers, spec.lm_level)
         header |= {HEADER_KEY: configured(said, adapter, spec) if reader == "vllm" else said}
-    return tensors | companion_tensors(adapter, format, spec), header
+    tensors |= companion_tensors(adapter, format, spec)
+    return peft.inside(tensors, spec.lm_level) if format == "peft" else tensors, header
 
 
 def header_strings(adapter: Adapter, format: str) -> dict[str, str]:

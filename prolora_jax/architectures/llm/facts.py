@@ -3,11 +3,22 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from prolora_jax.architectures.llm.names import ALONE, SEEING
+
 # What GGUF files call an architecture, by what transformers calls a model.
 _GGUF = {
     **dict.fromkeys(("llama", "mistral"), "llama"),
     **{name: name for name in ("qwen2", "qwen3", "gemma2", "phi3", "gpt2")},
     **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
+}
+
+
+# Models that also see whose layers stand elsewhere than in most, and those that do not say of which
+# of their fields the language model's are.
+_LEVELS = {
+    "llama4": "language_model.model.",
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model."),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), SEEING),
 }
 
 
@@ -22,6 +33,7 @@ class LmFacts(NamedTuple):
         family: what its own file calls it, `qwen3`, `gemma3_text`.
         rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
             nothing is said.
+        level: what stands before its layers in transformers' own modules (`names.name_inside`).
     """
 
     architecture: str | None
@@ -30,6 +42,7 @@ class LmFacts(NamedTuple):
     tied: bool
     family: str
     rotation: str | None = None
+    level: str = ALONE
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
@@ -48,7 +61,10 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
-    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields))
+    outer = str(config.get("model_type"))
+    level = _LEVELS.get(outer, SEEING if isinstance(inner, Mapping) else ALONE)
+    rotation = _rotation(fields)
+    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind, rotation, level)
 
 
 def _rotation(fields: Mapping[str, Any]) -> str | None:
