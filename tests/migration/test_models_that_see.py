@@ -1,4 +1,7 @@
-"""Adapters of models that also see: peft and transformers have a level more before their layers."""
+"""Adapters of models that also see, and of models without a head: names that peft has for them.
+
+Both have another level before their layers than a causal model has.
+"""
 
 import json
 from pathlib import Path
@@ -8,17 +11,26 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from language_models import SIZES, merged, of_newer_transformers, randomised
+from language_models import (
+    SIZES,
+    make_language_pair,
+    merged,
+    of_newer_transformers,
+    randomised,
+)
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 
 from prolora_jax.architectures.llm.facts import facts_of_config
 from prolora_jax.architectures.llm.names import name_inside
+from prolora_jax.errors import AdapterRefused
+from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
 
+VLLM = Writing(reader="vllm")
 COPY = MigrationOptions(method="copy")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 ROOT = "model.language_model.layers"
@@ -94,10 +106,53 @@ def test_peft_finds_the_layers_in_the_target(
         assert verify_file(out).ok
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
+def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: Path) -> None:
+    """As makers of embeddings do, with transformers' `AutoModel`."""
+    whole = make_language_pair(tmp_path, kind, depth=3, kept=(0, 2), layers=("c_proj", "q_proj"))
+    source, target = whole.source_net.base_model, whole.target_net.base_model
+    lora = LoraConfig(
+        r=2,
+        target_modules=r".*\.(q_proj|c_proj)",
+        task_type="FEATURE_EXTRACTION",
+        fan_in_fan_out=kind == "gpt2",
+    )
+    twin = type(source)(source.config)
+    with of_newer_transformers():
+        adapted: Any = get_peft_model(twin, lora)
+    randomised(adapted)
+    adapted.save_pretrained(str(tmp_path / "given"))
+    out = tmp_path / "out"
+    migrate_file(tmp_path / "given", whole.source, whole.target, out, COPY)
+    wanted, found = updates(source, tmp_path / "given"), updates(target, out)
+    assert found.keys() == {name for name in target.state_dict() if whole_name(name) in wanted}
+    for name, delta in found.items():
+        np.testing.assert_allclose(delta, wanted[whole_name(name)], atol=2e-7)
+    assert json.loads((out / CONFIG).read_text())["task_type"] == "FEATURE_EXTRACTION"
+    assert verify_file(out).ok
+    # A server has the whole model all the same.
+    migrate_file(tmp_path / "given", whole.source, whole.target, tmp_path / "v", COPY, VLLM)
+    assert updates(whole.target_net, tmp_path / "v").keys() == {
+        f"{whole.target_net.base_model_prefix}.{name}" for name in found
+    }
+
+
+def whole_name(name: str) -> str:
+    """Name in the source, whose second layer the target lacks."""
+    return name.replace("layers.1.", "layers.2.").replace("h.1.", "h.2.")
+
+
+def test_without_its_base_model_nothing_says_how_layers_are_stored(
+    pair: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(AdapterRefused, match="an adapter of a language model.*--base"):
+        convert_file(pair[0] / "adapter", "gguf", tmp_path / "out.gguf")
+
+
 @pytest.mark.parametrize("name", ["Gemma3", "Llama4", "SmolVLM", "Qwen2_5_VL", "Qwen3"])
 def test_levels_are_those_of_transformers(name: str) -> None:
-    kind = getattr(transformers, f"{name}ForConditionalGeneration", None)
-    kind = transformers.Qwen3ForCausalLM if kind is None else kind
+    sees = f"{name}ForConditionalGeneration"
+    kind: Any = getattr(transformers, sees if name != "Qwen3" else "Qwen3ForCausalLM")
     config = kind.config_class()
     for inner in (config, *(getattr(config, f"{n}_config", config) for n in ("text", "vision"))):
         for field in ("num_hidden_layers", "depth"):

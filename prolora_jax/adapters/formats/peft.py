@@ -107,7 +107,7 @@ def configuration(
         for field, value in (values | {"base_model_name_or_path": name}).items()
     }
     if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
-        fields[f"{LM}task_type"] = task_of(module.path for module in adapter.modules)
+        fields[f"{LM}task_type"] = task_of((m.path for m in adapter.modules), level)
         kept = kept_fields(adapter.metadata)
         fields |= {f"{LM}{name}": said for name, said in kept.items() if name != FIELD}
     with_magnitude = {path.partition(".")[0] for path in dora}

@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prolora_jax.architectures.llm.fused import held_experts
-from prolora_jax.architectures.llm.names import LM, in_layer, lm_name
+from prolora_jax.architectures.llm.names import (
+    ALONE,
+    LM,
+    SEEING,
+    in_layer,
+    lm_name,
+    without_head,
+)
 
 _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
@@ -116,13 +123,15 @@ def has_rows_of_tokens(path: str) -> bool:
     return is_embedding(path) or (path.startswith(LM) and bool(_HEADS.get(path.removeprefix(LM))))
 
 
-def task_of(paths: Iterable[str]) -> str:
+def task_of(paths: Iterable[str], level: str = ALONE) -> str:
     """What peft calls the task of a model with these layers: it loads the model by that.
 
     Args:
         paths: of modules, with component.
+        level: that its layers stand in (`names.name_inside`).
     """
-    encodes = any(path.startswith(f"{LM}encoder.layer.") for path in paths)
+    bare = level in {without_head(ALONE), without_head(SEEING)}
+    encodes = bare or any(path.startswith(f"{LM}encoder.layer.") for path in paths)
     return "FEATURE_EXTRACTION" if encodes else "CAUSAL_LM"
 
 
