@@ -34,6 +34,8 @@ class LmFacts(NamedTuple):
         rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
             nothing is said.
         level: what stands before its layers in transformers' own modules (`names.name_inside`).
+        layers: of a model that is put together of layers, which one each of its own was
+            (`stacked.layers_of_recipe`); None where nothing says it.
     """
 
     architecture: str | None
@@ -43,6 +45,7 @@ class LmFacts(NamedTuple):
     family: str
     rotation: str | None = None
     level: str = ALONE
+    layers: tuple[int, ...] | None = None
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
