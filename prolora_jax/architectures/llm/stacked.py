@@ -1,7 +1,7 @@
 """Models that mergekit has put together of other models' layers: which layer is which.
 
 Its recipe lies beside the weights (`mergekit_config.yml`). SOLAR is made so, of layers 0 to
-23 of Mistral's and then 8 to 31, and that of many "self-merges": a layer may be there twice.
+23 of Mistral's and then 8 to 31, as are many "self-merges": a layer may be there twice.
 """
 
 from collections.abc import Mapping

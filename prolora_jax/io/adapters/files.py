@@ -94,7 +94,7 @@ def load_adapter(
     """
     path = Path(path)
     if path.is_dir():
-        tensors, metadata = _read_folder(path)
+        tensors, metadata = _read_folder(path, unpickle=read_pickle if allow_pickle else None)
     elif is_gguf(path):
         tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
@@ -320,14 +320,18 @@ def unfit_output(path: Path) -> str | None:
 
 
 def _read_folder(
-    path: Path, read: peft_folder.Read = read_tensors
+    path: Path,
+    read: peft_folder.Read = read_tensors,
+    unpickle: peft_folder.Read | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     tree = tree_item(path)
     if tree is not None:
         return read_tree(path, tree)
     if is_easydel_folder(path):
         return read_easydel(path)
-    return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
+    if is_mlx_folder(path):
+        return read_mlx(path, read)
+    return peft_folder.read_folder(path, read, unpickle)
 
 
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
