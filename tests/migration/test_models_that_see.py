@@ -106,6 +106,33 @@ def test_peft_finds_the_layers_in_the_target(
         assert verify_file(out).ok
 
 
+def test_layers_of_pictures_stay_behind_where_that_is_allowed(
+    pair: tuple[Path, Any, Any], tmp_path: Path
+) -> None:
+    root, source, target = pair
+    lora = LoraConfig(r=2, target_modules=r".*\.(q_proj|fc1)")
+    with of_newer_transformers():
+        adapted: Any = get_peft_model(gemma(3), lora)
+    randomised(adapted)
+    adapted.save_pretrained(str(tmp_path / "given"))
+    given = tmp_path / "given", root / "source", root / "target"
+    with pytest.raises(AdapterRefused, match="6 tensors of layers beside .*--allow-partial"):
+        migrate_file(*given, tmp_path / "out", COPY)
+    options = MigrationOptions(method="copy", allow_partial=True)
+    report = migrate_file(*given, tmp_path / "out", options).report
+    assert report.flags[0].startswith("partial: 6 tensors left behind, first model.vision_tower")
+    wanted, found = updates(source, given[0]), updates(target, tmp_path / "out")
+    assert {*found} == {f"{ROOT}.{i}.self_attn.q_proj.weight" for i in range(2)}
+    for name, delta in found.items():
+        origin = name.replace(f"{ROOT}.1.", f"{ROOT}.2.")
+        np.testing.assert_allclose(delta, wanted[origin], atol=2e-7)
+    assert verify_file(tmp_path / "out").ok
+    convert_file(*(given[0], "peft", tmp_path / "v", given[1]), allow_partial=True, reader="vllm")
+    assert updates(source, tmp_path / "v").keys() == {k for k in wanted if ROOT in k}
+    options = MigrationOptions(method="copy", exclude=("*vision*",))
+    assert migrate_file(*given, tmp_path / "other", options).report.flags == report.flags
+
+
 @pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
 def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: Path) -> None:
     """As makers of embeddings do, with transformers' `AutoModel`."""

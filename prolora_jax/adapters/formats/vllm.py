@@ -59,7 +59,7 @@ def for_vllm(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         hint = "make a plain LoRA of it (--to lora, or of migrate --dora fold)"
         raise NotForVllm(adapter, module.path, f"a module of {module.algorithm}", hint)
     for companion in adapter.companions:
-        if companion.part != "none":
+        if companion.part not in {"none", "layer"}:  # these may stay behind, or were refused before
             hint = "leave it behind (--exclude), or train without it"
             raise NotForVllm(
                 adapter, companion.key, f"a tensor beside the pairs: {companion.part}", hint
