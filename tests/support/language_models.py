@@ -73,6 +73,13 @@ FAMILIES = {
         {"vocab_size": 40, "n_embd": 32, "n_head": 4, "n_positions": 32},
         depth="n_layer",
     ),
+    # GPT-2's names, and weights the other way round than GPT-2 has them.
+    "starcoder": Family(
+        "GPTBigCode",
+        ("c_attn", "c_proj", "c_fc"),
+        {"vocab_size": 40, "n_embd": 32, "n_head": 4, "n_positions": 32, "n_inner": 48},
+        depth="n_layer",
+    ),
     "gpt-neox": Family(
         "GPTNeoX",
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),

@@ -25,6 +25,7 @@ from prolora_jax.adapters.formats.modules import (
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def parse(
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
     if majority == "diffusers" and any(format == "diffusers-old" for _, format in formats):
         majority = "diffusers-old"  # in which the other layers are spelled as anywhere
-    bare = formats.keys() == {(False, "peft")} and any(map(is_bare, tensors))
+    bare = any(path.startswith(LM) for path in groups) and any(map(is_bare, tensors))
     adapter = Adapter(
         tuple(modules),
         majority,
