@@ -10,7 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from prolora_jax.evaluation.laboratory import evidence_page, plots, refine_page, verdicts
+from prolora_jax.evaluation.laboratory import (
+    evidence_page,
+    pictures_page,
+    plots,
+    refine_page,
+    verdicts,
+)
 from prolora_jax.evaluation.laboratory.lm.page import lm_page
 from prolora_jax.evaluation.laboratory.lm.trials import lm_results
 from prolora_jax.io import atomic
@@ -24,7 +30,7 @@ WRITERS = {
     "lm_smollm2": "SmolLM2-135M-Instruct, unpacked from Q4_1, and relatives made of it",
 }
 """Results of scripts/run_lm_evidence.py, and what their tables are called."""
-SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep")
+SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep", "refine_samples")
 GATED = ("prolora", "prolora-full", "rotation")
 
 
@@ -51,6 +57,8 @@ def made() -> str:
             evidence_page.samples(rows["samples"]),
             evidence_page.beyond(rows["beyond"]),
             refine_page.refine(rows["refine_sweep"]),
+            "### Rule 14: pictures beside losses",
+            pictures_page.pictures(rows["refine_samples"]),
             *(lm_page(WRITERS[name], found) for name, found in writers()),
         )
     )
