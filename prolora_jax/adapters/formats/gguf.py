@@ -15,6 +15,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.folding import with_one_alpha
 from prolora_jax.adapters.formats.keys import GGUF_FACTS, Key
 from prolora_jax.architectures.llm.gguf_names import GgufPlace, gguf_places
+from prolora_jax.architectures.llm.heads import unfit_base
 from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -150,6 +151,9 @@ def _places(adapter: Adapter, spec: BaseModelSpec, architecture: str) -> dict[st
     facts = spec.facts
     heads = (1, 1) if facts is None else (facts.heads, facts.kv_heads)
     places = places_in(adapter.origin, architecture, sorted(layers), *heads)
+    unfit = unfit_base(spec) if any(place.heads for place in places.values()) else None
+    if unfit is not None:
+        raise AdapterRefused(f"{adapter.origin}: {unfit}", code=Refusal.SHAPE_MISMATCH)
     if facts is None:
         lacking = [
             m.path

@@ -20,6 +20,7 @@ from prolora_jax.adapters.formats.folding import with_one_alpha
 from prolora_jax.adapters.formats.keys import TREE_BLOCKS, TREE_ROWS
 from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.architectures.llm.facts import LmFacts
+from prolora_jax.architectures.llm.heads import unfit_base
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.llm.tree_names import (
     HEADS,
@@ -65,6 +66,7 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     _require_its_model(adapter, rows, spec)
     modules = adapter.modules
     if rows == "pairs":
+        _require_fit(adapter.origin, spec)
         modules = tuple(_turned(m, adapter.origin, spec, back=True) for m in modules)
     spent = {TREE_ROWS, TREE_BLOCKS}
     told = {key: text for key, text in adapter.metadata.items() if key not in spent}
@@ -132,7 +134,14 @@ def _facts(origin: str, format: str, spec: BaseModelSpec) -> LmFacts:
         wanted = "Llama 3, Qwen 2 or Qwen 3" if format == "tunix" else MAXTEXT_MODELS
         found = f"base model {spec.name}, {facts.family} with rotation {facts.rotation}"
         _refuse(origin, found, f"{wanted}, whose layers in {format} are known here", _WITHOUT)
+    _require_fit(origin, spec)
     return facts
+
+
+def _require_fit(origin: str, spec: BaseModelSpec) -> None:
+    unfit = unfit_base(spec)
+    if unfit is not None:
+        raise AdapterRefused(f"{origin}: {unfit}", code=Refusal.SHAPE_MISMATCH)
 
 
 def _layer(path: str, origin: str, format: str) -> _Layer:
