@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.adapters.whole_files import compare_files, convert_file
+from prolora_jax.io.adapters.whole_files import compare_files, convert_file, inspect_file
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
@@ -58,6 +58,21 @@ def test_what_maxtext_answers_is_what_the_merged_model_answers(
     assert np.abs(wanted - logits(net)).max() > 1.0
     np.testing.assert_allclose(logits(merged(net, tmp_path / "out")), wanted, atol=1e-5)
     assert verify_file(tmp_path / "out").ok
+
+
+def test_the_norm_of_a_llama_is_not_told_without_its_base_model(
+    recorded: Path, tmp_path: Path
+) -> None:
+    found = inspect_file(recorded / "llama3.1")
+    assert (found.norm, found.scales) == (None, (2.0, 2.0))
+    assert found.flags[-1].startswith("scale-by-base: the scale of q")
+    base = recorded / "llama3.1_base"
+    convert_file(recorded / "llama3.1", "peft", tmp_path / "peft", base)
+    told, wanted = inspect_file(recorded / "llama3.1", base), inspect_file(tmp_path / "peft")
+    assert told.norm is not None
+    assert wanted.norm is not None
+    assert math.isclose(told.norm, wanted.norm, rel_tol=1e-6)
+    assert inspect_file(recorded / "qwen3").norm is not None
 
 
 @pytest.fixture(scope="module")

@@ -77,10 +77,26 @@ def pieces(key: Key, array: np.ndarray) -> Iterator[tuple[Key, np.ndarray]]:
         yield replace(key, part=part), array
 
 
-def alpha_of(metadata: Mapping[str, str], rank: int) -> float:
-    """The alpha of a pair: the file's own; of a file that has 0 llama.cpp takes a scale of 1."""
+def alpha_of(metadata: Mapping[str, str], rank: int, origin: str) -> float:
+    """The alpha of a pair: the file's own; of a file that has 0 llama.cpp takes a scale of 1.
+
+    Raises:
+        AdapterRefused: the pair's name is one that a GGUF file's pairs have here, in another file.
+    """
+    if GGUF_FACTS not in metadata:
+        raise AdapterRefused(
+            f"{origin}: found names that end in {' and '.join(PARTS)}, as this library calls what "
+            f"it reads from GGUF files alone; expected a trainer's names; rename them",
+            code=Refusal.UNKNOWN_KEYS,
+        )
     said = float(json.loads(metadata[GGUF_FACTS])["alpha"])
     return said if said != 0.0 else float(rank)
+
+
+def in_pairs(adapter: Adapter) -> bool:
+    """Whether an adapter is as read from a GGUF file whose q and k have their rows in pairs."""
+    facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
+    return adapter.format == "gguf" and facts.get("rows") == "pairs"
 
 
 def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
@@ -93,9 +109,9 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     Raises:
         AdapterRefused: it does not, and there are such rows.
     """
-    facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
-    if adapter.format != "gguf" or facts.get("rows") != "pairs":
+    if not in_pairs(adapter):
         return adapter
+    facts = json.loads(adapter.metadata[GGUF_FACTS])
     places = _places(adapter, spec, str(facts["architecture"]))
     modules = tuple(
         _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True)

@@ -53,11 +53,12 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
     told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields)
-    return LmFacts(*told, _sizes(fields, "head_dim", "hidden_size", heads, kind in _DIVIDED))
+    sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=kind in _DIVIDED)
+    return LmFacts(*told, head_sizes=sizes)
 
 
 def _sizes(
-    fields: Mapping[str, Any], own: str, width: str, heads: int, divided: bool
+    fields: Mapping[str, Any], own: str, width: str, heads: int, *, divided: bool
 ) -> tuple[tuple[str, int], ...]:
     """Channels of a head: what a field says, or, where it does not, the width over the heads."""
     said, whole = fields.get(own), fields.get(width)
@@ -108,6 +109,7 @@ def gguf_head_sizes(values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
     """
     architecture = str(values.get("general.architecture"))
     heads = values.get(f"{architecture}.attention.head_count")
-    one = type(heads) is int and heads > 0  # or one for each layer
     own, width = f"{architecture}.attention.key_length", f"{architecture}.embedding_length"
-    return _sizes(values, own, width, heads if one else 1, one)
+    if type(heads) is not int or heads < 1:  # one for each layer
+        return _sizes(values, own, width, 1, divided=False)
+    return _sizes(values, own, width, heads, divided=True)

@@ -18,6 +18,7 @@ from prolora_jax.adapters.formats.keys import (
     PEFT_WRAPPER,
     TREE_CONFIG,
     TREE_FORMATS,
+    said_in,
 )
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
@@ -124,9 +125,8 @@ def tensors_of(
         UsageError: there is no such file.
         AdapterRefused: it cannot be read.
     """
-    read = read_pickle if pickled else read_tensors
-    tensors, metadata = read(path, error=AdapterRefused)
-    return tensors, metadata | _config_beside(path, tensors)
+    tensors, metadata = (read_pickle if pickled else read_tensors)(path, error=AdapterRefused)
+    return tensors, said_in(metadata) | _config_beside(path, tensors)
 
 
 def outline_adapter(
@@ -151,7 +151,7 @@ def outline_adapter(
         tensors, metadata = _read_folder(path, read)
     else:
         tensors, metadata = read(path, error=AdapterRefused)
-        metadata = metadata | _config_beside(path, tensors)
+        metadata = said_in(metadata) | _config_beside(path, tensors)
     return parse(tensors, metadata, origin, alpha_zero, outline=True, structured=structured)
 
 

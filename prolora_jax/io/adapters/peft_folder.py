@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, said_in
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
@@ -204,6 +204,7 @@ def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors,
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
     tensors, metadata = read(folder / _WEIGHTS, error=AdapterRefused)
+    metadata = said_in(metadata)
     try:
         text = config_beside(folder / _WEIGHTS) or ""
         fields = _fields(text)

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, TREE_BLOCKS, TREE_CONFIG, TREE_ROWS
+from prolora_jax.adapters.formats.keys import (
+    PEFT_WRAPPER,
+    TREE_BLOCKS,
+    TREE_CONFIG,
+    TREE_ROWS,
+    said_in,
+)
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.llm.tree_names import MAXTEXT_MODELS, rows_of
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
@@ -257,8 +263,7 @@ def _config(
     usual = {"peft_type": "LORA", "target_modules": modules, "task_type": "CAUSAL_LM"}
     header = said.fields.get(_HEADER)
     kept = header if isinstance(header, dict) else {}
-    told = {TREE_ROWS, TREE_BLOCKS, TREE_CONFIG}  # of this tree, and by nobody else
-    strings = {key: t for key, t in kept.items() if isinstance(t, str) and key not in told}
+    strings = said_in({key: text for key, text in kept.items() if isinstance(text, str)})
     return usual | fields | {"r": rank}, strings
 
 
