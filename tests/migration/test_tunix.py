@@ -196,14 +196,37 @@ def test_a_catalog_sees_a_tree_that_was_trained_again_and_an_output_that_lost_it
     assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
 
 
+@pytest.mark.parametrize("step", ["7", "."])
 def test_a_folder_as_its_trainer_left_it_is_told_what_it_lacks(
-    recorded: Path, tmp_path: Path
+    recorded: Path, step: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(recorded / "qwen3/7", tmp_path / "many/one/7")
+    for item in ("model_params", "optimizer_state"):
+        given = recorded / "qwen3/7/model_params"
+        shutil.copytree(given, tmp_path / "many/one" / step / item)
     (found,) = expand([tmp_path / "many"])
     assert (found.relative, found.refusal) == (Path("one"), None)
+    assert expand([found.path]) == [found]
     with pytest.raises(AdapterRefused, match="nowhere the alpha"):
         load_adapter(found.path)
+
+
+def test_a_step_that_has_lost_a_part_does_not_hide_an_older_one(
+    recorded: Path, tmp_path: Path
+) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    base_of("qwen3").save_pretrained(base)
+    shutil.copytree(recorded / "qwen3", run)
+    shutil.copytree(run / "7", run / "12")
+    for file in (run / "12/model_params/d").iterdir():
+        file.unlink()
+    found = migrate_file(run, base, base, tmp_path / "out", COPY)
+    flag = "newest-step-left: found step 12, which is not whole; step 7 is read"
+    assert flag in found.report.flags
+    assert len(found.report.modules) == 14
+    assert verify_file(tmp_path / "out").ok
+    shutil.rmtree(run / "7")
+    with pytest.raises(AdapterRefused, match="12/model_params: its arrays cannot be read"):
+        load_adapter(run)
 
 
 def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:

@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -37,7 +39,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     read_mlx,
     write_mlx,
 )
-from prolora_jax.io.adapters.tree_folder import read_tree, tree_item, write_tree
+from prolora_jax.io.adapters.tree_folder import read_tree, tree_items, write_tree
 from prolora_jax.io.containers.orbax_tree import STEP, orbax_steps
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
@@ -93,9 +95,9 @@ def load_adapter(
         UsageError: there is no such file.
         AdapterRefused: the file cannot be used; `code` says why.
     """
-    path = Path(path)
+    path, flags = Path(path), ()
     if path.is_dir():
-        tensors, metadata = _read_folder(path)
+        tensors, metadata, flags = _read_folder(path)
     elif is_gguf(path):
         tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
@@ -107,6 +109,9 @@ def load_adapter(
             outline_adapter(path, str(path), alpha_zero, structured=structured)
         tensors, metadata = tensors_of(path, pickled=pickled)
     adapter = parse(tensors, metadata, str(path), alpha_zero, structured=structured)
+    for flag in flags:
+        _log.warning("%s: %s", path, flag)
+    adapter = replace(adapter, flags=(*adapter.flags, *flags)) if flags else adapter
     if lacks_config(adapter) and not path.is_dir() and not quiet:
         _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return adapter if base is None else resolve(adapter, base)
@@ -148,7 +153,7 @@ def outline_adapter(
     """
     read = partial(outline_tensors, origin=origin)
     if path.is_dir():
-        tensors, metadata = _read_folder(path, read)
+        tensors, metadata, _ = _read_folder(path, read)
     else:
         tensors, metadata = read(path, error=AdapterRefused)
         metadata = said_in(metadata) | _config_beside(path, tensors)
@@ -321,13 +326,15 @@ def unfit_output(path: Path) -> str | None:
 
 def _read_folder(
     path: Path, read: peft_folder.Read = read_tensors
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    tree = tree_item(path)
-    if tree is not None:
-        return read_tree(path, tree)
+) -> tuple[dict[str, np.ndarray], dict[str, str], tuple[str, ...]]:
+    """Tensors and header strings of a folder, and what is to be said of what was read of it."""
+    trees = tree_items(path)
+    newest = next(trees, None)
+    if newest is not None:
+        return read_tree(path, chain((newest,), trees))
     if is_easydel_folder(path):
-        return read_easydel(path)
-    return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
+        return *read_easydel(path), ()
+    return *(read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read), ()
 
 
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:
