@@ -98,6 +98,7 @@ def test_the_newest_whole_step_is_taken_and_it_is_said(tmp_path, harm):
             manager.save(step, args=ocp.args.Composite(**items))
     folder, step = tmp_path / "run", tmp_path / "run/20"
     item = orbax_item(folder)
+    assert item is not None
     assert item == step / "net"
     assert passed_over(folder, item) is None
     assert passed_over(folder / "3", folder / "3/net") is None  # which was asked for
@@ -116,6 +117,7 @@ def test_the_newest_whole_step_is_taken_and_it_is_said(tmp_path, harm):
         text = json.dumps(notes | {"commit_timestamp_nsecs": None})
         (step / "_CHECKPOINT_METADATA").write_text(text)
     item = orbax_item(folder)
+    assert item is not None
     assert item == folder / "3/net"
     said = "newest-step-left: found step 20, which is not whole; step 3 is read"
     assert passed_over(folder, item) == said
