@@ -210,6 +210,14 @@ def test_a_folder_as_its_trainer_left_it_is_told_what_it_lacks(
         load_adapter(found.path)
 
 
+def test_trees_beside_each_other_are_several_adapters(recorded: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "model_params"):
+        shutil.copytree(recorded / "qwen3/7/model_params", tmp_path / name)
+    save_file({"x": np.ones(1, np.float32)}, tmp_path / "three.safetensors")
+    names = [item.path.name for item in expand([tmp_path])]
+    assert names == ["model_params", "one", "three.safetensors", "two"]
+
+
 def test_a_step_that_has_lost_a_part_does_not_hide_an_older_one(
     recorded: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from prolora_jax.io.adapters.leftovers import (
     work_folder_of,
 )
 from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
-from prolora_jax.io.adapters.tree_folder import tree_items, tree_places
+from prolora_jax.io.adapters.tree_folder import is_tree_folder, tree_places
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
 from prolora_jax.io.guarded import irregular
 
@@ -136,9 +136,7 @@ def _is_adapter(folder: Path) -> bool:
 
     What such a checkpoint does not say, and where to say it, is told by its reader.
     """
-    if is_adapter_folder(folder):
-        return True
-    return any(tree_items(folder))
+    return is_adapter_folder(folder) or is_tree_folder(folder)
 
 
 def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:

@@ -66,7 +66,11 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
     if os.path.lexists(folder / CONFIG):
         return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
-    if len(inner) == 1 and inner[0].name not in COMPONENT_NAMES and not _others(folder, inner[0]):
+    if (
+        len(inner) == 1
+        and inner[0].name not in COMPONENT_NAMES
+        and not has_others(folder, inner[0])
+    ):
         return _read_one(inner[0], None, read)
     names = [place.name for place in inner]
     if not names or not set(names) <= set(COMPONENT_NAMES):
@@ -112,7 +116,7 @@ def is_adapter_folder(folder: Path) -> bool:
         return True
     if is_indexed(folder) and not (folder / _MERGED).is_dir():
         return True  # of EasyDeL's; where it has merged the factors, they lie in there
-    return has_adapter_files(folder) and not _others(folder)
+    return has_adapter_files(folder) and not has_others(folder)
 
 
 def has_adapter_files(folder: Path) -> bool:
@@ -130,7 +134,7 @@ def _places(folder: Path) -> tuple[Path, ...]:
     return folder, *(folder / component for component in COMPONENT_NAMES)
 
 
-def _others(folder: Path, beside: Path | None = None) -> bool:
+def has_others(folder: Path, beside: Path | None = None) -> bool:
     """Whether files that may be adapters are in a folder, but for one folder in it."""
     for place, folders, files in os.walk(folder):
         if beside is not None and Path(place) == beside:

@@ -24,7 +24,13 @@ from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.llm.tree_names import MAXTEXT_MODELS, rows_of
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
 from prolora_jax.io import atomic
-from prolora_jax.io.adapters.peft_folder import CONFIG, Tensors, new_folder, unfit_config
+from prolora_jax.io.adapters.peft_folder import (
+    CONFIG,
+    Tensors,
+    has_others,
+    new_folder,
+    unfit_config,
+)
 from prolora_jax.io.adapters.tree_places import (
     MAXTEXT_TREE,
     TUNIX_TREE,
@@ -46,6 +52,7 @@ Place = tuple[str, ...]
 
 ITEM = "model_params"
 """What tunix's manager calls the tree in each step; MaxText's own trainer calls it `items`."""
+_ITEMS = frozenset({ITEM, "items"})
 _METADATA, _NOTES, _MARK, _LARGEST = "_METADATA", "_CHECKPOINT_METADATA", b"_lora_a", 2**26
 _HEADER, _EMPTY, _MODEL = "prolora_header", "empty", "model_name"
 _MOST_NUMBERS = 2**32
@@ -84,6 +91,19 @@ def tree_items(folder: Path) -> Iterator[Path]:
                 yield item
     except OSError:
         return
+
+
+def is_tree_folder(folder: Path) -> bool:
+    """Whether a folder is such a tree, or a step or a manager's folder with one, and nothing else.
+
+    Several trees beside each other are several adapters, unless they are called as items of a step.
+    """
+    item = next(tree_items(folder), None)
+    if item is None or item == folder:
+        return item is not None
+    if item.parent != folder or item.name.isdecimal():
+        return True  # in a step
+    return item.name in _ITEMS and not has_others(folder, item)
 
 
 def tree_places(folder: Path) -> frozenset[Path]:
