@@ -252,6 +252,14 @@ def test_heads_are_not_guessed(tmp_path: Path) -> None:
     assert refused.value.code is Refusal.UNREADABLE_BASE
 
 
+def test_a_base_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    FAMILIES["qwen3"].build(1, seed=0).save_pretrained(tmp_path / "base")
+    base = load_base_model(tmp_path / "base")
+    path = write(tmp_path / "given.gguf", PAIR)
+    with pytest.raises(AdapterRefused, match="architecture llama, and base model base of qwen3"):
+        load_adapter(path, base.spec)
+
+
 def test_an_alpha_of_0_is_a_scale_of_1_there(tmp_path: Path) -> None:
     FAMILIES["llama"].build(1, seed=0).save_pretrained(tmp_path / "base")
     path = write(tmp_path / "given.gguf", PAIR, alpha=0.0)

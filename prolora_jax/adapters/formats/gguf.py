@@ -22,6 +22,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.errors import AdapterRefused, Refusal
 
+_ROWS = "rows"
 PARTS = {"gguf_a": "down", "gguf_b": "up"}
 ENDS = {".lora_a": ".gguf_a", ".lora_b": ".gguf_b"}
 """Ends of names in a file, and of the keys that `parse` knows them by."""
@@ -96,7 +97,7 @@ def alpha_of(metadata: Mapping[str, str], rank: int, origin: str) -> float:
 def in_pairs(adapter: Adapter) -> bool:
     """Whether an adapter is as read from a GGUF file whose q and k have their rows in pairs."""
     facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
-    return adapter.format == "gguf" and facts.get("rows") == "pairs"
+    return adapter.format == "gguf" and facts.get(_ROWS) == "pairs"
 
 
 def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
@@ -107,17 +108,28 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         spec: the base model, which says how many heads there are.
 
     Raises:
-        AdapterRefused: it does not, and there are such rows.
+        AdapterRefused: it does not, and there are such rows; or it is of another architecture than
+            the adapter, whose rows and names are another's then.
     """
-    if not in_pairs(adapter):
+    facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
+    if adapter.format != "gguf" or _ROWS not in facts:
         return adapter
-    facts = json.loads(adapter.metadata[GGUF_FACTS])
-    places = _places(adapter, spec, str(facts["architecture"]))
-    modules = tuple(
-        _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True)
-        for m in adapter.modules
-    )
-    told = {**adapter.metadata, GGUF_FACTS: json.dumps(facts | {"rows": "halves"})}
+    architecture = str(facts["architecture"])
+    known = None if spec.facts is None else spec.facts.architecture
+    if known not in {None, architecture}:
+        raise AdapterRefused(
+            f"{adapter.origin}: found an adapter of architecture {architecture}, and base model "
+            f"{spec.name} of {known}; expected one; name the base model that it was trained on",
+            code=Refusal.UNMATCHED_MODULES,
+        )
+    modules = adapter.modules
+    if facts.pop(_ROWS) == "pairs":
+        places = _places(adapter, spec, architecture)
+        modules = tuple(
+            _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True) for m in modules
+        )
+    # Without its rows: what has moved is of another base model.
+    told = {**adapter.metadata, GGUF_FACTS: json.dumps(facts)}
     return replace(adapter, modules=modules, metadata=told)
 
 

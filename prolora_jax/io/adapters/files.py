@@ -79,7 +79,8 @@ def load_adapter(
             MaxText or EasyDeL wrote;
             of a single file of the first two, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
-            every module is checked.
+            every module is checked. Rows of q and k that MaxText and llama.cpp keep in another
+            order are put in transformers' by it, and MaxText's scale of q.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
             `refuse` the file.
         allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
