@@ -85,8 +85,9 @@ def test_a_lost_chunk_is_refused_unless_orbax_says_that_it_left_out_zeros(tmp_pa
     store.write(chunk, None).result()
     for zeros in (True, None):
         words = r"net: its arrays cannot be read \(array a.zero: .*a.zero/.*missing"
-        with pytest.raises(BaseModelError, match=words):
+        with pytest.raises(BaseModelError, match=words) as refused:
             noted(folder, zeros).read(("a", "zero"))
+        assert ("with an orbax that stores zeros" in str(refused.value)) == (zeros is None)
     assert_array_equal(noted(folder, False).read(("a", "zero")), np.zeros((2, 2)))
 
 

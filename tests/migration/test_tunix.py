@@ -311,6 +311,10 @@ def test_the_base_model_s_own_weights_beside_the_factors_are_passed_over(tmp_pat
     (module,) = load_adapter(save_tree(tmp_path / "all", tree)).modules
     assert module.scale == 2.0
     assert (module.up.shape, module.down.shape) == ((6, 2), (2, 8))
+    (tmp_path / "alone").mkdir()
+    alone = save_tree(tmp_path / "alone", {"embedder": tree["embedder"]})
+    with pytest.raises(AdapterRefused, match="found arrays that orbax wrote, and no factors"):
+        load_adapter(alone)
 
 
 def test_a_damaged_tree_is_refused(recorded: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     read_mlx,
     write_mlx,
 )
-from prolora_jax.io.adapters.tree_folder import read_tree, tree_items, write_tree
+from prolora_jax.io.adapters.tree_folder import has_only_weights, read_tree, tree_items, write_tree
 from prolora_jax.io.containers.orbax_tree import STEP, orbax_steps
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
@@ -335,7 +335,17 @@ def _read_folder(
         return read_tree(path, chain((newest,), trees))
     if is_easydel_folder(path):
         return *read_easydel(path), ()
-    return *(read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read), ()
+    try:
+        return *(read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read), ()
+    except (UsageError, AdapterRefused) as failure:
+        if failure.code is not Refusal.MISSING_FILE or not has_only_weights(path):
+            raise
+    raise AdapterRefused(
+        f"{path}: found arrays that orbax wrote, and no factors of LoRA among them (w_lora_a, "
+        f"kernel_lora_a); expected a tree of tunix's or MaxText's that has some; name the step in "
+        f"which the trainer kept them",
+        code=Refusal.NOT_AN_ADAPTER,
+    )
 
 
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:

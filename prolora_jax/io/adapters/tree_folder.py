@@ -121,6 +121,14 @@ def tree_places(folder: Path) -> frozenset[Path]:
     return frozenset({folder / item.relative_to(folder).parts[0] for item in items}.union(beside))
 
 
+def has_only_weights(folder: Path) -> bool:
+    """Whether a folder has arrays of orbax's, and no factors of LoRA among them."""
+    try:
+        return next(tree_items(folder), None) is None and any(orbax_items(folder))
+    except OSError:
+        return False
+
+
 def read_tree(folder: Path, items: Iterable[Path]) -> TreeRead:
     """Read such a folder; the base model's own weights beside the factors are passed over.
 

@@ -153,6 +153,7 @@ class OrbaxTree:
     """
 
     _writer = "orbax"
+    _remedy = "copy it again"
 
     def __init__(self, path: Path):
         """Look up what arrays there are, their shapes and dtypes; no array is read.
@@ -206,6 +207,8 @@ class OrbaxTree:
             # says nothing, a part that was left out is not to be told from one that was lost.
             "fill_missing_data_reads": document.get(_ZEROS_ARE_THERE) is False,
         }
+        if _ZEROS_ARE_THERE not in document:
+            self._remedy = "copy it again, or load and save it with an orbax that stores zeros"
         in_database = (self.path / _DATABASE).exists()
         specs = {}
         for entry in document["tree_metadata"].values():
@@ -248,7 +251,7 @@ class OrbaxTree:
         reason = " ".join(str(failure).split())[:200]
         return BaseModelError(
             f"{self.path}: its arrays cannot be read ({array}{type(failure).__name__}: {reason}); "
-            f"expected a folder that {self._writer} wrote; copy it again",
+            f"expected a folder that {self._writer} wrote; {self._remedy}",
             code=Refusal.UNREADABLE_BASE,
         )
 
