@@ -107,5 +107,5 @@ def _digest(*parts: bytes | str | np.ndarray | jax.Array) -> bytes:
             # By its name: NumPy's own code of bfloat16 is that of any two bytes.
             made.update(f"|{array.dtype.name}{array.dtype.str}{array.shape}|".encode())
             # As bytes: bfloat16 has no buffer of its own.
-            made.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            made.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return made.digest()
