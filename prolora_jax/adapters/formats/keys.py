@@ -19,9 +19,9 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "maxdiffusion",
 )
 LM_FORMATS = ("peft", "mlx", "gguf", "tunix", "maxtext")
+"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 TREE_FORMATS = ("tunix", "maxtext")
 """Formats of trainers in JAX: a folder of orbax's; read as `peft`, under its keys."""
-"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 TRANSFORMER_FORMATS = ("diffusers", "comfyui", "kohya-ldm", "peft")
 """Formats of diffusion transformers' adapters; `kohya-ldm` has the original code's names."""
 MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
@@ -32,6 +32,7 @@ how rows of q and k lie, `pairs` or `halves`, and of how many blocks its arrays 
 LM_BARE = "lm_bare"
 """Header string of an adapter that was trained on a language model without its head, by its keys:
 peft finds layers there by names that lack a level."""
+_READERS_OWN = frozenset({MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, TREE_ROWS, TREE_BLOCKS, LM_BARE})
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 _BARE = tuple(f"{PEFT_WRAPPER}{name}." for name in ("layers", "h", "language_model.layers"))
@@ -95,6 +96,18 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
 _SUFFIXES = _suffixes()
 # Attention layers of the oldest diffusers files, the only dotted ones that ComfyUI reads, too.
 _PROCESSOR, _OLD = ".processor.to_", "diffusers-old"
+
+
+def said_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header strings of a file that anybody may have written.
+
+    What readers here add beside them, such as the order of rows, is none of a file's: no writer
+    here puts it there, and in a file it would turn the rows of an adapter that needs no turning.
+
+    Args:
+        metadata: as the file has them.
+    """
+    return {key: text for key, text in metadata.items() if key not in _READERS_OWN}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 from prolora_jax.architectures.llm.names import ALONE, SEEING
 
+# Models of which transformers divides `hidden_size` by the heads where no `head_dim` is said.
+_DIVIDED = frozenset({"llama", "mistral", "qwen2"})
 # What GGUF files call an architecture, by what transformers calls a model.
 _GGUF = {
     **dict.fromkeys(("llama", "mistral"), "llama"),
@@ -36,6 +38,7 @@ class LmFacts(NamedTuple):
         level: what stands before its layers in transformers' own modules (`names.name_inside`).
         layers: of a model that is put together of layers, which one each of its own was
             (`stacked.layers_of_recipe`); None where nothing says it.
+        head_sizes: channels of a head, by what says so; none where nothing does.
     """
 
     architecture: str | None
@@ -46,6 +49,7 @@ class LmFacts(NamedTuple):
     rotation: str | None = None
     level: str = ALONE
     layers: tuple[int, ...] | None = None
+    head_sizes: tuple[tuple[str, int], ...] = ()
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
@@ -66,8 +70,22 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
     outer = str(config.get("model_type"))
     level = _LEVELS.get(outer, SEEING if isinstance(inner, Mapping) else ALONE)
-    rotation = _rotation(fields)
-    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind, rotation, level)
+    told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields), level
+    sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=kind in _DIVIDED)
+    return LmFacts(*told, head_sizes=sizes)
+
+
+def _sizes(
+    fields: Mapping[str, Any], own: str, width: str, heads: int, *, divided: bool
+) -> tuple[tuple[str, int], ...]:
+    """Channels of a head: what a field says, or, where it does not, the width over the heads."""
+    said, whole = fields.get(own), fields.get(width)
+    name = own.rpartition(".")[2]
+    if type(said) is int:
+        return ((name, said),)
+    if said is not None or not divided or type(whole) is not int:
+        return ()
+    return ((f"{width.rpartition('.')[2]} over heads, without {name}", whole // heads),)
 
 
 def _rotation(fields: Mapping[str, Any]) -> str | None:
@@ -91,4 +109,25 @@ def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFact
     kv_heads = values.get(f"{architecture}.attention.head_count_kv", heads)
     if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
         return None
-    return LmFacts(architecture, heads, kv_heads, "output.weight" not in names, architecture)
+    return LmFacts(
+        architecture,
+        heads,
+        kv_heads,
+        "output.weight" not in names,
+        architecture,
+        head_sizes=gguf_head_sizes(values),
+    )
+
+
+def gguf_head_sizes(values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Channels of a head of queries or keys in a GGUF file, by what in its header says so.
+
+    Args:
+        values: of the header.
+    """
+    architecture = str(values.get("general.architecture"))
+    heads = values.get(f"{architecture}.attention.head_count")
+    own, width = f"{architecture}.attention.key_length", f"{architecture}.embedding_length"
+    if type(heads) is not int or heads < 1:  # one for each layer
+        return _sizes(values, own, width, 1, divided=False)
+    return _sizes(values, own, width, heads, divided=True)
