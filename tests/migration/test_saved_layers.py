@@ -14,11 +14,15 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from prolora_jax.errors import AdapterRefused
+from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.companions import Fate, NoSavedLayer
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.refine.job.refined import ToRefine
+from prolora_jax.refine.lm.opening import require_kernels
 from prolora_jax.verification.file import verify_file
 
 COPY = MigrationOptions(method="copy")
@@ -147,7 +151,8 @@ def test_a_new_head_is_copied(pair: LanguagePair, tmp_path: Path) -> None:
 
 
 def test_a_head_that_both_base_models_have_changes_by_what_it_has_learned(tmp_path: Path) -> None:
-    config = transformers.MistralConfig(**SIZES, num_hidden_layers=1, num_labels=3)
+    config = transformers.MistralConfig(**SIZES, num_hidden_layers=1)
+    config.num_labels = 3
     nets = [transformers.MistralForSequenceClassification(config) for _ in range(2)]
     with torch.no_grad():
         for name, tensor in nets[1].state_dict().items():
@@ -223,3 +228,9 @@ def test_norms_and_conversions_stay_refused(pair: LanguagePair, tmp_path: Path) 
     trained(tmp_path / "given", np.random.default_rng(7))
     with pytest.raises(NoSavedLayer, match=r"model\.norm\.weight: no layer stands for it there"):
         migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
+
+
+def test_no_student_is_taught_beside_a_saved_layer(pair: LanguagePair, moved: Path) -> None:
+    one = ToRefine(load_adapter(pair.adapter), load_adapter(moved), {}, (), "one")
+    with pytest.raises(AdapterRefused, match="a whole layer of modules_to_save; expected pairs"):
+        require_kernels(one, load_base_model(pair.source))
