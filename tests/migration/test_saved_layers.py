@@ -13,13 +13,15 @@ from language_models import FAMILIES, SIZES, LanguagePair, make_language_pair, m
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
-from prolora_jax.plans.companions import Fate, NoSavedLayer
+from prolora_jax.plans.companions import Fate, NoSavedLayer, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.refined import ToRefine
 from prolora_jax.refine.lm.opening import require_kernels
@@ -218,6 +220,16 @@ def test_formats_without_saved_layers_are_refused(
         migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", COPY, writing)
     excluded = MigrationOptions(method="copy", exclude=("*lm_head", "*embed_tokens", "*up_proj"))
     assert migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", excluded, writing)
+
+
+def test_layers_of_tokens_with_other_numbers_stay_behind(pair: LanguagePair) -> None:
+    spec = load_base_model(pair.source).spec
+    adapter = resolve(load_adapter(pair.adapter), spec)
+    same, exchanged = {path: path for path in spec.modules}, TokenMap({0: 1, 1: 0}, ())
+    found = plan_companions(adapter, spec, spec, same, (), PARTIAL, exchanged)
+    fates = {c.source_path.rpartition(".")[2]: c.fate for c in found}
+    others = dict.fromkeys(("lm_head", "embed_tokens"), Fate.OTHER_TOKENS)
+    assert fates == {"up_proj": Fate.CARRIED, **others}
 
 
 def test_norms_and_conversions_stay_refused(pair: LanguagePair, tmp_path: Path) -> None:
