@@ -74,6 +74,14 @@ class RefineRequest:
     only_written: tuple[str, ...] = ()
     decides: bool = False
 
+    def __post_init__(self):
+        if not all(word.strip() for word in self.words):
+            raise UsageError(
+                "refine: found a trigger without letters; expected a word that the adapter was "
+                "trained with; give --trigger one, or leave it away",
+                code=Refusal.BAD_OPTION,
+            )
+
 
 class RefinedFile(NamedTuple):
     """What came of one file.
@@ -153,12 +161,10 @@ class FileRefinement:
 
     def _drawers(self, bases: DrawingBases) -> PairRefinement:
         require_nets(self.pair)
-        per_latent, recipe = require_one_latent_space(bases), self.request.recipe
+        per_latent = require_one_latent_space(bases)
+        recipe = self.request.recipe.at_pixels(self.request.pixels, per_latent)
         require_drawable(bases.source, parts=bases.source_parts)
         require_drawable(bases.target, parts=bases.target_parts)
-        if self.request.pixels is not None:
-            side = max(1, self.request.pixels // per_latent)
-            recipe = replace(recipe, size=(side, side))
         load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
         identities = map(_identity, (self.pair.source, self.pair.target))
         return PairRefinement(
