@@ -11,11 +11,13 @@ from numpy.testing import assert_allclose, assert_array_equal
 from refined_pairs import (
     OWN,
     PROMPTS,
+    Lesson,
     Pair,
     loaded,
     made_adapter,
     made_pair,
     require_torchs_teacher,
+    taught,
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
@@ -44,19 +46,33 @@ def pair(tmp_path_factory) -> Pair:
     return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
 
 
-def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
-    require_torchs_teacher(pair, tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def whole(pair: Pair, tmp_path_factory) -> Lesson:
+    """A refinement in one go."""
+    return taught(pair, tmp_path_factory.mktemp("whole"))
+
+
+def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, whole: Lesson):
+    require_torchs_teacher(pair, whole.rows)
+    record = whole.done.record
+    assert record.missed is not None
+    assert record.missed_by_teacher is not None
+    assert record.missed[1] < record.missed[0]
+    assert record.missed_by_teacher < 1e-9 < record.missed[1]  # the effect itself, but for rounding
 
 
 ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 -q"
 
 
+TEXTS = ("text_model.encoder.layers.0.self_attn.q_proj",)
+
+
 @pytest.fixture(scope="module")
 def catalog(pair: Pair, tmp_path_factory) -> Path:
-    """Two adapters of the source, and a file that is none."""
+    """Two adapters of the source, the second with a text encoder's modules; a file that is none."""
     folder = tmp_path_factory.mktemp("catalog")
     spec = pl.load_base_model(pair.folders[0]).spec
-    other = made_adapter(loaded(pair.folders[0])[1], 2)
+    other = made_adapter(loaded(pair.folders[0])[1], 2, TEXTS)
     for name, adapter in {"ink": pair.given, "stone": other}.items():
         pl.save_adapter(adapter, folder / f"{name}.safetensors", base=spec)
     (folder / "junk.safetensors").write_bytes(b"junk")
@@ -109,9 +125,23 @@ def test_a_refined_file_loads_and_is_verified_as_far_as_can_be(pair: Pair, catal
     assert "has an update of norm" in " ".join(verify_file(out).problems)
 
 
+def require_texts_copied(given: Path, out: Path) -> None:
+    """Modules of text encoders are not taught: they stay what they were, to the bit."""
+    before, after = ({m.path: m for m in pl.load_adapter(file).modules} for file in (given, out))
+    texts = [path for path in before if path.endswith(TEXTS)]
+    assert len(texts) == 1
+    for path in texts:
+        assert_array_equal(after[path].down, before[path].down)
+        assert_array_equal(after[path].up * after[path].scale, before[path].up * before[path].scale)
+    flags = {module["path"]: module["flags"] for module in read_report(out)["modules"]}
+    assert {path for path in flags if "refined" not in flags[path]} == {*texts}
+    assert set(verify_file(out).counts) == {"not-recomputed", "verified"}
+
+
 def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog, tmp_path, capsys):
     alone, out = tmp_path / "alone.safetensors", tmp_path / "out"
     assert refine(pair, catalog / "stone.safetensors", alone) == 0
+    require_texts_copied(catalog / "stone.safetensors", alone)
     capsys.readouterr()
     assert refine(pair, catalog, out, "--json") == 1
     found = json.loads(capsys.readouterr().out)["files"]
@@ -240,8 +270,8 @@ def test_similarity_by_samples_says_what_refine_finds(pair: Pair, catalog, tmp_p
     assert record["sentence"] in capsys.readouterr().out
 
 
-def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
-    want, _ = pair.run(tmp_path / "whole")
+def test_killed_and_taken_up_again_is_the_same(pair: Pair, whole: Lesson, tmp_path, monkeypatch):
+    want = whole.done.adapter
     save = WorkFolder.save
     monkeypatch.setattr(kept_state, "KEPT_EVERY", 1)
     for last in ("target", "source", "effect", "losses", 5):

@@ -35,6 +35,7 @@ from prolora_jax.refine.job.bases import (
     require_one_latent_space,
 )
 from prolora_jax.refine.job.deciding import NO_NETS, UNPROVEN, decided, untaught
+from prolora_jax.refine.job.in_turn import in_turn
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, ToRefine
@@ -203,12 +204,20 @@ class FileRefinement:
 
     def _taught(self, ready: Sequence["_Ready"]) -> Iterator[RefinedFile]:
         """Those of a batch that a student is made for."""
-        if self._models is None or not ready:
+        for one, done in in_turn(self._made, ready):
+            if isinstance(done, AdapterRefused):
+                yield RefinedFile(one.path, one.output, None, done)
+            else:
+                yield RefinedFile(one.path, one.output, done, None, one.energy)
+
+    def _made(self, ready: Sequence["_Ready"]) -> Iterator[MigrationReport]:
+        """Each taught and written, with its report; raises at the first that is refused."""
+        if self._models is None:
             return
         found = self._models.refine([one.todo for one in ready])
         for one, done in zip(ready, found, strict=True):
             report = self._written(one, done.adapter, done.record)
-            yield RefinedFile(one.path, one.output, report, None, one.energy)
+            yield report
             self._models.folder(one.todo).remove()
 
     def is_made(self, path: Path, record: Refined | None) -> bool:
