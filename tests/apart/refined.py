@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from refined_pairs import (
     OWN,
     PROMPTS,
+    RECIPE,
     Lesson,
     Pair,
     loaded,
@@ -24,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_pipelines import TEXT, edit
 
 import prolora_jax as pl
+from prolora_jax.catalog.refined import refine_files
 from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
@@ -225,6 +228,48 @@ def test_a_bare_unet_is_copied_by_auto(pair: Pair, catalog, tmp_path, capsys):
     assert "copied, as nothing was taught: " in said
     assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
     assert verify_file(out).verdict == "verified"
+
+
+def test_auto_gives_the_file_of_refine_and_says_why(pair: Pair, catalog, tmp_path):
+    files = {decides: tmp_path / f"{decides}.safetensors" for decides in (False, True)}
+    for decides, out in files.items():
+        request = RefineRequest(RECIPE, words=(OWN[0],), decides=decides)
+        refine_files([catalog / "ink.safetensors"], out, DrawingBases(*pair.folders), request)
+    theirs, mine = (load_file(out) for out in files.values())
+    assert mine.keys() == theirs.keys()
+    for key, array in mine.items():
+        assert_array_equal(array, theirs[key])
+    assert read_report(files[False]).get("decided") is None
+    told = read_report(files[True])
+    said = f"taught: R = {told['refined']['disagreement']:.3f} is below the limit of 0.3"
+    assert (told["method"], told["decided"][: len(said)]) == ("auto", said)
+    assert verify_file(files[True]).verdict == "learned"
+    for forged in (told["decided"].replace("R = ", "R = 1"), "copied, as nothing was taught: "):
+        report_path(files[True]).write_text(json.dumps(told | {"decided": forged}))
+        problems = " ".join(verify_file(files[True]).problems)
+        assert "the report says that `auto` chose" in problems
+
+
+def test_what_cannot_be_taught_is_refused_before_any_work(pair: Pair, catalog, tmp_path, capsys):
+    ink, out, parts = catalog / "ink.safetensors", tmp_path / "out.safetensors", tmp_path / "parts"
+    shutil.copytree(pair.folders[1], parts)
+    edit(parts / "vae" / "config.json", scaling_factor=0.13)
+    assert refine(pair, ink, out, "--target-parts", str(parts)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its VAE has scaling_factor 0.18215; expected 0.13, which" in said
+    assert refine(pair, ink, out, "--source-parts", str(pair.folders[0] / "unet")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
+    nothing = tuple(replace(module, up=0 * module.up) for module in pair.given.modules)
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "prompts.txt").write_text("a stone\n")
+    zero = tmp_path / "zero" / "zero.safetensors"
+    spec = pl.load_base_model(pair.folders[0]).spec
+    pl.save_adapter(replace(pair.given, modules=nothing), zero, base=spec)
+    assert refine(pair, zero, out) == 1
+    assert "no module can move from" in (said := " ".join(capsys.readouterr().err.split()))
+    assert f"(zero-delta: {len(nothing)})" in said
+    assert not Path(f"{out}.refine-work").exists()
 
 
 def test_an_input_is_never_replaced(pair: Pair, catalog, tmp_path):

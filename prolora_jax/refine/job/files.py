@@ -257,16 +257,16 @@ class FileRefinement:
         """One file copied, which a student is to start from."""
         fitted = self._read(path)
         plan = plan_fitted(fitted, self.pair, self.request.options, self._progress)
-        may_be_empty = self._models is not None  # what cannot be copied may be learned
-        copied, report = run_plan(fitted.adapter, self.pair, plan, may_be_empty=may_be_empty)
         given, spec = fitted.adapter, self.pair.target.spec
         unlike = {
             skip.source_path
-            for skip in report.skipped
+            for skip in plan.skipped
             if skip.reason is Skip.SHAPE_MISMATCH and skip.source_path in spec.modules
         }
         ranks = {m.path: m.rank for m in given.modules if m.path in unlike}
         from_zero = {path: rank for path, rank in ranks.items() if path.startswith(TAUGHT)}
+        may_be_empty = self._models is not None and bool(from_zero)  # what can be learned may be
+        copied, report = run_plan(given, self.pair, plan, may_be_empty=may_be_empty)
         words = self._words(given)
         own = sha256(msgspec.json.encode((given.fingerprint, words))).hexdigest()
         todo = ToRefine(given, copied, from_zero, words, f"adapter-{own[:16]}")
