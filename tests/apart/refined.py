@@ -260,6 +260,11 @@ def test_what_cannot_be_taught_is_refused_before_any_work(pair: Pair, catalog, t
     assert refine(pair, ink, out, "--source-parts", str(pair.folders[0] / "unet")) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
+    Path(f"{out}.refine-work").touch()
+    assert refine(pair, ink, out) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "out.safetensors.refine-work/pair/begun.safetensors: cannot be written" in said
+    Path(f"{out}.refine-work").unlink()
     nothing = tuple(replace(module, up=0 * module.up) for module in pair.given.modules)
     (tmp_path / "zero").mkdir()
     (tmp_path / "prompts.txt").write_text("a stone\n")

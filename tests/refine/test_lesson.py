@@ -1,17 +1,20 @@
 """What a student is given, and when it is given nothing: made-up answers, no nets."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.refine.fitting import require_numbers
 from prolora_jax.refine.job.base_net import Shown
 from prolora_jax.refine.job.effect import Effect, lesson, of_teacher, on_source
 from prolora_jax.refine.job.in_turn import in_turn
 from prolora_jax.refine.job.recipe import RefineRecipe
+from prolora_jax.refine.job.refined import PairRefinement, ToRefine
 from prolora_jax.refine.job.shared import OfTarget
 from prolora_jax.refine.rows import NoisyRows, SamplePool
 from prolora_jax.refine.teacher import effect_mismatch
@@ -82,3 +85,34 @@ def test_one_that_cannot_be_taught_stops_no_other():
     found = [(one, str(done)) for one, done in in_turn(made, "abcd")]
     assert found == [("a", "A"), ("b", "b: found NaN"), ("c", "C"), ("d", "d: found NaN")]
     assert asked == ["abcd", "cd"]
+
+
+def test_a_source_that_refuses_one_is_no_fault_of_those_before_it(tmp_path: Path):
+    names, bare = ("a", "b", "c"), Adapter((), "diffusers")
+
+    class Told(PairRefinement):
+        """Of whom only the second cannot be asked."""
+
+        def _effect(self, one: ToRefine, target: Any) -> Any:
+            if one.name == "b":
+                raise AdapterRefused("b: does not fit", code=Refusal.NO_MATCHING_MODULE)
+
+        def _target(self) -> Any:
+            """Nothing is drawn."""
+
+        def _source(self, target: Any) -> Any:
+            """Nothing is drawn."""
+
+        def _losses(self, target: Any, source: Any) -> Any:
+            return {}
+
+        def _student(self, one: ToRefine, target: Any, source: Any, found: Any, losses: Any) -> Any:
+            return one.name.upper()
+
+    def unused() -> Any:
+        raise AssertionError
+
+    job: Any = Told(unused, unused, RefineRecipe(), tmp_path, "stamp")
+    todo = [ToRefine(bare, bare, {}, (), name) for name in names]
+    found = [(one.name, str(done)) for one, done in in_turn(job.refine, todo)]
+    assert found == [("a", "A"), ("b", "b: does not fit"), ("c", "C")]

@@ -122,12 +122,19 @@ class PairRefinement:
             AdapterRefused: the next adapter cannot be taught; who asks for those after it goes on.
             ProloraError: a base model cannot be used, or its samples are no numbers.
         """
+        self._pair.begin()
         target = self._target()
         source = self._source(target)
+        refused: dict[str, AdapterRefused] = {}
         for one in adapters:
-            self._effect(one, target)
+            try:
+                self._effect(one, target)
+            except AdapterRefused as reason:
+                refused[one.name] = reason  # said when it is its turn
         losses = self._losses(target, source)
         for one in adapters:
+            if one.name in refused:
+                raise refused[one.name]
             yield self._student(one, target, source, self._effect(one, target), losses)
 
     def folder(self, one: ToRefine) -> WorkFolder:

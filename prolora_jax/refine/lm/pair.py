@@ -86,6 +86,7 @@ class TextPairRefinement:
             AdapterRefused: the next adapter cannot be taught; who asks for those after it goes on.
             ProloraError: a base model cannot be used, or what it says is no number.
         """
+        self._pair.begin()
         for one in adapters:
             yield self._refined(one)
 
