@@ -10,7 +10,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from prolora_jax.evaluation.laboratory import evidence_page, plots, refine_page, verdicts
+from prolora_jax.evaluation.laboratory import (
+    evidence_page,
+    pictures_page,
+    plots,
+    refine_page,
+    summary_page,
+    verdicts,
+)
 from prolora_jax.evaluation.laboratory.lm.page import lm_page
 from prolora_jax.evaluation.laboratory.lm.trials import lm_results
 from prolora_jax.io import atomic
@@ -18,13 +25,12 @@ from prolora_jax.io.documents import read_lines, write_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evidence", "images"))
-BEGIN, END = "<!-- results: made by scripts/report_evidence.py -->\n", "<!-- end of results -->\n"
 WRITERS = {
     "lm": "Small language models, trained from nothing",
     "lm_smollm2": "SmolLM2-135M-Instruct, unpacked from Q4_1, and relatives made of it",
 }
 """Results of scripts/run_lm_evidence.py, and what their tables are called."""
-SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep")
+SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep", "refine_samples")
 GATED = ("prolora", "prolora-full", "rotation")
 
 
@@ -51,9 +57,34 @@ def made() -> str:
             evidence_page.samples(rows["samples"]),
             evidence_page.beyond(rows["beyond"]),
             refine_page.refine(rows["refine_sweep"]),
+            "### Rule 14: pictures beside losses",
+            pictures_page.pictures(rows["refine_samples"]),
             *(lm_page(WRITERS[name], found) for name, found in writers()),
         )
     )
+
+
+def sections() -> dict[str, str]:
+    """The parts of the page that are made from results, by name."""
+    models = {"lm": "small", "lm_smollm2": "SmolLM2"}
+    return {
+        "refine in short": summary_page.refine_summary(read_lines(RESULTS / "refine_sweep.jsonl")),
+        "language models in short": summary_page.lm_summary(
+            {models[name]: rows for name, rows in writers()}
+        ),
+        "results": made(),
+    }
+
+
+def placed(page: str, name: str, text: str) -> str:
+    """The page with one of its made parts anew, between its two comments."""
+    begin = f"<!-- {name}: made by scripts/report_evidence.py -->\n"
+    end = f"<!-- end of {name} -->\n"
+    head, begun, rest = page.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not (begun and ended):
+        raise SystemExit(f"{PAGE.name} lacks the comment {(begin if not begun else end).strip()}")
+    return f"{head}{begin}{text}\n{end}{tail}"
 
 
 def writers() -> list[tuple[str, list[Any]]]:
@@ -102,9 +133,9 @@ def main() -> None:
                 continue
             rows = read_lines(file)
             write_lines(RESULTS / f"{name}.jsonl", [slim(row) for row in rows])
-    page = PAGE.read_text()
-    head, _, rest = page.partition(BEGIN)
-    new = head + BEGIN + made() + "\n" + END + rest.partition(END)[2]
+    page = new = PAGE.read_text()
+    for name, text in sections().items():
+        new = placed(new, name, text)
     if args.check:
         raise SystemExit(0 if new == page else f"{PAGE.name} is not up to date: run this script")
     atomic.write_text(PAGE, new)

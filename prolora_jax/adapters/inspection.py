@@ -8,6 +8,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.detection import Detection, detect
+from prolora_jax.adapters.formats.trees import unscaled
 from prolora_jax.architectures.dit.spellings import is_transformer_name, said_component
 from prolora_jax.architectures.identify import lookalikes
 from prolora_jax.architectures.llm.layouts import is_embedding
@@ -92,9 +93,9 @@ class Inspection:
         ranks: number of modules by rank.
         dtypes: number of modules by dtype.
         alpha: number of modules with an alpha.
-        scales: smallest and largest scale.
+        scales: smallest and largest scale, of those that are known.
         components: number of modules by component (`unet`, `text_encoder`, ...).
-        norm: Frobenius norm of all updates together.
+        norm: Frobenius norm of all updates together; None where the base model decides a scale.
         zero: modules whose update is zero.
         extras: tensors that are carried along.
         metadata: header strings that say what it was trained on.
@@ -117,7 +118,7 @@ class Inspection:
     alpha: int = 0
     scales: tuple[float, float] | None = None
     components: dict[str, int] = field(default_factory=dict)
-    norm: float = 0.0
+    norm: float | None = 0.0
     zero: int = 0
     extras: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
@@ -138,11 +139,18 @@ TRAINED_ON = (
 """Header strings that hint at the base model; hints only, shapes and names decide."""
 
 
+UNSCALED = (
+    "scale-by-base: the scale of q depends on how many heads the base model has, and with it the "
+    "norm; name it (--source)"
+)
+
+
 def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
     """Facts about a file that could be read."""
     every = (*adapter.modules, *adapter.structured)
     norms = [module.norm for module in adapter.modules]
-    scales = [module.scale for module in adapter.modules]
+    unknown = unscaled(adapter)
+    scales = [module.scale for module in adapter.modules if module.path not in unknown]
     return Inspection(
         path=path,
         verdict="ok",
@@ -153,7 +161,7 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
         alpha=sum(m.alpha is not None for m in every),
         scales=(min(scales), max(scales)) if scales else None,
         components=dict(Counter(_component(m.path) for m in every)),
-        norm=float(np.linalg.norm(norms)),
+        norm=None if unknown else float(np.linalg.norm(norms)),
         zero=sum(norm == 0.0 for norm in norms),
         extras=tuple(sorted(adapter.extras)),
         metadata={key: adapter.metadata[key] for key in TRAINED_ON if key in adapter.metadata},
@@ -162,7 +170,7 @@ def inspect_adapter(adapter: Adapter, path: str) -> Inspection:
             part: tuple(sorted(c.key for c in adapter.companions if c.part == part))
             for part in sorted({c.part for c in adapter.companions})
         },
-        flags=adapter.flags,
+        flags=(*adapter.flags, *((UNSCALED,) if unknown else ())),
         algorithms=dict(sorted(Counter(m.algorithm for m in adapter.structured).items())),
     )
 

@@ -28,8 +28,8 @@ def diff(
         a: first adapter file.
         b: second adapter file.
         base: base model of both; needed when the two files use different key conventions, for
-            --plot with kohya files, and for DoRA, OFT, IA3 and GLoRA, whose updates depend on its
-            weights.
+            --plot with kohya files, for DoRA, OFT, IA3 and GLoRA, whose updates depend on its
+            weights, and where rows of q and k are in llama.cpp's or MaxText's order.
         plot: PNG to write: cosine and norm ratio by block and role.
     """
     from prolora_jax.cli import tables

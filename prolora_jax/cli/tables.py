@@ -220,7 +220,7 @@ def show_inspection(console: Console, found: Inspection) -> None:
         "rank": _counts(found.ranks),
         "dtype": _counts(found.dtypes),
         "alpha": f"on {found.alpha} of {found.modules} modules, scale {scales}",
-        "norm of the update": "" if found.algorithms else f"{found.norm:.4g}",
+        "norm of the update": "" if found.algorithms or found.norm is None else f"{found.norm:.4g}",
         "zero updates": str(found.zero) if found.zero else "",
         "carried along": ", ".join(found.extras[:SHOWN]),
         "beside the pairs": ", ".join(f"{len(k)} {p}" for p, k in found.companions.items()),

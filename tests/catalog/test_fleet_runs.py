@@ -296,7 +296,8 @@ def driver(inputs: Path, shard: int = 0, shards: int = 1) -> subprocess.Popen[st
     out = inputs.parent / "out"
     path = os.pathsep.join([str(ROOT), str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     script = inputs.parent / "driver.py"
-    script.write_text(fleet_workers.MAIN)
+    if not script.exists():  # a driver that is starting would find it empty
+        script.write_text(fleet_workers.MAIN)
     return subprocess.Popen(
         [sys.executable, script, inputs, out, str(shard), str(shards)],
         env=os.environ | {"PYTHONPATH": path},

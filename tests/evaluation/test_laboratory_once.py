@@ -1,5 +1,9 @@
 """What the laboratory computes once: nets that count how often they are asked."""
 
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from prolora_jax.evaluation.laboratory.adapters import TrainedFactors
@@ -47,6 +51,27 @@ def test_a_net_is_asked_once_for_equal_rows_and_again_for_others():
     assert net.times == 4
     answers.remembered(b"other", lambda: net)(*rows(0))
     assert net.times == 5
+
+
+def test_names_are_of_what_arrays_hold_whatever_holds_them():
+    """Of every two bytes NumPy says the same of bfloat16 as of float16's bits, or of nothing."""
+    bits = np.arange(6, dtype=np.uint16)
+    arrays = [
+        *(bits.view(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.int16, np.uint16)),
+        *(a.reshape(2, 3) for a in (bits, bits.view(ml_dtypes.bfloat16))),
+        *(bits.view(ml_dtypes.bfloat16)[::-1], bits.astype(">u2"), bits[0], bits[:1], bits[:0]),
+    ]
+    names = [name_of("x", {"a": TrainedFactors(a, bits)}) for a in arrays]
+    assert len({*names}) == len(arrays)
+    answers, net = Answers(), Asked()
+    predict = answers.remembered(b"net", lambda: net)
+    given: list[Any] = [jnp.asarray(part) for part in rows(0)]
+    noisy = given[0].astype(jnp.bfloat16)
+    for _ in range(2):
+        predict(*rows(0))
+        predict(*given)  # the same numbers
+        predict(np.asarray(noisy), *given[1:])
+    assert net.times == 2
 
 
 def test_a_net_that_is_not_asked_anew_is_not_made():

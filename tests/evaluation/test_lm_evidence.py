@@ -175,7 +175,7 @@ def test_only_a_model_of_bytes_does_without_a_tokenizer(tmp_path: Path) -> None:
 def test_shipped_recipes_name_what_there_is(name: str) -> None:
     lab = read_yaml(CONFIGS / f"{name}.yaml", LmLaboratory)
     names = {base.name for base in lab.bases}
-    assert {*lab.targets, *lab.taught, *lab.taught_once} <= names
+    assert {*lab.targets, *lab.taught} <= names
     assert {base.parent for base in lab.bases} - {""} <= names
     assert {*lab.arms} <= {*ARMS}
     stamps = [lab.base_stamp(base.name) for base in lab.bases]

@@ -11,10 +11,11 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from numpy.testing import assert_array_equal
 
 from prolora_jax.errors import BaseModelError
-from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item
+from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, passed_over
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
 TREE: dict[str, Any] = {
@@ -61,17 +62,66 @@ def test_texts_lists_and_nothing_are_no_arrays(tmp_path):
     assert set(OrbaxTree(written(tmp_path / "net", tree)).leaves) == {("a",)}
 
 
-def test_a_chunk_that_was_left_out_is_zero_where_orbax_left_out_zeros(tmp_path):
-    folder = written(tmp_path / "net", {"zero": np.zeros((2, 2), np.float32)}, use_ocdbt=False)
-    (folder / "zero" / "0.0").unlink()
-    with pytest.raises(BaseModelError, match=r"its arrays cannot be read .*missing"):
-        OrbaxTree(folder).read(("zero",))
+ZEROS = "store_array_data_equal_to_fill_value"
+
+
+def noted(folder: Path, zeros: bool | None) -> OrbaxTree:
+    """A tree whose description says whether zeros are stored; None as before it was noted."""
     document = json.loads((folder / "_METADATA").read_text())
-    del document["store_array_data_equal_to_fill_value"]  # folders from before it was noted
+    document = {key: value for key, value in document.items() if key != ZEROS}
+    document |= {} if zeros is None else {ZEROS: zeros}
     (folder / "_METADATA").write_text(json.dumps(document))
-    with ocp.PyTreeCheckpointer(use_ocdbt=False) as orbax:
-        assert_array_equal(orbax.restore(folder)["zero"], np.zeros((2, 2)))
-    assert_array_equal(OrbaxTree(folder).read(("zero",)), np.zeros((2, 2)))
+    return OrbaxTree(folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
+def test_a_lost_chunk_is_refused_unless_orbax_says_that_it_left_out_zeros(tmp_path, layout):
+    folder = written(tmp_path / "net", {"a": {"zero": np.zeros((2, 2), np.float32)}}, **layout)
+    files = f"file://{folder}/"
+    spec = {"driver": "ocdbt", "base": files} if layout.get("use_ocdbt", True) else files
+    store = tensorstore.KvStore.open(spec).result()
+    listed = store.list().result()
+    (chunk,) = (key for key in listed if key.startswith(b"a.zero/") and b"zarr" not in key)
+    store.write(chunk, None).result()
+    for zeros in (True, None):
+        words = r"net: its arrays cannot be read \(array a.zero: .*a.zero/.*missing"
+        with pytest.raises(BaseModelError, match=words) as refused:
+            noted(folder, zeros).read(("a", "zero"))
+        assert ("with an orbax that stores zeros" in str(refused.value)) == (zeros is None)
+    assert_array_equal(noted(folder, False).read(("a", "zero")), np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("harm", ["empty", "no metadata", "cut", "an item lacks", "not committed"])
+def test_the_newest_whole_step_is_taken_and_it_is_said(tmp_path, harm):
+    with ocp.CheckpointManager(tmp_path / "run") as manager:
+        for step in (3, 20):
+            items = {name: ocp.args.PyTreeSave({"a": KERNEL * step}) for name in ("net", "other")}
+            manager.save(step, args=ocp.args.Composite(**items))
+    folder, step = tmp_path / "run", tmp_path / "run/20"
+    item = orbax_item(folder)
+    assert item is not None
+    assert item == step / "net"
+    assert passed_over(folder, item) is None
+    assert passed_over(folder / "3", folder / "3/net") is None  # which was asked for
+    if harm == "empty":
+        shutil.rmtree(step)
+        step.mkdir()
+    elif harm == "no metadata":
+        (step / "net/_METADATA").unlink()
+        shutil.rmtree(step / "other")
+    elif harm == "cut":
+        (step / "net/manifest.ocdbt").write_bytes(b"")
+    elif harm == "an item lacks":
+        shutil.rmtree(step / "net")
+    else:
+        notes = json.loads((step / "_CHECKPOINT_METADATA").read_text())
+        text = json.dumps(notes | {"commit_timestamp_nsecs": None})
+        (step / "_CHECKPOINT_METADATA").write_text(text)
+    item = orbax_item(folder)
+    assert item is not None
+    assert item == folder / "3/net"
+    said = "newest-step-left: found step 20, which is not whole; step 3 is read"
+    assert passed_over(folder, item) == said
 
 
 # An exception that ends a thread of TensorStore's is printed by the process, past any `except`.

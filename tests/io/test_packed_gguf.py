@@ -322,6 +322,11 @@ def bad_files(tmp_path: Path) -> dict[str, tuple[Path, str, Refusal]]:
             r"blk.0.attn_q.weight: found 6 rows of 4 heads; expected an even number of rows",
             Refusal.SHAPE_MISMATCH,
         ),
+        "heads of another model": (
+            write(tmp_path / "heads.gguf", llama(), llama__attention__key_length=32),
+            r"attn_q.weight: found 256 rows of 4 heads, each of 32 \(key_length\); expected 128",
+            Refusal.SHAPE_MISMATCH,
+        ),
         "a type that is not unpacked": (
             write(
                 tmp_path / "q8k.gguf",

@@ -12,11 +12,13 @@ from safetensors.numpy import load_file, save_file
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from prolora_jax.adapters.adapter import delta
-from prolora_jax.errors import AdapterRefused, Refusal
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.inputs import expand
-from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.io.adapters.known_tables import look_at
+from prolora_jax.io.adapters.whole_files import compare_files, convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
+from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
@@ -133,6 +135,39 @@ def test_rows_of_q_and_k_are_in_another_order_in_llama_s_architecture_alone(
         assert (error > 0.5) if moved else (error < 1e-5)
 
 
+def test_another_order_of_rows_is_no_difference(tmp_path: Path) -> None:
+    pair = make_language_pair(tmp_path, "llama", depth=1, kept=(0,))
+    convert_file(pair.adapter, "gguf", tmp_path / "out.gguf", pair.source)
+    with pytest.raises(UsageError, match="rows in llama.cpp's order in q and k.*--base"):
+        compare_files(pair.adapter, tmp_path / "out.gguf")
+    found = compare_files(pair.adapter, tmp_path / "out.gguf", pair.source).comparison
+    alone = compare_files(tmp_path / "out.gguf", tmp_path / "out.gguf").comparison
+    for compared in (found, alone):
+        assert not (compared.only_a)
+        assert not (compared.only_b)
+        assert max(one.difference or 0.0 for one in compared.modules.values()) < 1e-6
+
+
+def test_what_only_readers_say_is_not_believed_of_a_file_s_header(tmp_path: Path) -> None:
+    """Anybody may write a header: rows would be turned by it."""
+    pair = make_language_pair(tmp_path, "llama", depth=1, kept=(0,), layers=("q_proj",))
+    wanted, base = load_adapter(pair.adapter), load_base_model(pair.source).spec
+    file = pair.adapter / "adapter_model.safetensors"
+    said = {"tree_rows": "pairs", "tree_blocks": "9", "gguf_adapter": "{", "license": "mit"}
+    save_file(load_file(file), file, said)
+    for found in (load_adapter(pair.adapter, base), load_adapter(file, base)):
+        assert {"license"} == found.metadata.keys() & said.keys()
+        for module in wanted.modules:
+            np.testing.assert_array_equal(delta(found, module.path), delta(wanted, module.path))
+    look = look_at(file, HeaderTables())
+    assert look is not None
+    assert {"license"} == look.metadata.keys() & said.keys()
+    ours = {"x.gguf_a": np.ones((2, 8), np.float32), "x.gguf_b": np.ones((8, 2), np.float32)}
+    save_file(ours, file, {"gguf_adapter": "{}"})
+    with pytest.raises(AdapterRefused, match="gguf_a and gguf_b"):
+        load_adapter(file)
+
+
 def test_an_embedding_s_pair_is_turned(tmp_path: Path) -> None:
     targets = ["embed_tokens", "q_proj"]
     pair = make_language_pair(tmp_path, "mistral", depth=1, kept=(0,), target_modules=targets)
@@ -215,6 +250,14 @@ def test_heads_are_not_guessed(tmp_path: Path) -> None:
     with pytest.raises(AdapterRefused, match="how many heads") as refused:
         load_adapter(path, base.spec)
     assert refused.value.code is Refusal.UNREADABLE_BASE
+
+
+def test_a_base_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    FAMILIES["qwen3"].build(1, seed=0).save_pretrained(tmp_path / "base")
+    base = load_base_model(tmp_path / "base")
+    path = write(tmp_path / "given.gguf", PAIR)
+    with pytest.raises(AdapterRefused, match="architecture llama, and base model base of qwen3"):
+        load_adapter(path, base.spec)
 
 
 def test_an_alpha_of_0_is_a_scale_of_1_there(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from prolora_jax.errors import AdapterRefused, UsageError
 from prolora_jax.io.adapters.files import load_adapter
-from prolora_jax.io.adapters.whole_files import compare_files, convert_file
+from prolora_jax.io.adapters.whole_files import compare_files, convert_file, inspect_file
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.verification.file import verify_file
@@ -58,6 +58,21 @@ def test_what_maxtext_answers_is_what_the_merged_model_answers(
     assert np.abs(wanted - logits(net)).max() > 1.0
     np.testing.assert_allclose(logits(merged(net, tmp_path / "out")), wanted, atol=1e-5)
     assert verify_file(tmp_path / "out").ok
+
+
+def test_the_norm_of_a_llama_is_not_told_without_its_base_model(
+    recorded: Path, tmp_path: Path
+) -> None:
+    found = inspect_file(recorded / "llama3.1")
+    assert (found.norm, found.scales) == (None, (2.0, 2.0))
+    assert found.flags[-1].startswith("scale-by-base: the scale of q")
+    base = recorded / "llama3.1_base"
+    convert_file(recorded / "llama3.1", "peft", tmp_path / "peft", base)
+    told, wanted = inspect_file(recorded / "llama3.1", base), inspect_file(tmp_path / "peft")
+    assert told.norm is not None
+    assert wanted.norm is not None
+    assert math.isclose(told.norm, wanted.norm, rel_tol=1e-6)
+    assert inspect_file(recorded / "qwen3").norm is not None
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +230,12 @@ def test_what_is_not_known_exactly_is_refused(
         ({"rope_parameters": {"rope_type": "default"}}, "llama with rotation default; expected"),
         ({"model_type": "mistral"}, "mistral with rotation llama3"),
         ({"num_attention_heads": None}, "no config.json with a number of heads"),
+        (
+            {"num_attention_heads": 8, "num_key_value_heads": 4},
+            r"4 heads of keys .*, each of 12 channels \(head_dim\), and 24 in .*expected 48; give",
+        ),
+        ({"num_attention_heads": 8}, r"8 heads of queries .* and 48 in .*expected 96"),
+        ({"head_dim": None}, r"each of 8 channels \(hidden_size over heads, without head_dim\)"),
     ],
 )
 def test_a_base_model_whose_rows_are_not_known_is_refused(
@@ -229,6 +250,20 @@ def test_a_base_model_whose_rows_are_not_known_is_refused(
     with pytest.raises(AdapterRefused, match=words):
         convert_file(tmp_path / "peft", "maxtext", tmp_path / "out", base)
     assert not (tmp_path / "out").exists()
+
+
+def test_norms_of_heads_tell_that_a_configuration_is_another_model_s(
+    recorded: Path, tmp_path: Path
+) -> None:
+    given, base = recorded / "qwen3_base", tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").symlink_to(given / "model.safetensors")
+    twice = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 6}
+    said = json.loads((given / "config.json").read_text()) | twice
+    (base / "config.json").write_text(json.dumps(said))
+    with pytest.raises(AdapterRefused, match=r"heads of .*, each of 12 channels \([qk]_norm\)"):
+        convert_file(recorded / "qwen3", "tunix", tmp_path / "out", base)
+    convert_file(recorded / "qwen3", "peft", tmp_path / "peft", base)  # heads say nothing there
 
 
 def test_rows_in_pairs_need_a_number_of_heads(recorded: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_what_tunix_has_no_name_for_is_not_written(tmp_path: Path) -> None:
     said = json.loads((pair.source / "config.json").read_text())
     (pair.source / "config.json").write_text(json.dumps(said | {"num_attention_heads": 5}))
     with pytest.raises(
-        AdapterRefused, match=r"q_proj: found \d+ channels for 5 heads; expected the"
+        AdapterRefused, match=r"found 5 heads of queries .* and 48 in .*expected 60"
     ):
         convert_file(pair.adapter, "tunix", tmp_path / "out", pair.source)
     (pair.source / "config.json").write_text(json.dumps(said))
@@ -196,14 +196,45 @@ def test_a_catalog_sees_a_tree_that_was_trained_again_and_an_output_that_lost_it
     assert (arrays(tmp_path / "out/one/0")[place] == 6).all()
 
 
+@pytest.mark.parametrize("step", ["7", "."])
 def test_a_folder_as_its_trainer_left_it_is_told_what_it_lacks(
-    recorded: Path, tmp_path: Path
+    recorded: Path, step: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(recorded / "qwen3/7", tmp_path / "many/one/7")
+    for item in ("model_params", "optimizer_state"):
+        given = recorded / "qwen3/7/model_params"
+        shutil.copytree(given, tmp_path / "many/one" / step / item)
     (found,) = expand([tmp_path / "many"])
     assert (found.relative, found.refusal) == (Path("one"), None)
+    assert expand([found.path]) == [found]
     with pytest.raises(AdapterRefused, match="nowhere the alpha"):
         load_adapter(found.path)
+
+
+def test_trees_beside_each_other_are_several_adapters(recorded: Path, tmp_path: Path) -> None:
+    for name in ("one", "two", "model_params"):
+        shutil.copytree(recorded / "qwen3/7/model_params", tmp_path / name)
+    save_file({"x": np.ones(1, np.float32)}, tmp_path / "three.safetensors")
+    names = [item.path.name for item in expand([tmp_path])]
+    assert names == ["model_params", "one", "three.safetensors", "two"]
+
+
+def test_a_step_that_has_lost_a_part_does_not_hide_an_older_one(
+    recorded: Path, tmp_path: Path
+) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    base_of("qwen3").save_pretrained(base)
+    shutil.copytree(recorded / "qwen3", run)
+    shutil.copytree(run / "7", run / "12")
+    for file in (run / "12/model_params/d").iterdir():
+        file.unlink()
+    found = migrate_file(run, base, base, tmp_path / "out", COPY)
+    flag = "newest-step-left: found step 12, which is not whole; step 7 is read"
+    assert flag in found.report.flags
+    assert len(found.report.modules) == 14
+    assert verify_file(tmp_path / "out").ok
+    shutil.rmtree(run / "7")
+    with pytest.raises(AdapterRefused, match="12/model_params: its arrays cannot be read"):
+        load_adapter(run)
 
 
 def save_tree(folder: Path, tree: Any, config: Any = None) -> Path:
@@ -280,6 +311,10 @@ def test_the_base_model_s_own_weights_beside_the_factors_are_passed_over(tmp_pat
     (module,) = load_adapter(save_tree(tmp_path / "all", tree)).modules
     assert module.scale == 2.0
     assert (module.up.shape, module.down.shape) == ((6, 2), (2, 8))
+    (tmp_path / "alone").mkdir()
+    alone = save_tree(tmp_path / "alone", {"embedder": tree["embedder"]})
+    with pytest.raises(AdapterRefused, match="found arrays that orbax wrote, and no factors"):
+        load_adapter(alone)
 
 
 def test_a_damaged_tree_is_refused(recorded: Path, tmp_path: Path) -> None:

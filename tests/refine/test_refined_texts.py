@@ -15,7 +15,7 @@ from language_models import FAMILIES, LanguagePair, make_language_pair, merged
 
 from prolora_jax.catalog.refined import RefinedFiles, refine_files
 from prolora_jax.cli.main import run
-from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.errors import BaseModelError, Refusal, UsageError
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.migration.one_file import migrate_file
@@ -201,6 +201,18 @@ def test_verify_computes_r_anew(
     told["refined"] |= change
     report_path(tmp_path / "out").write_text(json.dumps(told))
     assert message in " ".join(verify_file(tmp_path / "out").problems)
+
+
+@pytest.mark.parametrize("loss", [None, "1.0", [1.0]])
+def test_losses_that_are_no_numbers_are_no_report(
+    output: Path, loss: object, tmp_path: Path
+) -> None:
+    told = json.loads(report_path(output).read_text())
+    told["refined"]["losses"]["target_own"] = loss
+    report_path(tmp_path / "out").write_text(json.dumps(told))
+    with pytest.raises(UsageError, match="found no migration report .*refined.losses") as refused:
+        verify_file(tmp_path / "out")
+    assert refused.value.code is Refusal.BAD_REPORT
 
 
 def test_models_that_number_tokens_otherwise_are_refused(

@@ -144,7 +144,8 @@ class Driver:
 
     def __init__(self, address: str, inputs: Path, patience: float = 300):
         script = inputs.parent / "driver.py"
-        script.write_text(MAIN)
+        if not script.exists():  # a driver that is starting would find it empty
+            script.write_text(MAIN)
         self._log = inputs.parent / "driver.log"
         with self._log.open("a") as log:
             self.process = subprocess.Popen(

@@ -15,12 +15,14 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.folding import with_one_alpha
 from prolora_jax.adapters.formats.keys import GGUF_FACTS, Key
 from prolora_jax.architectures.llm.gguf_names import GgufPlace, gguf_places
+from prolora_jax.architectures.llm.heads import unfit_base
 from prolora_jax.architectures.llm.layouts import is_embedding
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.errors import AdapterRefused, Refusal
 
+_ROWS = "rows"
 PARTS = {"gguf_a": "down", "gguf_b": "up"}
 ENDS = {".lora_a": ".gguf_a", ".lora_b": ".gguf_b"}
 """Ends of names in a file, and of the keys that `parse` knows them by."""
@@ -76,10 +78,26 @@ def pieces(key: Key, array: np.ndarray) -> Iterator[tuple[Key, np.ndarray]]:
         yield replace(key, part=part), array
 
 
-def alpha_of(metadata: Mapping[str, str], rank: int) -> float:
-    """The alpha of a pair: the file's own; of a file that has 0 llama.cpp takes a scale of 1."""
+def alpha_of(metadata: Mapping[str, str], rank: int, origin: str) -> float:
+    """The alpha of a pair: the file's own; of a file that has 0 llama.cpp takes a scale of 1.
+
+    Raises:
+        AdapterRefused: the pair's name is one that a GGUF file's pairs have here, in another file.
+    """
+    if GGUF_FACTS not in metadata:
+        raise AdapterRefused(
+            f"{origin}: found names that end in {' and '.join(PARTS)}, as this library calls what "
+            f"it reads from GGUF files alone; expected a trainer's names; rename them",
+            code=Refusal.UNKNOWN_KEYS,
+        )
     said = float(json.loads(metadata[GGUF_FACTS])["alpha"])
     return said if said != 0.0 else float(rank)
+
+
+def in_pairs(adapter: Adapter) -> bool:
+    """Whether an adapter is as read from a GGUF file whose q and k have their rows in pairs."""
+    facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
+    return adapter.format == "gguf" and facts.get(_ROWS) == "pairs"
 
 
 def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
@@ -90,17 +108,28 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         spec: the base model, which says how many heads there are.
 
     Raises:
-        AdapterRefused: it does not, and there are such rows.
+        AdapterRefused: it does not, and there are such rows; or it is of another architecture than
+            the adapter, whose rows and names are another's then.
     """
     facts = json.loads(adapter.metadata.get(GGUF_FACTS, "{}"))
-    if adapter.format != "gguf" or facts.get("rows") != "pairs":
+    if adapter.format != "gguf" or _ROWS not in facts:
         return adapter
-    places = _places(adapter, spec, str(facts["architecture"]))
-    modules = tuple(
-        _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True)
-        for m in adapter.modules
-    )
-    told = {**adapter.metadata, GGUF_FACTS: json.dumps(facts | {"rows": "halves"})}
+    architecture = str(facts["architecture"])
+    known = None if spec.facts is None else spec.facts.architecture
+    if known not in {None, architecture}:
+        raise AdapterRefused(
+            f"{adapter.origin}: found an adapter of architecture {architecture}, and base model "
+            f"{spec.name} of {known}; expected one; name the base model that it was trained on",
+            code=Refusal.UNMATCHED_MODULES,
+        )
+    modules = adapter.modules
+    if facts.pop(_ROWS) == "pairs":
+        places = _places(adapter, spec, architecture)
+        modules = tuple(
+            _with_rows(m, places.get(m.path.removeprefix(LM)), adapter, back=True) for m in modules
+        )
+    # Without its rows: what has moved is of another base model.
+    told = {**adapter.metadata, GGUF_FACTS: json.dumps(facts)}
     return replace(adapter, modules=modules, metadata=told)
 
 
@@ -150,6 +179,9 @@ def _places(adapter: Adapter, spec: BaseModelSpec, architecture: str) -> dict[st
     facts = spec.facts
     heads = (1, 1) if facts is None else (facts.heads, facts.kv_heads)
     places = places_in(adapter.origin, architecture, sorted(layers), *heads)
+    unfit = unfit_base(spec) if any(place.heads for place in places.values()) else None
+    if unfit is not None:
+        raise AdapterRefused(f"{adapter.origin}: {unfit}", code=Refusal.SHAPE_MISMATCH)
     if facts is None:
         lacking = [
             m.path

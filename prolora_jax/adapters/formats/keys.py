@@ -19,9 +19,9 @@ FORMATS = ("kohya-ldm", "kohya-diffusers", "diffusers", "diffusers-old", "comfyu
     "maxdiffusion",
 )
 LM_FORMATS = ("peft", "mlx", "gguf", "tunix", "maxtext")
+"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 TREE_FORMATS = ("tunix", "maxtext")
 """Formats of trainers in JAX: a folder of orbax's; read as `peft`, under its keys."""
-"""Formats of language models' adapters; of `FORMATS` those that have other models' as well."""
 TRANSFORMER_FORMATS = ("diffusers", "comfyui", "kohya-ldm", "peft")
 """Formats of diffusion transformers' adapters; `kohya-ldm` has the original code's names."""
 MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
@@ -29,6 +29,7 @@ MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
 TREE_CONFIG, TREE_ROWS, TREE_BLOCKS = "tree_adapter_config", "tree_rows", "tree_blocks"
 """Header strings: what is said beside a tree that is written; of one that was read from MaxText's
 how rows of q and k lie, `pairs` or `halves`, and of how many blocks its arrays are, if of all."""
+_READERS_OWN = frozenset({MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, TREE_ROWS, TREE_BLOCKS})
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
 Part = str
@@ -91,6 +92,18 @@ def _suffixes() -> Mapping[str, tuple[str, Part]]:
 _SUFFIXES = _suffixes()
 # Attention layers of the oldest diffusers files, the only dotted ones that ComfyUI reads, too.
 _PROCESSOR, _OLD = ".processor.to_", "diffusers-old"
+
+
+def said_in(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Header strings of a file that anybody may have written.
+
+    What readers here add beside them, such as the order of rows, is none of a file's: no writer
+    here puts it there, and in a file it would turn the rows of an adapter that needs no turning.
+
+    Args:
+        metadata: as the file has them.
+    """
+    return {key: text for key, text in metadata.items() if key not in _READERS_OWN}
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _alpha_beside(
     if group.format == "mlx":
         return scale_of(metadata, origin) * rank
     if group.format == "gguf":
-        return alpha_of(metadata, rank)
+        return alpha_of(metadata, rank, origin)
     return alpha_by_config(path, rank, metadata, origin)
 
 

@@ -9,9 +9,11 @@ from dataclasses import replace
 from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats import gguf, trees
 from prolora_jax.adapters.formats.expert_parameters import experts_apart, experts_in, is_parameter
+from prolora_jax.adapters.formats.keys import TREE_ROWS
 from prolora_jax.adapters.formats.segments import cut, joined, one_after_another
 from prolora_jax.architectures.llm.fused import FUSED, FUSED_BY_PART, on_disk
 from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.llm.tree_names import HEADS
 from prolora_jax.architectures.spec import BaseModelSpec
 
 
@@ -54,6 +56,19 @@ def regrouped(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     for fused, parts in together.items():
         found += _together(fused, parts, spec, adapter.origin)
     return replace(adapter, modules=tuple(found))
+
+
+def row_order(adapter: Adapter) -> str | None:
+    """Whose order the rows of q and k have in an adapter; None where it is transformers'.
+
+    Args:
+        adapter: as parsed; one that was resolved has transformers'.
+    """
+    if not any(m.path.endswith(tuple(HEADS)) for m in adapter.modules):
+        return None
+    if adapter.metadata.get(TREE_ROWS) == "pairs":
+        return "MaxText"
+    return "llama.cpp" if gguf.in_pairs(adapter) else None
 
 
 def _apart(module: LoraModule, spec: BaseModelSpec) -> list[LoraModule]:

@@ -20,6 +20,7 @@ from prolora_jax.adapters.formats.folding import with_one_alpha
 from prolora_jax.adapters.formats.keys import TREE_BLOCKS, TREE_ROWS
 from prolora_jax.adapters.formats.lora_config import base_name
 from prolora_jax.architectures.llm.facts import LmFacts
+from prolora_jax.architectures.llm.heads import unfit_base
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.llm.tree_names import (
     HEADS,
@@ -65,10 +66,27 @@ def in_halves(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     _require_its_model(adapter, rows, spec)
     modules = adapter.modules
     if rows == "pairs":
+        _require_fit(adapter.origin, spec)
         modules = tuple(_turned(m, adapter.origin, spec, back=True) for m in modules)
     spent = {TREE_ROWS, TREE_BLOCKS}
     told = {key: text for key, text in adapter.metadata.items() if key not in spent}
     return replace(adapter, modules=modules, metadata=told)
+
+
+def unscaled(adapter: Adapter) -> frozenset[str]:
+    """Modules whose scale nobody knows without the base model: it depends on a head's size.
+
+    Args:
+        adapter: as parsed; one that was resolved has none.
+    """
+    if adapter.metadata.get(TREE_ROWS) != "pairs":
+        return frozenset()
+    return frozenset(m.path for m in adapter.modules if _heads_of(m) == "heads")
+
+
+def _heads_of(module: LoraModule) -> str | None:
+    """The field of `LmFacts` that has a layer's heads, where its rows are turned."""
+    return HEADS.get(".".join(module.path.rsplit(".", 2)[-2:]))
 
 
 def _require_its_model(adapter: Adapter, rows: str, spec: BaseModelSpec) -> None:
@@ -132,7 +150,14 @@ def _facts(origin: str, format: str, spec: BaseModelSpec) -> LmFacts:
         wanted = "Llama 3, Qwen 2 or Qwen 3" if format == "tunix" else MAXTEXT_MODELS
         found = f"base model {spec.name}, {facts.family} with rotation {facts.rotation}"
         _refuse(origin, found, f"{wanted}, whose layers in {format} are known here", _WITHOUT)
+    _require_fit(origin, spec)
     return facts
+
+
+def _require_fit(origin: str, spec: BaseModelSpec) -> None:
+    unfit = unfit_base(spec)
+    if unfit is not None:
+        raise AdapterRefused(f"{origin}: {unfit}", code=Refusal.SHAPE_MISMATCH)
 
 
 def _layer(path: str, origin: str, format: str) -> _Layer:
@@ -207,8 +232,8 @@ def _in_one(factors: list[np.ndarray]) -> np.ndarray:
 
 def _turned(module: LoraModule, origin: str, spec: BaseModelSpec, *, back: bool) -> LoraModule:
     """A pair of q or k with the rows of each head in pairs, q divided; or back, in halves."""
-    role = ".".join(module.path.rsplit(".", 2)[-2:])
-    if role not in HEADS:
+    whose = _heads_of(module)
+    if whose is None:
         return module
     if spec.facts is None:
         _refuse(
@@ -216,12 +241,12 @@ def _turned(module: LoraModule, origin: str, spec: BaseModelSpec, *, back: bool)
             f"rows in MaxText's order in {module.path}, and a base model {spec.name} that does not "
             f"say how many heads it has",
         )
-    heads, rows = getattr(spec.facts, HEADS[role]), module.up.shape[0]
+    heads, rows = getattr(spec.facts, whose), module.up.shape[0]
     _require_heads(module.path, rows, heads, origin, even=True)
     size = rows // heads
     axes = (heads, size // 2, 2) if back else (heads, 2, size // 2)
     up = module.up.reshape(*axes, module.rank).swapaxes(1, 2).reshape(rows, module.rank)
-    factor = math.sqrt(size) if HEADS[role] == "heads" else 1.0
+    factor = math.sqrt(size) if whose == "heads" else 1.0
     scale = module.scale * factor if back else module.scale / factor
     return replace(module, up=up, alpha=scale * module.rank)
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+# Models of which transformers divides `hidden_size` by the heads where no `head_dim` is said.
+_DIVIDED = frozenset({"llama", "mistral", "qwen2"})
 # What GGUF files call an architecture, by what transformers calls a model.
 _GGUF = {
     **dict.fromkeys(("llama", "mistral"), "llama"),
@@ -22,6 +24,7 @@ class LmFacts(NamedTuple):
         family: what its own file calls it, `qwen3`, `gemma3_text`.
         rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
             nothing is said.
+        head_sizes: channels of a head, by what says so; none where nothing does.
     """
 
     architecture: str | None
@@ -30,6 +33,7 @@ class LmFacts(NamedTuple):
     tied: bool
     family: str
     rotation: str | None = None
+    head_sizes: tuple[tuple[str, int], ...] = ()
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
@@ -48,7 +52,22 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
-    return LmFacts(_GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields))
+    told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields)
+    sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=kind in _DIVIDED)
+    return LmFacts(*told, head_sizes=sizes)
+
+
+def _sizes(
+    fields: Mapping[str, Any], own: str, width: str, heads: int, *, divided: bool
+) -> tuple[tuple[str, int], ...]:
+    """Channels of a head: what a field says, or, where it does not, the width over the heads."""
+    said, whole = fields.get(own), fields.get(width)
+    name = own.rpartition(".")[2]
+    if type(said) is int:
+        return ((name, said),)
+    if said is not None or not divided or type(whole) is not int:
+        return ()
+    return ((f"{width.rpartition('.')[2]} over heads, without {name}", whole // heads),)
 
 
 def _rotation(fields: Mapping[str, Any]) -> str | None:
@@ -72,4 +91,25 @@ def facts_of_gguf(values: Mapping[str, Any], names: Mapping[str, Any]) -> LmFact
     kv_heads = values.get(f"{architecture}.attention.head_count_kv", heads)
     if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
         return None
-    return LmFacts(architecture, heads, kv_heads, "output.weight" not in names, architecture)
+    return LmFacts(
+        architecture,
+        heads,
+        kv_heads,
+        "output.weight" not in names,
+        architecture,
+        head_sizes=gguf_head_sizes(values),
+    )
+
+
+def gguf_head_sizes(values: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Channels of a head of queries or keys in a GGUF file, by what in its header says so.
+
+    Args:
+        values: of the header.
+    """
+    architecture = str(values.get("general.architecture"))
+    heads = values.get(f"{architecture}.attention.head_count")
+    own, width = f"{architecture}.attention.key_length", f"{architecture}.embedding_length"
+    if type(heads) is not int or heads < 1:  # one for each layer
+        return _sizes(values, own, width, 1, divided=False)
+    return _sizes(values, own, width, heads, divided=True)

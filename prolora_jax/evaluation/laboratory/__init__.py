@@ -17,6 +17,8 @@ verdicts.py: The rules of docs/evidence.md that turn results into defaults.
 refine_verdicts.py: The rules about `refine`: worth its steps, its guard, its teacher, `auto`.
 evidence_page.py: What of docs/evidence.md is made from results: tables.
 refine_page.py: The same of the sweep of `refine`, with what its rules make of it.
+pictures_page.py: The same of pictures that refined adapters make: rule 14.
+summary_page.py: The page's short tables: a line for each target, with the arms that matter.
 once.py: What is computed once: answers of nets that were asked before, and compiled programs.
 workshop.py: The laboratory's folder: base models and adapters.
 activations.py: What the linear modules of two nets see when both are shown the same pictures.

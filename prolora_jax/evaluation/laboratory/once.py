@@ -95,14 +95,17 @@ def keep_compiled(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def _digest(*parts: bytes | str | np.ndarray) -> bytes:
+def _digest(*parts: bytes | str | np.ndarray | jax.Array) -> bytes:
     """Of texts and arrays, each set off from the next by its kind and shape."""
     made = blake2b(digest_size=16)
     for part in parts:
-        if isinstance(part, np.ndarray):
-            made.update(f"|{part.dtype.str}{part.shape}|".encode())
-            made.update(np.ascontiguousarray(part).data)
-        else:
+        if isinstance(part, str | bytes):
             text = part.encode() if isinstance(part, str) else part
             made.update(f"|{len(text)}|".encode() + text)
+        else:
+            array = np.asarray(part)
+            # By its name: NumPy's own code of bfloat16 is that of any two bytes.
+            made.update(f"|{array.dtype.name}{array.dtype.str}{array.shape}|".encode())
+            # As bytes: bfloat16 has no buffer of its own.
+            made.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return made.digest()

@@ -3,7 +3,9 @@
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +20,7 @@ from prolora_jax.adapters.formats.keys import (
     PEFT_WRAPPER,
     TREE_CONFIG,
     TREE_FORMATS,
+    said_in,
 )
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
@@ -36,7 +39,7 @@ from prolora_jax.io.adapters.mlx_folder import (
     read_mlx,
     write_mlx,
 )
-from prolora_jax.io.adapters.tree_folder import read_tree, tree_item, write_tree
+from prolora_jax.io.adapters.tree_folder import has_only_weights, read_tree, tree_items, write_tree
 from prolora_jax.io.containers.orbax_tree import STEP, orbax_steps
 from prolora_jax.io.containers.pickles import read_pickle
 from prolora_jax.io.containers.signatures import is_pickle
@@ -76,7 +79,8 @@ def load_adapter(
             MaxText or EasyDeL wrote;
             of a single file of the first two, `adapter_config.json` beside it gives the scale.
         base: the base model it was trained on; with it, flat names become dotted paths and
-            every module is checked.
+            every module is checked. Rows of q and k that MaxText and llama.cpp keep in another
+            order are put in transformers' by it, and MaxText's scale of q.
         alpha_zero: what an alpha of 0 means: `rank` (alpha = rank), `zero` (no effect), or
             `refuse` the file.
         allow_pickle: whether a pickle may be read, too, by torch in a process of its own.
@@ -92,9 +96,9 @@ def load_adapter(
         UsageError: there is no such file.
         AdapterRefused: the file cannot be used; `code` says why.
     """
-    path = Path(path)
+    path, flags = Path(path), ()
     if path.is_dir():
-        tensors, metadata = _read_folder(path)
+        tensors, metadata, flags = _read_folder(path)
     elif is_gguf(path):
         tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
@@ -106,6 +110,9 @@ def load_adapter(
             outline_adapter(path, str(path), alpha_zero, structured=structured)
         tensors, metadata = tensors_of(path, pickled=pickled)
     adapter = parse(tensors, metadata, str(path), alpha_zero, structured=structured)
+    for flag in flags:
+        _log.warning("%s: %s", path, flag)
+    adapter = replace(adapter, flags=(*adapter.flags, *flags)) if flags else adapter
     if lacks_config(adapter) and not path.is_dir() and not quiet:
         _log.warning("%s: no adapter_config.json beside it; its scale is taken to be 1", path)
     return adapter if base is None else resolve(adapter, base)
@@ -124,9 +131,8 @@ def tensors_of(
         UsageError: there is no such file.
         AdapterRefused: it cannot be read.
     """
-    read = read_pickle if pickled else read_tensors
-    tensors, metadata = read(path, error=AdapterRefused)
-    return tensors, metadata | _config_beside(path, tensors)
+    tensors, metadata = (read_pickle if pickled else read_tensors)(path, error=AdapterRefused)
+    return tensors, said_in(metadata) | _config_beside(path, tensors)
 
 
 def outline_adapter(
@@ -148,10 +154,10 @@ def outline_adapter(
     """
     read = partial(outline_tensors, origin=origin)
     if path.is_dir():
-        tensors, metadata = _read_folder(path, read)
+        tensors, metadata, _ = _read_folder(path, read)
     else:
         tensors, metadata = read(path, error=AdapterRefused)
-        metadata = metadata | _config_beside(path, tensors)
+        metadata = said_in(metadata) | _config_beside(path, tensors)
     return parse(tensors, metadata, origin, alpha_zero, outline=True, structured=structured)
 
 
@@ -321,13 +327,25 @@ def unfit_output(path: Path) -> str | None:
 
 def _read_folder(
     path: Path, read: peft_folder.Read = read_tensors
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    tree = tree_item(path)
-    if tree is not None:
-        return read_tree(path, tree)
+) -> tuple[dict[str, np.ndarray], dict[str, str], tuple[str, ...]]:
+    """Tensors and header strings of a folder, and what is to be said of what was read of it."""
+    trees = tree_items(path)
+    newest = next(trees, None)
+    if newest is not None:
+        return read_tree(path, chain((newest,), trees))
     if is_easydel_folder(path):
-        return read_easydel(path)
-    return (read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read)
+        return *read_easydel(path), ()
+    try:
+        return *(read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read), ()
+    except (UsageError, AdapterRefused) as failure:
+        if failure.code is not Refusal.MISSING_FILE or not has_only_weights(path):
+            raise
+    raise AdapterRefused(
+        f"{path}: found arrays that orbax wrote, and no factors of LoRA among them (w_lora_a, "
+        f"kernel_lora_a); expected a tree of tunix's or MaxText's that has some; name the step in "
+        f"which the trainer kept them",
+        code=Refusal.NOT_AN_ADAPTER,
+    )
 
 
 def _config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:

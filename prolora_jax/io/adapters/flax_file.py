@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from prolora_jax.adapters.formats.flax_keys import LORA
+from prolora_jax.adapters.formats.keys import said_in
 from prolora_jax.architectures.flax_trees import leaves, nested
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io import atomic
@@ -77,7 +78,7 @@ def read_flax(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             f"{path}: found {odd[0]}, which is no array; expected arrays; fetch it again",
             code=Refusal.UNKNOWN_KEYS,
         )
-    return tensors | extras, metadata
+    return tensors | extras, said_in(metadata)
 
 
 def write_flax(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from prolora_jax.adapters.formats.gguf import ENDS, places_in
-from prolora_jax.adapters.formats.keys import GGUF_FACTS
+from prolora_jax.adapters.formats.keys import GGUF_FACTS, said_in
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.errors import AdapterRefused, BaseModelError, OutputError, Refusal
 from prolora_jax.io import atomic
@@ -108,7 +108,7 @@ def _own_header(said: Mapping[str, Any]) -> dict[str, str]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {key: text for key, text in found.items() if isinstance(text, str)}
+    return said_in({key: text for key, text in found.items() if isinstance(text, str)})
 
 
 def write_gguf(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:

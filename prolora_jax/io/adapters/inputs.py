@@ -16,8 +16,7 @@ from prolora_jax.io.adapters.leftovers import (
     work_folder_of,
 )
 from prolora_jax.io.adapters.peft_folder import ADAPTER_SUFFIXES, is_adapter_folder, own_files
-from prolora_jax.io.adapters.tree_folder import tree_item
-from prolora_jax.io.containers.orbax_tree import ITEM_ITSELF, orbax_steps
+from prolora_jax.io.adapters.tree_folder import is_tree_folder, tree_places
 from prolora_jax.io.containers.safetensors_header import BadHeader, read_header
 from prolora_jax.io.guarded import irregular
 
@@ -137,9 +136,7 @@ def _is_adapter(folder: Path) -> bool:
 
     What such a checkpoint does not say, and where to say it, is told by its reader.
     """
-    if is_adapter_folder(folder):
-        return True
-    return orbax_steps(folder) not in ([], [ITEM_ITSELF]) and tree_item(folder) is not None
+    return is_adapter_folder(folder) or is_tree_folder(folder)
 
 
 def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
@@ -189,9 +186,9 @@ def _file(path: Path, relative: Path) -> Iterator[Input]:
 
 def _inside(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Input]:
     """What else is in a folder that peft wrote: named, since its output would lie in another's."""
-    own = own_files(folder)
+    own, trees = own_files(folder), tree_places(folder)
     for item in _walk(folder, top, seen):
-        if item.path in own:
+        if item.path in own or any(item.path.is_relative_to(place) for place in trees):
             continue
         if is_checkpoint_beside(item.path.name):
             message = f"{item.path}: found the adapter at an earlier step, which is left out"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, AlphaZero
+from prolora_jax.adapters.formats.keys import said_in
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.adapters.formats.parsing import parse
 from prolora_jax.io.adapters.files import tensors_of
@@ -68,7 +69,7 @@ def look_at(path: Path, headers: HeaderTables) -> Look | None:
         config = metadata.get(HEADER_KEY) or config_beside(path) or ""
     except (OSError, BadHeader):
         return None
-    return Look(digest, metadata, config, identity)
+    return Look(digest, said_in(metadata), config, identity)
 
 
 def load_traced(path: Path, alpha_zero: AlphaZero) -> Traced:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import MLX_CONFIG
+from prolora_jax.adapters.formats.keys import MLX_CONFIG, said_in
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io import atomic
 from prolora_jax.io.adapters.peft_folder import (
@@ -44,7 +44,7 @@ def read_mlx(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[str
         AdapterRefused: a file in it cannot be used.
     """
     tensors, metadata = read(folder / MLX_WEIGHTS, error=AdapterRefused)
-    return tensors, metadata | mlx_config_beside(folder / MLX_WEIGHTS, tensors)
+    return tensors, said_in(metadata) | mlx_config_beside(folder / MLX_WEIGHTS, tensors)
 
 
 def mlx_config_beside(path: Path, keys: Mapping[str, object]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
+from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, said_in
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.io import atomic
@@ -66,7 +66,11 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
     if os.path.lexists(folder / CONFIG):
         return _read_one(folder, None, read)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
-    if len(inner) == 1 and inner[0].name not in COMPONENT_NAMES and not _others(folder, inner[0]):
+    if (
+        len(inner) == 1
+        and inner[0].name not in COMPONENT_NAMES
+        and not has_others(folder, inner[0])
+    ):
         return _read_one(inner[0], None, read)
     names = [place.name for place in inner]
     if not names or not set(names) <= set(COMPONENT_NAMES):
@@ -112,7 +116,7 @@ def is_adapter_folder(folder: Path) -> bool:
         return True
     if is_indexed(folder) and not (folder / _MERGED).is_dir():
         return True  # of EasyDeL's; where it has merged the factors, they lie in there
-    return has_adapter_files(folder) and not _others(folder)
+    return has_adapter_files(folder) and not has_others(folder)
 
 
 def has_adapter_files(folder: Path) -> bool:
@@ -130,7 +134,7 @@ def _places(folder: Path) -> tuple[Path, ...]:
     return folder, *(folder / component for component in COMPONENT_NAMES)
 
 
-def _others(folder: Path, beside: Path | None = None) -> bool:
+def has_others(folder: Path, beside: Path | None = None) -> bool:
     """Whether files that may be adapters are in a folder, but for one folder in it."""
     for place, folders, files in os.walk(folder):
         if beside is not None and Path(place) == beside:
@@ -204,6 +208,7 @@ def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors,
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
     tensors, metadata = read(folder / _WEIGHTS, error=AdapterRefused)
+    metadata = said_in(metadata)
     try:
         text = config_beside(folder / _WEIGHTS) or ""
         fields = _fields(text)

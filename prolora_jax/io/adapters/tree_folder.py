@@ -7,18 +7,30 @@ is of, on which depends how rows of q and k lie.
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from prolora_jax.adapters.formats.keys import PEFT_WRAPPER, TREE_BLOCKS, TREE_CONFIG, TREE_ROWS
+from prolora_jax.adapters.formats.keys import (
+    PEFT_WRAPPER,
+    TREE_BLOCKS,
+    TREE_CONFIG,
+    TREE_ROWS,
+    said_in,
+)
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.llm.tree_names import MAXTEXT_MODELS, rows_of
 from prolora_jax.errors import AdapterRefused, BaseModelError, Refusal
 from prolora_jax.io import atomic
-from prolora_jax.io.adapters.peft_folder import CONFIG, Tensors, new_folder, unfit_config
+from prolora_jax.io.adapters.peft_folder import (
+    CONFIG,
+    Tensors,
+    has_others,
+    new_folder,
+    unfit_config,
+)
 from prolora_jax.io.adapters.tree_places import (
     MAXTEXT_TREE,
     TUNIX_TREE,
@@ -27,7 +39,12 @@ from prolora_jax.io.adapters.tree_places import (
     TreeKind,
     rank_of,
 )
-from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, write_orbax_step
+from prolora_jax.io.containers.orbax_tree import (
+    OrbaxTree,
+    orbax_items,
+    passed_over,
+    write_orbax_step,
+)
 from prolora_jax.io.documents import BadDocument, read_json_document
 from prolora_jax.io.guarded import read_small
 
@@ -35,6 +52,7 @@ Place = tuple[str, ...]
 
 ITEM = "model_params"
 """What tunix's manager calls the tree in each step; MaxText's own trainer calls it `items`."""
+_ITEMS = frozenset({ITEM, "items"})
 _METADATA, _NOTES, _MARK, _LARGEST = "_METADATA", "_CHECKPOINT_METADATA", b"_lora_a", 2**26
 _HEADER, _EMPTY, _MODEL = "prolora_header", "empty", "model_name"
 _MOST_NUMBERS = 2**32
@@ -49,49 +67,105 @@ class _Said(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def tree_item(folder: Path) -> Path | None:
-    """The orbax tree in a folder, or in its newest step, that has factors of qwix's.
+class TreeRead(NamedTuple):
+    """What was read of a folder: tensors by key, header strings, and what is to be said of it."""
+
+    tensors: Tensors
+    metadata: dict[str, str]
+    flags: tuple[str, ...]
+
+
+def tree_items(folder: Path) -> Iterator[Path]:
+    """The orbax trees in a folder, or in each of its steps, that have factors of qwix's.
 
     Args:
         folder: any.
 
-    Returns:
-        The tree's own folder; None where there is none, or where it cannot be looked at, which
-        whoever reads the folder as something else says.
+    Yields:
+        The tree's own folder, of the newest step first; none where there is none, or where it
+        cannot be looked at, which whoever reads the folder as something else says.
     """
     try:
-        item = orbax_item(folder)
-        found = item is not None and _MARK in read_small(item / _METADATA, _LARGEST)
+        for item in orbax_items(folder):
+            if _MARK in read_small(item / _METADATA, _LARGEST):
+                yield item
     except OSError:
-        return None
-    return item if found else None
+        return
 
 
-def read_tree(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
+def is_tree_folder(folder: Path) -> bool:
+    """Whether a folder is such a tree, or a step or a manager's folder with one, and nothing else.
+
+    Several trees beside each other are several adapters, unless they are called as items of a step.
+    """
+    item = next(tree_items(folder), None)
+    if item is None or item == folder:
+        return item is not None
+    if item.parent != folder or item.name.isdecimal():
+        return True  # in a step
+    return item.name in _ITEMS and not has_others(folder, item)
+
+
+def tree_places(folder: Path) -> frozenset[Path]:
+    """Folders in a folder that a trainer wrote there with its tree: steps, and items of a step.
+
+    Args:
+        folder: any; of one without a tree none.
+    """
+    items = [*tree_items(folder)]
+    if not items:
+        return frozenset()
+    if folder in items:
+        return frozenset({folder})
+    beside = (place for place in folder.iterdir() if (place / _METADATA).is_file())
+    return frozenset({folder / item.relative_to(folder).parts[0] for item in items}.union(beside))
+
+
+def has_only_weights(folder: Path) -> bool:
+    """Whether a folder has arrays of orbax's, and no factors of LoRA among them."""
+    try:
+        return next(tree_items(folder), None) is None and any(orbax_items(folder))
+    except OSError:
+        return False
+
+
+def read_tree(folder: Path, items: Iterable[Path]) -> TreeRead:
     """Read such a folder; the base model's own weights beside the factors are passed over.
 
     Args:
         folder: that was given.
-        item: its tree, from `tree_item`.
+        items: its trees, from `tree_items`; the first one that can be read is.
 
     Returns:
         The tensors by keys of peft's, and the header strings; a configuration of peft's is one, and
-        of MaxText's trees what only the base model can confirm.
+        of MaxText's trees what only the base model can confirm. Flags, where a newer step is
+        passed over since it is not whole.
 
     Raises:
-        AdapterRefused: it cannot be read, has factors of other layers than are known here, or no
-            alpha or model is said beside it.
+        AdapterRefused: none can be read, or it has factors of other layers than are known here, or
+            no alpha or model is said beside it.
     """
-    try:
-        tree = OrbaxTree(item)
-        wanted = [place for place in tree.leaves if _is_factor(place)]
-        ours = any("decoder" in place for place in wanted)
-        kind = MAXTEXT_TREE if ours else TUNIX_TREE
-        places = {place: _factor(folder, place, kind) for place in wanted}
-        shapes = _require_factors(folder, places, {p: tree.leaves[p].shape for p in places}, kind)
-        read = {factor: tree.read(place) for place, factor in places.items()}
-    except BaseModelError as failure:
-        raise AdapterRefused(str(failure), code=Refusal.NOT_AN_ADAPTER) from failure
+    failed = None
+    for item in items:
+        try:
+            tensors, header = _read_item(folder, item)
+        except BaseModelError as failure:
+            failed = failed or failure
+            continue
+        left = passed_over(folder, item)
+        return TreeRead(tensors, header, () if left is None else (left,))
+    assert failed is not None  # there is an item
+    raise AdapterRefused(str(failed), code=Refusal.NOT_AN_ADAPTER) from failed
+
+
+def _read_item(folder: Path, item: Path) -> tuple[Tensors, dict[str, str]]:
+    tree = OrbaxTree(item)
+    wanted = [place for place in tree.leaves if _is_factor(place)]
+    ours = any("decoder" in place for place in wanted)
+    kind = MAXTEXT_TREE if ours else TUNIX_TREE
+    places = {place: _factor(folder, place, kind) for place in wanted}
+    shapes = _require_factors(folder, places, {p: tree.leaves[p].shape for p in places}, kind)
+    read = {factor: tree.read(place) for place, factor in places.items()}
     ranks = {rank_of(factor, shape) for factor, shape in shapes.items() if factor.side == "a"}
     if len(ranks) != 1:
         found = f"ranks {', '.join(map(str, sorted(ranks)))}"
@@ -229,7 +303,7 @@ def _rows(said: _Said) -> str:
             f"factors of MaxText's, and {_MODEL} {name!r:.60}"
             if name is not None
             else "factors of MaxText's, and nowhere which of its models they were trained on",
-            f"{_MODEL} in a {CONFIG} in this folder, one of {MAXTEXT_MODELS}, whose rows of q and "
+            f"{_MODEL} in an {CONFIG} in this folder, one of {MAXTEXT_MODELS}, whose rows of q and "
             f"k are known here",
             f'write {{"{_MODEL}": ..., "lora_alpha": ...}} there, as they were given to MaxText',
         )
@@ -247,7 +321,7 @@ def _config(
         _refuse(
             said.folder,
             "factors of qwix's, and nowhere the alpha that they were trained with",
-            f"lora_alpha in a {CONFIG} in this folder",
+            f"lora_alpha in an {CONFIG} in this folder",
             'write {"lora_alpha": ...} there, with the alpha of qwix\'s rule',
         )
     if fields.get("r", rank) != rank:
@@ -257,8 +331,7 @@ def _config(
     usual = {"peft_type": "LORA", "target_modules": modules, "task_type": "CAUSAL_LM"}
     header = said.fields.get(_HEADER)
     kept = header if isinstance(header, dict) else {}
-    told = {TREE_ROWS, TREE_BLOCKS, TREE_CONFIG}  # of this tree, and by nobody else
-    strings = {key: t for key, t in kept.items() if isinstance(t, str) and key not in told}
+    strings = said_in({key: text for key, text in kept.items() if isinstance(text, str)})
     return usual | fields | {"r": rank}, strings
 
 

@@ -13,9 +13,10 @@ from prolora_jax.adapters.fitting import hold
 from prolora_jax.adapters.formats.dumping import Reader, concrete_format
 from prolora_jax.adapters.formats.folding import in_own_dtype
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
-from prolora_jax.adapters.formats.keys import TREE_ROWS
 from prolora_jax.adapters.formats.published import published_base, told_apart
+from prolora_jax.adapters.formats.regrouping import row_order
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.formats.trees import unscaled
 from prolora_jax.adapters.inspection import (
     Inspection,
     inspect_adapter,
@@ -235,12 +236,8 @@ def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) 
         # The shapes of their tensors are checked against layers, and published names tell these.
         spec = published_base(first if first.structured else second, "same")
         bases = WeightsOf(spec), WeightsOf(spec)
-    if NO_BASE in bases and "pairs" in {one.metadata.get(TREE_ROWS) for one in (first, second)}:
-        raise UsageError(
-            f"{a} and {b}: found rows in MaxText's order, and no base model; expected the one that "
-            "says how many heads there are; name it with --base",
-            code=Refusal.BAD_OPTION,
-        )
+    if NO_BASE in bases:
+        _require_one_order(first, second)
     if NO_BASE not in bases:
         first, second = resolve(first, bases[0].spec), resolve(second, bases[1].spec)
     found = compare(first, second, origins, (bases[0], bases[1]))
@@ -251,3 +248,17 @@ def compare_files(a: str | Path, b: str | Path, base: str | Path | None = None) 
             code=Refusal.NO_MATCHING_MODULE,
         )
     return ComparedFiles(found, first.is_flat)
+
+
+def _require_one_order(a: Adapter, b: Adapter) -> None:
+    """Refuse to compare rows of which only a base model says where they belong."""
+    orders = row_order(a), row_order(b)
+    # Both are of one model's heads: no norm or product depends on an order that both have.
+    if orders[0] == orders[1] and not unscaled(a):
+        return
+    whose = orders[0] or orders[1]
+    raise UsageError(
+        f"{a.origin} and {b.origin}: found rows in {whose}'s order in q and k, and no base model; "
+        f"expected the one that says how many heads there are; name it with --base",
+        code=Refusal.BAD_OPTION,
+    )

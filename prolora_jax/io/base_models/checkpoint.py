@@ -11,6 +11,7 @@ import numpy as np
 
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.identify import identified
+from prolora_jax.architectures.llm.heads import with_norms
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.placement import Placement, placements
 from prolora_jax.architectures.recognition import spec_from_placements
@@ -277,7 +278,8 @@ def load_base_model(path: str | Path, known: KnownWeights | None = None) -> Base
     placed = placements(shapes, origin)
     spec = identified(spec_from_placements(placed, shapes, name=_name(path, origin), origin=origin))
     if any(module.startswith(LM) for module in spec.modules):
-        spec = replace(spec, facts=read_facts(path))
+        facts = read_facts(path)
+        spec = replace(spec, facts=None if facts is None else with_norms(facts, shapes))
     sources = {module: _source(tensors, placement) for module, placement in placed.items()}
     for module, placement in placed.items():
         for twin in placement.twins:

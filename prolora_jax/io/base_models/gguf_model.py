@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from prolora_jax.architectures.dit.layouts import transformers_in
+from prolora_jax.architectures.llm.facts import gguf_head_sizes
 from prolora_jax.architectures.llm.gguf_names import gguf_places
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.packed_weights import PackedWeights
@@ -43,14 +44,17 @@ def open_gguf(path: Path) -> PackedWeights:
     if transformers_in(dict.fromkeys(file.keys, ())):
         return PackedWeights({key: file.weight(key) for key in file.keys}, {})
     places = gguf_places(str(path), file.keys, file.values)
+    sizes = gguf_head_sizes(file.values)
     weights: dict[str, PackedWeight] = {}
     for key, (name, heads) in places.items():
         weight = file.weight(name)
-        weights[key] = weight if heads is None else _in_halves(path, name, weight, heads)
+        weights[key] = weight if heads is None else _in_halves(path, name, weight, heads, sizes)
     return PackedWeights(weights, {})
 
 
-def _in_halves(path: Path, name: str, weight: PackedWeight, heads: int) -> PackedWeight:
+def _in_halves(
+    path: Path, name: str, weight: PackedWeight, heads: int, sizes: tuple[tuple[str, int], ...]
+) -> PackedWeight:
     """A weight whose rows are in pairs, with those of each head as two halves."""
     rows, columns = weight.shape[0], math.prod(weight.shape[1:])
     size = rows // heads
@@ -58,6 +62,13 @@ def _in_halves(path: Path, name: str, weight: PackedWeight, heads: int) -> Packe
         raise BaseModelError(
             f"{path}: {name}: found {rows} rows of {heads} heads; expected an even number of rows "
             f"for each; fetch the file again",
+            code=Refusal.SHAPE_MISMATCH,
+        )
+    said = next(((what, own) for what, own in sizes if rows != heads * own), None)
+    if said is not None:
+        raise BaseModelError(
+            f"{path}: {name}: found {rows} rows of {heads} heads, each of {said[1]} ({said[0]}); "
+            f"expected {heads * said[1]}; fetch the file again",
             code=Refusal.SHAPE_MISMATCH,
         )
 

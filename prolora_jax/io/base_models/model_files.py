@@ -1,5 +1,6 @@
 """Which files hold a base model's weights: diffusers', transformers', Flax' or orbax' ones."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ from prolora_jax.architectures.clip.table import COMPONENTS
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.errors import BaseModelError, Refusal
 from prolora_jax.io.base_models.shards import Shards, read_index
-from prolora_jax.io.containers.orbax_tree import orbax_item
+from prolora_jax.io.containers.orbax_tree import orbax_item, passed_over
 from prolora_jax.io.containers.packed.gguf_header import MAGIC
 from prolora_jax.io.guarded import is_regular, open_regular
+
+_log = logging.getLogger(__name__)
 
 _UNET_STEM = "diffusion_pytorch_model"
 _UNET_FLAX = "diffusion_flax_model.msgpack"
@@ -123,6 +126,9 @@ def _component(folder: Path, component: str, stem: str, flax: str) -> ModelPart 
     if is_regular(folder / flax):
         return ModelPart(component, "msgpack", Shards((folder / flax,)))
     item = orbax_item(folder)
+    left = None if item is None else passed_over(folder, item)
+    if left is not None:
+        _log.warning("%s: %s", folder, left)
     return ModelPart(component, "orbax", Shards((item,))) if item is not None else None
 
 

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import numpy as np
 from prolora_jax.errors import BaseModelError, OutputError, Refusal
 from prolora_jax.io.atomic import TEMPORARY_SUFFIX, cannot_write
 from prolora_jax.io.containers.msgpack_tree import Leaf
-from prolora_jax.io.documents import read_json_document
+from prolora_jax.io.documents import BadDocument, read_json_document
 from prolora_jax.io.guarded import irregular
 
 _METADATA, _NOTES, _DATABASE = "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt"
+_ZEROS_ARE_THERE = "store_array_data_equal_to_fill_value"
+_COMMITTED = "commit_timestamp_nsecs"
 _LARGEST_METADATA = 2**26
 STEP = "0"
 """The step that is written: nobody trained it here."""
+STEP_LEFT = "newest-step-left"
+"""Start of a flag: a newer step than the one that is read cannot be."""
 ITEM_ITSELF = "."
 _ARRAYS = frozenset({"jax.Array", "np.ndarray", "scalar"})
 _IN_DICTIONARY = 2
@@ -25,16 +30,95 @@ _INDEX_CACHE = {"cache_pool#index": {"total_bytes_limit": 100_000_000}}
 """Without it, the database's index is read again for each array."""
 
 
-def orbax_item(folder: Path) -> Path | None:
-    """The folder that has the arrays: `folder`, its only item, or its newest step's; else None.
+def orbax_items(folder: Path) -> Iterator[Path]:
+    """Which folders have arrays.
 
     Args:
         folder: what a checkpointer wrote, a step of a checkpoint manager, or the manager's folder.
+
+    Yields:
+        `folder`, or its only item; or an item of each step, the newest first.
     """
-    steps = [step for step in folder.iterdir() if step.is_dir() and step.name.isdecimal()]
-    newest = max(steps, key=lambda step: int(step.name), default=folder)
-    places = [folder, *sorted(folder.iterdir()), *sorted(newest.iterdir())]
-    return next((place for place in places if (place / _METADATA).is_file()), None)
+    folders = _folders(folder)
+    alone = (place for place in folders if not place.name.isdecimal())
+    own = next(filter(_has_arrays, (folder, *alone)), None)
+    if own is not None:
+        yield own
+        return
+    # Of one that was not ended the reader says what is wrong, where there is no other.
+    steps = _numbered(folders)
+    for step in [step for step in steps if _is_ended(step)] or steps:
+        item = next(filter(_has_arrays, (step, *_folders(step))), None)
+        if item is not None:
+            yield item
+
+
+def orbax_item(folder: Path) -> Path | None:
+    """The first of `orbax_items` that can be opened; of none that can the newest, else None.
+
+    Args:
+        folder: as there.
+    """
+    items = [*orbax_items(folder)]
+    whole = (item for item in items if len(items) == 1 or _opens(item))
+    return next(whole, items[0] if items else None)
+
+
+def passed_over(folder: Path, item: Path) -> str | None:
+    """What is to be said where steps in a folder are newer than the one that is read; else None.
+
+    Args:
+        folder: that was given.
+        item: of `orbax_items`, that is read.
+    """
+    step = item.relative_to(folder).parts[:1]
+    names = [place.name for place in _numbered(_folders(folder))]
+    newer = names[: names.index(step[0])] if step and step[0] in names else []
+    if not newer:
+        return None
+    return f"{STEP_LEFT}: found step {', '.join(newer)}, which is not whole; step {step[0]} is read"
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; of thousands of files beside them nothing is asked."""
+    with os.scandir(folder) as entries:
+        found = [
+            Path(entry.path)
+            for entry in entries
+            if (Path(entry).is_dir() if entry.is_symlink() else entry.is_dir())
+        ]
+    return sorted(found)
+
+
+def _numbered(folders: list[Path]) -> list[Path]:
+    """Those that are called as steps are, the newest first."""
+    found = [place for place in folders if place.name.isdecimal()]
+    return sorted(found, key=lambda place: int(place.name), reverse=True)
+
+
+def _is_ended(step: Path) -> bool:
+    """Whether a step has the items that its manager notes, and the time when it was committed."""
+    try:
+        notes = read_json_document(step / _NOTES)
+    except (OSError, BadDocument):
+        return True  # there is none, from older managers; or whoever reads it says so
+    items = notes.get("item_handlers") if isinstance(notes, dict) else None
+    if not isinstance(items, dict):
+        return True
+    whole = all((step / name).is_dir() for name in items)
+    return whole and notes.get(_COMMITTED, 0) is not None
+
+
+def _has_arrays(place: Path) -> bool:
+    return (place / _METADATA).is_file()
+
+
+def _opens(item: Path) -> bool:
+    try:
+        OrbaxTree(item)
+    except BaseModelError:
+        return False
+    return True
 
 
 def orbax_steps(folder: Path) -> list[str]:
@@ -69,6 +153,7 @@ class OrbaxTree:
     """
 
     _writer = "orbax"
+    _remedy = "copy it again"
 
     def __init__(self, path: Path):
         """Look up what arrays there are, their shapes and dtypes; no array is read.
@@ -88,10 +173,10 @@ class OrbaxTree:
             specs = self._specs()
             context = tensorstore.Context(_INDEX_CACHE)
             # All are asked for before the first is waited for.
-            asked = [tensorstore.open(specs[place], context=context) for place in specs]
-            self._arrays = dict(zip(specs, (one.result() for one in asked), strict=True))
+            asked = {p: tensorstore.open(spec, context=context) for p, spec in specs.items()}
         except Exception as failure:  # noqa: BLE001 (TensorStore and odd JSON each have their own)
             raise self._bad(failure) from failure
+        self._arrays = {place: self._result(place, one) for place, one in asked.items()}
         self.leaves = {
             place: Leaf(tuple(array.shape), array.dtype.numpy_dtype.name, ())
             for place, array in self._arrays.items()
@@ -103,10 +188,13 @@ class OrbaxTree:
         Raises:
             BaseModelError: its file is missing or damaged.
         """
+        return np.asarray(self._result(place, self._arrays[place].read()))
+
+    def _result(self, place: tuple[str, ...], asked: Any) -> Any:
         try:
-            return np.asarray(self._arrays[place].read().result())
+            return asked.result()
         except Exception as failure:  # noqa: BLE001 (as above)
-            raise self._bad(failure) from failure
+            raise self._bad(failure, f"array {'.'.join(place)}: ") from failure
 
     def _specs(self) -> dict[tuple[str, ...], dict[str, Any]]:
         """How TensorStore opens each array, by the array's place in the tree."""
@@ -115,9 +203,12 @@ class OrbaxTree:
             "driver": "zarr3" if document.get("use_zarr3") else "zarr",
             "recheck_cached_data": False,
             "recheck_cached_metadata": False,
-            # Orbax used to leave out what is zero everywhere; since it does not, it says so.
-            "fill_missing_data_reads": not document.get("store_array_data_equal_to_fill_value"),
+            # Orbax used to leave out what is zero everywhere, and says whether it does. Where it
+            # says nothing, a part that was left out is not to be told from one that was lost.
+            "fill_missing_data_reads": document.get(_ZEROS_ARE_THERE) is False,
         }
+        if _ZEROS_ARE_THERE not in document:
+            self._remedy = "copy it again, or load and save it with an orbax that stores zeros"
         in_database = (self.path / _DATABASE).exists()
         specs = {}
         for entry in document["tree_metadata"].values():
@@ -156,11 +247,11 @@ class OrbaxTree:
         except OSError as failure:
             raise self._bad(failure) from failure
 
-    def _bad(self, failure: Exception) -> BaseModelError:
+    def _bad(self, failure: Exception, array: str = "") -> BaseModelError:
         reason = " ".join(str(failure).split())[:200]
         return BaseModelError(
-            f"{self.path}: its arrays cannot be read ({type(failure).__name__}: {reason}); "
-            f"expected a folder that {self._writer} wrote; copy it again",
+            f"{self.path}: its arrays cannot be read ({array}{type(failure).__name__}: {reason}); "
+            f"expected a folder that {self._writer} wrote; {self._remedy}",
             code=Refusal.UNREADABLE_BASE,
         )
 

@@ -87,7 +87,6 @@ class LmLaboratory:
         arms: names of `arms.ARMS`; `none` and `trained` are always measured.
         refine: how students are taught.
         taught: targets on which students are taught.
-        taught_once: targets on which one is taught, with the first lesson and the first seed.
         seeds: of the adapters.
         modules: that adapters have factors for.
         config: what transformers' `config.json` says of a base that is trained from nothing.
@@ -104,7 +103,6 @@ class LmLaboratory:
     arms: tuple[str, ...]
     refine: LmRecipe
     taught: tuple[str, ...] = ()
-    taught_once: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     modules: LmModules = "linear"
     config: dict[str, Any] = field(default_factory=dict)

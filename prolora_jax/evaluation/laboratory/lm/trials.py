@@ -151,8 +151,7 @@ def _cell(pair: LmPair, lesson: LmLesson, seed: int) -> list[dict[str, Any]]:
     file = _file(workshop, pair.target, lesson, seed)
     known = {row["key"]: row for row in read_lines(file)}
     arms = (NONE, TRAINED, *lab.arms)
-    first = seed == lab.seeds[0] and lesson == lab.lessons[0]
-    if pair.target in lab.taught or (first and pair.target in lab.taught_once):
+    if pair.target in lab.taught:
         arms = (*arms, STUDENT)
     keys = {lab.row_stamp(pair.target, lesson, seed, arm): arm for arm in arms}
     rows = {key: known[key] for key in keys if key in known}
