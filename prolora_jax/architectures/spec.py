@@ -8,6 +8,7 @@ from prolora_jax.architectures.dit.spellings import FileLayer, LayerNames
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
 from prolora_jax.architectures.llm.facts import LmFacts
 from prolora_jax.architectures.llm.layouts import is_embedding
+from prolora_jax.architectures.llm.names import ALONE
 from prolora_jax.architectures.naming import UNET, flat, flax_path
 from prolora_jax.architectures.unet.spellings import ldm_paths
 
@@ -147,6 +148,11 @@ class BaseModelSpec:
         """Every name of the layers of its transformers; none of another kind of model."""
         modules = self.in_parts.modules.items()
         return LayerNames({path: module.shape for path, module in modules})
+
+    @property
+    def lm_level(self) -> str:
+        """What stands before a language model's layers in transformers' own modules."""
+        return ALONE if self.facts is None else self.facts.level
 
     @cached_property
     def in_parts(self) -> "BaseModelSpec":

@@ -226,9 +226,11 @@ class Scanner:
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.
             beside = (Refusal.UNKNOWN_KEYS, Refusal.UNSUPPORTED_ALGORITHM, Refusal.INCOMPLETE_PAIR)
-            if error.code not in beside:
+            if error.code not in beside and not (pickles and error.code is Refusal.PICKLE):
                 raise
-        return load_adapter(path, alpha_zero=zero, quiet=True, structured=True)
+        return load_adapter(
+            path, alpha_zero=zero, allow_pickle=pickles, quiet=True, structured=True
+        )
 
     def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
         pair, options, adapter = self._pair, self._options, fitted.adapter

@@ -7,7 +7,7 @@ from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.whole_layers import parts_of_layer
 from prolora_jax.matching.known_sources import known_sources
 from prolora_jax.matching.levels import Evidence
-from prolora_jax.matching.matching import Matching, match_modules
+from prolora_jax.matching.matching import Matching, match_modules, same_structure
 
 
 def match_base_models(
@@ -28,7 +28,9 @@ def match_base_models(
         The matching. A layer beside its parts comes from the layer that all of these come from.
     """
     specs = source.in_parts, target.in_parts
-    published = known_sources(*specs, evidence) if mode == "auto" else None
+    told = target.facts is not None and target.facts.layers is not None
+    known = mode == "auto" and (told or not same_structure(*specs))
+    published = known_sources(*specs, evidence) if known else None
     matching = match_modules(*specs, evidence, mode, published)
     whole = {parts_of_layer(layer): path for path, layer in (source.whole or {}).items()}
     found, parts = dict(matching.pairs), first_parts(target)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from prolora_jax.architectures.dit.correspondence import dit_source_paths
+from prolora_jax.architectures.llm.stacked import stacked_source_paths
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.stacks import place_of
 from prolora_jax.architectures.unet.correspondence import CORRESPONDENCES, source_paths
@@ -32,8 +33,12 @@ def known_sources(
     Args:
         source: modules of the source base model.
         target: modules of the target base model.
-        evidence: how alike modules are; asked of transformers, for one module of each block.
+        evidence: how alike modules are; asked of transformers and of language models that are put
+            together of layers, for one module of each block.
     """
+    found = stacked_source_paths(source, target)
+    if found is not None and _agrees(source, target, evidence, found):
+        return found
     found = source_paths(source, target, _PUBLISHED)
     if found is not None:
         return found

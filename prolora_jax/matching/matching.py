@@ -1,6 +1,6 @@
 """Which source module feeds which target module (docs/method.md 8).
 
-Equal structure: names. A published correspondence: as published. Otherwise the stacks of a base
+A published correspondence: as published. Equal structure: names. Otherwise the stacks of a base
 model are aligned from the outermost in (a UNet's stages, their slots, the slots' transformer
 blocks; a language model's layers), each one-to-one and in order: as many pairs as possible, then as
 many modules that fit by shape as possible, then the best score. Scores are
@@ -70,8 +70,8 @@ def match_modules(
         target: modules of the target base model.
         evidence: how alike modules are; asked only where shapes and order leave a choice.
         mode: `name`; `block` (alignment); `module` (for each target module the source module of
-            its role and shape with the best score, not one-to-one); or `auto`: `name` when both
-            base models have the same structure, else what is published, else `block`.
+            its role and shape with the best score, not one-to-one); or `auto`: what is published,
+            else `name` when both base models have the same structure, else `block`.
         published: source path by target path, where it is known how the target was made.
 
     Returns:
@@ -79,7 +79,8 @@ def match_modules(
         paired. Modules outside of stacks (`conv_in`, text encoders) keep their names.
     """
     by_name = {path: path for path in target.modules if _fits(source, target, path, path)}
-    if mode == "name" or (mode == "auto" and same_structure(source, target)):
+    equal = mode == "auto" and published is None and same_structure(source, target)
+    if mode == "name" or equal:
         return Matching(by_name)
     if mode == "module":
         return _match_each(source, target, evidence, by_name)

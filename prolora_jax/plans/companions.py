@@ -172,9 +172,13 @@ def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
 
     Raises:
         WholeLayers: there are some.
+        OtherNetworks: there are pairs of other networks' layers.
     """
     whole = [c for c in adapter.companions if c.part == "layer"]
     if whole and not allow_partial:
+        pairs = [c.key for c in whole if c.key.endswith((".lora_A", ".lora_B"))]
+        if pairs:
+            raise OtherNetworks(adapter.origin, pairs)
         over_time = all(c.array.ndim == 5 or c.array.size == 1 for c in whole)  # or an alpha
         raise WholeLayers(adapter.origin, [c.key for c in whole], over_time=over_time)
 
@@ -191,6 +195,18 @@ class WholeLayers(AdapterRefused):
             f"{origin}: unsupported-algorithm:{name}: found {len(keys)} tensors of {what}, "
             f"{', '.join(keys[:3])}; expected {expected}; move the LoRA part alone with "
             f"--allow-partial",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+
+
+class OtherNetworks(AdapterRefused):
+    """Raised for pairs of layers of pictures or sound, unless they may stay behind."""
+
+    def __init__(self, origin: str, keys: list[str]):
+        super().__init__(
+            f"{origin}: found {len(keys)} tensors of layers beside the language model's, "
+            f"{', '.join(keys[:3])}; expected the language model's alone, which are what is moved; "
+            f"leave the others behind with --allow-partial",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
 

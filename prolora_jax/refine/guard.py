@@ -86,14 +86,18 @@ def sentence(r: float, limit: float = LIMIT) -> str:
 def sentence_of_texts(r: float, limit: float = LIMIT) -> str:
     """What R of two language models says, for people.
 
-    Its limit was calibrated on nets that draw; of language models it is a guess.
+    Its limit was calibrated on nets that draw; of language models it is a guess, and below it, too,
+    students were found that a copy beats (docs/evidence.md, rules 19 and 20).
 
     Args:
         r: from `disagreement`, losses being those of each on the other's texts.
         limit: above which adapters are copied.
     """
     if r < limit:
-        return "Both write the same kind of text: refine will help. Look at what is written."
+        return (
+            "Both write the same kind of text: refine may help. Compare what is written with the "
+            "copy: students of language models fell below theirs, too (docs/evidence.md)."
+        )
     return (
         "They write different kinds of text: what an adapter does on one is not added to the other."
     )

@@ -309,6 +309,19 @@ def test_folders_without_weights(tmp_path, files, code, match):
     assert caught.value.code is code
 
 
+def test_a_pickle_in_a_folder_is_read_where_that_is_allowed(tmp_path):
+    folder = tmp_path / "out"
+    save_adapter(Adapter((random_module(TO_Q, XL),), "peft"), folder, base=XL)
+    given = load_adapter(folder, XL)
+    weights = folder / "adapter_model.safetensors"
+    tensors = {key: torch.from_numpy(array) for key, array in load_file(weights).items()}
+    torch.save(tensors, folder / "adapter_model.bin")
+    weights.unlink()
+    with pytest.raises(AdapterRefused, match="a pickle; .*--allow-pickle"):
+        load_adapter(folder, XL)
+    assert load_adapter(folder, XL, allow_pickle=True).fingerprint == given.fingerprint
+
+
 CONFIGS = [
     ({"peft_type": "HRA", "lora_alpha": 1}, "unsupported-algorithm:HRA"),
     ({"use_qalora": True}, "unsupported-algorithm:QALoRA"),

@@ -190,6 +190,9 @@ def test_folders_without_weights(tmp_path):
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
     refused(tmp_path, "found only diffusion_pytorch_model.bin, a pickle", Refusal.PICKLE)
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "pytorch_model.bin").write_bytes(b"")
+    refused(tmp_path / "llm", "a pickle, .*expected model.safetensors, or its", Refusal.PICKLE)
 
 
 def test_damaged_indices(unet, tmp_path):

@@ -135,7 +135,7 @@ def test_a_full_vae_does_not_stand_for_other_weights(hub, pipeline, lacking):
 def test_a_language_model_is_fetched_without_its_other_files(tmp_path, monkeypatch):
     given, cache = tmp_path / "given", tmp_path / "0123abcd"
     FAMILIES["llama"].build(1, seed=0).save_pretrained(given, max_shard_size="20KB")
-    for name in ("tokenizer.json", "pytorch_model.bin", "original.gguf"):
+    for name in ("tokenizer.json", "mergekit_config.yml", "pytorch_model.bin", "original.gguf"):
         (given / name).write_bytes(b"{}")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub_of(given, cache))
@@ -144,6 +144,7 @@ def test_a_language_model_is_fetched_without_its_other_files(tmp_path, monkeypat
     assert "lm.model.layers.0.mlp.up_proj" in model.spec.modules
     names = fetched(cache)
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} < names
+    assert "mergekit_config.yml" in names
     assert not names & {"pytorch_model.bin", "original.gguf"}
 
 

@@ -145,3 +145,33 @@ def test_converted_it_is_exact(pissa: tuple[Path, Any, Any], tmp_path: Path) -> 
     found = merged(net, tmp_path / "out").state_dict()
     for key, weight in trained.state_dict().items():
         np.testing.assert_allclose(found[key].numpy(), weight.numpy(), atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def dora(tmp_path_factory: pytest.TempPathFactory) -> LanguagePair:
+    """Of a model that has its weights the other way round, with magnitudes that were trained."""
+    layers = ("c_attn", "c_proj")
+    made = make_language_pair(
+        tmp_path_factory.mktemp("dora"), "gpt2", depth=1, kept=(0,), layers=layers, use_dora=True
+    )
+    tensors = load_file(made.adapter / WEIGHTS)
+    rng = np.random.default_rng(0)
+    for key in (key for key in tensors if "magnitude" in key):
+        tensors[key] *= 1 + 0.1 * rng.random(tensors[key].shape, np.float32)
+    save_file(tensors, made.adapter / WEIGHTS)
+    return made
+
+
+@pytest.mark.parametrize("options", [{"dora": "keep"}, {"factor_rank": "exact"}], ids=str)
+def test_dora_is_what_peft_merges(
+    dora: LanguagePair, options: dict[str, Any], tmp_path: Path
+) -> None:
+    copy = MigrationOptions(method="copy", **options)
+    migrate_file(dora.adapter, dora.source, dora.source, tmp_path / "out", copy)
+    kept = any("magnitude" in key for key in load_file(tmp_path / "out" / WEIGHTS))
+    assert kept == ("dora" in options)
+    wanted, found = (
+        merged(dora.source_net, folder).state_dict() for folder in (dora.adapter, tmp_path / "out")
+    )
+    for key, weight in wanted.items():
+        np.testing.assert_allclose(found[key].numpy(), weight.numpy(), atol=1e-6)

@@ -1,11 +1,15 @@
 """A base model and its own packed twin: what would be moved there is copied."""
 
+import json
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose
+from packed_fixtures import fixture
+from safetensors.torch import load_file, save_file
 from toy_pair import make_files
 
 import prolora_jax as pl
@@ -103,3 +107,31 @@ def test_relatives_are_twins_where_their_weights_say_so(tmp_path: Path):
     assert 0 < sum(m.twin for m in measures.values()) < len(measures)
     unpacked = BasePair(source, plain, store).measure(pairs, MigrationOptions())
     assert not any(m.twin for m in unpacked.values())
+
+
+def test_factors_on_an_nf4_twin_are_the_input_s_bytes(tmp_path: Path):
+    """Floats as far from what bitsandbytes unpacks as 4 bits are from what was packed: 9 %.
+
+    The scale is 1: another one goes into B.
+    """
+    made = fixture("nf4")
+    generator = torch.Generator().manual_seed(0)
+    tensors, pairs = {}, {}
+    for path, floats in made.floats.items():
+        noise = torch.randn(floats.shape, generator=generator) * floats.float().std()
+        tensors[f"{path}.weight"] = (floats.float() + 0.09 * noise).to(torch.bfloat16)
+        out, inner = floats.shape
+        for name, shape in {"A": (3, inner), "B": (out, 3)}.items():
+            numbers = torch.randn(shape, generator=generator).to(torch.bfloat16)
+            pairs[f"base_model.model.{path}.lora_{name}.weight"] = numbers
+    save_file(tensors, tmp_path / "source.safetensors")
+    (tmp_path / "given").mkdir()
+    save_file(pairs, tmp_path / "given" / "adapter_model.safetensors")
+    said = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": "all-linear"}
+    (tmp_path / "given" / "adapter_config.json").write_text(json.dumps(said))
+    given = tmp_path / "given", tmp_path / "source.safetensors", made.file, tmp_path / "out"
+    report = pl.migrate_file(*given).report
+    assert [m.flags for m in report.modules] == [(PACKED_TWIN,)] * len(made.floats)
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert written.keys() == pairs.keys()
+    assert all(torch.equal(written[key], numbers) for key, numbers in pairs.items())

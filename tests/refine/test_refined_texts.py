@@ -259,6 +259,9 @@ def test_the_command_refuses_options_about_pictures(
     assert "--source-parts or --target-parts: found it for" in capfd.readouterr().err
     assert run([*asked, "--micro-batch", "3"]) == 2
     assert "cannot be cut into micro-batches" in capfd.readouterr().err
+    asked = ["similarity", "--by-samples", "--source", str(pair.source), "--target"]
+    assert run([*asked, str(pair.target)]) == 2
+    assert "found a language model, which draws nothing" in " ".join(capfd.readouterr().err.split())
     assert not [*tmp_path.iterdir()]
 
 

@@ -56,12 +56,28 @@ FAMILIES = {
     "qwen2": Family("Qwen2", _LLAMA, _SQUARE),
     "qwen3": Family("Qwen3", _LLAMA, SIZES),
     "gemma2": Family("Gemma2", _LLAMA, SIZES),
+    # Norms of q and k, and layers that see a window beside those that see all.
+    "gemma3": Family("Gemma3Text", _LLAMA, SIZES),
     "phi3": Family("Phi3", _FUSED, _SQUARE),
     "olmo2": Family("Olmo2", _LLAMA, _SQUARE),
+    "qwen2-moe": Family(
+        "Qwen2Moe",
+        (*_LLAMA[:4], "shared_expert.up_proj", "shared_expert.down_proj", "shared_expert_gate"),
+        _SQUARE
+        | {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+        | {"shared_expert_intermediate_size": 24},
+    ),
     "gpt2": Family(
         "GPT2",
         ("c_attn", "c_proj", "c_fc"),
         {"vocab_size": 40, "n_embd": 32, "n_head": 4, "n_positions": 32},
+        depth="n_layer",
+    ),
+    # GPT-2's names, and weights the other way round than GPT-2 has them.
+    "starcoder": Family(
+        "GPTBigCode",
+        ("c_attn", "c_proj", "c_fc"),
+        {"vocab_size": 40, "n_embd": 32, "n_head": 4, "n_positions": 32, "n_inner": 48},
         depth="n_layer",
     ),
     "gpt-neox": Family(

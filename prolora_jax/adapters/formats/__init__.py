@@ -26,6 +26,7 @@ peft.py: PEFT's folder: `base_model.model.<path>.lora_A.weight`, scale in the co
 segments.py: Pairs of fused layers cut into those of their parts, and put together again.
 expert_parameters.py: Adapters of parameters that hold a layer of all experts.
 regrouping.py: Modules of a language model's adapter as its base model has them.
+other_networks.py: Pairs of layers of pictures and sound, which may stay behind.
 transformer_layers.py: An adapter of a transformer with its base model's layers, fused ones cut.
 original_layers.py: An adapter of a transformer with the original code's layers, fused.
 resolution.py: An adapter against a base model: every module gets its dotted path and is checked.

@@ -27,6 +27,7 @@ from prolora_jax.adapters.formats.header_strings import trained_with
 from prolora_jax.adapters.formats.keys import (
     FORMATS,
     GGUF_FACTS,
+    LM_BARE,
     LM_FORMATS,
     MLX_CONFIG,
     TRANSFORMER_FORMATS,
@@ -47,7 +48,7 @@ from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.adapters.formats.vllm import configured, for_vllm
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.spellings import said_component
-from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.llm.names import LM, without_head
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
@@ -115,6 +116,9 @@ def dump(
     # No field for the scale, or one that readers of a transformer's adapter pass over.
     if folded or format in {"diffusers", "diffusers-old"} or (transformer and format == "comfyui"):
         adapter = fold_scales(adapter)
+    # A server has the whole model, whatever an adapter was trained on.
+    bare = LM_BARE in adapter.metadata and reader is None
+    level = without_head(spec.lm_level) if bare else spec.lm_level
     parameters, routers = (), ()
     if format == "peft" and not folded:
         kept = kept_fields(adapter.metadata)
@@ -131,9 +135,10 @@ def dump(
         tensors = _tensors(adapter, format, spec, parameters) | magnitudes | own
     if format == "peft":
         dora = frozenset(module.path for module in given.structured if magnitudes)
-        said = peft.configuration(adapter, dora, parameters, routers)
+        said = peft.configuration(adapter, dora, parameters, routers, level)
         header |= {HEADER_KEY: configured(said, adapter, spec) if reader == "vllm" else said}
-    return tensors | companion_tensors(adapter, format, spec), header
+    tensors |= companion_tensors(adapter, format, spec)
+    return peft.inside(tensors, level) if format == "peft" else tensors, header
 
 
 def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
@@ -145,7 +150,8 @@ def header_strings(adapter: Adapter, format: str) -> dict[str, str]:
     """
     # The configuration is spent: its scale is in each module's alpha, and of another rank it
     # would be wrong.
-    spent = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, *spent_strings(adapter.metadata)}
+    own = {HEADER_KEY, MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, LM_BARE}
+    spent = own | spent_strings(adapter.metadata)
     metadata = {key: text for key, text in adapter.metadata.items() if key not in spent}
     metadata |= trained_with(adapter)
     torch = format in {"diffusers", "diffusers-old", "peft"}

@@ -29,9 +29,13 @@ MLX_CONFIG, GGUF_FACTS = "mlx_adapter_config", "gguf_adapter"
 TREE_CONFIG, TREE_ROWS, TREE_BLOCKS = "tree_adapter_config", "tree_rows", "tree_blocks"
 """Header strings: what is said beside a tree that is written; of one that was read from MaxText's
 how rows of q and k lie, `pairs` or `halves`, and of how many blocks its arrays are, if of all."""
-_READERS_OWN = frozenset({MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, TREE_ROWS, TREE_BLOCKS})
+LM_BARE = "lm_bare"
+"""Header string of an adapter that was trained on a language model without its head, by its keys:
+peft finds layers there by names that lack a level."""
+_READERS_OWN = frozenset({MLX_CONFIG, GGUF_FACTS, TREE_CONFIG, TREE_ROWS, TREE_BLOCKS, LM_BARE})
 KOHYA_UNET = "lora_unet_"
 PEFT_WRAPPER = "base_model.model."
+_BARE = tuple(f"{PEFT_WRAPPER}{name}." for name in ("layers", "h", "language_model.layers"))
 Part = str
 """Which tensor of a module: `down`, `up` and `alpha`, or a part of `algorithms.table`."""
 
@@ -212,3 +216,8 @@ def _format(name: str) -> str:
     if name.startswith("lora_unet_") and has_original_name(name):
         return "kohya-ldm"
     return "kohya-diffusers"
+
+
+def is_bare(key: str) -> bool:
+    """Whether a key of peft's is of a layer of a language model that has no head."""
+    return key.startswith(_BARE)

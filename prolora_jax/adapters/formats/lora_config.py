@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from prolora_jax.adapters.formats.config_fields import READ_KINDS, kind_of, require_plain
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
+from prolora_jax.architectures.llm.names import LM, names_around
 from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -94,12 +95,12 @@ def rank_by_config(path: str, metadata: Mapping[str, str], origin: str) -> int:
 
 
 def _require_rank(text: str, path: str, origin: str) -> int:
-    component, _, module = path.partition(".")
+    component, names = path.partition(".")[0], _names(path)
     try:
         ranks, default = _ranks(text, component, origin)
     except (TypeError, ValueError, AttributeError, OverflowError, re.error) as failure:
         raise _unreadable(origin, str(failure)) from failure
-    rank = next((value for fits, value in ranks if fits(module)), default)
+    rank = next((value for fits, value in ranks if any(map(fits, names))), default)
     if isinstance(rank, int) and not isinstance(rank, bool) and rank > 0:
         return rank
     raise _unreadable(origin, f"r {rank!r} of {path}")
@@ -182,7 +183,8 @@ def _names(path: str) -> tuple[str, ...]:
     Parsing gives some names a component and a level that the network of the file has not.
     """
     module = path.partition(".")[2]
-    return module, f"{module}.weight", path, module.removeprefix("model.")
+    around = names_around(module) if path.startswith(LM) else ()
+    return module, f"{module}.weight", path, module.removeprefix("model."), *around
 
 
 def _alpha(config: _Config, names: Sequence[str], rank: int) -> float | None:

@@ -14,7 +14,7 @@ from prolora_jax.adapters.algorithms.companions import companion_of, is_scaled
 from prolora_jax.adapters.algorithms.foreign import refuse_foreign, refuse_structured
 from prolora_jax.adapters.formats import gguf, mlx
 from prolora_jax.adapters.formats.explaining import completed, explained_key
-from prolora_jax.adapters.formats.keys import TURNED, Key
+from prolora_jax.adapters.formats.keys import LM_BARE, TURNED, Key, is_bare
 from prolora_jax.adapters.formats.modules import (
     ModuleTensors,
     is_over_time,
@@ -25,6 +25,7 @@ from prolora_jax.adapters.formats.modules import (
 from prolora_jax.adapters.formats.plain_scale import header_scale
 from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.errors import AdapterRefused, Refusal
 
 _log = logging.getLogger(__name__)
@@ -118,11 +119,12 @@ def parse(
     (_, majority), _ = min(formats.items(), key=lambda item: (item[0][0], -item[1]))
     if majority == "diffusers" and any(format == "diffusers-old" for _, format in formats):
         majority = "diffusers-old"  # in which the other layers are spelled as anywhere
+    bare = any(path.startswith(LM) for path in groups) and any(map(is_bare, tensors))
     adapter = Adapter(
         tuple(modules),
         majority,
         extras,
-        dict(metadata),
+        dict(metadata) | ({LM_BARE: "layers"} if bare else {}),
         origin,
         structured=tuple(others),
         outline=outline,

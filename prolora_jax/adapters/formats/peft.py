@@ -21,7 +21,7 @@ from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name, kept_fields
 from prolora_jax.adapters.formats.token_rows import row_fields
 from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out, task_of
-from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.llm.names import ALONE, LM, name_inside
 
 Value = float | int
 _LAYOUT = ("use_effective_conv2d", "decompose_both", "decompose_factor")
@@ -57,11 +57,26 @@ def dump_tensors(
     return tensors | {key: a for key, a in adapter.extras.items() if not key.endswith(".alpha")}
 
 
+def inside(tensors: Mapping[str, np.ndarray], level: str) -> dict[str, np.ndarray]:
+    """Tensors under the names that a language model's layers have in a model that also sees.
+
+    Args:
+        tensors: under PEFT's keys with the component in front, others as they are.
+        level: that the layers stand in (`names.name_inside`).
+    """
+    start = f"{LM}{PEFT_WRAPPER}"
+    return {
+        start + name_inside(key.removeprefix(start), level) if key.startswith(start) else key: array
+        for key, array in tensors.items()
+    }
+
+
 def configuration(
     adapter: Adapter,
     dora: Collection[str] = (),
     parameters: Sequence[ParameterTensors] = (),
     routers: Collection[str] = (),
+    level: str = ALONE,
 ) -> str:
     """The configuration of each component, as JSON with the component before each field.
 
@@ -74,6 +89,7 @@ def configuration(
         dora: paths of modules that have a magnitude.
         parameters: pairs of all experts of a layer, which are no modules of the adapter's.
         routers: paths of modules that peft adapts as parameters.
+        level: that a language model's layers stand in (`inside`).
     """
     by_component = _by_component(adapter.modules)
     if parameters:
@@ -81,17 +97,17 @@ def configuration(
     own = _by_component(m for m in adapter.structured if m.algorithm in WRITTEN)
     name = base_name(adapter.metadata)
     of_each = {
-        component: _fields(modules, parameters if f"{component}." == LM else (), routers)
+        component: _fields(modules, parameters if f"{component}." == LM else (), routers, level)
         for component, modules in by_component.items()
     }
-    of_each |= {component: _own_fields(modules) for component, modules in own.items()}
+    of_each |= {component: _own_fields(modules, level) for component, modules in own.items()}
     fields = {
         f"{component}.{field}": value
         for component, values in of_each.items()
         for field, value in (values | {"base_model_name_or_path": name}).items()
     }
     if f"{LM}task_type" in fields:  # without it peft makes no causal model of the folder
-        fields[f"{LM}task_type"] = task_of(module.path for module in adapter.modules)
+        fields[f"{LM}task_type"] = task_of((m.path for m in adapter.modules), level)
         kept = kept_fields(adapter.metadata)
         fields |= {f"{LM}{name}": said for name, said in kept.items() if name != FIELD}
     with_magnitude = {path.partition(".")[0] for path in dora}
@@ -115,17 +131,18 @@ def _fields(
     modules: Sequence[LoraModule],
     parameters: Sequence[ParameterTensors],
     routers: Collection[str],
+    level: str,
 ) -> dict[str, object]:
-    ranks = {_inner(module): module.rank for module in modules}
-    alphas = {_inner(module): _plain(module.scale * module.rank) for module in modules}
-    apart = [path.partition(".")[2] for path in routers]
+    ranks = {_inner(module.path, level): module.rank for module in modules}
+    alphas = {_inner(m.path, level): _plain(m.scale * m.rank) for m in modules}
+    apart = [_inner(path, level) for path in routers]
     for name in apart:  # as a parameter it has another name, also in patterns
         ranks[f"{name}.weight"], alphas[f"{name}.weight"] = ranks.pop(name), alphas.pop(name)
     for pair in parameters:
-        name = pair.path.partition(".")[2]
+        name = _inner(pair.path, level)
         ranks[name], alphas[name] = pair.rank, _plain(pair.alpha)
     sizes = _sizes(ranks, alphas, "lora_alpha")
-    named = {f"{name}.weight" for name in apart} | {p.path.partition(".")[2] for p in parameters}
+    named = {f"{name}.weight" for name in apart} | {_inner(p.path, level) for p in parameters}
     if named:
         sizes |= {"target_modules": sorted(ranks.keys() - named), FIELD: sorted(named)}
     return {
@@ -140,9 +157,9 @@ def _fields(
     }
 
 
-def _own_fields(modules: Sequence[StructuredModule]) -> dict[str, object]:
+def _own_fields(modules: Sequence[StructuredModule], level: str) -> dict[str, object]:
     """The configuration of modules of LoHa or LoKr: their layout is the input's."""
-    sizes = {_inner(module): _size_of(module) for module in modules}
+    sizes = {_inner(module.path, level): _size_of(module) for module in modules}
     ranks = {path: rank for path, (rank, _) in sizes.items()}
     alphas = {path: _plain(alpha) for path, (_, alpha) in sizes.items()}
     layout = {name: setting(modules[0], name) for name in _LAYOUT}
@@ -186,8 +203,9 @@ def _sizes(
     }
 
 
-def _inner(module: LoraModule | StructuredModule) -> str:
-    return module.path.partition(".")[2]
+def _inner(path: str, level: str) -> str:
+    component, _, inner = path.partition(".")
+    return name_inside(inner, level) if f"{component}." == LM else inner
 
 
 def _plain(alpha: float) -> Value:

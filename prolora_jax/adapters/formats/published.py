@@ -11,6 +11,7 @@ from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.published import DITS
 from prolora_jax.architectures.dit.spellings import is_transformer_name
 from prolora_jax.architectures.identify import published_spec, spec_from_config
+from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.naming import UNET
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.architectures.unet.ldm import SAME_NAMES
@@ -58,6 +59,13 @@ def published_base(adapter: Adapter, choice: str) -> BaseModelSpec:
         fitting[name] = spec
     if twice is not None and not fitting:
         raise twice
+    if not fitting and every[0].path.startswith(LM):
+        raise AdapterRefused(
+            f"{adapter.origin}: found an adapter of a language model, {every[0].path}, and no base "
+            f"model; expected the one that it is for, which says how its layers are stored; name "
+            f"its folder or file with --base",
+            code=Refusal.NO_MATCHING_MODULE,
+        )
     if not fitting:
         raise AdapterRefused(
             f"{adapter.origin}: found modules, such as {every[0].path}, whose names and "

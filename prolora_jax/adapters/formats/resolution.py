@@ -11,6 +11,7 @@ from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule, Structu
 from prolora_jax.adapters.algorithms.table import algorithm_for
 from prolora_jax.adapters.formats.components import is_layer_of_text_encoder
 from prolora_jax.adapters.formats.keys import KOHYA_UNET
+from prolora_jax.adapters.formats.other_networks import apart
 from prolora_jax.adapters.formats.parsing import same_array
 from prolora_jax.adapters.formats.regrouping import regrouped
 from prolora_jax.adapters.formats.transformer_layers import of_transformers
@@ -40,7 +41,7 @@ def resolve(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         AdapterRefused: a module is not in the base, has other shapes, or occurs twice with
             different numbers.
     """
-    adapter = regrouped(of_transformers(adapter, spec), spec)
+    adapter = apart(regrouped(of_transformers(adapter, spec), spec), spec)
     every = (*adapter.modules, *adapter.structured)
     paths = {module.path: _path(module.path, spec) for module in every}
     _require_all(adapter, paths, spec)

@@ -12,7 +12,7 @@ from prolora_jax.adapters.adapter import Adapter, LoraModule
 from prolora_jax.adapters.formats.folding import fold_scales
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.llm.layouts import is_embedding
-from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.llm.names import ALONE, LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -59,7 +59,7 @@ def for_vllm(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
         hint = "make a plain LoRA of it (--to lora, or of migrate --dora fold)"
         raise NotForVllm(adapter, module.path, f"a module of {module.algorithm}", hint)
     for companion in adapter.companions:
-        if companion.part != "none":
+        if companion.part not in {"none", "layer"}:  # these may stay behind, or were refused before
             hint = "leave it behind (--exclude), or train without it"
             raise NotForVllm(
                 adapter, companion.key, f"a tensor beside the pairs: {companion.part}", hint
@@ -87,13 +87,16 @@ def for_vllm(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
 def configured(text: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     """A configuration whose target modules are the last names of layers, where that is exact.
 
-    That is where the adapter has all layers of the base model that end so.
+    That is where the adapter has all layers of the base model that end so. In one that also sees,
+    layers of pictures end so, too, and are none here: their names stay as they are.
 
     Args:
         text: as `peft.configuration` writes it.
         adapter: that it is of.
         spec: the base model that it is for.
     """
+    if spec.lm_level != ALONE:
+        return text
     fields: Mapping[str, object] = json.loads(text)
     own = {module.path for module in adapter.modules}
     ends = {path.rpartition(".")[2] for path in own}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from prolora_jax.architectures.llm.names import ALONE, SEEING
+
 # Models of which transformers divides `hidden_size` by the heads where no `head_dim` is said.
 _DIVIDED = frozenset({"llama", "mistral", "qwen2"})
 # What GGUF files call an architecture, by what transformers calls a model.
@@ -10,6 +12,15 @@ _GGUF = {
     **dict.fromkeys(("llama", "mistral"), "llama"),
     **{name: name for name in ("qwen2", "qwen3", "gemma2", "phi3", "gpt2")},
     **dict.fromkeys(("gemma3", "gemma3_text"), "gemma3"),
+}
+
+
+# Models that also see whose layers stand elsewhere than in most, and those that do not say of which
+# of their fields the language model's are.
+_LEVELS = {
+    "llama4": "language_model.model.",
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model."),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), SEEING),
 }
 
 
@@ -24,6 +35,9 @@ class LmFacts(NamedTuple):
         family: what its own file calls it, `qwen3`, `gemma3_text`.
         rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
             nothing is said.
+        level: what stands before its layers in transformers' own modules (`names.name_inside`).
+        layers: of a model that is put together of layers, which one each of its own was
+            (`stacked.layers_of_recipe`); None where nothing says it.
         head_sizes: channels of a head, by what says so; none where nothing does.
     """
 
@@ -33,6 +47,8 @@ class LmFacts(NamedTuple):
     tied: bool
     family: str
     rotation: str | None = None
+    level: str = ALONE
+    layers: tuple[int, ...] | None = None
     head_sizes: tuple[tuple[str, int], ...] = ()
 
 
@@ -52,7 +68,9 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
-    told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields)
+    outer = str(config.get("model_type"))
+    level = _LEVELS.get(outer, SEEING if isinstance(inner, Mapping) else ALONE)
+    told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields), level
     sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=kind in _DIVIDED)
     return LmFacts(*told, head_sizes=sizes)
 

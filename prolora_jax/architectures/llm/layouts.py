@@ -11,7 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from prolora_jax.architectures.llm.fused import held_experts
-from prolora_jax.architectures.llm.names import LM, in_layer, lm_name
+from prolora_jax.architectures.llm.names import (
+    ALONE,
+    LM,
+    SEEING,
+    in_layer,
+    lm_name,
+    without_head,
+)
 
 _WEIGHT = ".weight"
 # A layer that language models have and other stacks of `layers` do not.
@@ -69,9 +76,10 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
     names = {name: key for key in shapes if (name := _weight_name(key)) is not None}
     if not any(in_layer(name) and name.endswith(_SIGNS) for name in names):
         return
+    plain = _is_plain({name: shapes[key] for name, key in names.items()})
     for name, key in names.items():
         if in_layer(name) and len(shapes[key]) == 2:
-            turned = stored_in_out(LM + name)
+            turned = stored_in_out(LM + name) and not plain
             shape = shapes[key][::-1] if turned else shapes[key]
             yield LmLayer(LM + name, key, shape, transposed=turned)
     yield from _experts(shapes)
@@ -84,6 +92,16 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
     for name in (*_EMBEDDINGS, *_OUTSIDE):
         if name in names and len(shapes[names[name]]) == 2:
             yield LmLayer(LM + name, names[name], shapes[names[name]])
+
+
+def _is_plain(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a model with GPT-2's names has its weights as `(out, in)`, as StarCoder has.
+
+    Its widening layer tells, which is no square, and the embedding, which is as wide as the stream.
+    """
+    width = shapes.get("transformer.wte", ())[1:]
+    wide = next((shape for name, shape in shapes.items() if name.endswith(".mlp.c_fc")), ())
+    return len(wide) == 2 and wide[1:] == width and wide[0] != wide[1]
 
 
 def _experts(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
@@ -116,13 +134,15 @@ def has_rows_of_tokens(path: str) -> bool:
     return is_embedding(path) or (path.startswith(LM) and bool(_HEADS.get(path.removeprefix(LM))))
 
 
-def task_of(paths: Iterable[str]) -> str:
+def task_of(paths: Iterable[str], level: str = ALONE) -> str:
     """What peft calls the task of a model with these layers: it loads the model by that.
 
     Args:
         paths: of modules, with component.
+        level: that its layers stand in (`names.name_inside`).
     """
-    encodes = any(path.startswith(f"{LM}encoder.layer.") for path in paths)
+    bare = level in {without_head(ALONE), without_head(SEEING)}
+    encodes = bare or any(path.startswith(f"{LM}encoder.layer.") for path in paths)
     return "FEATURE_EXTRACTION" if encodes else "CAUSAL_LM"
 
 

@@ -57,6 +57,11 @@ _ROOTS = ("model.layers.", "transformer.h.", "gpt_neox.layers.", "lm_head.", "em
     "gpt_neox.final_layer_norm.",
 )
 _LAYERS = tuple(f"{stack.name}." for stack in LLM_STACKS)
+_MODEL = "model."
+_FIRST = _MODEL, "transformer."
+ALONE, SEEING = _MODEL, "model.language_model."
+"""Levels before the layers, in transformers' own modules: of a causal model, and of most models
+that also see, whatever their files call them."""
 
 
 def lm_name(key: str) -> str | None:
@@ -89,3 +94,34 @@ def in_layer(name: str) -> bool:
         if name.startswith(layers) and number.isdecimal() and rest:
             return True
     return False
+
+
+def names_around(name: str) -> tuple[str, ...]:
+    """What a module or tensor of `lm_name` may be called in models that also see."""
+    if not name.startswith(_MODEL):
+        return (f"language_model.{name}",)
+    return tuple(prefix + name.removeprefix(_MODEL) for prefix in _AROUND)
+
+
+def name_inside(name: str, level: str) -> str:
+    """What transformers' own modules call a module or tensor of `lm_name`.
+
+    Args:
+        name: `model.layers.0.mlp.up_proj`, `lm_head`.
+        level: that the layers stand in: `ALONE`, `SEEING`, or another model's; "" of a model
+            that was loaded without its head.
+
+    Returns:
+        `model.language_model.layers.0.mlp.up_proj` for `SEEING`; a head stands beside that level.
+    """
+    if not level:
+        return name.partition(".")[2] if name.startswith(_FIRST) else name
+    if name.startswith(_MODEL):
+        return level + name.removeprefix(_MODEL)
+    # Where a whole causal model stands inside of another, its head does, too.
+    return level.removesuffix(_MODEL) + name if f".{level}".endswith(f".{_MODEL}") else name
+
+
+def without_head(level: str) -> str:
+    """The level that layers stand in where the same model is loaded without its head."""
+    return level.removeprefix(_MODEL)

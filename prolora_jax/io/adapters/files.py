@@ -98,7 +98,8 @@ def load_adapter(
     """
     path, flags = Path(path), ()
     if path.is_dir():
-        tensors, metadata, flags = _read_folder(path)
+        unpickle = read_pickle if allow_pickle else None
+        tensors, metadata, flags = _read_folder(path, unpickle=unpickle)
     elif is_gguf(path):
         tensors, metadata = read_gguf(path)
     elif is_flax_file(path):
@@ -326,7 +327,9 @@ def unfit_output(path: Path) -> str | None:
 
 
 def _read_folder(
-    path: Path, read: peft_folder.Read = read_tensors
+    path: Path,
+    read: peft_folder.Read = read_tensors,
+    unpickle: peft_folder.Read | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, str], tuple[str, ...]]:
     """Tensors and header strings of a folder, and what is to be said of what was read of it."""
     trees = tree_items(path)
@@ -336,7 +339,9 @@ def _read_folder(
     if is_easydel_folder(path):
         return *read_easydel(path), ()
     try:
-        return *(read_mlx if is_mlx_folder(path) else peft_folder.read_folder)(path, read), ()
+        if is_mlx_folder(path):
+            return *read_mlx(path, read), ()
+        return *peft_folder.read_folder(path, read, unpickle), ()
     except (UsageError, AdapterRefused) as failure:
         if failure.code is not Refusal.MISSING_FILE or not has_only_weights(path):
             raise

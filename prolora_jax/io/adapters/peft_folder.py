@@ -48,12 +48,15 @@ Read = Callable[..., tuple[Tensors, dict[str, str]]]
 Write = Callable[[Path, Tensors, Mapping[str, str]], None]
 
 
-def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[str, str]]:
+def read_folder(
+    folder: Path, read: Read = read_tensors, unpickle: Read | None = None
+) -> tuple[Tensors, dict[str, str]]:
     """Read a PEFT folder, or a folder of PEFT folders.
 
     Args:
         folder: what `save_pretrained` made.
         read: reads one safetensors file, as `read_tensors` does.
+        unpickle: reads `adapter_model.bin`, where there is nothing else; None refuses it.
 
     Returns:
         The tensors, keys with their component in front where the folder says which it is, and
@@ -64,14 +67,14 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
         AdapterRefused: a file in it is missing or cannot be used.
     """
     if os.path.lexists(folder / CONFIG):
-        return _read_one(folder, None, read)
+        return _read_one(folder, None, read, unpickle)
     inner = sorted(place.parent for place in folder.glob(f"*/{CONFIG}"))
     if (
         len(inner) == 1
         and inner[0].name not in COMPONENT_NAMES
         and not has_others(folder, inner[0])
     ):
-        return _read_one(inner[0], None, read)
+        return _read_one(inner[0], None, read, unpickle)
     names = [place.name for place in inner]
     if not names or not set(names) <= set(COMPONENT_NAMES):
         found = f"adapters {', '.join(names)}" if names else f"no {CONFIG}"
@@ -84,7 +87,7 @@ def read_folder(folder: Path, read: Read = read_tensors) -> tuple[Tensors, dict[
     metadata: dict[str, str] = {}
     config: dict[str, object] = {}
     for place in inner:
-        part, header = _read_one(place, place.name, read)
+        part, header = _read_one(place, place.name, read, unpickle)
         tensors |= part
         fields = json.loads(header.pop(HEADER_KEY))
         config |= {f"{place.name}.{field}": value for field, value in fields.items()}
@@ -199,18 +202,23 @@ def _write_files(
         rest = {}
 
 
-def _read_one(folder: Path, component: str | None, read: Read) -> tuple[Tensors, dict[str, str]]:
-    if not is_regular(folder / _WEIGHTS):
-        pickle = is_regular(folder / _PICKLE)
+def _read_one(
+    folder: Path, component: str | None, read: Read, unpickle: Read | None
+) -> tuple[Tensors, dict[str, str]]:
+    weights, pickle = folder / _WEIGHTS, is_regular(folder / _PICKLE)
+    if not is_regular(weights) and pickle and unpickle is not None:
+        weights, read = folder / _PICKLE, unpickle
+    elif not is_regular(weights):
         raise AdapterRefused(
             f"{folder}: found {'adapter_model.bin, a pickle' if pickle else 'no weights'}; "
-            f"expected {_WEIGHTS}; save the adapter with safe_serialization",
+            f"expected {_WEIGHTS}; save the adapter with safe_serialization, or read a pickle that "
+            f"you trust with --allow-pickle",
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
-    tensors, metadata = read(folder / _WEIGHTS, error=AdapterRefused)
+    tensors, metadata = read(weights, error=AdapterRefused)
     metadata = said_in(metadata)
     try:
-        text = config_beside(folder / _WEIGHTS) or ""
+        text = config_beside(weights) or ""
         fields = _fields(text)
     except (OSError, BadDocument) as failure:
         raise unfit_config(folder / CONFIG, failure) from failure

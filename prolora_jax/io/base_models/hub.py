@@ -20,7 +20,10 @@ _STEMS = {
     "text_encoder_2/": "model",
 }
 # Of a language model, which has no network for pictures, and no folder for one.
-_WRITES = ("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json")
+_WRITES = (
+    *("config.json", "tokenizer.json", "model*.safetensors", "model.safetensors.index.json"),
+    "mergekit_config.yml",
+)
 
 _UNETS = ("", "unet/", "transformer/")
 _TEXTS = ("text_encoder/", "text_encoder_2/")

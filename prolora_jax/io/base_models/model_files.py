@@ -160,6 +160,8 @@ def _no_weights(folder: Path) -> tuple[Refusal, str]:
         )
     names = (f"{_UNET_STEM}*.bin", "pytorch_model*.bin")
     pickles = sorted(file for name in names for file in folder.glob(name))
+    if pickles and not pickles[0].name.startswith(_UNET_STEM):
+        expected = f"expected {_TEXT_STEM}.safetensors, or its index, in {folder}"
     if pickles:
         return Refusal.PICKLE, (
             f"{folder}: found only {pickles[0].name}, a pickle, which may run code when opened; "

@@ -6,12 +6,15 @@ from functools import partial
 import jax.numpy as jnp
 
 from prolora_jax.engines.progress import Progress
+from prolora_jax.errors import BaseModelError, Refusal
+from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.nets.pipelines.pipeline_loading import load_pipeline
 from prolora_jax.refine import guard
 from prolora_jax.refine.job import shared
 from prolora_jax.refine.job.base_net import BaseNet
 from prolora_jax.refine.job.bases import DrawingBases, require_one_latent_space
 from prolora_jax.refine.job.recipe import RefineRecipe
+from prolora_jax.refine.lm.opening import is_language_model
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ def by_samples(
         UsageError: there is nothing at a path, or `pixels` is no whole number of latents.
         BaseModelError: one of them cannot draw, or both speak of different latents.
     """
+    for place in (bases.source, bases.target):
+        if is_language_model(load_base_model(place)):
+            raise BaseModelError(
+                f"{place}: found a language model, which draws nothing; expected base models that "
+                "draw; of language models `prolora refine` computes R, and its report says it",
+                code=Refusal.UNSUPPORTED_CONFIG,
+            )
     per_latent = require_one_latent_space(bases)
     # Rows are for students, of whom there are none.
     recipe = replace(recipe, rows=2).at_pixels(pixels, per_latent)
