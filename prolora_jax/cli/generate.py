@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 COMMON = Common()
 OPTIONS = MigrationOptions()
 LIST = Parameter(negative="")
+_MOST_SEEDS, _MOST_AT_ONCE = 2**32, 100_000
 _WHOLE = 0.9999
 """Shares of an update from here on are not worth a word."""
 
@@ -172,16 +173,16 @@ def seeds_of(text: str) -> tuple[int, ...]:
     found: dict[int, None] = {}
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if (
-            not first.isdecimal()
-            or (dash and not last.isdecimal())
-            or int(last or first) < int(first)
-        ):
+        # Longer numbers than Python reads are none; of larger ones generators see a part alone.
+        numbers = [int(one) for one in (first, last or first) if one.isdecimal() and len(one) < 11]
+        fits = len(numbers) == 2 and numbers[0] <= numbers[1] < _MOST_SEEDS
+        if not fits or (dash and not last) or numbers[1] - numbers[0] >= _MOST_AT_ONCE:
             raise UsageError(
-                f"--seeds {text}: expected numbers and ranges, such as 0,1,5 or 0-3",
+                f"--seeds {text}: expected numbers and ranges, such as 0,1,5 or 0-3, below "
+                f"{_MOST_SEEDS} and of at most {_MOST_AT_ONCE} seeds",
                 code=Refusal.BAD_OPTION,
             )
-        found |= dict.fromkeys(range(int(first), int(last or first) + 1))
+        found |= dict.fromkeys(range(numbers[0], numbers[1] + 1))
     return tuple(found)
 
 

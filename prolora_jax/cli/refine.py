@@ -239,4 +239,7 @@ def _row(record: "Refined") -> list[str]:
     curve, tenth = record.loss_curve, max(1, len(record.loss_curve) // 10)
     first, last = (sum(part) / len(part) for part in (curve[:tenth], curve[-tenth:]))
     before, after = record.missed
-    return [way, kind, triggers, f"{first:.4g} to {last:.4g}", f"{before:.3f} to {after:.3f}"]
+    missed = f"{before:.3f} to {after:.3f}"
+    if record.missed_by_teacher is not None:
+        missed += f" (teacher {record.missed_by_teacher:.3f})"
+    return [way, kind, triggers, f"{first:.4g} to {last:.4g}", missed]

@@ -1,11 +1,14 @@
 """`prolora similarity`."""
 
+from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
 from prolora_jax.cli.console import Common, Reporter, out, write_json
+from prolora_jax.cli.unused import refuse_idle
 
 if TYPE_CHECKING:
     from prolora_jax.migration.base_similarity import BaseSimilarity
@@ -56,6 +59,11 @@ def similarity(
         seed: of the noise.
         at_once: pictures drawn together, on each device [default: one at 1024 pixels, four at 512].
     """
+    drawn = {"source_parts": source_parts, "target_parts": target_parts, "prompts": prompts}
+    drawn |= {"pictures": pictures, "size": size, "draw_steps": draw_steps, "seed": seed}
+    compared = {"modules": modules, "basis_rank": basis_rank, "pair_rank": pair_rank, "plot": plot}
+    idle = (compared, "beside") if by_samples else ({**drawn, "at_once": at_once}, "without")
+    _refuse_idle(idle[0], f"{idle[1]} --by-samples")
     if by_samples:
         pools = {"pictures": pictures, "draw_steps": draw_steps, "seed": seed, "at_once": at_once}
         places = source, target, source_parts, target_parts
@@ -76,6 +84,13 @@ def similarity(
         similarity_map(found, plot)
     _show(found, plot, as_json=common.json)
     return 0
+
+
+def _refuse_idle(given: Mapping[str, object], beside: str) -> None:
+    """Refuse options that were given and do nothing."""
+    usual = signature(similarity).parameters
+    for name, value in given.items():
+        refuse_idle(f"--{name.replace('_', '-')}", value != usual[name].default, beside)
 
 
 def _show(found: "BaseSimilarity", plot: Path | None, *, as_json: bool) -> None:

@@ -37,6 +37,10 @@ class Refined:
         loss_curve: of each step.
         missed: effect mismatch before and after the fit; None for a copy. A student that was
             fitted to it may not be judged by it.
+        missed_by_teacher: effect mismatch of the answers that the student was given, on the same
+            rows: next to nothing of `effect`, what the domains differ by of `absolute`, all but the
+            triggers of a concept that was taught anew; None for a copy, in the demo, and of
+            language models, whose two numbers above are distances to the teacher.
         from_zero: modules that could not be copied.
         stamp: digest of the recipe, the adapter, both base models and all that they draw with:
             who is asked for the same again has it already.
@@ -55,6 +59,7 @@ class Refined:
     steps: int = 0
     loss_curve: tuple[float, ...] = ()
     missed: tuple[float, float] | None = None
+    missed_by_teacher: float | None = None
     from_zero: tuple[FromZero, ...] = field(default=())
 
     @property

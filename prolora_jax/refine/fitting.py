@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 from prolora_jax.nets.pipelines.devices import DATA_AXIS
 from prolora_jax.refine.rows import Rows
 
@@ -238,6 +238,25 @@ def fit(
         if progress:
             progress(state)
     return state
+
+
+def require_numbers(arrays: Any, what: str) -> None:
+    """Refuse what is to be learned, or was, where it holds no numbers.
+
+    Args:
+        arrays: a tree of them.
+        what: file and quantity, for the message.
+
+    Raises:
+        AdapterRefused: one has NaN or an infinite number.
+    """
+    if all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(arrays)):
+        return
+    raise AdapterRefused(
+        f"{what}: found NaN or infinite numbers; expected finite ones, which can be learned; try "
+        "--dtype float32, or use `prolora migrate`",
+        code=Refusal.NON_FINITE,
+    )
 
 
 def require_optax() -> Any:

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from refined_pairs import Pair, loaded, made_pair
 
 import prolora_jax as pl
-from prolora_jax.errors import BaseModelError
+from prolora_jax.errors import BaseModelError, UsageError
 from prolora_jax.evaluation.side_by_side import Request, draw_side_by_side
 from prolora_jax.migration.opening import open_pair
 from prolora_jax.nets.adapters.tree import spec_of
@@ -84,6 +84,9 @@ def test_a_picture_is_torchs(pair: Pair):
     without = pl.generate(target[0], target[1], [PROMPT], [7], **asked)
     assert np.abs(drawn - without).max() > 0.01
     assert_allclose(drawn[0], want, rtol=0, atol=1e-4)
+    asked["size"] = 12, 16
+    with pytest.raises(UsageError, match="size 12x16, 1 at once: expected multiples of 8"):
+        draw_delta(target, adapted, ["ink"], [7], scales={}, **asked)
 
 
 def test_it_is_a_column_of_generate(pair: Pair, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ from numpy.testing import assert_allclose, assert_array_equal
 from refined_pairs import (
     OWN,
     PROMPTS,
+    RECIPE,
+    Lesson,
     Pair,
     loaded,
     made_adapter,
     made_pair,
     require_torchs_teacher,
+    taught,
 )
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from tiny_pipelines import TEXT, edit
 
 import prolora_jax as pl
+from prolora_jax.catalog.refined import refine_files
 from prolora_jax.cli.main import run
 from prolora_jax.io.outputs.reports import read_report, report_path
 from prolora_jax.io.outputs.work_folder import WorkFolder
@@ -44,19 +49,33 @@ def pair(tmp_path_factory) -> Pair:
     return made_pair(tmp_path_factory.mktemp("pair"), "sd15", "sd15")
 
 
-def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, tmp_path, monkeypatch):
-    require_torchs_teacher(pair, tmp_path, monkeypatch)
+@pytest.fixture(scope="module")
+def whole(pair: Pair, tmp_path_factory) -> Lesson:
+    """A refinement in one go."""
+    return taught(pair, tmp_path_factory.mktemp("whole"))
+
+
+def test_teacher_is_the_sum_of_three_torch_predictions(pair: Pair, whole: Lesson):
+    require_torchs_teacher(pair, whole.rows)
+    record = whole.done.record
+    assert record.missed is not None
+    assert record.missed_by_teacher is not None
+    assert record.missed[1] < record.missed[0]
+    assert record.missed_by_teacher < 1e-9 < record.missed[1]  # the effect itself, but for rounding
 
 
 ASKED = "--rows 24 --pictures 6 --draw-steps 2 --steps 12 --batch 8 -q"
 
 
+TEXTS = ("text_model.encoder.layers.0.self_attn.q_proj",)
+
+
 @pytest.fixture(scope="module")
 def catalog(pair: Pair, tmp_path_factory) -> Path:
-    """Two adapters of the source, and a file that is none."""
+    """Two adapters of the source, the second with a text encoder's modules; a file that is none."""
     folder = tmp_path_factory.mktemp("catalog")
     spec = pl.load_base_model(pair.folders[0]).spec
-    other = made_adapter(loaded(pair.folders[0])[1], 2)
+    other = made_adapter(loaded(pair.folders[0])[1], 2, TEXTS)
     for name, adapter in {"ink": pair.given, "stone": other}.items():
         pl.save_adapter(adapter, folder / f"{name}.safetensors", base=spec)
     (folder / "junk.safetensors").write_bytes(b"junk")
@@ -109,9 +128,23 @@ def test_a_refined_file_loads_and_is_verified_as_far_as_can_be(pair: Pair, catal
     assert "has an update of norm" in " ".join(verify_file(out).problems)
 
 
+def require_texts_copied(given: Path, out: Path) -> None:
+    """Modules of text encoders are not taught: they stay what they were, to the bit."""
+    before, after = ({m.path: m for m in pl.load_adapter(file).modules} for file in (given, out))
+    texts = [path for path in before if path.endswith(TEXTS)]
+    assert len(texts) == 1
+    for path in texts:
+        assert_array_equal(after[path].down, before[path].down)
+        assert_array_equal(after[path].up * after[path].scale, before[path].up * before[path].scale)
+    flags = {module["path"]: module["flags"] for module in read_report(out)["modules"]}
+    assert {path for path in flags if "refined" not in flags[path]} == {*texts}
+    assert set(verify_file(out).counts) == {"not-recomputed", "verified"}
+
+
 def test_a_folder_gives_the_same_files_and_is_taken_up_again(pair: Pair, catalog, tmp_path, capsys):
     alone, out = tmp_path / "alone.safetensors", tmp_path / "out"
     assert refine(pair, catalog / "stone.safetensors", alone) == 0
+    require_texts_copied(catalog / "stone.safetensors", alone)
     capsys.readouterr()
     assert refine(pair, catalog, out, "--json") == 1
     found = json.loads(capsys.readouterr().out)["files"]
@@ -197,6 +230,53 @@ def test_a_bare_unet_is_copied_by_auto(pair: Pair, catalog, tmp_path, capsys):
     assert verify_file(out).verdict == "verified"
 
 
+def test_auto_gives_the_file_of_refine_and_says_why(pair: Pair, catalog, tmp_path):
+    files = {decides: tmp_path / f"{decides}.safetensors" for decides in (False, True)}
+    for decides, out in files.items():
+        request = RefineRequest(RECIPE, words=(OWN[0],), decides=decides)
+        refine_files([catalog / "ink.safetensors"], out, DrawingBases(*pair.folders), request)
+    theirs, mine = (load_file(out) for out in files.values())
+    assert mine.keys() == theirs.keys()
+    for key, array in mine.items():
+        assert_array_equal(array, theirs[key])
+    assert read_report(files[False]).get("decided") is None
+    told = read_report(files[True])
+    said = f"taught: R = {told['refined']['disagreement']:.3f} is below the limit of 0.3"
+    assert (told["method"], told["decided"][: len(said)]) == ("auto", said)
+    assert verify_file(files[True]).verdict == "learned"
+    for forged in (told["decided"].replace("R = ", "R = 1"), "copied, as nothing was taught: "):
+        report_path(files[True]).write_text(json.dumps(told | {"decided": forged}))
+        problems = " ".join(verify_file(files[True]).problems)
+        assert "the report says that `auto` chose" in problems
+
+
+def test_what_cannot_be_taught_is_refused_before_any_work(pair: Pair, catalog, tmp_path, capsys):
+    ink, out, parts = catalog / "ink.safetensors", tmp_path / "out.safetensors", tmp_path / "parts"
+    shutil.copytree(pair.folders[1], parts)
+    edit(parts / "vae" / "config.json", scaling_factor=0.13)
+    assert refine(pair, ink, out, "--target-parts", str(parts)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its VAE has scaling_factor 0.18215; expected 0.13, which" in said
+    assert refine(pair, ink, out, "--source-parts", str(pair.folders[0] / "unet")) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "found no vae/ folder; expected a diffusers pipeline's folder" in said
+    Path(f"{out}.refine-work").touch()
+    assert refine(pair, ink, out) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "out.safetensors.refine-work/pair/begun.safetensors: cannot be written" in said
+    Path(f"{out}.refine-work").unlink()
+    nothing = tuple(replace(module, up=0 * module.up) for module in pair.given.modules)
+    (tmp_path / "zero").mkdir()
+    (tmp_path / "prompts.txt").write_text("a stone\n")
+    zero = tmp_path / "zero" / "zero.safetensors"
+    spec = pl.load_base_model(pair.folders[0]).spec
+    pl.save_adapter(replace(pair.given, modules=nothing), zero, base=spec)
+    assert refine(pair, zero, out) == 1
+    assert "no module can move from" in (said := " ".join(capsys.readouterr().err.split()))
+    assert f"(zero-delta: {len(nothing)})" in said
+    assert not Path(f"{out}.refine-work").exists()
+
+
 def test_an_input_is_never_replaced(pair: Pair, catalog, tmp_path):
     style = tmp_path / "style.safetensors"
     given = (catalog / "ink.safetensors").read_bytes()
@@ -240,8 +320,8 @@ def test_similarity_by_samples_says_what_refine_finds(pair: Pair, catalog, tmp_p
     assert record["sentence"] in capsys.readouterr().out
 
 
-def test_killed_and_taken_up_again_is_the_same(pair: Pair, tmp_path, monkeypatch):
-    want, _ = pair.run(tmp_path / "whole")
+def test_killed_and_taken_up_again_is_the_same(pair: Pair, whole: Lesson, tmp_path, monkeypatch):
+    want = whole.done.adapter
     save = WorkFolder.save
     monkeypatch.setattr(kept_state, "KEPT_EVERY", 1)
     for last in ("target", "source", "effect", "losses", 5):

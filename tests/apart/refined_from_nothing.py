@@ -11,6 +11,7 @@ from refined_pairs import (
     loaded,
     made_adapter,
     made_pair,
+    require_torchs_teacher,
 )
 
 import prolora_jax as pl
@@ -18,6 +19,7 @@ from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.io.outputs.reports import read_report, write_report
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.refine.job import effect
 from prolora_jax.refine.job.bases import DrawingBases
 from prolora_jax.refine.job.files import FileRefinement, RefineRequest
 from prolora_jax.verification.file import verify_file
@@ -25,7 +27,9 @@ from prolora_jax.verification.file import verify_file
 pytestmark = pytest.mark.usefixtures("little_optimized")
 
 
-def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
+def test_what_cannot_be_copied_is_learned_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The newer base looks at texts of another width, and predicts velocity."""
     pair = made_pair(tmp_path, "sd15", "sd21")
     source, target = map(load_base_model, pair.folders)
@@ -37,7 +41,10 @@ def test_what_cannot_be_copied_is_learned_from_nothing(tmp_path: Path):
         DrawingBases(*pair.folders), BasePair(source, target), request, tmp_path / "w"
     )
     out = tmp_path / "out.safetensors"
+    seen, lesson = [], effect.lesson
+    monkeypatch.setattr(effect, "lesson", lambda *asked: seen.append(lesson(*asked)) or seen[0])
     (found,) = job.refine([(given, out)])
+    require_torchs_teacher(pair, seen[0])
     report = found.report
     assert found.refusal is None
     assert report is not None

@@ -246,7 +246,7 @@ def test_without_the_extra_it_says_what_to_install(files, tmp_path, capsys, monk
 
 def test_seeds():
     assert seeds_of("0, 3-5,4") == (0, 3, 4, 5)
-    for text in ("", "1,", "a", "-1", "5-4", "1-2-3"):
+    for text in ("", "1,", "a", "-1", "5-4", "1-2-3", "4294967296", "0-4294967295", "9" * 5000):
         with pytest.raises(UsageError, match="expected numbers and ranges"):
             seeds_of(text)
 

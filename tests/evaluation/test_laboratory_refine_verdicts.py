@@ -10,6 +10,7 @@ from prolora_jax.evaluation.laboratory import refine_page
 from prolora_jax.evaluation.laboratory.refine_verdicts import (
     guard_failures,
     guard_limit,
+    missed_gains,
     try_refine_auto,
     try_teacher,
     try_worth,
@@ -155,6 +156,8 @@ def test_the_page_says_what_ran_and_what_the_rules_make_of_it():
     assert "| refine | pruned, quick | +0.100 [+0.100, +0.100] | +0.0000 | yes |" in page
     assert "Not run yet: pruned-s1, pruned-s2." in page
     assert "from pruned, stranger, far: 0.632" in page
+    assert "on which `refine` would have gained: none." in page
+    assert missed_gains(made, 0.1) == {"stranger": pytest.approx(0.6)}
     assert "It waits." in page  # for pairs that have not run
     assert "it is better by losses" in page
     assert "| far | 2.500 | 0.900 |" in page

@@ -18,7 +18,6 @@ PROCESSES = (
         "delta.py",
         "evaluated.py",
         "refined.py",
-        "refined_by_auto.py",
         "refined_from_nothing.py",
         "refined_pruned.py",
     ),

@@ -54,12 +54,12 @@ class Pair(NamedTuple):
         return done
 
 
-def made_adapter(params: Any, seed: int) -> pl.Adapter:
-    """Rank 2 on attention, and on one convolution."""
+def made_adapter(params: Any, seed: int, texts: tuple[str, ...] = ()) -> pl.Adapter:
+    """Rank 2 on attention, and on one convolution; of a text encoder on modules with these ends."""
     rng = np.random.default_rng(seed)
     modules = []
     for path, module in sorted(spec_of(params).modules.items()):
-        if not (path.endswith(("to_q", "to_v")) or path.endswith("resnets.0.conv1")):
+        if not path.endswith(("to_q", "to_v", "resnets.0.conv1", *texts)):
             continue
         out, width, *window = module.shape
         ones = (1,) * len(window)
@@ -98,38 +98,52 @@ def torch_says(pipe: Any, rows: Any, times: np.ndarray) -> np.ndarray:
     return found.sample.numpy()
 
 
-class Taught(Exception):
-    """Ends a refinement where the student would begin."""
+class Lesson(NamedTuple):
+    """What a student was shown and how it was answered, and what came of it."""
+
+    rows: Any
+    done: RefinedAdapter
 
 
-def require_torchs_teacher(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a student is to say, against predictions of three torch nets."""
-    lesson, seen = effect.lesson, {}
+def taught(pair: Pair, work: Path) -> Lesson:
+    """A refinement, and the rows that its student was shown."""
+    lesson, seen = effect.lesson, []
 
     def kept(*given: Any) -> Any:
-        theirs, plain, found, own, _, recipe = given
-        seen["rows"] = lesson(theirs, plain, found, own, "refine", recipe)
-        raise Taught
+        seen.append(lesson(*given))
+        return seen[-1]
 
-    monkeypatch.setattr(effect, "lesson", kept)
-    with pytest.raises(Taught):
-        pair.run(tmp_path)
-    rows = seen["rows"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effect, "lesson", kept)
+        done = pair.run(work)
+    return Lesson(seen[0], done)
+
+
+def require_torchs_teacher(pair: Pair, rows: Any) -> None:
+    """What a student is to say, against predictions of three torch nets."""
     times = np.float32(999) * rows.times
     first, second = (loaded(folder)[0].sampler.config.kept for folder in pair.folders)
     assert_allclose(first, second)  # or the source would be asked at other times
     plain, target = torch_says(pair.source, rows, times), torch_says(pair.target, rows, times)
     unet = {m.path.removeprefix("unet."): m for m in pair.given.modules}
+
+    def shift(sign: float) -> None:
+        for name, module in unet.items():
+            weight = pair.source.unet.get_submodule(name).weight
+            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
+            weight += sign * torch.tensor(delta * module.scale).reshape(weight.shape)
+
     with torch.no_grad():
-        for name, module in unet.items():
-            weight = pair.source.unet.get_submodule(name).weight
-            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
-            weight += torch.tensor(delta * module.scale).reshape(weight.shape)
+        shift(1)
         adapted = torch_says(pair.source, rows, times)
-        for name, module in unet.items():
-            weight = pair.source.unet.get_submodule(name).weight
-            delta = module.up.reshape(module.up.shape[0], -1) @ module.down.reshape(2, -1)
-            weight -= torch.tensor(delta * module.scale).reshape(weight.shape)
-    want = target + adapted - plain
-    assert np.abs(adapted - plain).max() > 0.01
+        shift(-1)
+    changed = adapted - plain
+    assert np.abs(changed).max() > 0.01
+    assert pair.source.scheduler.config.prediction_type == "epsilon"
+    if pair.target.scheduler.config.prediction_type == "v_prediction":
+        # v = e / a - s x / a, so that the adapter changes it by 1 / a of what it changes of e.
+        kept = pair.target.scheduler.alphas_cumprod.numpy()
+        signal = np.sqrt(np.interp(times, np.arange(1000), kept))
+        changed /= signal.reshape(-1, 1, 1, 1)
+    want = target + changed
     assert_allclose(rows.target, want, rtol=0, atol=1e-4 * np.abs(want).max())

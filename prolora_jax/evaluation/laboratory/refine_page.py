@@ -11,6 +11,7 @@ from prolora_jax.evaluation.laboratory.refine_verdicts import (
     WORTH_ON,
     guard_failures,
     guard_limit,
+    missed_gains,
     try_refine_auto,
     try_teacher,
     try_worth,
@@ -111,7 +112,9 @@ def _guard(rows: Sequence[Row]) -> str:
     said = f"The limit of R, from {', '.join(p for p in CHOOSING if p in known)}: {limit:.3f}."
     fell = ", ".join(f"{'/'.join(map(str, cell))} {loss:.3f}" for cell, loss in failures.items())
     held = f"It failed on {fell}." if failures else "It held on the pairs that test it."
-    text = f"{said} {held}{open_}"
+    gained = ", ".join(f"{name} {gain:.3f}" for name, gain in missed_gains(rows, limit).items())
+    above = f"Pairs not below it on which `refine` would have gained: {gained or 'none'}."
+    text = f"{said} {held} {above}{open_}"
     trial = try_refine_auto(rows, limit)
     if not trial.gains:
         return text

@@ -102,6 +102,25 @@ def guard_failures(
     }
 
 
+def missed_gains(rows: Sequence[Row], limit: float) -> dict[str, float]:
+    """Rule 10's last sentence: pairs not below the limit on which `refine` would have gained.
+
+    Args:
+        rows: results.
+        limit: from `guard_limit`.
+
+    Returns:
+        Mean gain over `copy` by target, where it is more than .01.
+    """
+    found = {}
+    for target, r in _disagreements(rows).items():
+        shares = [cells(rows, arm) for arm in (REFINE, COPY)]
+        here = [cell for cell in shares[0].keys() & shares[1].keys() if cell[0] == target]
+        if r >= limit and here:
+            found[target] = float(np.mean([shares[0][cell] - shares[1][cell] for cell in here]))
+    return {target: gain for target, gain in found.items() if gain > EQUAL}
+
+
 @dataclass(frozen=True)
 class RefineAutoTrial:
     """Rule 11 applied.

@@ -190,7 +190,7 @@ def pipeline_files(path: str | Path, parts: str | Path | None = None) -> Pipelin
         raise BaseModelError(
             f"{folder}: found {found}; expected a diffusers pipeline's folder with its VAE, text "
             f"encoders, tokenizers and scheduler; give one, or beside a UNet alone give one that "
-            f"these are taken from (--parts)",
+            f"these are taken from (--parts; of `prolora refine` --source-parts, --target-parts)",
             code=Refusal.UNREADABLE_BASE,
         )
     if unet.is_file():

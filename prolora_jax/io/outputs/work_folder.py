@@ -46,6 +46,14 @@ class WorkFolder:
         """
         write_tensors(self.path / f"{name}.safetensors", arrays, {_STAMP: self.stamp})
 
+    def begin(self) -> None:
+        """Say so at once if nothing can be kept here, not after minutes of work.
+
+        Raises:
+            OutputError: the folder cannot be written to.
+        """
+        self.save("begun", {"nothing": np.zeros(0, np.uint8)})
+
     def remove(self) -> None:
         """The job is done: the folder goes."""
         shutil.rmtree(self.path, ignore_errors=True)

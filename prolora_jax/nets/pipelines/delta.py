@@ -16,7 +16,7 @@ from jaxtyping import Array
 from prolora_jax.engines.progress import Progress
 from prolora_jax.nets.adapters.adapted import adapted
 from prolora_jax.nets.adapters.lora import Scale, attached_places
-from prolora_jax.nets.pipelines.generation import Pictures
+from prolora_jax.nets.pipelines.generation import Pictures, require_drawable_request
 from prolora_jax.nets.pipelines.pipeline import Pipeline, Told
 from prolora_jax.nets.promotion import numpy_promotion
 from prolora_jax.nets.sampling import levels
@@ -68,9 +68,10 @@ def draw_delta(
 
     Raises:
         BaseModelError: what a net predicts cannot be compared.
-        UsageError: `vae_tile` is no size of tiles.
+        UsageError: as for `generate`.
     """
     pipeline = target[0]
+    require_drawable_request(prompts, seeds, size, steps, at_once, None, pipeline)
     side = pipeline.pixels_per_latent
     shape = (pipeline.unet.config.tensors.in_channels, size[0] // side, size[1] // side)
     nets = (pipeline, source[0])

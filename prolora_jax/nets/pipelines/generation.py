@@ -82,7 +82,7 @@ def generate(
             of another shape, a mesh without the axis, or no adapter of a name.
     """
     height, width = size or (pipeline.pixels,) * 2
-    _require(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
+    require_drawable_request(prompts, seeds, (height, width), steps, at_once, mesh, pipeline)
     against = negative or "" if guidance > 1 else ""
     empty = negative is None and pipeline.zeros_for_empty
     tile = tile_for(vae_tile, (height, width), pipeline.vae.config)
@@ -133,7 +133,7 @@ def generate(
     return found
 
 
-def _require(
+def require_drawable_request(
     prompts: Sequence[str],
     seeds: Sequence[int],
     size: tuple[int, int],
@@ -142,7 +142,21 @@ def _require(
     mesh: Mesh | None,
     pipeline: Pipeline,
 ) -> None:
-    """Refuse what cannot be drawn, before anything is compiled."""
+    """Refuse what cannot be drawn, before anything is compiled.
+
+    Args:
+        prompts: what to draw.
+        seeds: of the noise.
+        size: height and width in pixels.
+        steps: of the sampler.
+        at_once: pictures in one batch.
+        mesh: devices, if several.
+        pipeline: who draws.
+
+    Raises:
+        UsageError: nothing to draw, a size that is no multiple of 8, too few steps or too many, or
+            a mesh without an axis `data`.
+    """
     most = pipeline.sampler.config.num_train_timesteps
     height, width = size
     if not prompts or not seeds:

@@ -10,6 +10,7 @@ student.py: The student on a real base model: its UNet with LoRA factors as an a
 kept_state.py: The state of a fit on the disk.
 refined.py: Adapters of one pair refined: three phases, one net on the device, all kept on disk.
 bases.py: Two base models that are to draw for each other, and whether they can.
+in_turn.py: One after another, where one that is refused stops no other.
 files.py: Adapter files refined to files, with their reports.
 deciding.py: `--method auto` in words: what an adapter gets, and why.
 by_samples.py: Whether two base models draw the same kind of pictures: R, without any adapter.

@@ -51,7 +51,7 @@ def by_samples(
         progress: called with (what, done, total).
 
     Raises:
-        UsageError: there is nothing at a path.
+        UsageError: there is nothing at a path, or `pixels` is no whole number of latents.
         BaseModelError: one of them cannot draw, or both speak of different latents.
     """
     for place in (bases.source, bases.target):
@@ -62,10 +62,8 @@ def by_samples(
                 code=Refusal.UNSUPPORTED_CONFIG,
             )
     per_latent = require_one_latent_space(bases)
-    recipe = replace(recipe, rows=2)  # for students, of whom there are none
-    if pixels is not None:
-        side = max(1, pixels // per_latent)
-        recipe = replace(recipe, size=(side, side))
+    # Rows are for students, of whom there are none.
+    recipe = replace(recipe, rows=2).at_pixels(pixels, per_latent)
     load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
 
     def target() -> BaseNet:

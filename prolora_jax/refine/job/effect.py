@@ -135,6 +135,50 @@ def lesson(
     return joined(parts)
 
 
+def of_teacher(
+    theirs: OfTarget,
+    plain: np.ndarray,
+    found: Effect,
+    own: np.ndarray,
+    way: guard.Way,
+    recipe: RefineRecipe,
+) -> np.ndarray:
+    """What the teacher changes in the target's answers, to be compared with `on_source`.
+
+    Args:
+        theirs: of the target.
+        plain: the source's answers to the rows of T.
+        found: of the adapter.
+        own: the target's answers to the rows of A.
+        way: `refine` or `reteach`.
+        recipe: which teacher, for `refine`.
+
+    Returns:
+        Of the rows of T, then of those of A.
+    """
+    before = np.concatenate([theirs.own, own])
+    adapted = np.concatenate([found.on_target, found.adapted])
+    if way == "refine":
+        source = np.concatenate([plain, found.plain])
+        return np.asarray(taught(recipe.teacher, before, adapted, source)) - before
+    is_trigger = np.concatenate([[False], triggers.trigger_words(found.effect)])
+    words = np.concatenate([theirs.rows.conditioning, found.rows.conditioning])
+    return np.where(is_trigger[words].reshape(-1, 1, 1, 1), adapted - before, 0)
+
+
+def on_source(plain: np.ndarray, found: Effect) -> np.ndarray:
+    """What the adapter changes on the source.
+
+    Args:
+        plain: the source's answers to the rows of T.
+        found: of the adapter.
+
+    Returns:
+        Of the rows of T, then of those of A.
+    """
+    return np.concatenate([found.on_target - plain, found.adapted - found.plain])
+
+
 def kept_effect(work: WorkFolder) -> Effect | None:
     """What was kept, if it was."""
     kept = work.load("effect")

@@ -35,6 +35,7 @@ from prolora_jax.refine.job.bases import (
     require_one_latent_space,
 )
 from prolora_jax.refine.job.deciding import NO_NETS, UNPROVEN, decided, untaught
+from prolora_jax.refine.job.in_turn import in_turn
 from prolora_jax.refine.job.prompts import own_words
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.refined import PairRefinement, ToRefine
@@ -73,6 +74,14 @@ class RefineRequest:
     only_drawn: tuple[str, ...] = ()
     only_written: tuple[str, ...] = ()
     decides: bool = False
+
+    def __post_init__(self):
+        if not all(word.strip() for word in self.words):
+            raise UsageError(
+                "refine: found a trigger without letters; expected a word that the adapter was "
+                "trained with; give --trigger one, or leave it away",
+                code=Refusal.BAD_OPTION,
+            )
 
 
 class RefinedFile(NamedTuple):
@@ -153,12 +162,10 @@ class FileRefinement:
 
     def _drawers(self, bases: DrawingBases) -> PairRefinement:
         require_nets(self.pair)
-        per_latent, recipe = require_one_latent_space(bases), self.request.recipe
+        per_latent = require_one_latent_space(bases)
+        recipe = self.request.recipe.at_pixels(self.request.pixels, per_latent)
         require_drawable(bases.source, parts=bases.source_parts)
         require_drawable(bases.target, parts=bases.target_parts)
-        if self.request.pixels is not None:
-            side = max(1, self.request.pixels // per_latent)
-            recipe = replace(recipe, size=(side, side))
         load = partial(load_pipeline, dtype=jnp.dtype(bases.dtype))
         identities = map(_identity, (self.pair.source, self.pair.target))
         return PairRefinement(
@@ -197,12 +204,20 @@ class FileRefinement:
 
     def _taught(self, ready: Sequence["_Ready"]) -> Iterator[RefinedFile]:
         """Those of a batch that a student is made for."""
-        if self._models is None or not ready:
+        for one, done in in_turn(self._made, ready):
+            if isinstance(done, AdapterRefused):
+                yield RefinedFile(one.path, one.output, None, done)
+            else:
+                yield RefinedFile(one.path, one.output, done, None, one.energy)
+
+    def _made(self, ready: Sequence["_Ready"]) -> Iterator[MigrationReport]:
+        """Each taught and written, with its report; raises at the first that is refused."""
+        if self._models is None:
             return
         found = self._models.refine([one.todo for one in ready])
         for one, done in zip(ready, found, strict=True):
             report = self._written(one, done.adapter, done.record)
-            yield RefinedFile(one.path, one.output, report, None, one.energy)
+            yield report
             self._models.folder(one.todo).remove()
 
     def is_made(self, path: Path, record: Refined | None) -> bool:
@@ -242,16 +257,16 @@ class FileRefinement:
         """One file copied, which a student is to start from."""
         fitted = self._read(path)
         plan = plan_fitted(fitted, self.pair, self.request.options, self._progress)
-        may_be_empty = self._models is not None  # what cannot be copied may be learned
-        copied, report = run_plan(fitted.adapter, self.pair, plan, may_be_empty=may_be_empty)
         given, spec = fitted.adapter, self.pair.target.spec
         unlike = {
             skip.source_path
-            for skip in report.skipped
+            for skip in plan.skipped
             if skip.reason is Skip.SHAPE_MISMATCH and skip.source_path in spec.modules
         }
         ranks = {m.path: m.rank for m in given.modules if m.path in unlike}
         from_zero = {path: rank for path, rank in ranks.items() if path.startswith(TAUGHT)}
+        may_be_empty = self._models is not None and bool(from_zero)  # what can be learned may be
+        copied, report = run_plan(given, self.pair, plan, may_be_empty=may_be_empty)
         words = self._words(given)
         own = sha256(msgspec.json.encode((given.fingerprint, words))).hexdigest()
         todo = ToRefine(given, copied, from_zero, words, f"adapter-{own[:16]}")

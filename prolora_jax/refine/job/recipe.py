@@ -8,6 +8,12 @@ import msgspec
 
 from prolora_jax.errors import Refusal, UsageError
 from prolora_jax.refine import triggers
+from prolora_jax.refine.bounds import (
+    MOST_TIMES,
+    latents_of,
+    require_guidance,
+    require_within,
+)
 from prolora_jax.refine.fitting import FROM_ZERO, RETEACH, RefineOptions
 from prolora_jax.refine.guard import Way
 from prolora_jax.refine.job.prompts import GENERIC
@@ -20,6 +26,16 @@ USUALLY_AT_ONCE = 4
 """Rows, at most, of small pictures that are drawn or asked at once."""
 LATENTS_KEPT = 64 * 64
 """Above it, activations inside of blocks are computed again on the way back, not kept."""
+_BOUNDS = {
+    "rows": (2, None),
+    "pictures": (2, None),
+    "draw_steps": (1, MOST_TIMES),
+    "at_once": (1, None),
+    "noises": (1, None),
+    "steps": (1, None),
+    "batch": (1, None),
+    "micro_batch": (0, None),
+}
 Kind = Literal["auto", "style", "concept"]
 Budget = Literal["low", "normal", "high"]
 
@@ -64,14 +80,8 @@ class RefineRecipe:
 
     def __post_init__(self):
         """Refuse what cannot be followed."""
-        least = {"rows": 2, "pictures": 2, "draw_steps": 1, "at_once": 1, "noises": 1, "batch": 1}
-        for name, smallest in least.items():
-            if (found := getattr(self, name)) is not None and found < smallest:
-                raise UsageError(
-                    f"refine: found {name} {found}; expected {smallest} or more; nothing could be "
-                    "learned from less",
-                    code=Refusal.BAD_OPTION,
-                )
+        require_within(self, _BOUNDS)
+        require_guidance(self.guidance)
         if not self.prompts:
             raise UsageError(
                 "refine: found no prompts; expected at least one, of what pictures show; give a "
@@ -79,6 +89,21 @@ class RefineRecipe:
                 code=Refusal.BAD_OPTION,
             )
         RefineOptions(batch=self.batch, micro_batch=self.micro_batch or 0)
+
+    def at_pixels(self, pixels: int | None, per_latent: int) -> "RefineRecipe":
+        """The same with pictures of this height and width.
+
+        Args:
+            pixels: height and width; None for what the recipe has.
+            per_latent: pixels of one latent.
+
+        Raises:
+            UsageError: it is no whole number of latents.
+        """
+        if pixels is None:
+            return self
+        side = latents_of(pixels, per_latent)
+        return replace(self, size=(side, side))
 
     def asked_at_once(self, size: tuple[int, int]) -> int:
         """Pictures or rows that a device draws or is asked at once.

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.engines.progress import Progress
+from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.nets.adapters.lora import attached_places
 from prolora_jax.nets.adapters.tree import spec_of
@@ -27,7 +28,13 @@ from prolora_jax.nets.pipelines.pipeline import Pipeline
 from prolora_jax.nets.unet.loading import Params
 from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard, triggers
-from prolora_jax.refine.fitting import FitState, RefineOptions, fit, new_state
+from prolora_jax.refine.fitting import (
+    FitState,
+    RefineOptions,
+    fit,
+    new_state,
+    require_numbers,
+)
 from prolora_jax.refine.job import effect, shared
 from prolora_jax.refine.job.base_net import BaseNet, Spoken
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
@@ -112,14 +119,22 @@ class PairRefinement:
             What came of each.
 
         Raises:
+            AdapterRefused: the next adapter cannot be taught; who asks for those after it goes on.
             ProloraError: a base model cannot be used, or its samples are no numbers.
         """
+        self._pair.begin()
         target = self._target()
         source = self._source(target)
+        refused: dict[str, AdapterRefused] = {}
         for one in adapters:
-            self._effect(one, target)
+            try:
+                self._effect(one, target)
+            except AdapterRefused as reason:
+                refused[one.name] = reason  # said when it is its turn
         losses = self._losses(target, source)
         for one in adapters:
+            if one.name in refused:
+                raise refused[one.name]
             yield self._student(one, target, source, self._effect(one, target), losses)
 
     def folder(self, one: ToRefine) -> WorkFolder:
@@ -199,6 +214,8 @@ class PairRefinement:
     ) -> RefinedAdapter:
         """Phase 3 of one adapter."""
         recipe, words = self.recipe, (*self.recipe.prompts, *one.words)
+        said = found.effect, found.adapted, found.on_target
+        require_numbers(said, f"{one.given.origin}: what the source says with it")
         r = guard.disagreement(**losses)
         is_trigger = triggers.trigger_words(found.effect)
         style = triggers.is_style(is_trigger) if recipe.kind == "auto" else recipe.kind == "style"
@@ -220,7 +237,9 @@ class PairRefinement:
             return RefinedAdapter(one.copied, record)
         net = self._net("target")
         own = net.answers(found.rows, net.spoken(words), target.shown, "target answers")
-        rows = effect.lesson(target, source.plain, found, own, way, recipe)
+        asked = target, source.plain, found, own, way, recipe
+        rows = effect.lesson(*asked)
+        _require_rows(rows, one)
         start = start_of(
             factors_of(one.copied), one.from_zero, spec_of(net.params).modules, recipe.seed
         )
@@ -236,9 +255,10 @@ class PairRefinement:
         remat = recipe.computes_again(options, size, devices)
         predict = student_net(net.pipeline, net.params, told, start, target.shown.last, remat=remat)
         state = self._fitted(one, predict, rows, new_state(start, options), options, net.mesh)
+        require_numbers(state.factors, f"{one.given.origin}: what its student has learned")
         every = joined([target.rows, found.rows])
         before_any = np.concatenate([target.own, own])
-        wanted = np.concatenate([found.on_target - source.plain, found.adapted - found.plain])
+        wanted = effect.on_source(source.plain, found)
         missed = [
             effect_mismatch(
                 answers_of(predict, f, every, recipe.asked_at_once(size), net.mesh) - before_any,
@@ -254,6 +274,7 @@ class PairRefinement:
             steps=options.steps,
             loss_curve=tuple(float(x) for x in np.asarray(state.losses)),
             missed=(missed[0], missed[1]),
+            missed_by_teacher=effect_mismatch(effect.of_teacher(*asked), wanted),
             from_zero=tuple(FromZero(p, one.from_zero[p], norms[p]) for p in sorted(norms)),
         )
         return RefinedAdapter(adapter, record)
@@ -288,3 +309,13 @@ class PairRefinement:
 
         state = kept_state(work, state)
         return fit(predict, rows, state, options, mesh=mesh, progress=after)
+
+
+def _require_rows(rows: Rows, one: ToRefine) -> None:
+    """Refuse to teach a concept of which nothing was drawn, and nothing else either."""
+    if len(rows.times) == 0:
+        raise AdapterRefused(
+            f"{one.given.origin}: found no row that shows one of its triggers, or a picture of the "
+            "target that shows none; expected some; ask for more rows and pictures",
+            code=Refusal.BAD_OPTION,
+        )

@@ -23,7 +23,13 @@ from prolora_jax.nets.lm.causal import CausalLm
 from prolora_jax.nets.pipelines.devices import devices_of
 from prolora_jax.plans.refined import FromZero, Refined
 from prolora_jax.refine import guard
-from prolora_jax.refine.fitting import FitState, RefineOptions, fit, new_state
+from prolora_jax.refine.fitting import (
+    FitState,
+    RefineOptions,
+    fit,
+    new_state,
+    require_numbers,
+)
 from prolora_jax.refine.job.devices import mesh_for
 from prolora_jax.refine.job.kept_state import keep_state, kept_state
 from prolora_jax.refine.job.refined import RefinedAdapter, ToRefine
@@ -77,8 +83,10 @@ class TextPairRefinement:
             What came of each.
 
         Raises:
+            AdapterRefused: the next adapter cannot be taught; who asks for those after it goes on.
             ProloraError: a base model cannot be used, or what it says is no number.
         """
+        self._pair.begin()
         for one in adapters:
             yield self._refined(one)
 
@@ -157,6 +165,7 @@ class TextPairRefinement:
             from_zero=not factors_of(one.copied), devices=devices_of(self._mesh)
         )
         state = self._fitted(one, predict, rows, new_state(start, options), options)
+        require_numbers(state.factors, f"{one.given.origin}: what its student has learned")
         nothing = jax.tree.map(jnp.zeros_like, state.factors)
         apart = [
             missed(predict, factors, rows, self.recipe.batch, self._mesh)

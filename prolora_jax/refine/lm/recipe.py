@@ -5,9 +5,19 @@ from dataclasses import asdict, dataclass
 
 import msgspec
 
-from prolora_jax.errors import Refusal, UsageError
+from prolora_jax.refine.bounds import require_within
 from prolora_jax.refine.fitting import FROM_ZERO, RefineOptions
 from prolora_jax.refine.teacher import Teacher
+
+_BOUNDS = {
+    "texts": (2, None),
+    "tokens": (4, None),
+    "steps": (1, None),
+    "batch": (1, None),
+    "micro_batch": (0, None),
+    "top": (1, None),
+    "at_once": (1, None),
+}
 
 
 @dataclass(frozen=True)
@@ -44,14 +54,7 @@ class LmRecipe:
     seed: int = 0
 
     def __post_init__(self):
-        least = {"texts": 2, "tokens": 4, "batch": 1, "top": 1, "at_once": 1}
-        for name, smallest in least.items():
-            if (found := getattr(self, name)) < smallest:
-                raise UsageError(
-                    f"refine: found {name} {found}; expected {smallest} or more; nothing could be "
-                    f"learned from less",
-                    code=Refusal.BAD_OPTION,
-                )
+        require_within(self, _BOUNDS)
 
     def shares(self, devices: int) -> int:
         """Over how many devices texts are spread, of a step and of all else: each takes as many.
