@@ -142,7 +142,7 @@ class LoraModule:
         )
 
 
-Part = Literal["bias", "weight", "layer", "rows", "none"]
+Part = Literal["bias", "weight", "layer", "saved", "rows", "none"]
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Companion:
         key: in the file.
         path: of the layer, as `LoraModule.path`; of a norm, too, which no spec lists.
         part: what it is: a vector that is added to the layer's `bias` or, of a norm, to its
-            `weight`; a whole `layer`; whole `rows` of an embedding; or `none`, a tensor without
+            `weight`; a whole `layer`; one of a language model that is `saved` in its layer's place,
+            by peft's `modules_to_save`; whole `rows` of an embedding; or `none`, a tensor without
             effect.
         array: the numbers; of a bias and a weight what is added, scale included.
         rows: of the embedding that `array` has, in its order.

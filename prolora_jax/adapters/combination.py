@@ -14,6 +14,7 @@ import numpy as np
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
 from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.parsing import same_array
+from prolora_jax.adapters.formats.saved_layers import as_layers
 from prolora_jax.errors import AdapterRefused, Refusal, UsageError
 
 TITLE = "modelspec.title"
@@ -103,7 +104,7 @@ def _companions(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[
     """Vectors of one layer added up, as its factors are; the others, which nothing moves, once."""
     found: dict[tuple[str, str], Companion] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
-        for companion in adapter.companions:
+        for companion in as_layers(adapter.companions):
             if companion.part == "rows":
                 raise AdapterRefused(
                     f"{adapter.origin}: {companion.key}: found whole rows of an embedding, which "

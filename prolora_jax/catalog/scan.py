@@ -221,7 +221,7 @@ class Scanner:
             )
         try:
             found = outline_adapter(path, str(path), zero, structured=True)
-            if all(companion.part != "layer" for companion in found.companions):
+            if all(companion.part not in {"layer", "saved"} for companion in found.companions):
                 return found
         except AdapterRefused as error:
             # Whether what stands beside the pairs has any effect is said by its numbers.

@@ -18,6 +18,7 @@ execute.py: Steps of plans on the device: one block per module for many adapters
 magnitudes.py: Modules of DoRA that stay so: their magnitudes, recomputed on the target's weights.
 spreading.py: `--rank budget=` and `mean=`: a file's rank spread over its modules.
 one_tokenizer.py: Two models of which one learns from the other's texts must share tokens.
+saved_layers.py: Layers of peft's `modules_to_save`: what they differ by is added.
 token_rows.py: Whole rows of an embedding: what they differ by from the source's is added.
 own_modules.py: Modules of LoHa and LoKr that nothing changes, written as they are.
 single.py: One adapter from a source to a target: match, measure, plan, run the plan, report.

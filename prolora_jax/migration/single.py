@@ -14,7 +14,7 @@ from prolora_jax import layout
 from prolora_jax.adapters.adapter import Adapter, LoraModule, StructuredModule
 from prolora_jax.adapters.fitting import Fitted
 from prolora_jax.adapters.formats.header_strings import PROVENANCE, as_plain_lora, for_target
-from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY, kept_fields, saved_fields_of
 from prolora_jax.architectures.llm.names import LM
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.engines.progress import Progress
@@ -27,6 +27,7 @@ from prolora_jax.migration.kinship import require_one_family
 from prolora_jax.migration.magnitudes import kept_magnitudes
 from prolora_jax.migration.opening import open_pair, require_opened_for
 from prolora_jax.migration.pair import BasePair
+from prolora_jax.migration.saved_layers import moved_layers
 from prolora_jax.migration.spreading import spread_ranks
 from prolora_jax.migration.token_rows import moved_rows
 from prolora_jax.migration.tokens import require_movable, uses_tokens
@@ -262,6 +263,7 @@ def encode(
         adapter = replace(adapter, metadata=as_plain_lora(adapter.metadata))
     metadata = target_strings(adapter, report, pair.target.spec)
     beside = moved_rows(carried(plan.companions, adapter, plan.options), pair, plan.options)
+    beside = moved_layers(beside, adapter, pair, plan.options)
     output = replace(adapter, modules=modules, structured=structured, companions=beside)
     return replace(output, metadata=metadata), report
 
@@ -282,7 +284,9 @@ def target_strings(
     if any(path.startswith(LM) for path in target.modules):
         # peft loads the base model by what its configuration calls it.
         said = {"base_model_name_or_path": report.target.location}
-        metadata[HEADER_KEY] = json.dumps(said | kept_fields(adapter.metadata))
+        metadata[HEADER_KEY] = json.dumps(
+            said | kept_fields(adapter.metadata) | saved_fields_of(adapter.metadata)
+        )
     return metadata
 
 

@@ -1,8 +1,9 @@
 """What becomes of biases, norms, whole layers and rows beside an adapter's pairs.
 
-They are no matrices, so that no projection moves them. A vector is carried over as it is where the
-target has the same layer in the same width; rows of an embedding where it has the same tokens; what
-is left behind is listed, with its share of the update, and makes the file `partial`.
+No projection moves them. A vector is carried over as it is where the target has the same layer in
+the same width; rows of an embedding where it has the same tokens, and a layer of peft's
+`modules_to_save` where it has the same layer in the same shape; what is left behind is listed, with
+its share of the update, and makes the file `partial`.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 
 from prolora_jax.adapters.adapter import Adapter, Companion, Part
 from prolora_jax.architectures.clip.table import is_text_encoder
+from prolora_jax.architectures.llm.layouts import is_classifier, stored_in_out, stream_width
 from prolora_jax.architectures.norms import norms
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.errors import AdapterRefused, Refusal
@@ -44,7 +46,15 @@ _WITH_ROWS = frozenset({Fate.CARRIED, Fate.EXCLUDED})
 """Fates of rows that need nobody's leave."""
 
 
-OF_TOKENS = frozenset({"rows", "bias"})
+_WHY = {
+    Fate.NO_LAYER: "no layer stands for it there",
+    Fate.OTHER_WIDTH: "the layer has another shape there",
+    Fate.OTHER_TOKENS: "its rows are of other tokens there",
+    Fate.WHOLE_LAYER: "what it differs by from the base model's is not known",
+}
+"""Why a saved layer stays behind."""
+
+OF_TOKENS = frozenset({"rows", "bias", "saved"})
 """Parts that may have a row, or a number, for each token."""
 
 
@@ -54,7 +64,7 @@ class PlannedCompanion:
 
     Attributes:
         key: in the input.
-        part: `bias`, `weight`, `layer`, `rows` or `none`.
+        part: `bias`, `weight`, `layer`, `saved`, `rows` or `none`.
         source_path: its layer.
         path: the target's layer that gets it; None where none does.
         fate: what becomes of it.
@@ -97,6 +107,7 @@ def plan_companions(
         WholeLayers: there are some, and nobody has said that they may stay behind, or excluded
             them.
         NoRows: so of rows that the target has no place for.
+        NoSavedLayer: so of layers of `modules_to_save`.
     """
     if not adapter.companions:
         return ()
@@ -112,6 +123,9 @@ def plan_companions(
         share = c.norm**2 / total if total > 0 else 0.0
         if c.part == "rows":
             found.append(_planned_rows(c, target, options, tokens))
+            continue
+        if c.part == "saved":
+            found += _planned_saved(c, adapter, (source, target), pairs, options, tokens)
             continue
         anchor = feeds.get(c.path, c.path)
         targets = [path for path, own in pairs.items() if own == anchor]
@@ -143,6 +157,9 @@ def plan_companions(
     lacking = [c.key for c in found if c.part == "rows" and c.fate not in _WITH_ROWS]
     if lacking and not options.allow_partial:
         raise NoRows(adapter.origin, lacking, target.name)
+    unplaced = [c for c in found if c.part == "saved" and c.fate not in _WITH_ROWS]
+    if unplaced and not options.allow_partial:
+        raise NoSavedLayer(adapter.origin, unplaced, target.name)
     return tuple(found)
 
 
@@ -165,6 +182,72 @@ def _planned_rows(
         fate = Fate.SOME_ROWS
     moves = fate in {Fate.CARRIED, Fate.SOME_ROWS}
     return PlannedCompanion(c.key, c.part, c.path, path if moves else None, fate, 0.0)
+
+
+def _planned_saved(
+    c: Companion,
+    adapter: Adapter,
+    models: tuple[BaseModelSpec, BaseModelSpec],
+    pairs: Mapping[str, str],
+    options: MigrationOptions,
+    tokens: TokenMap | None,
+) -> list[PlannedCompanion]:
+    """A saved layer goes where the target has its layer in the same shape, and its tokens.
+
+    A head that the source does not have is new in the adapter, and goes as it is.
+    """
+    source, target = models
+    places = [path for path, own in pairs.items() if own == c.path]
+    if c.path not in source.modules and is_classifier(c.path):
+        places = [c.path]
+    if not places or _excluded(c.path, options):
+        there = Fate.OTHER_WIDTH if c.path in target.modules else Fate.NO_LAYER
+        fate = Fate.EXCLUDED if _excluded(c.path, options) else there
+        return [PlannedCompanion(c.key, c.part, c.path, None, fate, 0.0)]
+    found = []
+    for place in places:
+        fate = Fate.CARRIED
+        if _excluded(place, options):
+            fate = Fate.EXCLUDED
+        elif not _saved_alone(c, adapter, source):
+            fate = Fate.WHOLE_LAYER
+        elif tokens is not None and tokens.moves(source, target, place):
+            fate = Fate.OTHER_TOKENS
+        elif not _saved_fits(c, place, source, target):
+            fate = Fate.OTHER_WIDTH
+        path = place if fate is Fate.CARRIED else None
+        found.append(PlannedCompanion(c.key, c.part, c.path, path, fate, 0.0))
+    return found
+
+
+def _saved_alone(c: Companion, adapter: Adapter, source: BaseModelSpec) -> bool:
+    """Whether all that a saved layer has is known here, and nothing else changes it.
+
+    Of the base models' layers the weights are known as matrices, and not whether there are biases;
+    experts are one tensor in memory, and GPT-2's layers are stored the other way round.
+    """
+    tensors = {o.key.rpartition(".")[2] for o in adapter.companions if (o.part, o.path) == _of(c)}
+    if c.path not in source.modules:
+        return "weight" in tensors
+    trained = any(module.path == c.path for module in (*adapter.modules, *adapter.structured))
+    odd = stored_in_out(c.path) or ".experts." in c.path
+    return tensors == {"weight"} and not trained and not odd
+
+
+def _of(c: Companion) -> tuple[Part, str]:
+    return c.part, c.path
+
+
+def _saved_fits(c: Companion, place: str, source: BaseModelSpec, target: BaseModelSpec) -> bool:
+    """Whether a saved tensor has its layer's shape in both; of a new head, their width."""
+    shapes = [{path: one.shape for path, one in spec.modules.items()} for spec in (source, target)]
+    theirs, ours = shapes[0].get(c.path), shapes[1].get(place)
+    if theirs is not None:
+        return c.array.shape == theirs == ours
+    wide = {*map(stream_width, shapes)}
+    if len(wide) != 1 or None in wide or c.array.shape[1:] not in {(), (*wide,)}:
+        return False
+    return ours is None or c.array.shape in {ours, ours[:1]}
 
 
 def require_no_whole_layers(adapter: Adapter, *, allow_partial: bool) -> None:
@@ -223,6 +306,20 @@ class NoRows(AdapterRefused):
         )
 
 
+class NoSavedLayer(AdapterRefused):
+    """Raised for whole layers without a place in the target, unless they may stay behind."""
+
+    def __init__(self, origin: str, layers: list[PlannedCompanion], target: str):
+        found = "; ".join(f"{c.key}: {_WHY[c.fate]}" for c in layers[:3])
+        more = f"; and {len(layers) - 3} more" if len(layers) > 3 else ""
+        super().__init__(
+            f"{origin}: unsupported-algorithm:modules_to_save: found whole layers that base model "
+            f"{target} cannot get ({found}{more}); expected layers that it has in the same shape "
+            f"and for the same tokens; move the rest with --allow-partial",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
+
+
 def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
     """The flag of a file that leaves companions behind; none where all that counts comes along."""
     kept = {c.key for c in companions if c.fate in {Fate.CARRIED, Fate.NO_EFFECT}}
@@ -235,7 +332,7 @@ def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:
 def carried(
     companions: tuple[PlannedCompanion, ...], adapter: Adapter, options: MigrationOptions
 ) -> tuple[Companion, ...]:
-    """The companions of the output; rows of an embedding are those of the input.
+    """The companions of the output; rows and saved layers are those of the input.
 
     Args:
         companions: of the plan.
@@ -247,7 +344,7 @@ def carried(
     for c in companions:
         if c.path is not None and c.key in given:
             array, scale = given[c.key].array, options.options_for(c.path).scale
-            if scale != 1.0 and c.part != "rows":
+            if scale != 1.0 and c.part not in {"rows", "saved"}:
                 array = (array.astype(np.float64) * scale).astype(np.float32)
             moved.append(Companion(c.key, c.path, c.part, array, given[c.key].rows))
     return tuple(moved)

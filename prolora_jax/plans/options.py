@@ -58,8 +58,8 @@ class MigrationOptions:
         rescale: `norm` restores each module's Frobenius norm.
         scale: multiplies every update.
         dtype: of the output; `same` is the input's.
-        allow_partial: move the pairs of a file that also holds whole layers (peft's
-            `modules_to_save`), which stay behind.
+        allow_partial: move the pairs of a file that also holds whole layers or rows which the
+            target has no place for (of peft's `modules_to_save`, say), and leave those behind.
         alpha_zero: an alpha of 0 in the input means that the file is refused, alpha = `rank`, or
             no effect (`zero`); programs disagree.
         factor_rank: of the LoRA factors that are made of other algorithms' updates (LoHa, DoRA,

@@ -47,7 +47,8 @@ def added_by_number(steps: Iterable[PlanStep], companions: Iterable[PlannedCompa
     """
     moved = {step.path for step in steps if SLICED not in step.flags}
     rows = {c.path for c in companions if c.part == "rows" and c.path is not None}
-    return layers_of_tokens(moved) | rows
+    saved = {c.path for c in companions if c.part == "saved" and c.path is not None}
+    return layers_of_tokens(moved | saved) | rows
 
 
 def layers_of_tokens(paths: Iterable[str]) -> set[str]:

@@ -11,6 +11,7 @@ own_tensors.py: Modules of LoHa and LoKr that an output has as they were in its 
 refined.py: A refined file as the copy it was before, and what of the student can be seen.
 factors.py: A check of a file, with the check of the factors that were made of other algorithms.
 slices.py: Which rows and columns of a source a target has, found anew.
+saved_layers.py: Layers of peft's `modules_to_save`, recomputed.
 tokens.py: Tokens of two base models, read anew: which rows go where.
 weights.py: A base model and an adapter's module, as far as a check needs them.
 sampling.py: Which modules are recomputed where all of them would take minutes.

@@ -9,6 +9,7 @@ from prolora_jax.adapters.adapter import Adapter, Companion
 from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.plans.companions import PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.verification.saved_layers import saved_layer_holds
 from prolora_jax.verification.tokens import whole_rows_hold
 from prolora_jax.verification.weights import Weights
 
@@ -47,10 +48,10 @@ def companion_problems(
     for key, path in wanted:
         yield f"{key}: should go to {path or 'nowhere'}, and the report has no such record"
     given = {c.key: c for c in before.companions}
-    found = {(c.path, c.part): c for c in after.companions}
+    found = {_place(c.path, c.part, c.key): c for c in after.companions}
     for key in sorted(given.keys() - {c.key for c in told}):
         yield f"{key}: of the input, and the report does not have it"
-    expected = Counter((c.path, c.part) for c in told if c.path is not None)
+    expected = Counter(_place(c.path, c.part, c.key) for c in told if c.path is not None)
     for place in sorted(found.keys() - expected.keys()):
         yield f"{found[place].key}: the file has it, the report does not"
     total = sum(_energy(c) for c in given.values()) + sum(m.norm**2 for m in before.modules)
@@ -64,15 +65,24 @@ def companion_problems(
             yield f"{record.key}: report has a share of {record.share}, recomputed {share:.6g}"
         if record.path is None:
             continue
-        written = found.get((record.path, record.part))
+        written = found.get(_place(record.path, record.part, record.key))
         if written is None:
             yield f"{record.path}: carried by the report, and not in the file"
         elif own.part == "rows":
             scale = options.options_for(record.path).scale
             if not whole_rows_hold(written, own, scale, models, tokens):
                 yield f"{record.path}: its rows differ from the target's not as the input's did"
+        elif own.part == "saved":
+            scale = options.options_for(record.path).scale
+            if not saved_layer_holds(written, own, scale, models):
+                yield f"{record.path}: differs from the target's layer not as the input's did"
         elif not _equal(written.array, own.array, options.options_for(record.path).scale):
             yield f"{record.path}: carried by the report, but not as in the input"
+
+
+def _place(path: str, part: str, key: str) -> tuple[str, str]:
+    """Where a tensor is; a saved layer may have a weight and a bias."""
+    return path, f"{part} {key.rpartition('.')[2]}" if part == "saved" else part
 
 
 def _decided(record: PlannedCompanion) -> tuple[str, str, str]:

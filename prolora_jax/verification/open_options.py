@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Adapter
+from prolora_jax.plans.companions import Fate
 from prolora_jax.plans.nearness import CLOSE_WEIGHTS
 from prolora_jax.plans.plan import UNVERIFIED_TEXT_ENCODER, Action, MigrationPlan, Skip
 from prolora_jax.plans.report import MigrationReport
@@ -81,7 +82,8 @@ def open_options(
     if all(own.scale == 0.0 for own in options.variants):
         found |= dict.fromkeys(("method", "rank", "rescale"), "the scale is 0")
     found["dtype"] = "same, and the same by its name"
-    if all(companion.part not in {"layer", "rows"} for companion in before.companions):
+    beside = (c.fate for c in told.companions if c.part in {"layer", "saved", "rows"})
+    if all(fate in {Fate.CARRIED, Fate.EXCLUDED} for fate in beside):
         found["allow_partial"] = "no whole layer stays behind"
     if all(module.made_from is None for module in before.modules):
         found["factor_rank"] = "the input is plain LoRA"

@@ -103,20 +103,6 @@ def test_a_copy_that_is_none_is_a_whole_layer(
     assert found.report.flags[0].startswith("partial: 1 ")
 
 
-def test_a_whole_layer_stays_behind_where_that_is_allowed(tmp_path: Path) -> None:
-    pair = make_language_pair(tmp_path, "mistral", modules_to_save=["lm_head"])
-    tensors = load_file(pair.adapter / WEIGHTS)
-    (key,) = (key for key in tensors if "lm_head" in key)
-    save_file(tensors | {key: tensors[key] * 2}, pair.adapter / WEIGHTS)
-    with pytest.raises(WholeLayers, match="allow-partial"):
-        migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", COPY)
-    migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", PARTIAL)
-    name = "model.layers.0.mlp.up_proj.weight"
-    given = added(pair.source_net, pair.adapter, name)
-    np.testing.assert_allclose(added(pair.target_net, tmp_path / "out", name), given, atol=2e-7)
-    assert not added(pair.target_net, tmp_path / "out", HEAD).any()
-
-
 def test_a_tied_embedding_and_its_head_keep_their_pairs(tmp_path: Path) -> None:
     fields = {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True}
     pair = make_language_pair(tmp_path, "llama", copies=True, **fields)

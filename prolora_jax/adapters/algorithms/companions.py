@@ -25,6 +25,7 @@ _ADDED: Mapping[str, Part] = {
 _LORA_BIAS = ".lora_B."
 _TOKEN_ROWS = re.compile(r"(.+?)(?:\.token_adapter)?\.trainable_tokens_delta(?:\.[^.]+)?")
 _WHOLE = (".modules_to_save.", ".original_module.")
+_WHOLE_PARTS = frozenset({"layer", "saved"})
 # Levels between a layer and its tensors.
 _LEVELS = (*_WHOLE, ".base_layer.")
 
@@ -101,11 +102,12 @@ def without_copies(
     Returns:
         The adapter; copies, bit for bit after a cast to the file's dtype, have no effect.
     """
-    if adapter.outline or all(c.part != "layer" for c in adapter.companions):
+    if adapter.outline or all(c.part not in _WHOLE_PARTS for c in adapter.companions):
         return adapter
 
     def as_told(companion: Companion) -> Companion:
-        own = _of_base(companion, matrix, bias) if companion.part == "layer" else None
+        whole = companion.part in _WHOLE_PARTS
+        own = _of_base(companion, matrix, bias) if whole else None
         if own is None or own.shape != companion.array.shape:
             return companion
         with np.errstate(over="ignore"):  # infinite there is not equal to a finite number

@@ -9,6 +9,7 @@ flax_keys.py: Keys of a Flax tree with `/` between its levels, and the tensors u
 keys.py: The grammar of tensor keys: module name, then suffix. Each key is read by itself.
 kohya.py: Kohya's keys: `lora_unet_<flat path>.lora_down.weight`, `.alpha`.
 config_fields.py: What a LoraConfig may say: followed, without effect, refused.
+saved_layers.py: Whole layers that peft saves, by what its configuration names.
 token_rows.py: Whole rows of an embedding: which tokens they are of, by peft's configuration.
 lora_config.py: The scale that peft and diffusers keep beside the tensors.
 header_strings.py: Header strings: what is carried over, rewritten for another base model.

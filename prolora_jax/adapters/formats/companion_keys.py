@@ -66,7 +66,10 @@ class _Namer:
         if companion.part == "rows" and self._format == "peft" and path in self._spec.modules:
             component, _, rest = path.partition(".")
             return f"{component}.{PEFT_WRAPPER}{rest}.token_adapter.trainable_tokens_delta"
-        if companion.part in {"layer", "rows"} or not (norm or path in self._spec.modules):
+        if companion.part == "saved" and self._format == "peft":
+            component, _, rest = path.partition(".")
+            return f"{component}.{PEFT_WRAPPER}{rest}.{companion.key.rpartition('.')[2]}"
+        if companion.part in {"layer", "saved", "rows"} or not (norm or path in self._spec.modules):
             return None
         if self._format in {"diffusers", "peft"}:
             if norm or path not in self._scales:
@@ -83,7 +86,7 @@ class _Namer:
     def array(self, companion: Companion) -> np.ndarray:
         """Its numbers: a factor's bias stands there without its module's scale."""
         scale = self._scales.get(companion.path, 1.0)
-        if self._format != "peft" or scale == 1.0 or companion.part == "rows":
+        if self._format != "peft" or scale == 1.0 or companion.part in {"rows", "saved"}:
             return companion.array
         return (companion.array.astype(np.float64) / scale).astype(np.float32)
 

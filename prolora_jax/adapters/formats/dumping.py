@@ -256,6 +256,14 @@ def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folde
             f"are; name a folder, or leave them behind (--exclude '*embed_tokens')",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
+    saved = next((c for c in adapter.companions if c.part == "saved"), None)
+    if saved is not None and (folded or format != "peft"):
+        raise AdapterRefused(
+            f"{adapter.origin}: {saved.key}: found a whole layer of modules_to_save, to be "
+            f"written as {format}; expected a folder of peft's, whose configuration names such "
+            f"layers; name a folder, or leave it behind (--exclude '{saved.path}')",
+            code=Refusal.UNSUPPORTED_ALGORITHM,
+        )
     what, readable = "a UNet or a text encoder", FORMATS
     if path.startswith(LM):
         what, readable = "a language model", LM_FORMATS

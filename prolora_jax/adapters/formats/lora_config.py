@@ -21,6 +21,7 @@ from prolora_jax.errors import AdapterRefused, Refusal
 
 HEADER_KEY = "lora_adapter_metadata"
 _KEPT = ("ensure_weight_tying", "target_parameters", "peft_version")
+_OF_SAVED = ("modules_to_save", "task_type")
 _MOST_PATTERNS, _MOST_COSTLY = 4_000, 50
 """Each is tried on each module: 4,000 plain ones take seconds, one with repeats as long as many."""
 _WHOLE_PATHS = re.compile(r"\^\((?:\w|\\\.|\|)+\)")
@@ -167,6 +168,11 @@ def kept_fields(metadata: Mapping[str, str]) -> dict[str, Any]:
     if "target_parameters" not in found:  # whose pairs alone depend on it
         found.pop("peft_version", None)
     return found
+
+
+def saved_fields_of(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a configuration says of whole layers, and for which task they are, where it does."""
+    return {name: value for name, value in _said(metadata).items() if name in _OF_SAVED and value}
 
 
 def _said(metadata: Mapping[str, str]) -> Mapping[str, Any]:

@@ -23,6 +23,7 @@ from prolora_jax.adapters.formats.modules import (
     require_whole_over_time,
 )
 from prolora_jax.adapters.formats.plain_scale import header_scale
+from prolora_jax.adapters.formats.saved_layers import with_saved
 from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.llm.names import LM
@@ -132,7 +133,9 @@ def parse(
     if not (outline and _has_alphas(groups)):
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
-    whole = (_whole(c, scales) for c in companions.values())
+    whole = [_whole(c, scales) for c in companions.values()]
+    if any(module.path.startswith(LM) for module in adapter.modules):
+        whole = [with_saved(c, metadata, origin) for c in whole]
     return replace(adapter, companions=tuple(with_rows(c, metadata, origin) for c in whole))
 
 

@@ -19,6 +19,7 @@ from prolora_jax.adapters.algorithms.table import WRITTEN, algorithm_for
 from prolora_jax.adapters.formats.expert_parameters import FIELD, ParameterTensors
 from prolora_jax.adapters.formats.keys import PEFT_WRAPPER
 from prolora_jax.adapters.formats.lora_config import base_name, kept_fields
+from prolora_jax.adapters.formats.saved_layers import saved_fields
 from prolora_jax.adapters.formats.token_rows import row_fields
 from prolora_jax.architectures.llm.layouts import is_embedding, stored_in_out, task_of
 from prolora_jax.architectures.llm.names import ALONE, LM, name_inside
@@ -114,7 +115,8 @@ def configuration(
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
     fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
-    return json.dumps(fields | row_fields(adapter.companions))
+    saved = saved_fields(adapter.companions, adapter.metadata)
+    return json.dumps(fields | row_fields(adapter.companions) | saved)
 
 
 _M = TypeVar("_M", LoraModule, StructuredModule)

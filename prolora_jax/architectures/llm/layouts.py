@@ -37,6 +37,10 @@ _HEADS = {
 _EMBEDDINGS = (*_HEADS["lm_head"], *_HEADS["embed_out"], "model.embed_tokens_per_layer")
 # Linear layers beside the numbered ones: Gemma 4's layers have inputs of their own.
 _OUTSIDE = ("model.per_layer_model_projection",)
+CLASSIFIERS = ("score", "classifier", "qa_outputs")
+"""Heads of models that say classes or places, as transformers calls them; most base models have
+none, and who trains an adapter begins with a new one."""
+_AS_WIDE = ("lm_head", "embed_out", "pooler.dense")
 
 
 class LmLayer(NamedTuple):
@@ -92,6 +96,9 @@ def lm_layers(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[LmLayer]:
     for name in (*_EMBEDDINGS, *_OUTSIDE):
         if name in names and len(shapes[names[name]]) == 2:
             yield LmLayer(LM + name, names[name], shapes[names[name]])
+    for name in CLASSIFIERS:
+        if len(shapes.get(name + _WEIGHT, ())) == 2:
+            yield LmLayer(LM + name, name + _WEIGHT, shapes[name + _WEIGHT])
 
 
 def _is_plain(shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -132,6 +139,21 @@ def has_rows_of_tokens(path: str) -> bool:
     """Whether a layer, by its path, has a row for each token: an embedding, or a head."""
     # A pooler is where a model ends, too, and has a row for each of its channels.
     return is_embedding(path) or (path.startswith(LM) and bool(_HEADS.get(path.removeprefix(LM))))
+
+
+def is_classifier(path: str) -> bool:
+    """Whether a layer, by its path, is a language model's head for classes or places."""
+    return path.startswith(LM) and path.removeprefix(LM) in CLASSIFIERS
+
+
+def stream_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """How many numbers a head gets for a token; None where no head or pooler says it.
+
+    Args:
+        shapes: `(out, in)` by path, of a language model's layers.
+    """
+    ends = (shapes.get(LM + name) for name in _AS_WIDE)
+    return next((shape[1] for shape in ends if shape is not None), None)
 
 
 def task_of(paths: Iterable[str], level: str = ALONE) -> str:

@@ -16,6 +16,7 @@ from prolora_jax.adapters.formats.header_strings import as_plain_lora
 from prolora_jax.adapters.formats.published import published_base, told_apart
 from prolora_jax.adapters.formats.regrouping import row_order
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.adapters.formats.saved_layers import as_layers
 from prolora_jax.adapters.formats.trees import unscaled
 from prolora_jax.adapters.inspection import (
     Inspection,
@@ -126,6 +127,7 @@ def convert_file(
         made = factored(adapter, spec, matrix, factor_rank or FactorRank(), bias=bias)
         metadata = as_plain_lora(made.metadata) if adapter.structured else made.metadata
         adapter = replace(made, modules=tuple(map(in_own_dtype, made.modules)), metadata=metadata)
+    adapter = replace(adapter, companions=as_layers(adapter.companions))
     require_no_whole_layers(adapter, allow_partial=allow_partial)
     format = "peft" if reader is not None and to == "same" else concrete_format(to, adapter, spec)
     save_adapter(

@@ -61,15 +61,25 @@ def text_pair(
 
 
 def require_kernels(one: ToRefine, model: BaseModel) -> None:
-    """Refuse an adapter of an embedding, and of a head that is one: the net has no layer for it.
+    """Refuse an adapter of an embedding, of a head that is one, and whole layers that moved.
+
+    The net has no layer for the first two, and is computed with pairs alone.
 
     Args:
         one: to be refined.
         model: the source.
 
     Raises:
-        AdapterRefused: it has such a module.
+        AdapterRefused: it has such a module or layer.
     """
+    saved = next((c for c in one.copied.companions if c.part == "saved"), None)
+    if saved is not None:
+        raise AdapterRefused(
+            f"{one.given.origin}: {saved.key}: found a whole layer of modules_to_save; expected "
+            f"pairs alone, with which a student is computed; use `prolora migrate`, or leave the "
+            f"layer behind (--exclude '{saved.path}')",
+            code=Refusal.UNMATCHED_MODULES,
+        )
     paths = {module.path for module in one.given.modules}
     tied = {_HEAD} & paths and "embed" in model.sources[_HEAD].placement.key
     found = _HEAD if tied else next(filter(is_embedding, sorted(paths)), None)
