@@ -25,6 +25,7 @@ from prolora_jax.architectures.llm.facts import facts_of_config
 from prolora_jax.architectures.llm.names import name_inside
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
@@ -174,6 +175,26 @@ def test_without_its_base_model_nothing_says_how_layers_are_stored(
 ) -> None:
     with pytest.raises(AdapterRefused, match="an adapter of a language model.*--base"):
         convert_file(pair[0] / "adapter", "gguf", tmp_path / "out.gguf")
+
+
+def test_the_level_is_known_where_no_heads_are(tmp_path: Path) -> None:
+    """As in the file of LLaVA 1.5, which says of its language model what it is, and no sizes."""
+    inner: dict[str, Any] = {"model_type": "llama", "vocab_size": 32064}
+    said = {"model_type": "llava", "text_config": inner}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    recipe = "slices: [{sources: [{layer_range: [2, 4]}]}]"
+    (tmp_path / "mergekit_config.yml").write_text(recipe)
+    facts = read_facts(tmp_path)
+    assert facts is not None
+    assert (facts.heads, facts.layers) == (0, (2, 3))
+    config = transformers.LlavaConfig(
+        text_config=inner | {"num_hidden_layers": 1},  # type: ignore[arg-type]
+        vision_config=OF_PICTURES | {"model_type": "clip_vision_model"},  # type: ignore[arg-type]
+    )
+    with torch.device("meta"):
+        net = transformers.LlavaForConditionalGeneration(config)
+    names = {name for name, _ in net.named_modules()}
+    assert name_inside("model.layers.0.self_attn.q_proj", facts.level) in names
 
 
 @pytest.mark.parametrize("name", ["Gemma3", "Llama4", "SmolVLM", "Qwen2_5_VL", "Qwen3"])
