@@ -134,8 +134,13 @@ def test_layers_of_pictures_stay_behind_where_that_is_allowed(
     assert migrate_file(*given, tmp_path / "other", options).report.flags == report.flags
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [("qwen3", r"^(layers\.2\.self_attn\.q_proj)"), ("gpt2", r"^(h\.2\.attn\.c_proj)")],
+)
+def test_who_trains_without_a_head_gets_names_without_one(
+    kind: str, last: str, tmp_path: Path
+) -> None:
     """As makers of embeddings do, with transformers' `AutoModel`."""
     whole = make_language_pair(tmp_path, kind, depth=3, kept=(0, 2), layers=("c_proj", "q_proj"))
     source, target = whole.source_net.base_model, whole.target_net.base_model
@@ -144,6 +149,8 @@ def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: P
         target_modules=r".*\.(q_proj|c_proj)",
         task_type="FEATURE_EXTRACTION",
         fan_in_fan_out=kind == "gpt2",
+        # Only by its whole name, as outputs here have it.
+        alpha_pattern={last: 5},
     )
     twin = type(source)(source.config)
     with of_newer_transformers():
