@@ -167,6 +167,7 @@ def test_who_trains_without_a_head_gets_names_without_one(
     assert verify_file(out).ok
     # A server has the whole model all the same.
     migrate_file(tmp_path / "given", whole.source, whole.target, tmp_path / "v", COPY, VLLM)
+    assert verify_file(tmp_path / "v").ok
     assert updates(whole.target_net, tmp_path / "v").keys() == {
         f"{whole.target_net.base_model_prefix}.{name}" for name in found
     }
