@@ -21,6 +21,9 @@ from language_models import (
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
 
+from prolora_jax.adapters.adapter import Companion
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.llm.facts import facts_of_config
 from prolora_jax.architectures.llm.names import name_inside
 from prolora_jax.errors import AdapterRefused
@@ -34,7 +37,8 @@ from prolora_jax.verification.file import verify_file
 VLLM = Writing(reader="vllm")
 COPY = MigrationOptions(method="copy")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-ROOT = "model.language_model.layers"
+INSIDE = "model.language_model"
+ROOT = f"{INSIDE}.layers"
 OF_PICTURES = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -203,6 +207,12 @@ def test_the_level_is_known_where_no_heads_are(tmp_path: Path) -> None:
         net = transformers.LlavaForConditionalGeneration(config)
     names = {name for name, _ in net.named_modules()}
     assert name_inside("model.layers.0.self_attn.q_proj", facts.level) in names
+
+
+def test_rows_are_found_by_the_name_that_an_embedding_has_inside() -> None:
+    said = {"peft_type": "LORA", "trainable_token_indices": {f"{INSIDE}.embed_tokens": [7, 3]}}
+    given = Companion("key", "lm.model.embed_tokens", "rows", np.zeros((2, 4), np.float32))
+    assert with_rows(given, {HEADER_KEY: json.dumps(said)}, "a").rows == (7, 3)
 
 
 @pytest.mark.parametrize("name", ["Gemma3", "Llama4", "SmolVLM", "Qwen2_5_VL", "Qwen3"])
