@@ -19,7 +19,7 @@ from language_models import (
     randomised,
 )
 from peft import LoraConfig, get_peft_model
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from prolora_jax.adapters.adapter import Companion
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
@@ -170,6 +170,8 @@ def test_who_trains_without_a_head_gets_names_without_one(
     assert json.loads((out / CONFIG).read_text())["task_type"] == "FEATURE_EXTRACTION"
     assert verify_file(out).ok
     # A server has the whole model all the same.
+    weights = tmp_path / "given" / WEIGHTS
+    save_file(load_file(weights), weights, {"format": "pt", "note": "of a maker"})
     migrate_file(tmp_path / "given", whole.source, whole.target, tmp_path / "v", COPY, VLLM)
     assert verify_file(tmp_path / "v").ok
     assert updates(whole.target_net, tmp_path / "v").keys() == {
