@@ -16,7 +16,7 @@ from prolora_jax.adapters.formats.header_strings import (
     stripped,
     trained_with,
 )
-from prolora_jax.adapters.formats.keys import GGUF_FACTS, MLX_CONFIG
+from prolora_jax.adapters.formats.keys import said_in
 from prolora_jax.adapters.formats.lora_config import HEADER_KEY
 from prolora_jax.architectures.spec import BaseModelSpec
 from prolora_jax.plans.options import MigrationOptions
@@ -96,11 +96,10 @@ def string_problems(
         Problems, and what could not be checked.
     """
     title = before.metadata.get("modelspec.title") or PurePath(told.input.location).stem
-    given = {k: text for k, text in before.metadata.items() if k not in (MLX_CONFIG, GGUF_FACTS)}
-    wanted = for_target(given, target, merged_from=[title])
+    wanted = for_target(said_in(before.metadata), target, merged_from=[title])
     asked = {**wanted, **trained_with(replace(output, metadata=wanted))}
-    beside = (PROVENANCE, HEADER_KEY, MLX_CONFIG, GGUF_FACTS)
-    found = {k: text for k, text in output.metadata.items() if k not in beside}
+    said = said_in(output.metadata).items()
+    found = {key: text for key, text in said if key not in (PROVENANCE, HEADER_KEY)}
     without = {k for k in stripped(wanted) if k != PROVENANCE}
     # `--strip-metadata` is no option of a migration: both are right, but nothing in between.
     needed = without if found.keys() <= without | {FORMAT} else wanted.keys() - HASHES

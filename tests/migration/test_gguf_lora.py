@@ -244,12 +244,14 @@ def test_of_a_folder_adapters_are_taken_and_models_are_not(tmp_path: Path) -> No
 
 def test_heads_are_not_guessed(tmp_path: Path) -> None:
     FAMILIES["llama"].build(1, seed=0).save_pretrained(tmp_path / "base")
-    (tmp_path / "base/config.json").unlink()
-    base = load_base_model(tmp_path / "base")
-    path = write(tmp_path / "given.gguf", PAIR)
-    with pytest.raises(AdapterRefused, match="how many heads") as refused:
-        load_adapter(path, base.spec)
-    assert refused.value.code is Refusal.UNREADABLE_BASE
+    path, config = write(tmp_path / "given.gguf", PAIR), tmp_path / "base/config.json"
+    config.write_text('{"model_type": "llama"}')
+    told = load_base_model(tmp_path / "base").spec
+    config.unlink()
+    for spec in (told, load_base_model(tmp_path / "base").spec):
+        with pytest.raises(AdapterRefused, match="how many heads") as refused:
+            load_adapter(path, spec)
+        assert refused.value.code is Refusal.UNREADABLE_BASE
 
 
 def test_a_base_model_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -19,12 +19,16 @@ from language_models import (
     randomised,
 )
 from peft import LoraConfig, get_peft_model
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from prolora_jax.adapters.adapter import Companion
+from prolora_jax.adapters.formats.lora_config import HEADER_KEY
+from prolora_jax.adapters.formats.token_rows import with_rows
 from prolora_jax.architectures.llm.facts import facts_of_config
 from prolora_jax.architectures.llm.names import name_inside
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.whole_files import convert_file
+from prolora_jax.io.base_models.lm_facts import read_facts
 from prolora_jax.migration.files import Writing
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.plans.options import MigrationOptions
@@ -33,7 +37,8 @@ from prolora_jax.verification.file import verify_file
 VLLM = Writing(reader="vllm")
 COPY = MigrationOptions(method="copy")
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-ROOT = "model.language_model.layers"
+INSIDE = "model.language_model"
+ROOT = f"{INSIDE}.layers"
 OF_PICTURES = {
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -133,8 +138,13 @@ def test_layers_of_pictures_stay_behind_where_that_is_allowed(
     assert migrate_file(*given, tmp_path / "other", options).report.flags == report.flags
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [("qwen3", r"^(layers\.2\.self_attn\.q_proj)"), ("gpt2", r"^(h\.2\.attn\.c_proj)")],
+)
+def test_who_trains_without_a_head_gets_names_without_one(
+    kind: str, last: str, tmp_path: Path
+) -> None:
     """As makers of embeddings do, with transformers' `AutoModel`."""
     whole = make_language_pair(tmp_path, kind, depth=3, kept=(0, 2), layers=("c_proj", "q_proj"))
     source, target = whole.source_net.base_model, whole.target_net.base_model
@@ -143,6 +153,8 @@ def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: P
         target_modules=r".*\.(q_proj|c_proj)",
         task_type="FEATURE_EXTRACTION",
         fan_in_fan_out=kind == "gpt2",
+        # Only by its whole name, as outputs here have it.
+        alpha_pattern={last: 5},
     )
     twin = type(source)(source.config)
     with of_newer_transformers():
@@ -158,7 +170,10 @@ def test_who_trains_without_a_head_gets_names_without_one(kind: str, tmp_path: P
     assert json.loads((out / CONFIG).read_text())["task_type"] == "FEATURE_EXTRACTION"
     assert verify_file(out).ok
     # A server has the whole model all the same.
+    weights = tmp_path / "given" / WEIGHTS
+    save_file(load_file(weights), weights, {"format": "pt", "note": "of a maker"})
     migrate_file(tmp_path / "given", whole.source, whole.target, tmp_path / "v", COPY, VLLM)
+    assert verify_file(tmp_path / "v").ok
     assert updates(whole.target_net, tmp_path / "v").keys() == {
         f"{whole.target_net.base_model_prefix}.{name}" for name in found
     }
@@ -174,6 +189,32 @@ def test_without_its_base_model_nothing_says_how_layers_are_stored(
 ) -> None:
     with pytest.raises(AdapterRefused, match="an adapter of a language model.*--base"):
         convert_file(pair[0] / "adapter", "gguf", tmp_path / "out.gguf")
+
+
+def test_the_level_is_known_where_no_heads_are(tmp_path: Path) -> None:
+    """As in the file of LLaVA 1.5, which says of its language model what it is, and no sizes."""
+    inner: dict[str, Any] = {"model_type": "llama", "vocab_size": 32064}
+    said = {"model_type": "llava", "text_config": inner}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    recipe = "slices: [{sources: [{layer_range: [2, 4]}]}]"
+    (tmp_path / "mergekit_config.yml").write_text(recipe)
+    facts = read_facts(tmp_path)
+    assert facts is not None
+    assert (facts.heads, facts.layers) == (0, (2, 3))
+    config = transformers.LlavaConfig(
+        text_config=inner | {"num_hidden_layers": 1},  # type: ignore[arg-type]
+        vision_config=OF_PICTURES | {"model_type": "clip_vision_model"},  # type: ignore[arg-type]
+    )
+    with torch.device("meta"):
+        net = transformers.LlavaForConditionalGeneration(config)
+    names = {name for name, _ in net.named_modules()}
+    assert name_inside("model.layers.0.self_attn.q_proj", facts.level) in names
+
+
+def test_rows_are_found_by_the_name_that_an_embedding_has_inside() -> None:
+    said = {"peft_type": "LORA", "trainable_token_indices": {f"{INSIDE}.embed_tokens": [7, 3]}}
+    given = Companion("key", "lm.model.embed_tokens", "rows", np.zeros((2, 4), np.float32))
+    assert with_rows(given, {HEADER_KEY: json.dumps(said)}, "a").rows == (7, 3)
 
 
 @pytest.mark.parametrize("name", ["Gemma3", "Llama4", "SmolVLM", "Qwen2_5_VL", "Qwen3"])

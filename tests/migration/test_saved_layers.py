@@ -246,3 +246,18 @@ def test_no_student_is_taught_beside_a_saved_layer(pair: LanguagePair, moved: Pa
     one = ToRefine(load_adapter(pair.adapter), load_adapter(moved), {}, (), "one")
     with pytest.raises(AdapterRefused, match="a whole layer of modules_to_save; expected pairs"):
         require_kernels(one, load_base_model(pair.source))
+
+
+def test_of_a_model_without_its_head_layers_have_names_without_one(
+    pair: LanguagePair, tmp_path: Path
+) -> None:
+    source, target = pair.source_net.base_model, pair.target_net.base_model
+    fields = {"modules_to_save": ["layers.2.mlp.up_proj"], "task_type": "FEATURE_EXTRACTION"}
+    write_lora(type(source)(source.config), tmp_path / "given", ("q_proj",), **fields)
+    migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
+    (name,) = json.loads((tmp_path / "out" / CONFIG).read_text())["modules_to_save"]
+    # Peft looks at the ends of names.
+    found = [module for module, _ in target.named_modules() if module.endswith(name)]
+    assert found == ["layers.1.mlp.up_proj"]
+    assert f"{found[0]}.weight" in whole(tmp_path / "out")
+    assert verify_file(tmp_path / "out").ok

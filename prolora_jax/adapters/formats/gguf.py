@@ -147,8 +147,9 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[dict[str, np.nd
         AdapterRefused: a layer has no name there, or the base model does not say its heads.
     """
     facts = spec.facts
-    if facts is None or facts.architecture is None:
-        said = "no config.json with a number of heads" if facts is None else "another architecture"
+    if facts is None or facts.architecture is None or not facts.heads:
+        other = facts is not None and facts.architecture is None
+        said = "another architecture" if other else "no config.json with a number of heads"
         raise AdapterRefused(
             f"{adapter.origin}: found {said} beside base model {spec.name}; expected a Llama, "
             f"Mistral, Qwen 2 or 3, Gemma 2 or 3, Phi 3 or GPT-2, whose tensors' names in GGUF "
@@ -177,12 +178,12 @@ def dump_tensors(adapter: Adapter, spec: BaseModelSpec) -> tuple[dict[str, np.nd
 def _places(adapter: Adapter, spec: BaseModelSpec, architecture: str) -> dict[str, GgufPlace]:
     layers = {p.steps[0].number for m in adapter.modules if (p := place_of(m.path)) is not None}
     facts = spec.facts
-    heads = (1, 1) if facts is None else (facts.heads, facts.kv_heads)
-    places = places_in(adapter.origin, architecture, sorted(layers), *heads)
+    heads = None if facts is None or not facts.heads else (facts.heads, facts.kv_heads)
+    places = places_in(adapter.origin, architecture, sorted(layers), *(heads or (1, 1)))
     unfit = unfit_base(spec) if any(place.heads for place in places.values()) else None
     if unfit is not None:
         raise AdapterRefused(f"{adapter.origin}: {unfit}", code=Refusal.SHAPE_MISMATCH)
-    if facts is None:
+    if heads is None:
         lacking = [
             m.path
             for m in adapter.modules

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from prolora_jax.adapters.formats.config_fields import READ_KINDS, kind_of, require_plain
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.stacks import DIT_COMPONENTS
-from prolora_jax.architectures.llm.names import LM, names_around
+from prolora_jax.architectures.llm.names import LM, name_inside, names_around
 from prolora_jax.architectures.naming import WRAPPERS
 from prolora_jax.errors import AdapterRefused, Refusal
 
@@ -189,7 +189,7 @@ def _names(path: str) -> tuple[str, ...]:
     Parsing gives some names a component and a level that the network of the file has not.
     """
     module = path.partition(".")[2]
-    around = names_around(module) if path.startswith(LM) else ()
+    around = (*names_around(module), name_inside(module, "")) if path.startswith(LM) else ()
     return module, f"{module}.weight", path, module.removeprefix("model."), *around
 
 

@@ -115,7 +115,7 @@ def configuration(
     fields |= {f"{c}.use_dora": True for c in by_component if c in with_magnitude}
     biased = {c.path.partition(".")[0] for c in adapter.companions if c.part == "bias"}
     fields |= {f"{component}.lora_bias": True for component in by_component if component in biased}
-    saved = saved_fields(adapter.companions, adapter.metadata)
+    saved = saved_fields(adapter.companions, adapter.metadata, level)
     return json.dumps(fields | row_fields(adapter.companions) | saved)
 
 

@@ -15,7 +15,7 @@ from prolora_jax.architectures.llm.layouts import (
     has_rows_of_tokens,
     is_classifier,
 )
-from prolora_jax.architectures.llm.names import LM
+from prolora_jax.architectures.llm.names import LM, name_inside
 
 FIELD = "modules_to_save"
 _TASK = "task_type"
@@ -61,7 +61,9 @@ def as_layers(companions: Iterable[Companion]) -> tuple[Companion, ...]:
     return tuple(replace(c, part="layer") if c.part == "saved" else c for c in companions)
 
 
-def saved_fields(companions: Iterable[Companion], metadata: Mapping[str, str]) -> dict[str, object]:
+def saved_fields(
+    companions: Iterable[Companion], metadata: Mapping[str, str], level: str
+) -> dict[str, object]:
     """What peft's configuration says of saved layers, with the component in front.
 
     A name of the input's is kept where it is the end of a saved layer's; a layer that none is of is
@@ -70,11 +72,13 @@ def saved_fields(companions: Iterable[Companion], metadata: Mapping[str, str]) -
     Args:
         companions: of the adapter that is written.
         metadata: its header strings.
+        level: that the model's layers stand in (`names.name_inside`).
     """
     saved = {c.path: None for c in companions if c.part == "saved"}
     if not saved:
         return {}
-    said, names = saved_fields_of(metadata), [path.removeprefix(LM) for path in saved]
+    said = saved_fields_of(metadata)
+    names = [name_inside(path.removeprefix(LM), level) for path in saved]
     outside = [name for name in names if not any(p.isdecimal() for p in name.split("."))]
     given = [field for field in said.get(FIELD) or () if isinstance(field, str) and field]
     kept = [field for field in given if any(f".{n}".endswith(f".{field}") for n in outside)]

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from prolora_jax.adapters.adapter import Companion
 from prolora_jax.adapters.formats.lora_config import settings_of
+from prolora_jax.architectures.llm.names import LM, names_around
 from prolora_jax.errors import AdapterRefused, Refusal
 
 FIELD = "trainable_token_indices"
@@ -30,7 +31,8 @@ def with_rows(companion: Companion, metadata: Mapping[str, str], origin: str) ->
     said = settings_of(companion.path, metadata, origin).get(FIELD)
     if isinstance(said, Mapping):
         inner = companion.path.partition(".")[2]
-        names = (name for name in said if f".{inner}".endswith(f".{name}"))
+        inners = (inner, *names_around(inner)) if companion.path.startswith(LM) else (inner,)
+        names = (name for name in said if any(f".{one}".endswith(f".{name}") for one in inners))
         said = said.get(next(names, None))
     rows = said if isinstance(said, Sequence) and not isinstance(said, str) else ()
     numbers = tuple(row for row in rows if type(row) is int and row >= 0)

@@ -143,7 +143,7 @@ def dump_tensors(adapter: Adapter, format: str, spec: BaseModelSpec) -> tuple[Te
 
 def _facts(origin: str, format: str, spec: BaseModelSpec) -> LmFacts:
     facts = spec.facts
-    if facts is None:
+    if facts is None or not facts.heads:
         _refuse(origin, f"no config.json with a number of heads beside base model {spec.name}")
     known = facts.family in TUNIX_FAMILIES if format == "tunix" else maxtext_name(facts) is not None
     if not known:
@@ -235,7 +235,7 @@ def _turned(module: LoraModule, origin: str, spec: BaseModelSpec, *, back: bool)
     whose = _heads_of(module)
     if whose is None:
         return module
-    if spec.facts is None:
+    if spec.facts is None or not spec.facts.heads:
         _refuse(
             origin,
             f"rows in MaxText's order in {module.path}, and a base model {spec.name} that does not "

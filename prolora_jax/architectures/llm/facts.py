@@ -29,8 +29,8 @@ class LmFacts(NamedTuple):
 
     Attributes:
         architecture: what GGUF files call it; None of one that they have no table of here.
-        heads: of queries.
-        kv_heads: of keys and values.
+        heads: of queries; 0 where nothing says it, as LLaVA 1.5's file does not.
+        kv_heads: of keys and values; 0 where nothing says it.
         tied: whether the embedding is the head, too.
         family: what its own file calls it, `qwen3`, `gemma3_text`.
         rotation: what transformers calls the scaling of its rotary embedding, `llama3`; None where
@@ -53,7 +53,7 @@ class LmFacts(NamedTuple):
 
 
 def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
-    """What transformers' `config.json` says; None where it says no number of heads.
+    """What transformers' `config.json` says; None where it says neither heads nor a kind of model.
 
     Args:
         config: the document; of a model that also sees, its language model stands inside of it.
@@ -64,14 +64,17 @@ def facts_of_config(config: Mapping[str, Any]) -> LmFacts | None:
     kv_heads = fields.get("num_key_value_heads")
     kv_heads = heads if kv_heads is None else kv_heads
     if type(heads) is not int or type(kv_heads) is not int or min(heads, kv_heads) < 1:
-        return None
+        if not isinstance(config.get("model_type"), str):
+            return None
+        heads = kv_heads = 0  # where its layers stand is known all the same
     kind = str(fields.get("model_type"))
     # Transformers' own default, where a file does not say it.
     tied = fields.get("tie_word_embeddings", kind.startswith(("gemma", "gpt2")))
     outer = str(config.get("model_type"))
     level = _LEVELS.get(outer, SEEING if isinstance(inner, Mapping) else ALONE)
     told = _GGUF.get(kind), heads, kv_heads, bool(tied), kind, _rotation(fields), level
-    sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=kind in _DIVIDED)
+    divided = kind in _DIVIDED and heads > 0
+    sizes = _sizes(fields, "head_dim", "hidden_size", heads, divided=divided)
     return LmFacts(*told, head_sizes=sizes)
 
 

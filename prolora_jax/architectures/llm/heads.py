@@ -46,7 +46,7 @@ def unfit_base(spec: BaseModelSpec) -> str | None:
         spec: of any base model; of one that nothing is said of, nothing is wrong.
     """
     facts = spec.facts
-    if facts is None:
+    if facts is None or not facts.heads:
         return None
     for path in spec.component("lm"):
         axis, field = _SIDES.get(".".join(path.rsplit(".", 2)[-2:]), (0, ""))

@@ -211,8 +211,8 @@ def _read_one(
     elif not is_regular(weights):
         raise AdapterRefused(
             f"{folder}: found {'adapter_model.bin, a pickle' if pickle else 'no weights'}; "
-            f"expected {_WEIGHTS}; save the adapter with safe_serialization, or read a pickle that "
-            f"you trust with --allow-pickle",
+            f"expected {_WEIGHTS}; save the adapter with safe_serialization"
+            f"{', or read a pickle that you trust with --allow-pickle' if pickle else ''}",
             code=Refusal.PICKLE if pickle else Refusal.MISSING_FILE,
         )
     tensors, metadata = read(weights, error=AdapterRefused)
