@@ -339,7 +339,9 @@ def read_job(
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
+    # A whole layer of a large vocabulary takes more than all pairs together.
     size = sum(m.nbytes for m in work.modules.values())
+    size += sum(companion.array.nbytes for companion in adapter.companions)
     energy = energy_that_moves(adapter, plan)
     seconds = time.perf_counter() - started
     return Prepared(job, AdapterHeader.of(adapter), plan, work, rows, size, energy, seconds)

@@ -14,13 +14,17 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.catalog.outlook import predicted_size
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.migration.files import Writing
+from prolora_jax.migration.jobs import FileJob
+from prolora_jax.migration.many import read_job
 from prolora_jax.migration.one_file import migrate_file
+from prolora_jax.migration.pair import BasePair
 from prolora_jax.plans.companions import Fate, NoSavedLayer, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.refined import ToRefine
@@ -119,6 +123,17 @@ def test_verify_recomputes_each_saved_layer(
     found = verify_file(tmp_path / "changed/out")
     assert not found.ok
     assert any("lm.lm_head: differs from the target's layer" in one for one in found.problems)
+
+
+def test_batches_and_scans_count_whole_layers(
+    pair: LanguagePair, moved: Path, tmp_path: Path
+) -> None:
+    models = BasePair(load_base_model(pair.source), load_base_model(pair.target))
+    prepared = read_job(FileJob(pair.adapter, tmp_path / "out"), models, COPY, Writing())
+    written = sum(array.nbytes for array in load_file(moved / WEIGHTS).values())
+    assert prepared.size == written
+    adapter = resolve(load_adapter(pair.adapter), models.source.spec)
+    assert written <= predicted_size(adapter, prepared.plan) <= written + 5 * 220
 
 
 def test_on_the_same_base_model_saved_layers_keep_their_bytes(
