@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from language_models import FAMILIES, SIZES, LanguagePair, make_language_pair, m
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from prolora_jax.adapters.adapter import Part
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.catalog.outlook import predicted_size
 from prolora_jax.errors import AdapterRefused
@@ -257,7 +259,20 @@ def test_norms_and_conversions_stay_refused(pair: LanguagePair, tmp_path: Path) 
         migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
 
 
-def test_no_student_is_taught_beside_a_saved_layer(pair: LanguagePair, moved: Path) -> None:
-    one = ToRefine(load_adapter(pair.adapter), load_adapter(moved), {}, (), "one")
-    with pytest.raises(AdapterRefused, match="a whole layer of modules_to_save; expected pairs"):
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ("saved", "a whole layer of modules_to_save"),
+        ("rows", "whole rows of an embedding"),
+        ("bias", "a vector that is added to a bias"),
+    ],
+)
+def test_no_student_is_taught_beside_other_tensors(
+    pair: LanguagePair, part: Part, found: str
+) -> None:
+    given = load_adapter(pair.adapter)
+    given = replace(given, companions=(replace(given.companions[0], part=part),))
+    one = ToRefine(given, given, {}, (), "one")
+    with pytest.raises(AdapterRefused, match=rf"{found} \({part}\); expected pairs alone") as said:
         require_kernels(one, load_base_model(pair.source))
+    assert ("--exclude" in str(said.value)) == (part != "bias")
