@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
-from language_models import FAMILIES, SIZES, LanguagePair, make_language_pair, merged, write_lora
+from language_models import (
+    FAMILIES,
+    SIZES,
+    LanguagePair,
+    make_language_pair,
+    merged,
+    randomised,
+    write_lora,
+)
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -37,6 +46,7 @@ COPY = MigrationOptions(method="copy")
 PARTIAL = MigrationOptions(method="copy", allow_partial=True)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 UP, HEAD, EMBEDDING = "model.layers.{}.mlp.up_proj.weight", "lm_head.weight", "embed_tokens.weight"
+OTHERS: Any = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 NAMES = ["lm_head", "layers.2.mlp.up_proj", "embed_tokens"]
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 
@@ -146,6 +156,33 @@ def test_on_the_same_base_model_saved_layers_keep_their_bytes(
     given, found = whole(pair.adapter), whole(tmp_path / "out")
     assert given.keys() == found.keys()
     assert all(found[name].tobytes() == given[name].tobytes() for name in given)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(use_dora=True, **OTHERS),
+        peft.LoHaConfig(**OTHERS),
+        peft.LoKrConfig(**OTHERS),
+    ],
+    ids=["dora", "loha", "lokr"],
+)
+def test_saved_layers_move_beside_other_algorithms(
+    pair: LanguagePair, config: Any, tmp_path: Path
+) -> None:
+    net = FAMILIES["mistral"].build(3, seed=0)
+    adapted: Any = peft.get_peft_model(net, config)
+    randomised(adapted)
+    adapted.save_pretrained(str(tmp_path / "given"), save_embedding_layers=False)
+    given = whole(trained(tmp_path / "given", np.random.default_rng(9)))
+    migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
+    source, target = numbers(pair.source_net)[HEAD], numbers(pair.target_net)[HEAD]
+    wanted, found = target + (given[HEAD] - source), whole(tmp_path / "out")[HEAD]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    loaded = numbers(merged(pair.target_net, tmp_path / "out"))
+    np.testing.assert_array_equal(loaded[HEAD], found)
+    found = verify_file(tmp_path / "out")
+    assert found.ok, found.problems
 
 
 def test_a_new_head_is_copied(pair: LanguagePair, tmp_path: Path) -> None:
