@@ -36,7 +36,7 @@ from prolora_jax.migration.jobs import FileJob
 from prolora_jax.migration.many import read_job
 from prolora_jax.migration.one_file import migrate_file
 from prolora_jax.migration.pair import BasePair
-from prolora_jax.plans.companions import Fate, NoSavedLayer, plan_companions
+from prolora_jax.plans.companions import Fate, NoSavedLayer, PlannedCompanion, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.refined import ToRefine
 from prolora_jax.refine.lm.opening import require_kernels
@@ -258,6 +258,11 @@ def test_layers_without_a_place_are_refused_by_name_or_stay_behind(
         "model.layers.1.mlp.up_proj"
     ]
     assert verify_file(out).ok
+
+
+def test_a_new_head_of_unknown_width_is_said_to_be_one() -> None:
+    head = PlannedCompanion("score.weight", "saved", "lm.score", None, Fate.OTHER_WIDTH, 0.0)
+    assert "no layer tells how wide both base models are" in str(NoSavedLayer("a", [head], "t"))
 
 
 @pytest.mark.parametrize(
