@@ -26,8 +26,10 @@ from safetensors.numpy import load_file, save_file
 from prolora_jax.adapters.adapter import Part
 from prolora_jax.adapters.formats.resolution import resolve
 from prolora_jax.catalog.outlook import predicted_size
+from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.matching.tokens import TokenMap
@@ -279,6 +281,18 @@ def test_formats_without_saved_layers_are_refused(
         migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", COPY, writing)
     excluded = MigrationOptions(method="copy", exclude=("*lm_head", "*embed_tokens", "*up_proj"))
     assert migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", excluded, writing)
+
+
+def test_a_scan_says_so_before_anything_moves(pair: LanguagePair) -> None:
+    models = BasePair(load_base_model(pair.source), load_base_model(pair.target))
+    item = Input(pair.adapter, Path("adapter"))
+    for_all, for_vllm = (
+        Scanner(models, COPY, Writing(reader=reader)).scan([item])[0].record
+        for reader in (None, "vllm")
+    )
+    assert (for_all.verdict, for_all.reason) == ("partial", None)  # a layer has no partner
+    assert for_vllm.verdict == "refused"
+    assert "a tensor beside the pairs: saved" in str(for_vllm.message)
 
 
 def test_layers_of_tokens_with_other_numbers_stay_behind(pair: LanguagePair) -> None:
