@@ -61,6 +61,8 @@ class AdapterComparison:
         only_a: paths of the first alone.
         only_b: paths of the second alone.
         other_shape: paths that both have in different shapes.
+        beside: layers beside the pairs (biases, norms, whole layers, rows, layers of pictures) of
+            which one has numbers that the other has not; none of a migrated adapter.
         cosine: of the two adapters over all common modules.
         energy: squared norm of the second over that of the first, over all common modules.
     """
@@ -69,6 +71,7 @@ class AdapterComparison:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
     other_shape: tuple[str, ...]
+    beside: tuple[str, ...]
     cosine: float | None
     energy: float | None
 
@@ -97,8 +100,8 @@ def compare(
             numbers are none.
     """
     of_a, of_b = ({m.path: m for m in (*x.modules, *x.structured)} for x in (a, b))
-    if origins is None:
-        origins = {path: path for path in of_b}
+    moved = origins is not None
+    origins = origins or {path: path for path in of_b}
     pairs = {path: of_a[origins[path]] for path in of_b if origins.get(path) in of_a}
     used = {module.path for module in pairs.values()}
     modules, products = {}, []
@@ -118,9 +121,27 @@ def compare(
         tuple(path for path in of_a if path not in used),
         tuple(path for path in of_b if path not in pairs),
         tuple(path for path in pairs if path not in modules),
+        () if moved else _unlike_beside(a, b),
         whole.cosine,
         whole.energy,
     )
+
+
+def _unlike_beside(a: Adapter, b: Adapter) -> tuple[str, ...]:
+    """Layers of which what stands beside the pairs is not the same in both, sorted."""
+    of_a, of_b = (
+        {
+            # Layers of other networks have several tensors, which their keys tell apart.
+            (c.path, c.part, c.key.rpartition(".")[2] if c.part == "layer" else ""): c.array
+            for c in adapter.companions
+            if c.part != "none"
+        }
+        for adapter in (a, b)
+    )
+    same = {
+        place for place in of_a.keys() & of_b.keys() if np.array_equal(of_a[place], of_b[place])
+    }
+    return tuple(sorted({path for path, *_ in (of_a.keys() | of_b.keys()) - same}))
 
 
 def _update(module: LoraModule | StructuredModule, adapter: Adapter, base: WeightsOf) -> Update:

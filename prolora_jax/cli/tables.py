@@ -293,6 +293,7 @@ def show_comparison(console: Console, found: AdapterComparison) -> None:
         ("only in A", found.only_a),
         ("only in B", found.only_b),
         ("in other shapes", found.other_shape),
+        ("beside the pairs, unlike and not compared", found.beside),
     ):
         if paths:
             console.print(f"{name}: {len(paths)}, first {paths[0]}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy_pair import make_files
 
-from prolora_jax.adapters.adapter import Adapter, LoraModule, delta
+from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule, delta
 from prolora_jax.adapters.comparison import compare
 from prolora_jax.cli.main import run
 
@@ -50,6 +50,20 @@ def test_equal_updates_in_other_factors_do_not_differ():
     row = compare(Adapter((one,), "diffusers"), Adapter((other,), "diffusers")).modules[Q]
     assert row.cosine == pytest.approx(1.0, abs=1e-9)
     assert row.difference == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_stands_beside_the_pairs_is_named_where_it_is_not_the_same():
+    def beside(bias: float, *more: Companion) -> Adapter:
+        known = Companion(f"{Q}.diff_b", Q, "bias", np.full(3, bias, np.float32))
+        nothing = Companion(f"{K}.diff_b", K, "none", np.zeros(3, np.float32))
+        return Adapter((module(Q, 0, 3),), "diffusers", companions=(known, nothing, *more))
+
+    pictures = Companion("vision.fc1.lora_A", "vision.fc1", "layer", np.ones((2, 3), np.float32))
+    assert compare(beside(1.0, pictures), beside(1.0, pictures)).beside == ()
+    assert compare(beside(1.0), beside(2.0)).beside == (Q,)
+    assert compare(beside(1.0, pictures), beside(1.0)).beside == ("vision.fc1",)
+    # What a migration wrote is for another base model's layer.
+    assert compare(beside(1.0), beside(2.0), {Q: Q}).beside == ()
 
 
 def test_zero_update_and_other_shape():

@@ -15,7 +15,7 @@ import tensorstore
 from numpy.testing import assert_array_equal
 
 from prolora_jax.errors import BaseModelError
-from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, passed_over
+from prolora_jax.io.containers.orbax_tree import OrbaxTree, orbax_item, orbax_items, passed_over
 
 KERNEL = np.arange(12, dtype=np.float32).reshape(3, 4)
 TREE: dict[str, Any] = {
@@ -120,8 +120,15 @@ def test_the_newest_whole_step_is_taken_and_it_is_said(tmp_path, harm):
     item = orbax_item(folder)
     assert item is not None
     assert item == folder / "3/net"
-    said = "newest-step-left: found step 20, which is not whole; step 3 is read"
-    assert passed_over(folder, item) == said
+    said = "which is not whole or has nothing to read; step 3 is read"
+    assert passed_over(folder, item) == f"newest-step-left: found step 20, {said}"
+
+
+def test_a_step_that_orbax_was_writing_when_it_was_killed_is_none(tmp_path: Path):
+    for name in ("10", "12.orbax-checkpoint-tmp-0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "_METADATA").write_text("{}")
+    assert [*orbax_items(tmp_path)] == [tmp_path / "10"]
 
 
 # An exception that ends a thread of TensorStore's is printed by the process, past any `except`.

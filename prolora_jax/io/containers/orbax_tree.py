@@ -21,6 +21,8 @@ _COMMITTED = "commit_timestamp_nsecs"
 _LARGEST_METADATA = 2**26
 STEP = "0"
 """The step that is written: nobody trained it here."""
+_CUT = ".orbax-checkpoint-tmp"
+"""In the name of a folder that orbax has not written to its end."""
 STEP_LEFT = "newest-step-left"
 """Start of a flag: a newer step than the one that is read cannot be."""
 ITEM_ITSELF = "."
@@ -40,7 +42,7 @@ def orbax_items(folder: Path) -> Iterator[Path]:
         `folder`, or its only item; or an item of each step, the newest first.
     """
     folders = _folders(folder)
-    alone = (place for place in folders if not place.name.isdecimal())
+    alone = (place for place in folders if not (place.name.isdecimal() or _CUT in place.name))
     own = next(filter(_has_arrays, (folder, *alone)), None)
     if own is not None:
         yield own
@@ -76,7 +78,8 @@ def passed_over(folder: Path, item: Path) -> str | None:
     newer = names[: names.index(step[0])] if step and step[0] in names else []
     if not newer:
         return None
-    return f"{STEP_LEFT}: found step {', '.join(newer)}, which is not whole; step {step[0]} is read"
+    left = f"found step {', '.join(newer)}, which is not whole or has nothing to read"
+    return f"{STEP_LEFT}: {left}; step {step[0]} is read"
 
 
 def _folders(folder: Path) -> list[Path]:
