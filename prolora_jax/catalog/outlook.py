@@ -185,4 +185,5 @@ def predicted_size(adapter: Adapter, plan: MigrationPlan) -> int:
     rank = plan.options.output_rank
     if rank.kind == "budget" and rank.value is not None:
         total = min(total, int(rank.value) + _HEADER_BYTES * len(plan.steps))
-    return total
+    beside = {c.key: c.array.nbytes + _HEADER_BYTES // 2 for c in adapter.companions}
+    return total + sum(beside[c.key] for c in plan.companions if c.path is not None)

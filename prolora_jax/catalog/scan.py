@@ -39,7 +39,7 @@ from prolora_jax.io.containers.header_tables import HeaderTables
 from prolora_jax.io.containers.safetensors_header import BadHeader
 from prolora_jax.io.containers.signatures import is_pickle
 from prolora_jax.io.outputs.catalog_files import sample_hash, stamp
-from prolora_jax.migration.files import Writing
+from prolora_jax.migration.files import Writing, require_room_for
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.migration.jobs import as_outcome
 from prolora_jax.migration.many import energy_that_moves
@@ -235,6 +235,9 @@ class Scanner:
     def _planned(self, fitted: Fitted, path: Path, progress: Progress | None) -> Outlook:
         pair, options, adapter = self._pair, self._options, fitted.adapter
         plan = plan_fitted(fitted, pair, options, progress)
+        output = output_path(Input(path, Path(path.name)), self._writing)
+        folder = writes_folder(output, "peft")
+        require_room_for(adapter, plan, pair.target.spec, self._writing, folder=folder)
         matching = pair.matching(options.match, options, tokens=uses_tokens(adapter))
         wanted = wanted_pairs(adapter, matching, options)
         weights = [

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.adapters.fitting import Fitted
-from prolora_jax.adapters.formats.dumping import SAME, Reader, concrete_format
+from prolora_jax.adapters.formats.dumping import SAME, Reader, concrete_format, require_room
 from prolora_jax.adapters.formats.keys import TREE_FORMATS
 from prolora_jax.adapters.formats.original_layers import grown_ranks
 from prolora_jax.architectures.spec import BaseModelSpec
@@ -25,6 +25,7 @@ from prolora_jax.io.outputs.reports import report_path, write_report
 from prolora_jax.migration.fitted import fit_to
 from prolora_jax.plans.folder_report import FileReport
 from prolora_jax.plans.options import MigrationOptions
+from prolora_jax.plans.plan import MigrationPlan
 from prolora_jax.plans.report import MigrationReport
 
 
@@ -114,6 +115,31 @@ def read_fitted(
     if not (licence_seen or writing.ignore_license):
         require_license(path, adapter.metadata)
     return fit_to(source, adapter, options, writing.format, folder=folder)
+
+
+def require_room_for(
+    adapter: Adapter, plan: MigrationPlan, target: BaseModelSpec, writing: Writing, *, folder: bool
+) -> None:
+    """Check that an output has a place for what comes along beside its pairs, before any is moved.
+
+    Args:
+        adapter: fitted to the source.
+        plan: what becomes of it.
+        target: base model it moves to.
+        writing: the output's format and reader.
+        folder: whether the output is a folder, where it is in peft's format.
+
+    Raises:
+        AdapterRefused: it has none.
+    """
+    kept = {c.key for c in plan.companions if c.path is not None}
+    if not kept:
+        return
+    beside = tuple(c for c in adapter.companions if c.key in kept)
+    format = concrete_format(writing.format, adapter, target)
+    folded = format == "peft" and not folder
+    moving = replace(adapter, companions=beside)
+    require_room(moving, format, folded=folded, reader=writing.reader)
 
 
 def as_written(

@@ -28,6 +28,7 @@ from prolora_jax.migration.files import (
     clear_folder,
     read_fitted,
     refuse_outputs,
+    require_room_for,
     write_migrated,
 )
 from prolora_jax.migration.jobs import FileJob, FileOutcome, as_outcome, for_job, unexpected
@@ -337,9 +338,13 @@ def read_job(
         job.source, pair.source, options, writing, licence_seen=True, folder=folder
     )
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
+    folder = writes_folder(job.output, "peft")
+    require_room_for(adapter, plan, pair.target.spec, writing, folder=folder)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
+    # A whole layer of a large vocabulary takes more than all pairs together.
     size = sum(m.nbytes for m in work.modules.values())
+    size += sum(companion.array.nbytes for companion in adapter.companions)
     energy = energy_that_moves(adapter, plan)
     seconds = time.perf_counter() - started
     return Prepared(job, AdapterHeader.of(adapter), plan, work, rows, size, energy, seconds)

@@ -20,6 +20,7 @@ from prolora_jax.migration.files import (
     as_written,
     read_fitted,
     refuse_outputs,
+    require_room_for,
     write_migrated,
 )
 from prolora_jax.migration.merged import parts_of, widest
@@ -144,6 +145,8 @@ def migrate_file(
     folder = paths[0].is_dir() and writes_folder(out, "peft")
     given = _read(paths, pair, options, writing, weights if merge else None, folder)
     todo = _planned(given, pair, plan, progress)
+    whole = writes_folder(out, "peft")
+    require_room_for(given.fitted.adapter, todo, pair.target.spec, writing, folder=whole)
     migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
         report = replace(report, parts=parts_of(given.parts, weights))

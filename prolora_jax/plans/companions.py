@@ -310,7 +310,7 @@ class NoSavedLayer(AdapterRefused):
     """Raised for whole layers without a place in the target, unless they may stay behind."""
 
     def __init__(self, origin: str, layers: list[PlannedCompanion], target: str):
-        found = "; ".join(f"{c.key}: {_WHY[c.fate]}" for c in layers[:3])
+        found = "; ".join(f"{c.key}: {_why(c)}" for c in layers[:3])
         more = f"; and {len(layers) - 3} more" if len(layers) > 3 else ""
         super().__init__(
             f"{origin}: unsupported-algorithm:modules_to_save: found whole layers that base model "
@@ -318,6 +318,13 @@ class NoSavedLayer(AdapterRefused):
             f"and for the same tokens; move the rest with --allow-partial",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
+
+
+def _why(companion: PlannedCompanion) -> str:
+    """Why a saved layer stays behind, in words."""
+    if companion.fate is Fate.OTHER_WIDTH and is_classifier(companion.source_path):
+        return "it has another shape there, or no layer tells how wide both base models are"
+    return _WHY[companion.fate]
 
 
 def left_behind(companions: tuple[PlannedCompanion, ...]) -> tuple[str, ...]:

@@ -28,15 +28,17 @@ def saved_layer_holds(
     source, target = models[0].matrix(own.path), models[1].matrix(written.path)
     if scale == 1.0 and (source == target).all():
         return written.array.tobytes() == own.array.tobytes()
-    # Two roundings to float32, of the difference and of the sum, and one to the file's dtype.
-    rounding = float(ml_dtypes.finfo(written.array.dtype).eps) / 2.0
+    # Two roundings to float32, of the difference and of the sum, and one to the file's dtype, which
+    # is no share of a number where that is subnormal: of float16, below 6e-5.
+    held = ml_dtypes.finfo(written.array.dtype)
+    rounding, least = float(held.eps) / 2.0, float(held.smallest_subnormal) / 2.0
     for first in range(0, len(source), _ROWS):
         rows = slice(first, first + _ROWS)
         wide = (a[rows].astype(np.float64) for a in (source, target, own.array, written.array))
         before, base, saved, found = wide
         wanted = base + scale * (saved - before)
         size = np.abs(base) + abs(scale) * (np.abs(saved) + np.abs(before))
-        slack = 2.0 * np.finfo(np.float32).eps * size + rounding * np.abs(wanted)
+        slack = 2.0 * np.finfo(np.float32).eps * size + rounding * np.abs(wanted) + least
         if not (np.abs(found - wanted) <= slack).all():
             return False
     return True

@@ -2,26 +2,43 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
-from language_models import FAMILIES, SIZES, LanguagePair, make_language_pair, merged, write_lora
+from language_models import (
+    FAMILIES,
+    SIZES,
+    LanguagePair,
+    make_language_pair,
+    merged,
+    randomised,
+    write_lora,
+)
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from prolora_jax.adapters.adapter import Part
 from prolora_jax.adapters.formats.resolution import resolve
+from prolora_jax.catalog.outlook import predicted_size
+from prolora_jax.catalog.scan import Scanner
 from prolora_jax.errors import AdapterRefused
 from prolora_jax.io.adapters.files import load_adapter
+from prolora_jax.io.adapters.inputs import Input
 from prolora_jax.io.adapters.whole_files import convert_file
 from prolora_jax.io.base_models.checkpoint import load_base_model
 from prolora_jax.matching.tokens import TokenMap
 from prolora_jax.migration.files import Writing
+from prolora_jax.migration.jobs import FileJob
+from prolora_jax.migration.many import read_job
 from prolora_jax.migration.one_file import migrate_file
-from prolora_jax.plans.companions import Fate, NoSavedLayer, plan_companions
+from prolora_jax.migration.pair import BasePair
+from prolora_jax.plans.companions import Fate, NoSavedLayer, PlannedCompanion, plan_companions
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.refine.job.refined import ToRefine
 from prolora_jax.refine.lm.opening import require_kernels
@@ -31,6 +48,7 @@ COPY = MigrationOptions(method="copy")
 PARTIAL = MigrationOptions(method="copy", allow_partial=True)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 UP, HEAD, EMBEDDING = "model.layers.{}.mlp.up_proj.weight", "lm_head.weight", "embed_tokens.weight"
+OTHERS: Any = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
 NAMES = ["lm_head", "layers.2.mlp.up_proj", "embed_tokens"]
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 
@@ -121,6 +139,17 @@ def test_verify_recomputes_each_saved_layer(
     assert any("lm.lm_head: differs from the target's layer" in one for one in found.problems)
 
 
+def test_batches_and_scans_count_whole_layers(
+    pair: LanguagePair, moved: Path, tmp_path: Path
+) -> None:
+    models = BasePair(load_base_model(pair.source), load_base_model(pair.target))
+    prepared = read_job(FileJob(pair.adapter, tmp_path / "out"), models, COPY, Writing())
+    written = sum(array.nbytes for array in load_file(moved / WEIGHTS).values())
+    assert prepared.size == written
+    adapter = resolve(load_adapter(pair.adapter), models.source.spec)
+    assert written <= predicted_size(adapter, prepared.plan) <= written + 5 * 220
+
+
 def test_on_the_same_base_model_saved_layers_keep_their_bytes(
     pair: LanguagePair, tmp_path: Path
 ) -> None:
@@ -129,6 +158,33 @@ def test_on_the_same_base_model_saved_layers_keep_their_bytes(
     given, found = whole(pair.adapter), whole(tmp_path / "out")
     assert given.keys() == found.keys()
     assert all(found[name].tobytes() == given[name].tobytes() for name in given)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.LoraConfig(use_dora=True, **OTHERS),
+        peft.LoHaConfig(**OTHERS),
+        peft.LoKrConfig(**OTHERS),
+    ],
+    ids=["dora", "loha", "lokr"],
+)
+def test_saved_layers_move_beside_other_algorithms(
+    pair: LanguagePair, config: Any, tmp_path: Path
+) -> None:
+    net = FAMILIES["mistral"].build(3, seed=0)
+    adapted: Any = peft.get_peft_model(net, config)
+    randomised(adapted)
+    adapted.save_pretrained(str(tmp_path / "given"), save_embedding_layers=False)
+    given = whole(trained(tmp_path / "given", np.random.default_rng(9)))
+    migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
+    source, target = numbers(pair.source_net)[HEAD], numbers(pair.target_net)[HEAD]
+    wanted, found = target + (given[HEAD] - source), whole(tmp_path / "out")[HEAD]
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+    loaded = numbers(merged(pair.target_net, tmp_path / "out"))
+    np.testing.assert_array_equal(loaded[HEAD], found)
+    found = verify_file(tmp_path / "out")
+    assert found.ok, found.problems
 
 
 def test_a_new_head_is_copied(pair: LanguagePair, tmp_path: Path) -> None:
@@ -206,6 +262,11 @@ def test_layers_without_a_place_are_refused_by_name_or_stay_behind(
     assert verify_file(out).ok
 
 
+def test_a_new_head_of_unknown_width_is_said_to_be_one() -> None:
+    head = PlannedCompanion("score.weight", "saved", "lm.score", None, Fate.OTHER_WIDTH, 0.0)
+    assert "no layer tells how wide both base models are" in str(NoSavedLayer("a", [head], "t"))
+
+
 @pytest.mark.parametrize(
     ("writing", "message"),
     [
@@ -220,6 +281,18 @@ def test_formats_without_saved_layers_are_refused(
         migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", COPY, writing)
     excluded = MigrationOptions(method="copy", exclude=("*lm_head", "*embed_tokens", "*up_proj"))
     assert migrate_file(pair.adapter, pair.source, pair.target, tmp_path / "out", excluded, writing)
+
+
+def test_a_scan_says_so_before_anything_moves(pair: LanguagePair) -> None:
+    models = BasePair(load_base_model(pair.source), load_base_model(pair.target))
+    item = Input(pair.adapter, Path("adapter"))
+    for_all, for_vllm = (
+        Scanner(models, COPY, Writing(reader=reader)).scan([item])[0].record
+        for reader in (None, "vllm")
+    )
+    assert (for_all.verdict, for_all.reason) == ("partial", None)  # a layer has no partner
+    assert for_vllm.verdict == "refused"
+    assert "a tensor beside the pairs: saved" in str(for_vllm.message)
 
 
 def test_layers_of_tokens_with_other_numbers_stay_behind(pair: LanguagePair) -> None:
@@ -242,10 +315,23 @@ def test_norms_and_conversions_stay_refused(pair: LanguagePair, tmp_path: Path) 
         migrate_file(tmp_path / "given", pair.source, pair.target, tmp_path / "out", COPY)
 
 
-def test_no_student_is_taught_beside_a_saved_layer(pair: LanguagePair, moved: Path) -> None:
-    one = ToRefine(load_adapter(pair.adapter), load_adapter(moved), {}, (), "one")
-    with pytest.raises(AdapterRefused, match="a whole layer of modules_to_save; expected pairs"):
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ("saved", "a whole layer of modules_to_save"),
+        ("rows", "whole rows of an embedding"),
+        ("bias", "a vector that is added to a bias"),
+    ],
+)
+def test_no_student_is_taught_beside_other_tensors(
+    pair: LanguagePair, part: Part, found: str
+) -> None:
+    given = load_adapter(pair.adapter)
+    given = replace(given, companions=(replace(given.companions[0], part=part),))
+    one = ToRefine(given, given, {}, (), "one")
+    with pytest.raises(AdapterRefused, match=rf"{found} \({part}\); expected pairs alone") as said:
         require_kernels(one, load_base_model(pair.source))
+    assert ("--exclude" in str(said.value)) == (part != "bias")
 
 
 def test_of_a_model_without_its_head_layers_have_names_without_one(

@@ -10,6 +10,7 @@ import pytest
 from prolora_jax.adapters.adapter import Adapter
 from prolora_jax.errors import AdapterRefused, Refusal
 from prolora_jax.refine.fitting import require_numbers
+from prolora_jax.refine.job import effect
 from prolora_jax.refine.job.base_net import Shown
 from prolora_jax.refine.job.effect import Effect, lesson, of_teacher, on_source
 from prolora_jax.refine.job.in_turn import in_turn
@@ -70,6 +71,13 @@ def test_what_is_no_number_is_not_learned():
     with pytest.raises(AdapterRefused, match="ink: found NaN or infinite") as refused:
         require_numbers({"a": (np.zeros(2), np.array([1, np.inf]))}, "ink")
     assert refused.value.code == Refusal.NON_FINITE
+
+
+def test_an_infinite_effect_on_a_word_draws_nothing(said: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(effect, "word_effects", lambda *_: np.array([1.0, np.inf, 0.5]))
+    nobody = effect.Speaker._make((None, None))  # who would be asked to draw
+    with pytest.raises(AdapterRefused, match="ink: what the source says with it: found NaN or inf"):
+        effect.effect_of(nobody, nobody, said[0], RefineRecipe(), "ink")
 
 
 def test_one_that_cannot_be_taught_stops_no_other():

@@ -1,17 +1,18 @@
 """Vectors beside the pairs: a changed, missing or made-up one is noticed."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from prolora_jax.adapters.adapter import Adapter, Companion, LoraModule
-from prolora_jax.architectures.spec import BaseModelSpec
+from prolora_jax.architectures.spec import BaseModelSpec, ModuleSpec
 from prolora_jax.io.base_models.checkpoint import BaseModel
 from prolora_jax.plans.companions import Fate, PlannedCompanion
 from prolora_jax.plans.options import MigrationOptions
 from prolora_jax.plans.rules import ModuleRule
 from prolora_jax.verification.companions import companion_problems
+from prolora_jax.verification.saved_layers import saved_layer_holds
 
 PATH = "unet.conv_in"
 VECTOR = np.linspace(1, 2, 4, dtype=np.float32)
@@ -61,3 +62,34 @@ def test_the_scale_of_all_updates_counts_for_vectors_too():
         assert list(companion_problems(TAKEN, TAKEN, BEFORE, BEFORE, options, MODELS))
     elsewhere = MigrationOptions(rules=(ModuleRule("*.conv_out", scale=0.5),))
     assert list(companion_problems(TAKEN, TAKEN, BEFORE, other, elsewhere, MODELS))
+
+
+@dataclass(frozen=True)
+class OneLayer:
+    """A base model of one layer, in memory."""
+
+    spec: BaseModelSpec
+    array: np.ndarray
+
+    def matrix(self, path: str) -> np.ndarray:
+        return self.weight(path)
+
+    def weight(self, path: str) -> np.ndarray:
+        assert path in self.spec.modules
+        return self.array
+
+    def fingerprint(self, path: str) -> str:
+        return path
+
+
+def test_a_saved_layer_of_small_half_numbers_is_rounded_by_a_fixed_step():
+    path, generator = "lm.lm_head", np.random.default_rng(0)
+    before, ours, saved = 2e-5 * generator.standard_normal((3, 32, 32))
+    before, ours, own = before.astype(np.float32), ours.astype(np.float32), saved.astype(np.float16)
+    spec = BaseModelSpec("one", {path: ModuleSpec(path, (32, 32))})
+    models = OneLayer(spec, before), OneLayer(spec, ours)
+    moved = (ours.astype(np.float64) + (own.astype(np.float64) - before)).astype(np.float16)
+    given = Companion("a.weight", path, "saved", own)
+    assert saved_layer_holds(replace(given, array=moved), given, 1.0, models)
+    moved[3, 4] += np.float16(2**-23)  # two of float16's smallest steps
+    assert not saved_layer_holds(replace(given, array=moved), given, 1.0, models)

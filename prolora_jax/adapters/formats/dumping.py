@@ -45,7 +45,7 @@ from prolora_jax.adapters.formats.original_layers import (
 from prolora_jax.adapters.formats.own_keys import own_tensors
 from prolora_jax.adapters.formats.plain_scale import spent_strings
 from prolora_jax.adapters.formats.resolution import resolve
-from prolora_jax.adapters.formats.vllm import configured, for_vllm
+from prolora_jax.adapters.formats.vllm import configured, for_vllm, require_pairs_alone
 from prolora_jax.architectures.clip.table import is_text_encoder
 from prolora_jax.architectures.dit.spellings import said_component
 from prolora_jax.architectures.llm.names import LM, without_head
@@ -246,8 +246,20 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     return chosen
 
 
-def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool) -> None:
-    path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
+def require_room(
+    adapter: Adapter, format: str, *, folded: bool, reader: Reader | None = None
+) -> None:
+    """Refuse tensors beside the pairs that an output has no place for.
+
+    Args:
+        adapter: with those that come along.
+        format: one of `FORMATS`, as it is written.
+        folded: whether a file of peft's is written without its configuration.
+        reader: the program that it is for.
+
+    Raises:
+        AdapterRefused: there is one.
+    """
     rows = next((c.key for c in adapter.companions if c.part == "rows"), None)
     if rows is not None and (folded or format != "peft"):
         raise AdapterRefused(
@@ -264,6 +276,13 @@ def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folde
             f"layers; name a folder, or leave it behind (--exclude '{saved.path}')",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
+    if reader == "vllm":
+        require_pairs_alone(adapter)
+
+
+def _require_reader(adapter: Adapter, format: str, spec: BaseModelSpec, *, folded: bool) -> None:
+    path = next((m.path for m in (*adapter.modules, *adapter.structured)), "")
+    require_room(adapter, format, folded=folded)
     what, readable = "a UNet or a text encoder", FORMATS
     if path.startswith(LM):
         what, readable = "a language model", LM_FORMATS

@@ -134,7 +134,7 @@ def parse(
         adapter = _scaled(adapter, alpha_zero)
     scales = {module.path: module.scale for module in adapter.modules}
     whole = [_whole(c, scales) for c in companions.values()]
-    if any(module.path.startswith(LM) for module in adapter.modules):
+    if any(path.startswith(LM) for path in groups):
         whole = [with_saved(c, metadata, origin) for c in whole]
     return replace(adapter, companions=tuple(with_rows(c, metadata, origin) for c in whole))
 

@@ -42,6 +42,20 @@ def started_with(ranks: Iterable[int]) -> str:
     return f"vLLM reads it when started with --max-lora-rank {max_lora_rank(ranks)} or more"
 
 
+def require_pairs_alone(adapter: Adapter) -> None:
+    """Refuse tensors beside the pairs, but what has no effect or may stay behind.
+
+    Raises:
+        NotForVllm: there is one.
+    """
+    for companion in adapter.companions:
+        if companion.part not in {"none", "layer"}:  # these may stay behind, or were refused before
+            hint = "leave it behind (--exclude), or train without it"
+            raise NotForVllm(
+                adapter, companion.key, f"a tensor beside the pairs: {companion.part}", hint
+            )
+
+
 def for_vllm(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     """The same updates as vLLM reads them: one rank, and an alpha that is the rank.
 
@@ -58,12 +72,7 @@ def for_vllm(adapter: Adapter, spec: BaseModelSpec) -> Adapter:
     for module in adapter.structured:
         hint = "make a plain LoRA of it (--to lora, or of migrate --dora fold)"
         raise NotForVllm(adapter, module.path, f"a module of {module.algorithm}", hint)
-    for companion in adapter.companions:
-        if companion.part not in {"none", "layer"}:  # these may stay behind, or were refused before
-            hint = "leave it behind (--exclude), or train without it"
-            raise NotForVllm(
-                adapter, companion.key, f"a tensor beside the pairs: {companion.part}", hint
-            )
+    require_pairs_alone(adapter)
     for module in adapter.modules:
         if is_embedding(module.path):
             hint = "leave it behind (--exclude '*embed_tokens')"

@@ -7,6 +7,7 @@ from jaxtyping import Float
 
 from prolora_jax.io.outputs.work_folder import WorkFolder
 from prolora_jax.refine import guard, triggers
+from prolora_jax.refine.fitting import require_numbers
 from prolora_jax.refine.job.base_net import BaseNet, Shown, Spoken
 from prolora_jax.refine.job.recipe import RefineRecipe
 from prolora_jax.refine.job.shared import OfTarget, drawn_words
@@ -42,7 +43,9 @@ class Speaker(NamedTuple):
     who: Spoken
 
 
-def effect_of(plain: Speaker, adapted: Speaker, theirs: OfTarget, recipe: RefineRecipe) -> Effect:
+def effect_of(
+    plain: Speaker, adapted: Speaker, theirs: OfTarget, recipe: RefineRecipe, origin: str
+) -> Effect:
     """Ask the source, with an adapter and without.
 
     A is drawn by words in proportion to their effect, so that its rows serve `refine` and
@@ -53,10 +56,15 @@ def effect_of(plain: Speaker, adapted: Speaker, theirs: OfTarget, recipe: Refine
         adapted: the source with the adapter beside its kernels.
         theirs: of the target.
         recipe: how.
+        origin: the adapter's, for messages.
+
+    Raises:
+        AdapterRefused: its effect on a word is no finite number.
     """
     shown = theirs.shown
     size: tuple[int, int] = theirs.pool.clean.shape[2:]
     found = word_effects(plain, adapted, shown, size, recipe)
+    require_numbers(found, f"{origin}: what the source says with it")
     rng = np.random.default_rng(recipe.seed + 3)
     places = drawn_words(triggers.word_shares(found), recipe.pictures, rng)
     stage = "source with the adapter"

@@ -191,6 +191,7 @@ class PairRefinement:
             effect.Speaker(adapted_net, adapted),
             target,
             self.recipe,
+            one.given.origin,
         )
         effect.keep_effect(work, found)
         return found

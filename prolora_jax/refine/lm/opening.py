@@ -19,6 +19,13 @@ from prolora_jax.refine.lm.pair import TextPairRefinement
 from prolora_jax.refine.lm.recipe import LmRecipe
 
 _HEAD = f"{LM}lm_head"
+_BESIDE = {
+    "saved": "a whole layer of modules_to_save (saved)",
+    "rows": "whole rows of an embedding (rows)",
+    "bias": "a vector that is added to a bias (bias)",
+    "weight": "a vector that is added to a weight (weight)",
+}
+"""Tensors beside the pairs, by their part."""
 
 
 def is_language_model(model: BaseModel) -> bool:
@@ -61,23 +68,29 @@ def text_pair(
 
 
 def require_kernels(one: ToRefine, model: BaseModel) -> None:
-    """Refuse an adapter of an embedding, of a head that is one, and whole layers that moved.
+    """Refuse an adapter of an embedding, of a head that is one, and all that is no pair.
 
-    The net has no layer for the first two, and is computed with pairs alone.
+    The net has no layer for the first two; teacher and student are computed with pairs alone.
 
     Args:
         one: to be refined.
         model: the source.
 
     Raises:
-        AdapterRefused: it has such a module or layer.
+        AdapterRefused: it has such a module or tensor.
     """
-    saved = next((c for c in one.copied.companions if c.part == "saved"), None)
-    if saved is not None:
+    beside = (c for c in one.given.companions if c.part not in {"none", "layer"})
+    other = next(beside, None)
+    if other is not None:
+        # A pattern that takes a bias away takes its layer's pair, too.
+        first = (
+            f", or first move the adapter to its own base model without it (`prolora migrate "
+            f"--exclude '{other.path}'`)"
+        )
         raise AdapterRefused(
-            f"{one.given.origin}: {saved.key}: found a whole layer of modules_to_save; expected "
-            f"pairs alone, with which a student is computed; use `prolora migrate`, or leave the "
-            f"layer behind (--exclude '{saved.path}')",
+            f"{one.given.origin}: {other.key}: found {_BESIDE[other.part]}; expected pairs alone, "
+            f"with which teacher and student are computed; use `prolora migrate`"
+            f"{first if other.part in {'saved', 'rows'} else ''}",
             code=Refusal.UNMATCHED_MODULES,
         )
     paths = {module.path for module in one.given.modules}
