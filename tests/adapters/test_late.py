@@ -1,5 +1,7 @@
 """Factors that are made when they are asked for are those that would have been made at once."""
 
+from dataclasses import replace
+
 import ml_dtypes  # noqa: F401 (NumPy knows bfloat16 by its name then)
 import numpy as np
 import pytest
@@ -53,6 +55,19 @@ def test_late_factors_are_the_ones_made_at_once(rank: FactorRank):
     for i in (*range(len(late)), 0, 2, 0):
         np.testing.assert_array_equal(late[i].up, at_once[i].up)
         np.testing.assert_array_equal(late[i].down, at_once[i].down)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_an_untrained_lokr_adds_nothing(late: bool):
+    trained = adapter()
+    zeros = tuple(
+        replace(m, parts={**m.parts, "lokr_w2_a": np.zeros_like(m.parts["lokr_w2_a"])})
+        for m in trained.structured
+        if m.algorithm == "lokr"
+    )
+    made = factored(replace(trained, structured=zeros), SPEC, late=late).modules
+    assert [module.norm for module in made] == [0.0, 0.0]
+    assert not any(module.up.any() and module.down.any() for module in made)
 
 
 LARGE = BaseModelSpec("toy", {p: ModuleSpec(p, (96, 160)) for p in ("unet.a", "unet.b")})

@@ -324,6 +324,8 @@ def _size(
             return None
         squares = np.square(spectrum.sigma)
         total = float(squares.sum())
+        if total == 0.0:  # of an untrained LoKr no share of anything is kept
+            return None
         whole = rank.most is None or len(squares) <= rank.most  # as in `cut_to_rank`
         columns, held = (len(squares), total) if whole else enough(squares, total, rank)
         return _Size(columns, min(held / total, 1.0), held**0.5, spectrum.started(columns))
