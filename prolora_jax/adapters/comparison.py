@@ -33,6 +33,9 @@ NO_BASE = WeightsOf(BaseModelSpec("none", {}))
 """Of adapters of plain LoRA, whose updates depend on no weight."""
 
 
+_WHOLE = frozenset({"layer", "saved"})
+
+
 @dataclass(frozen=True)
 class ModuleDifference:
     """One module that both adapters have in one shape.
@@ -100,8 +103,9 @@ def compare(
             numbers are none.
     """
     of_a, of_b = ({m.path: m for m in (*x.modules, *x.structured)} for x in (a, b))
-    moved = origins is not None
-    origins = origins or {path: path for path in of_b}
+    beside = _unlike_beside(a, b) if origins is None else ()
+    if origins is None:
+        origins = {path: path for path in of_b}
     pairs = {path: of_a[origins[path]] for path in of_b if origins.get(path) in of_a}
     used = {module.path for module in pairs.values()}
     modules, products = {}, []
@@ -121,7 +125,7 @@ def compare(
         tuple(path for path in of_a if path not in used),
         tuple(path for path in of_b if path not in pairs),
         tuple(path for path in pairs if path not in modules),
-        () if moved else _unlike_beside(a, b),
+        beside,
         whole.cosine,
         whole.energy,
     )
@@ -131,8 +135,8 @@ def _unlike_beside(a: Adapter, b: Adapter) -> tuple[str, ...]:
     """Layers of which what stands beside the pairs is not the same in both, sorted."""
     of_a, of_b = (
         {
-            # Layers of other networks have several tensors, which their keys tell apart.
-            (c.path, c.part, c.key.rpartition(".")[2] if c.part == "layer" else ""): c.array
+            # Whole layers have several tensors, which their keys tell apart.
+            (c.path, c.part, c.rows, c.key.rpartition(".")[2] if c.part in _WHOLE else ""): c.array
             for c in adapter.companions
             if c.part != "none"
         }

@@ -236,8 +236,7 @@ class Scanner:
         pair, options, adapter = self._pair, self._options, fitted.adapter
         plan = plan_fitted(fitted, pair, options, progress)
         output = output_path(Input(path, Path(path.name)), self._writing)
-        folder = writes_folder(output, "peft")
-        require_room_for(adapter, plan, pair.target.spec, self._writing, folder=folder)
+        require_room_for(adapter, plan, pair.target.spec, self._writing, output)
         matching = pair.matching(options.match, options, tokens=uses_tokens(adapter))
         wanted = wanted_pairs(adapter, matching, options)
         weights = [

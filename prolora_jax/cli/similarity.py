@@ -61,10 +61,12 @@ def similarity(
     """
     drawn = {"source_parts": source_parts, "target_parts": target_parts, "prompts": prompts}
     drawn |= {"pictures": pictures, "size": size, "draw_steps": draw_steps, "seed": seed}
+    drawn |= {"at_once": at_once}
     compared = {"modules": modules, "basis_rank": basis_rank, "pair_rank": pair_rank, "plot": plot}
-    idle = (compared, "beside") if by_samples else ({**drawn, "at_once": at_once}, "without")
-    _refuse_idle(idle[0], f"{idle[1]} --by-samples")
-    if by_samples:
+    if not by_samples:
+        _refuse_idle(drawn, "without --by-samples")
+    else:
+        _refuse_idle(compared, "beside --by-samples")
         pools = {"pictures": pictures, "draw_steps": draw_steps, "seed": seed, "at_once": at_once}
         places = source, target, source_parts, target_parts
         return _by_samples(places, prompts, size, pools, common)

@@ -118,7 +118,7 @@ def read_fitted(
 
 
 def require_room_for(
-    adapter: Adapter, plan: MigrationPlan, target: BaseModelSpec, writing: Writing, *, folder: bool
+    adapter: Adapter, plan: MigrationPlan, target: BaseModelSpec, writing: Writing, output: Path
 ) -> None:
     """Check that an output has a place for what comes along beside its pairs, before any is moved.
 
@@ -127,7 +127,7 @@ def require_room_for(
         plan: what becomes of it.
         target: base model it moves to.
         writing: the output's format and reader.
-        folder: whether the output is a folder, where it is in peft's format.
+        output: where it is written.
 
     Raises:
         AdapterRefused: it has none.
@@ -137,7 +137,7 @@ def require_room_for(
         return
     beside = tuple(c for c in adapter.companions if c.key in kept)
     format = concrete_format(writing.format, adapter, target)
-    folded = format == "peft" and not folder
+    folded = format == "peft" and not writes_folder(output, format)
     moving = replace(adapter, companions=beside)
     require_room(moving, format, folded=folded, reader=writing.reader)
 

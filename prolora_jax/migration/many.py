@@ -338,8 +338,7 @@ def read_job(
         job.source, pair.source, options, writing, licence_seen=True, folder=folder
     )
     adapter, plan = fitted.adapter, plan_fitted(fitted, pair, options, progress)
-    folder = writes_folder(job.output, "peft")
-    require_room_for(adapter, plan, pair.target.spec, writing, folder=folder)
+    require_room_for(adapter, plan, pair.target.spec, writing, job.output)
     rows = max(map(rank_class, adapter.ranks), default=0)
     work = Work.of(adapter, plan)
     # A whole layer of a large vocabulary takes more than all pairs together.

@@ -145,8 +145,7 @@ def migrate_file(
     folder = paths[0].is_dir() and writes_folder(out, "peft")
     given = _read(paths, pair, options, writing, weights if merge else None, folder)
     todo = _planned(given, pair, plan, progress)
-    whole = writes_folder(out, "peft")
-    require_room_for(given.fitted.adapter, todo, pair.target.spec, writing, folder=whole)
+    require_room_for(given.fitted.adapter, todo, pair.target.spec, writing, out)
     migrated, report = run_plan(given.fitted.adapter, pair, todo, progress)
     if merge:
         report = replace(report, parts=parts_of(given.parts, weights))

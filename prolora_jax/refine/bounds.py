@@ -28,8 +28,8 @@ def require_within(asked: object, bounds: Mapping[str, tuple[int, int | None]]) 
             continue
         wanted = f"{least} or more" if most is None else f"{least} to {most}"
         raise UsageError(
-            f"refine: found {name} {found}; expected {wanted}; give {name.replace('_', '-')} such "
-            "a number, or leave it away",
+            f"refine: found {name} {found}; expected {wanted}; give such a "
+            "number, or leave it away",
             code=Refusal.BAD_OPTION,
         )
 

@@ -62,6 +62,12 @@ def test_what_stands_beside_the_pairs_is_named_where_it_is_not_the_same():
     assert compare(beside(1.0, pictures), beside(1.0, pictures)).beside == ()
     assert compare(beside(1.0), beside(2.0)).beside == (Q,)
     assert compare(beside(1.0, pictures), beside(1.0)).beside == ("vision.fc1",)
+    saved = Companion(f"{K}.bias", K, "saved", np.ones(3, np.float32))
+    weight = Companion(f"{K}.weight", K, "saved", np.ones((3, 2), np.float32))
+    assert compare(beside(1.0, saved, weight), beside(1.0, saved, weight)).beside == ()
+    assert compare(beside(1.0, saved, weight), beside(1.0, weight)).beside == (K,)
+    tokens = [Companion(V, V, "rows", np.ones((1, 2), np.float32), rows) for rows in ((1,), (2,))]
+    assert compare(beside(1.0, tokens[0]), beside(1.0, tokens[1])).beside == (V,)
     # What a migration wrote is for another base model's layer.
     assert compare(beside(1.0), beside(2.0), {Q: Q}).beside == ()
 

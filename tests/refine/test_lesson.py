@@ -49,19 +49,22 @@ def test_the_effect_misses_nothing_and_the_absolute_teacher_the_domains(said: An
     drift = np.concatenate([plain - theirs.own, found.plain - own])
     recipes = RefineRecipe(teacher="effect"), RefineRecipe(teacher="absolute")
     for recipe, expected in zip(recipes, (0.0, share(drift, wanted)), strict=True):
-        answered = of_teacher(theirs, plain, found, own, "refine", recipe)
+        shown = lesson(theirs, plain, found, own, "refine", recipe)
+        before = np.concatenate([theirs.own, own])
+        answered = of_teacher(shown, before, theirs, found, "refine")
         assert effect_mismatch(answered, wanted) == pytest.approx(expected, rel=1e-5, abs=1e-10)
 
 
 def test_a_concept_is_taught_at_its_triggers_alone(said: Any):
     theirs, plain, found, own = said
-    answered = of_teacher(theirs, plain, found, own, "reteach", RefineRecipe())
+    shown = lesson(theirs, plain, found, own, "reteach", RefineRecipe())
+    before = np.concatenate([theirs.own, own])
+    answered = of_teacher(shown, before, theirs, found, "reteach")
     hit = np.isin(theirs.rows.conditioning, [1, 3])
     np.testing.assert_array_equal(answered[:6][~hit], 0)
     np.testing.assert_array_equal(answered[6:][~hit], 0)
     np.testing.assert_array_equal(answered[:6][hit], (found.on_target - theirs.own)[hit])
     np.testing.assert_array_equal(answered[6:][hit], (found.adapted - own)[hit])
-    shown = lesson(theirs, plain, found, own, "reteach", RefineRecipe())
     wanted = np.concatenate([theirs.own[~hit], found.adapted[hit]])
     np.testing.assert_array_equal(shown.target, wanted)
 

@@ -246,6 +246,13 @@ def concrete_format(choice: str, adapter: Adapter, spec: BaseModelSpec) -> str:
     return chosen
 
 
+_IN_FOLDERS = {
+    "rows": ("whole rows of an embedding", "says of which tokens they are"),
+    "saved": ("a whole layer of modules_to_save", "names such layers"),
+}
+"""Tensors beside the pairs that only a folder of peft's has a place for, and what says so there."""
+
+
 def require_room(
     adapter: Adapter, format: str, *, folded: bool, reader: Reader | None = None
 ) -> None:
@@ -260,20 +267,14 @@ def require_room(
     Raises:
         AdapterRefused: there is one.
     """
-    rows = next((c.key for c in adapter.companions if c.part == "rows"), None)
-    if rows is not None and (folded or format != "peft"):
+    placed = format == "peft" and not folded
+    other = next((c for c in adapter.companions if c.part in _IN_FOLDERS), None)
+    if other is not None and not placed:
+        what, told = _IN_FOLDERS[other.part]
         raise AdapterRefused(
-            f"{adapter.origin}: {rows}: found whole rows of an embedding, to be written as "
-            f"{format}; expected a folder of peft's, whose configuration says of which tokens they "
-            f"are; name a folder, or leave them behind (--exclude '*embed_tokens')",
-            code=Refusal.UNSUPPORTED_ALGORITHM,
-        )
-    saved = next((c for c in adapter.companions if c.part == "saved"), None)
-    if saved is not None and (folded or format != "peft"):
-        raise AdapterRefused(
-            f"{adapter.origin}: {saved.key}: found a whole layer of modules_to_save, to be "
-            f"written as {format}; expected a folder of peft's, whose configuration names such "
-            f"layers; name a folder, or leave it behind (--exclude '{saved.path}')",
+            f"{adapter.origin}: {other.key}: found {what}, to be written as {format}; expected a "
+            f"folder of peft's, whose configuration {told}; name a folder, or leave that behind "
+            f"(--exclude '{other.path}')",
             code=Refusal.UNSUPPORTED_ALGORITHM,
         )
     if reader == "vllm":

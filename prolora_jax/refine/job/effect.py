@@ -133,45 +133,41 @@ def lesson(
         on_theirs = taught(recipe.teacher, theirs.own, found.on_target, plain)
         on_own = taught(recipe.teacher, own, found.adapted, found.plain)
         return joined([theirs.rows.answered(on_theirs), found.rows.answered(on_own)])
-    is_trigger = np.concatenate([[False], triggers.trigger_words(found.effect)])
     parts = []
     sides = [(theirs.rows, theirs.own, False), (found.rows, found.adapted, True)]
     for rows, answers, with_trigger in sides:
-        chosen = is_trigger[rows.conditioning] == with_trigger
+        chosen = _shows_trigger(rows.conditioning, found) == with_trigger
         some = NoisyRows(rows.noisy[chosen], rows.times[chosen], rows.conditioning[chosen])
         parts.append(some.answered(answers[chosen]))
     return joined(parts)
 
 
 def of_teacher(
-    theirs: OfTarget,
-    plain: np.ndarray,
-    found: Effect,
-    own: np.ndarray,
-    way: guard.Way,
-    recipe: RefineRecipe,
+    rows: Rows, before: np.ndarray, theirs: OfTarget, found: Effect, way: guard.Way
 ) -> np.ndarray:
     """What the teacher changes in the target's answers, to be compared with `on_source`.
 
     Args:
+        rows: of `lesson`.
+        before: the target's answers, to the rows of T, then to those of A.
         theirs: of the target.
-        plain: the source's answers to the rows of T.
         found: of the adapter.
-        own: the target's answers to the rows of A.
         way: `refine` or `reteach`.
-        recipe: which teacher, for `refine`.
 
     Returns:
         Of the rows of T, then of those of A.
     """
-    before = np.concatenate([theirs.own, own])
-    adapted = np.concatenate([found.on_target, found.adapted])
     if way == "refine":
-        source = np.concatenate([plain, found.plain])
-        return np.asarray(taught(recipe.teacher, before, adapted, source)) - before
-    is_trigger = np.concatenate([[False], triggers.trigger_words(found.effect)])
+        return np.asarray(rows.target) - before
+    # The student is shown some of them; of the others a teacher of triggers says as much.
     words = np.concatenate([theirs.rows.conditioning, found.rows.conditioning])
-    return np.where(is_trigger[words].reshape(-1, 1, 1, 1), adapted - before, 0)
+    adapted = np.concatenate([found.on_target, found.adapted])
+    return np.where(_shows_trigger(words, found).reshape(-1, 1, 1, 1), adapted - before, 0)
+
+
+def _shows_trigger(words: np.ndarray, found: Effect) -> np.ndarray:
+    """Whether rows of these words show a trigger; the empty word is none."""
+    return np.concatenate([[False], triggers.trigger_words(found.effect)])[words]
 
 
 def on_source(plain: np.ndarray, found: Effect) -> np.ndarray:

@@ -238,8 +238,7 @@ class PairRefinement:
             return RefinedAdapter(one.copied, record)
         net = self._net("target")
         own = net.answers(found.rows, net.spoken(words), target.shown, "target answers")
-        asked = target, source.plain, found, own, way, recipe
-        rows = effect.lesson(*asked)
+        rows = effect.lesson(target, source.plain, found, own, way, recipe)
         _require_rows(rows, one)
         start = start_of(
             factors_of(one.copied), one.from_zero, spec_of(net.params).modules, recipe.seed
@@ -260,6 +259,7 @@ class PairRefinement:
         every = joined([target.rows, found.rows])
         before_any = np.concatenate([target.own, own])
         wanted = effect.on_source(source.plain, found)
+        by_teacher = effect.of_teacher(rows, before_any, target, found, way)
         missed = [
             effect_mismatch(
                 answers_of(predict, f, every, recipe.asked_at_once(size), net.mesh) - before_any,
@@ -275,7 +275,7 @@ class PairRefinement:
             steps=options.steps,
             loss_curve=tuple(float(x) for x in np.asarray(state.losses)),
             missed=(missed[0], missed[1]),
-            missed_by_teacher=effect_mismatch(effect.of_teacher(*asked), wanted),
+            missed_by_teacher=effect_mismatch(by_teacher, wanted),
             from_zero=tuple(FromZero(p, one.from_zero[p], norms[p]) for p in sorted(norms)),
         )
         return RefinedAdapter(adapter, record)
