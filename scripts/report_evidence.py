@@ -26,10 +26,13 @@ from prolora_jax.io.documents import read_lines, write_lines
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS, IMAGES = (ROOT / "docs" / name for name in ("evidence.md", "evidence", "images"))
 WRITERS = {
-    "lm": "Small language models, trained from nothing",
-    "lm_smollm2": "SmolLM2-135M-Instruct, unpacked from Q4_1, and relatives made of it",
+    "lm": ("small", "Small language models, trained from nothing"),
+    "lm_smollm2": (
+        "SmolLM2",
+        "SmolLM2-135M-Instruct, unpacked from Q4_1, and relatives made of it",
+    ),
 }
-"""Results of scripts/run_lm_evidence.py, and what their tables are called."""
+"""Results of scripts/run_lm_evidence.py, and what they are called in lines and over tables."""
 SWEEPS = ("headline", "sweep", "identity", "samples", "beyond", "refine_sweep", "refine_samples")
 GATED = ("prolora", "prolora-full", "rotation")
 
@@ -59,18 +62,17 @@ def made() -> str:
             refine_page.refine(rows["refine_sweep"]),
             "### Rule 14: pictures beside losses",
             pictures_page.pictures(rows["refine_samples"]),
-            *(lm_page(WRITERS[name], found) for name, found in writers()),
+            *(lm_page(WRITERS[name][1], found) for name, found in writers()),
         )
     )
 
 
 def sections() -> dict[str, str]:
     """The parts of the page that are made from results, by name."""
-    models = {"lm": "small", "lm_smollm2": "SmolLM2"}
     return {
         "refine in short": summary_page.refine_summary(read_lines(RESULTS / "refine_sweep.jsonl")),
         "language models in short": summary_page.lm_summary(
-            {models[name]: rows for name, rows in writers()}
+            {WRITERS[name][0]: rows for name, rows in writers()}
         ),
         "results": made(),
     }
