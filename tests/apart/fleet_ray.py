@@ -132,22 +132,23 @@ def test_hosts_and_workers_that_are_killed_cost_no_input(hosts: RayHosts, tmp_pa
 
 def test_a_killed_driver_and_head_leave_nothing_and_lose_nothing(hosts: RayHosts, tmp_path: Path):
     """The same command on another cluster finishes, and touches nothing that was there."""
-    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(40)))
+    count = 60  # a quarter of a second each: on a busy machine, too, some are left at each kill
+    inputs = catalog(tmp_path, *(f"slow{n:02}" for n in range(count)))
     driver = Driver(hosts.address, inputs)
     wait_until(lambda: len(receipts_of(inputs)) >= 2)
     driver.process.terminate()
     told = driver.end()
     assert (driver.process.returncode, told["stopped"]) == (0, True), driver.log
-    assert told["left"] == 40 - len(receipts_of(inputs)) > 0
+    assert told["left"] == count - len(receipts_of(inputs)) > 0
     driver = Driver(hosts.address, inputs)
-    wait_until(lambda: len(receipts_of(inputs)) >= 42 - told["left"])
+    wait_until(lambda: len(receipts_of(inputs)) >= count + 2 - told["left"])
     hosts.kill_head()
     driver.process.kill()
     driver.process.communicate()
     wait_until(lambda: not [pid for pid in notes(inputs) if alive(pid)])
     hosts.close()
     stood = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.safetensors")}
-    assert 42 - told["left"] <= len(stood) < 40
+    assert count + 2 - told["left"] <= len(stood) < count
     with pytest.MonkeyPatch.context() as patch:
         cluster = RayHosts(patch)
         try:
